@@ -1,0 +1,51 @@
+"""BEAM's online half: load a perf-energy table, predict what an engine step costs.
+
+Names resolve on first use, so that ``import beam_runtime`` loads nothing outside
+the standard library and costs a serving engine next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beam_runtime.cost import StepCost, StepForecast
+    from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
+    from beam_runtime.table import PerfTable
+    from beam_runtime.types import Origin, Source, StepShape
+
+_HOME = {
+    "BeamError": "errors",
+    "ClockError": "errors",
+    "CoverageError": "errors",
+    "TableError": "errors",
+    "Origin": "types",
+    "Source": "types",
+    "StepShape": "types",
+    "PerfTable": "table",
+    "StepCost": "cost",
+    "StepForecast": "cost",
+}
+
+__all__ = [  # noqa: RUF022 - in the order a reader meets them
+    "PerfTable",
+    "StepCost",
+    "StepForecast",
+    "StepShape",
+    "Origin",
+    "Source",
+    "BeamError",
+    "TableError",
+    "CoverageError",
+    "ClockError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'beam_runtime' has no attribute {name!r}")
+    return getattr(import_module(f"beam_runtime.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""What measures a cell: one protocol (base), one file per implementation."""

@@ -1,0 +1,48 @@
+"""The offline half of the error tree (see beam_runtime.errors for the root).
+
+BeamError
+├── ModelShapeError     an unknown model, a broken config.json, a split that does not divide
+├── DeviceError         an unknown or broken device file
+├── BackendError        a backend that cannot run here
+├── SweepError          a sweep or value that cannot be understood
+├── JournalError        a journal that belongs to another sweep or is damaged
+├── ImportFormatError   a foreign file that is not what it should be
+├── OutputError         a file that exists or cannot be written
+└── AnswerIsNo          the command worked and its answer is no (exit code 1)
+"""
+
+from beam_runtime.errors import BeamError
+
+
+class ModelShapeError(BeamError):
+    """A model that is unknown, broken, or cannot be split as asked."""
+
+
+class DeviceError(BeamError):
+    """A device file that is unknown or broken."""
+
+
+class BackendError(BeamError):
+    """A measuring backend that cannot run here."""
+
+
+class SweepError(BeamError):
+    """A sweep file, flag or value that cannot be understood."""
+
+
+class JournalError(BeamError):
+    """A journal of another sweep, or one that is damaged."""
+
+
+class ImportFormatError(BeamError):
+    """A foreign file that lacks a column, has another unit, or is no such file."""
+
+
+class OutputError(BeamError):
+    """An output that exists already or cannot be written."""
+
+
+class AnswerIsNo(BeamError):  # noqa: N818 - not a failure: a negative answer
+    """The command did its work; its answer is no."""
+
+    exit_code = 1
