@@ -1,5 +1,6 @@
 """The nouns that every room shares: frozen, slotted, with units in their names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -65,3 +66,277 @@ class StepShape:
 def chunk_pairs(chunk_tokens: float, context_tokens: float) -> float:
     """(query, key) pairs that one causal chunk attends: c * (k + (c + 1) / 2)."""
     return chunk_tokens * (context_tokens + (chunk_tokens + 1) / 2)
+
+
+class Phase(StrEnum):
+    """Where a request stands in its life."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """The four settings that BEAM chooses together.
+
+    Attributes:
+        clock_mhz: locked SM clock of all the replica's GPUs.
+        chunk_tokens: tokens of one engine step, decodes included (vLLM's
+            max_num_scheduled_tokens).
+        microbatches: into how many pipeline microbatches the decodes are split, 1..pp.
+        pace_ms: how long a ready decode batch may be held back at most; it is never held
+            past the moment at which one of its tokens would be late.
+    """
+
+    clock_mhz: int
+    chunk_tokens: int
+    microbatches: int = 1
+    pace_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What one request was promised: time to first token, and between two tokens."""
+
+    ttft_ms: float = 1000.0
+    tbt_ms: float = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The composer's four rules, each of which can be switched off (design/control.md).
+
+    Attributes:
+        just_in_time: issue a step only when the first stage is about to be free.
+        ride_along: while there is prefill, every ready decode rides in every chunk step;
+            off, decodes are split into microbatches there too.
+        decode_first_when_late: a short decode-only step goes before a mixed step that would
+            make a riding decode late.
+        pace: hold ready decodes, and merge them, until the earliest is due.
+        lead_ms: how long before the first stage is free a step is issued.
+        min_chunk_tokens: room for prefill that a step keeps beside all running decodes.
+    """
+
+    just_in_time: bool = True
+    ride_along: bool = True
+    decode_first_when_late: bool = True
+    pace: bool = True
+    lead_ms: float = 2.0
+    min_chunk_tokens: int = 32
+
+    @classmethod
+    def vanilla(cls) -> "Rules":
+        """Plain vLLM: every rule off, its queue filled as soon as it has room."""
+        return cls(False, False, False, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What calibration learnt: factors on predicted step time, and margins kept to SLOs.
+
+    Attributes:
+        prefill_scale: measured over predicted latency of steps that carry prefill.
+        decode_scale: the same for decode-only steps.
+        ttft_margin_ms: predicted TTFT must stay this far inside its SLO.
+        tbt_margin_ms: predicted TBT must stay this far inside its SLO.
+    """
+
+    prefill_scale: float = 1.0
+    decode_scale: float = 1.0
+    ttft_margin_ms: float = 20.0
+    tbt_margin_ms: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What does not change while an engine runs.
+
+    Attributes:
+        pp: pipeline stages.
+        block_size: tokens of one KV-cache block.
+        max_num_seqs: requests that may run at the same time.
+        max_batched_tokens: tokens of the largest step that the engine was started for.
+        max_model_len: longest prompt and answer together, tokens.
+        max_steps_in_flight: vLLM's batch queue; pp, or pp + 1 with async scheduling.
+        host_gap_ms: time per stage and step that no pass covers.
+        transfer_ms: sending a step's activations from one stage to the next.
+        clock_delay_ms: from asking for a clock to running at it.
+    """
+
+    pp: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_batched_tokens: int = 512
+    max_model_len: int = 1 << 30
+    max_steps_in_flight: int = 0
+    host_gap_ms: float = 0.0
+    transfer_ms: float = 0.0
+    clock_delay_ms: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.max_steps_in_flight == 0:
+            object.__setattr__(self, "max_steps_in_flight", self.pp)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """One request as the engine sees it.
+
+    Attributes:
+        request_id: the engine's name for it.
+        prompt_tokens: tokens of its prompt.
+        arrival_ms: when it arrived, on the snapshot's time axis.
+        slo: what it was promised.
+        computed_tokens: tokens with a place in the KV cache, those of issued steps included.
+        generated_tokens: tokens it has been given so far.
+        cached_tokens: prompt tokens that a prefix cache holds; computed on admission.
+        first_token_ms: when it got its first token.
+        last_token_ms: when it got its latest token.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    arrival_ms: float
+    slo: Slo = Slo()
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens still to be computed: 1 for a ready decode, 0 while its step is in flight."""
+        return self.prompt_tokens + self.generated_tokens - self.computed_tokens
+
+    @property
+    def phase(self) -> Phase:
+        """Waiting, prefilling (also after a preemption) or decoding."""
+        if self.computed_tokens == 0:
+            return Phase.WAITING
+        if self.generated_tokens > 0 and self.pending_tokens <= 1:
+            return Phase.DECODE
+        return Phase.PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that was issued and has not come back.
+
+    Attributes:
+        finish_ms: when its tokens are expected.
+        request_ids: the requests that get a token then (decodes, and prompts whose last
+            chunk is in the step).
+    """
+
+    finish_ms: float
+    request_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine at one moment: all that a decision depends on.
+
+    Attributes:
+        now_ms: the moment; all times of the snapshot are on this axis.
+        limits: what does not change.
+        knobs: the settings in force (clock_mhz is the one asked for last).
+        running: admitted requests, in the engine's order.
+        waiting: requests not admitted, first come first.
+        in_flight: issued steps, oldest first.
+        stage_free_ms: for each stage, when it finishes the last step issued so far.
+        free_blocks: KV-cache blocks that nobody holds.
+        clock_since_ms: when knobs.clock_mhz was asked for.
+        previous_clock_mhz: the clock that GPUs run at until the change took effect;
+            None where knobs.clock_mhz is in effect.
+        correction: what calibration learnt so far.
+    """
+
+    now_ms: float
+    limits: EngineLimits
+    knobs: Knobs
+    running: tuple[RequestState, ...] = ()
+    waiting: tuple[RequestState, ...] = ()
+    in_flight: tuple[StepInFlight, ...] = ()
+    stage_free_ms: tuple[float, ...] = ()
+    free_blocks: int = 1 << 30
+    clock_since_ms: float = float("-inf")
+    previous_clock_mhz: int | None = None
+    correction: Correction = Correction()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the emulator expects of one setting of the knobs.
+
+    Attributes:
+        ttft_ms: predicted TTFT of every request that has no token yet.
+        worst_tbt_ms: the longest gap before a token of every running request.
+        ttft_excess_ms: worst predicted TTFT + margin - SLO; at or below 0 is kept.
+        tbt_excess_ms: the same for TBT.
+        ttft_worst: the request it belongs to, None where no request waits.
+        tbt_worst: the same for TBT.
+        horizon_ms: how far the emulator played.
+        active_energy_j: all passes of all stages.
+        idle_energy_j: every GPU-second that no pass covers.
+        settlement_j: what makes candidates comparable: the price of tokens and time that
+            this one leaves over against the common horizon.
+    """
+
+    ttft_ms: Mapping[str, float]
+    worst_tbt_ms: Mapping[str, float]
+    ttft_excess_ms: float
+    tbt_excess_ms: float
+    ttft_worst: str | None
+    tbt_worst: str | None
+    horizon_ms: float
+    active_energy_j: float
+    idle_energy_j: float
+    settlement_j: float = 0.0
+
+    @property
+    def energy_j(self) -> float:
+        """What candidates are compared by: passes, idling, and equal work."""
+        return self.active_energy_j + self.idle_energy_j + self.settlement_j
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every request's SLO is kept, margin included."""
+        return self.ttft_excess_ms <= 0.0 and self.tbt_excess_ms <= 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A setting that was looked at and not taken.
+
+    Attributes:
+        knobs: the setting.
+        energy_j: its predicted energy, comparable with the decision's forecast.
+        refused: why, in words.
+        request_id: the request whose SLO it would have broken, if that was the reason.
+    """
+
+    knobs: Knobs
+    energy_j: float
+    refused: str
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The knobs to use from now on, and why.
+
+    Attributes:
+        knobs: the setting.
+        forecast: what is expected of it.
+        why: one sentence.
+        alternatives: what else was looked at, the cheapest first.
+        decided_ms: the snapshot's time.
+    """
+
+    knobs: Knobs
+    forecast: Forecast
+    why: str
+    alternatives: tuple[Alternative, ...] = ()
+    decided_ms: float = 0.0
