@@ -193,9 +193,9 @@ def _columns(arrow: "pa.Table", path: Path) -> dict[str, NDArray[Any]]:
             if column.dtype == "string":
                 columns[column.name] = np.array(values.cast(pa.string()).to_pylist(), dtype=str)
             else:
-                exact = values.cast(pa.from_numpy_dtype(np.dtype(column.dtype))).combine_chunks()
-                filled = exact if not column.nullable else exact.fill_null(float("nan"))
-                columns[column.name] = filled.to_numpy(zero_copy_only=False)
+                exact = values.cast(pa.from_numpy_dtype(np.dtype(column.dtype)))
+                # A missing number comes out as NaN.
+                columns[column.name] = exact.to_numpy()
         except pa.ArrowInvalid as error:
             raise TableError(
                 f"{path}: {column.name} is not {column.dtype}",
