@@ -28,6 +28,15 @@ FEATURES: tuple[str, ...] = (
     "decode_only",  # 1 where no prefill is present: other kernels and CUDA graphs run
 )
 
+_DECODE_ONLY = FEATURES.index("decode_only")
+_CELL_FIELDS = (
+    "clock_mhz",
+    "prefill_tokens",
+    "prefill_context_tokens",
+    "decode_requests",
+    "decode_context_tokens",
+)
+
 # FlashAttention runs at about half the marginal rate of the GEMMs beside it on an A100:
 # 114 against 231 TFLOP/s for chunks of 512 over contexts of 1k to 3k, Llama-3 70B, TP2
 # (Vidur's profiles of MLP and attention; ../shared/data/a100-operators).
@@ -99,10 +108,11 @@ def fit_table(table: PerfTable) -> CostFit:
     """Fit latency and energy of a table's forward rows.
 
     Raises:
-        TableError: fewer than two token counts, from which nothing can be told.
+        TableError: fewer than two token counts, or clocks that share none: nothing can be told.
     """
     rows = table.rows(RowKind.FORWARD)
-    fitted = {name: values[_kept_for_fit(rows)] for name, values in rows.items()}
+    kept = ~held_out(rows)
+    fitted = {name: values[kept] for name, values in rows.items()}
     tokens = _tokens(fitted)
     edges = np.unique(tokens).astype(float)
     if len(edges) < 2:
@@ -133,15 +143,6 @@ def fit_table(table: PerfTable) -> CostFit:
     )
 
 
-_CELL_FIELDS = (
-    "clock_mhz",
-    "prefill_tokens",
-    "prefill_context_tokens",
-    "decode_requests",
-    "decode_context_tokens",
-)
-
-
 def held_out(rows: RowArrays) -> NDArray[np.bool_]:
     """Mixed cells (chunk and decodes together), kept out of the fit to state its error.
 
@@ -153,10 +154,6 @@ def held_out(rows: RowArrays) -> NDArray[np.bool_]:
     if not mixed.any() or mixed.all() or tokens[~mixed].max() < tokens[mixed].max():
         return np.zeros(len(mixed), dtype=bool)
     return mixed
-
-
-def _kept_for_fit(rows: RowArrays) -> NDArray[np.bool_]:
-    return ~held_out(rows)
 
 
 def _tokens(rows: RowArrays) -> NDArray[np.int64]:
@@ -181,7 +178,8 @@ def _feature_columns(rows: RowArrays) -> FloatArray:
 
 def _edge_columns(tokens: NDArray[np.int64], edges: FloatArray) -> FloatArray:
     """(rows, N) one-hot: every fitted row lies on an edge, for its token count made it one."""
-    return (tokens[:, None] == edges[None, :]).astype(float)
+    hot: FloatArray = (tokens[:, None] == edges[None, :]).astype(float)
+    return hot
 
 
 def _identifiable(rows: RowArrays, edges: FloatArray) -> list[int]:
@@ -192,7 +190,7 @@ def _identifiable(rows: RowArrays, edges: FloatArray) -> list[int]:
     for f in range(features.shape[1]):
         column = features[:, f]
         rest = column - basis @ np.linalg.lstsq(basis, column, rcond=None)[0]
-        if np.linalg.norm(rest) > 1e-3 * max(np.linalg.norm(column), 1e-12):
+        if np.linalg.norm(rest) > 1e-3 * np.linalg.norm(column):
             known.append(f)
             basis = np.column_stack([basis, column / np.linalg.norm(column)])
     return known
@@ -209,22 +207,25 @@ def _fit_clock(
     active = list(known)
     while True:
         design = np.column_stack([hot, features[:, active]]) * weight[:, None]
-        scale: FloatArray = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
-        solution = np.linalg.lstsq(design / scale, np.ones(len(values)), rcond=None)[0] / scale
-        slopes = solution[hot.shape[1] :]
+        # Columns of unit length: pairs count in millions, requests in tens.
+        scale: FloatArray = np.linalg.norm(design, axis=0)
+        effects = np.linalg.lstsq(design / scale, np.ones(len(values)), rcond=None)[0]
+        solution = effects / scale
         # decode_only may be negative: CUDA graphs make decode steps cheaper than prefill ones.
-        negative = [i for i, f in enumerate(active) if slopes[i] < 0 and f != _DECODE_ONLY]
+        negative = [
+            hot.shape[1] + i
+            for i, f in enumerate(active)
+            if f != _DECODE_ONLY and effects[hot.shape[1] + i] < 0
+        ]
         if not negative:
             break
-        del active[negative[int(np.argmin(slopes[negative]))]]
+        worst = min(negative, key=lambda column: float(effects[column]))
+        del active[worst - hot.shape[1]]
     linear = np.full(len(edges), np.nan)
     linear[present] = solution[: hot.shape[1]]
     attention = np.zeros(len(FEATURES))
-    attention[active] = slopes
+    attention[active] = solution[hot.shape[1] :]
     return linear, attention
-
-
-_DECODE_ONLY = FEATURES.index("decode_only")
 
 
 def _filled(linear: FloatArray) -> FloatArray:
@@ -234,6 +235,11 @@ def _filled(linear: FloatArray) -> FloatArray:
         donors = np.flatnonzero(~np.isnan(linear[:, n]))
         donor = donors[np.argmin(np.abs(donors - m))]
         shared = ~np.isnan(linear[m]) & ~np.isnan(linear[donor])
+        if not shared.any():
+            raise TableError(
+                "the table's clocks have no token count in common",
+                hint="profile the same batch and chunk sizes at every clock",
+            )
         filled[m, n] = linear[donor, n] * np.mean(linear[m, shared] / linear[donor, shared])
     return filled
 
@@ -246,8 +252,9 @@ def _continued(linear: FloatArray, edges: FloatArray) -> FloatArray:
 
 def _upper_slope(linear: FloatArray, edges: FloatArray) -> FloatArray:
     middle = int(np.argmin(np.abs(edges[:-1] - edges[-1] / 2)))
-    rise: FloatArray = np.maximum(linear[:, -1] - linear[:, middle], 0.0)
-    return rise / (edges[-1] - edges[middle])
+    rise = np.maximum(linear[:, -1] - linear[:, middle], 0.0)
+    slope: FloatArray = rise / (edges[-1] - edges[middle])
+    return slope
 
 
 def _derive_unknown(
