@@ -130,7 +130,7 @@ def fit_table(table: PerfTable) -> CostFit:
             here = {k: v[fitted["clock_mhz"] == clock] for k, v in fitted.items()}
             linear[m], attention[m] = _fit_clock(here, edges, known, here[field])
         linear = _filled(linear)
-        _derive_unknown(attention, linear, edges, known, table)
+        _derive_unknown(attention, linear, edges, known, fitted, table)
         surfaces[field] = Surface(_continued(linear, edges), attention)
     return CostFit(
         clocks_mhz=clocks,
@@ -258,9 +258,18 @@ def _upper_slope(linear: FloatArray, edges: FloatArray) -> FloatArray:
 
 
 def _derive_unknown(
-    attention: FloatArray, linear: FloatArray, edges: FloatArray, known: list[int], table: PerfTable
+    attention: FloatArray,
+    linear: FloatArray,
+    edges: FloatArray,
+    known: list[int],
+    rows: RowArrays,
+    table: PerfTable,
 ) -> None:
-    """Chunk attention that the cells do not show, from the GEMMs' cost and the model's shape."""
+    """Chunk attention that the cells do not show, from the GEMMs' cost and the model's shape.
+
+    What the edges already hold of it, for the chunks they were measured with, is taken out there,
+    so that the table's own cells are still reproduced.
+    """
     pairs, context, decode_context = (
         FEATURES.index(name)
         for name in ("prefill_pairs", "prefill_context_tokens", "decode_context_tokens")
@@ -269,14 +278,16 @@ def _derive_unknown(
         return
     shape = json.loads(table.metadata["model_shape"])
     kv_share = shape["kv_heads"] / shape["heads"]
-    attention_weights = (
-        2 * shape["hidden_size"] * shape["heads"] * shape["head_dim"] * (1 + kv_share)
+    weights = shape["hidden_size"] * (
+        2 * shape["heads"] * shape["head_dim"] * (1 + kv_share) + 3 * shape["intermediate_size"]
     )
-    weights = attention_weights + 3 * shape["hidden_size"] * shape["intermediate_size"]
-    flops_ratio = 4 * shape["heads"] * shape["head_dim"] / (2 * weights)
-    attention[:, pairs] = _upper_slope(linear, edges) * flops_ratio / ATTENTION_TO_GEMM_RATE
+    pair_to_token_flops = 4 * shape["heads"] * shape["head_dim"] / (2 * weights)
+    attention[:, pairs] = _upper_slope(linear, edges) * pair_to_token_flops / ATTENTION_TO_GEMM_RATE
     if context not in known:
         attention[:, context] = attention[:, decode_context]
+    measured_pairs = _feature_columns(rows)[:, pairs]
+    hot = _edge_columns(_tokens(rows), edges)
+    linear -= np.outer(attention[:, pairs], hot.T @ measured_pairs / hot.sum(axis=0))
 
 
 def _largest(rows: RowArrays) -> dict[str, float]:
