@@ -1,0 +1,212 @@
+"""Hold a clock, and give it back whatever happens to this process.
+
+    with ClockLock(actuator) as lock:
+        lock.set(1005)          # set, then waited for until it is read back
+        ...
+
+Released when the block ends, by an exception, by SIGTERM and SIGHUP (where the program has
+no handler of its own, and the block was entered in the main thread), by SIGINT once or more
+often, and at interpreter exit. It cannot release after SIGKILL or a crash of the interpreter:
+that is the guard's work.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from beam_runtime.clocks.base import ClockActuator, ClockReading
+from beam_runtime.errors import ClockError
+
+# Locks take 7-10 ms on an A100 and up to 35 ms on a V100 (design/device-model.md);
+# a slow driver call was seen to take 200 ms.
+SETTLE_S = 1.0
+POLL_S = 0.005
+_FATAL_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class ClockLock:
+    """Sole holder of an actuator's GPUs within this process. Safe to use from several threads.
+
+    Sets are serial. Only a lock that was set here is released here, and only by the process
+    that set it: a forked child leaves its parent's clocks alone.
+
+    Args:
+        actuator: drives the replica's GPUs.
+        settle_s: how long a set may take until it is read back.
+        now_s, sleep_s: the clock on the wall; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        actuator: ClockActuator,
+        *,
+        settle_s: float = SETTLE_S,
+        now_s: Callable[[], float] = time.monotonic,
+        sleep_s: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._actuator = actuator
+        self._settle_s = settle_s
+        self._now_s = now_s
+        self._sleep_s = sleep_s
+        self._serial = threading.RLock()
+        self._owner_pid = os.getpid()
+        self._locked = False
+        self._clock_mhz: int | None = None
+        self._replaced_handlers: dict[signal.Signals, Any] = {}
+
+    @property
+    def clock_mhz(self) -> int | None:
+        """The clock that is held; None where nothing is."""
+        return self._clock_mhz
+
+    def __enter__(self) -> Self:
+        atexit.register(self._release_at_exit)
+        self._catch_signals()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release and stop watching over this process. May be called twice."""
+        self.release()
+        self._restore_signals()
+        atexit.unregister(self._release_at_exit)
+
+    def set(
+        self, clock_mhz: int, *, while_waiting: Callable[[], object] | None = None
+    ) -> tuple[ClockReading, ...]:
+        """Lock all GPUs and wait until each reads back as locked.
+
+        Args:
+            clock_mhz: one of the actuator's supported clocks.
+            while_waiting: called between two readings; work for the GPU shows its true clock,
+                where an idle one may read lower than its lock.
+
+        Returns:
+            The readings that confirmed it, one per GPU.
+
+        Raises:
+            ClockError: the set failed, or was accepted and did not take effect; in either
+                case every GPU has been released.
+        """
+        with self._serial:
+            if self._clock_mhz == clock_mhz:
+                readings = self._actuator.read_back()
+                if _obeyed(readings, clock_mhz):
+                    return readings
+            self._locked = True  # before the call: it may take effect and still fail
+            try:
+                self._actuator.set(clock_mhz)
+                readings = self._await(clock_mhz, while_waiting)
+            except BaseException:
+                with contextlib.suppress(ClockError):  # the first error says more
+                    self.release()
+                raise
+            self._clock_mhz = clock_mhz
+            return readings
+
+    def release(self) -> None:
+        """Give the GPUs back, if they were locked here. Raises ClockError if one stays locked."""
+        with self._serial:
+            if not self._locked or os.getpid() != self._owner_pid:
+                return
+            with _signals_held_back():
+                self._clock_mhz = None
+                self._actuator.release()
+                self._locked = False
+
+    def _await(
+        self, clock_mhz: int, while_waiting: Callable[[], object] | None
+    ) -> tuple[ClockReading, ...]:
+        deadline_s = self._now_s() + self._settle_s
+        while True:
+            readings = self._actuator.read_back()
+            if _obeyed(readings, clock_mhz):
+                return readings
+            if self._now_s() >= deadline_s:
+                raise _not_applied(clock_mhz, readings, self._settle_s)
+            if while_waiting is not None:
+                while_waiting()
+            self._sleep_s(POLL_S)
+
+    # Ways out
+
+    def _release_at_exit(self) -> None:
+        with contextlib.suppress(ClockError):
+            self.release()
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers in the main thread only
+        for number in _FATAL_SIGNALS:
+            # A handler of the program's own leads out through the with block; leave it alone.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._replaced_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._release_at_exit()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # die by it, so that the parent sees the true cause
+
+    def _restore_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._replaced_handlers.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        self._replaced_handlers.clear()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Keep an impatient second Ctrl-C from cutting a release short; deliver it afterwards.
+
+    Handlers are swapped rather than the thread's mask, since any other thread could take
+    the signal and Python would run its handler here all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals' handlers run in the main thread, so nothing can cut in here
+        return
+    arrived: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, *_FATAL_SIGNALS):
+            if signal.getsignal(number) is not None:  # None: set by C code, not ours to put back
+                before[number] = signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
+
+
+def _obeyed(readings: tuple[ClockReading, ...], clock_mhz: int) -> bool:
+    return all(reading.obeys(clock_mhz) for reading in readings)
+
+
+def _not_applied(clock_mhz: int, readings: tuple[ClockReading, ...], settle_s: float) -> ClockError:
+    found = ", ".join(
+        f"{reading.gpu} reads {reading.clock_mhz} MHz"
+        + (f" ({'; '.join(reading.throttle)})" if reading.throttle else "")
+        for reading in readings
+        if not reading.obeys(clock_mhz)
+    )
+    return ClockError(
+        f"the lock at {clock_mhz} MHz was accepted but not applied within {settle_s:g} s",
+        cause=found,
+        hint="another tool may hold the clock, or the GPU is hot or short of power: "
+        "nvidia-smi -q -d CLOCK,PERFORMANCE tells",
+    )
