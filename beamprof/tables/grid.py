@@ -15,7 +15,7 @@ from beam_runtime.types import StepShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Surface:
+class CellGrid:
     """N cells by M clocks.
 
     Attributes:
@@ -32,7 +32,7 @@ class Surface:
     row: NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: PerfTable) -> "Surface":
+    def of(cls, table: PerfTable) -> "CellGrid":
         """Arrange a table's forward rows."""
         rows = table.rows(RowKind.FORWARD)
         steps = list(forward_steps(rows))
