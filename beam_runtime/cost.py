@@ -142,7 +142,8 @@ def features(step: StepShape) -> FloatArray:
             step.prefill_context_tokens,
             step.decode_context_tokens,
             step.decode_requests,
-            float(step.prefill_tokens == 0),
+            step.prefill_tokens == 0,
+            step.prefill_tokens > 0 and step.decode_requests > 0,
         ],
         dtype=float,
     )

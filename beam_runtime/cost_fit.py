@@ -26,11 +26,12 @@ FEATURES: tuple[str, ...] = (
     "decode_context_tokens",  # KV cache that the decodes read
     "decode_requests",
     "decode_only",  # 1 where no prefill is present: other kernels and CUDA graphs run
+    "mixed",  # 1 where chunk and decodes are together: both kinds of kernel run
 )
 
-_DECODE_ONLY = FEATURES.index("decode_only")
-_CELL_FIELDS = (
-    "clock_mhz",
+# Indicators of which kernels run; these may be negative, everything else costs.
+_EITHER_SIGN = (FEATURES.index("decode_only"), FEATURES.index("mixed"))
+SHAPE_FIELDS = (
     "prefill_tokens",
     "prefill_context_tokens",
     "decode_requests",
@@ -51,6 +52,15 @@ class Surface:
 
     linear: FloatArray
     attention: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """What the fitted cells are made of: edges (N,), hot (cells, N), features (cells, F)."""
+
+    edges: FloatArray
+    hot: FloatArray
+    features: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,25 +122,31 @@ def fit_table(table: PerfTable) -> CostFit:
     """
     rows = table.rows(RowKind.FORWARD)
     kept = ~held_out(rows)
-    fitted = {name: values[kept] for name, values in rows.items()}
-    tokens = _tokens(fitted)
+    keys = np.stack([rows[name][kept] for name in SHAPE_FIELDS], axis=1)
+    cells, at_cell = np.unique(keys, axis=0, return_inverse=True)
+    clocks, at_clock = np.unique(rows["clock_mhz"][kept], return_inverse=True)
+    tokens = cells[:, 0] + cells[:, 2]
     edges = np.unique(tokens).astype(float)
     if len(edges) < 2:
         raise TableError(
             f"the table measures {len(edges)} token count, expected 2 or more",
             hint="profile more batch and chunk sizes: beam sweep show a100-llama3-70b lists them",
         )
-    clocks = np.unique(fitted["clock_mhz"])
-    known = _identifiable(fitted, edges)
+    design = Design(
+        edges=edges,
+        # One-hot: every fitted cell lies on an edge, for its token count made it one.
+        hot=(tokens[:, None] == edges[None, :]).astype(float),
+        features=_feature_columns(cells),
+    )
+    known = _identifiable(design)
     surfaces = {}
     for field in ("latency_ms", "energy_j"):
-        linear = np.full((len(clocks), len(edges)), np.nan)
-        attention = np.zeros((len(clocks), len(FEATURES)))
-        for m, clock in enumerate(clocks):
-            here = {k: v[fitted["clock_mhz"] == clock] for k, v in fitted.items()}
-            linear[m], attention[m] = _fit_clock(here, edges, known, here[field])
-        linear = _filled(linear)
-        _derive_unknown(attention, linear, edges, known, fitted, table)
+        values = np.full((len(clocks), len(cells)), np.nan)
+        values[at_clock, at_cell] = rows[field][kept]
+        fits = [_fit_clock(design, known, at_one_clock) for at_one_clock in _filled(values)]
+        linear = np.stack([fit[0] for fit in fits])
+        attention = np.stack([fit[1] for fit in fits])
+        _derive_unknown(attention, linear, design, known, table)
         surfaces[field] = Surface(_continued(linear, edges), attention)
     return CostFit(
         clocks_mhz=clocks,
@@ -139,13 +155,16 @@ def fit_table(table: PerfTable) -> CostFit:
         energy=surfaces["energy_j"],
         known=frozenset(FEATURES[f] for f in known),
         largest=_largest(rows),
-        cells=frozenset(zip(*(rows[name].tolist() for name in _CELL_FIELDS), strict=True)),
+        cells=frozenset(
+            zip(*(rows[name].tolist() for name in ("clock_mhz", *SHAPE_FIELDS)), strict=True)
+        ),
     )
 
 
 def held_out(rows: RowArrays) -> NDArray[np.bool_]:
-    """Mixed cells (chunk and decodes together), kept out of the fit to state its error.
+    """Mixed cells off the measured edges: they would need an edge of their own to be fitted.
 
+    A plan measures a few such cells on purpose and keeps them out of the fit to state its error.
     In a table whose pure cells do not reach its largest step, as imported ones, there is no such
     luxury: all rows are fitted and this is False everywhere.
     """
@@ -153,7 +172,7 @@ def held_out(rows: RowArrays) -> NDArray[np.bool_]:
     tokens = _tokens(rows)
     if not mixed.any() or mixed.all() or tokens[~mixed].max() < tokens[mixed].max():
         return np.zeros(len(mixed), dtype=bool)
-    return mixed
+    return mixed & ~np.isin(tokens, tokens[~mixed])
 
 
 def _tokens(rows: RowArrays) -> NDArray[np.int64]:
@@ -161,34 +180,27 @@ def _tokens(rows: RowArrays) -> NDArray[np.int64]:
     return total
 
 
-def _feature_columns(rows: RowArrays) -> FloatArray:
-    """(rows, F) features of table rows; see cost.features for one step."""
-    chunk, context = rows["prefill_tokens"], rows["prefill_context_tokens"]
+def _feature_columns(cells: NDArray[np.int64]) -> FloatArray:
+    """(cells, F) features of (C, context, B, sum of contexts); see cost.features for one step."""
+    chunk, context, requests, decode_context = cells.T
     return np.stack(
         [
             chunk * (context + (chunk + 1) / 2),
-            rows["prefill_context_tokens"],
-            rows["decode_context_tokens"],
-            rows["decode_requests"],
-            rows["prefill_tokens"] == 0,
+            context,
+            decode_context,
+            requests,
+            chunk == 0,
+            (chunk > 0) & (requests > 0),
         ],
         axis=1,
     ).astype(float)
 
 
-def _edge_columns(tokens: NDArray[np.int64], edges: FloatArray) -> FloatArray:
-    """(rows, N) one-hot: every fitted row lies on an edge, for its token count made it one."""
-    hot: FloatArray = (tokens[:, None] == edges[None, :]).astype(float)
-    return hot
-
-
-def _identifiable(rows: RowArrays, edges: FloatArray) -> list[int]:
+def _identifiable(design: Design) -> list[int]:
     """Features that the cells tell apart from the edges and from each other."""
-    basis = _edge_columns(_tokens(rows), edges)
-    features = _feature_columns(rows)
+    basis = design.hot
     known = []
-    for f in range(features.shape[1]):
-        column = features[:, f]
+    for f, column in enumerate(design.features.T):
         rest = column - basis @ np.linalg.lstsq(basis, column, rcond=None)[0]
         if np.linalg.norm(rest) > 1e-3 * np.linalg.norm(column):
             known.append(f)
@@ -196,52 +208,43 @@ def _identifiable(rows: RowArrays, edges: FloatArray) -> list[int]:
     return known
 
 
+def _filled(values: FloatArray) -> FloatArray:
+    """(M, cells); a hole takes the nearest clock's value, scaled as the other cells compare."""
+    filled = values.copy()
+    for m, n in np.argwhere(np.isnan(values)):
+        donors = np.flatnonzero(~np.isnan(values[:, n]))
+        donor = donors[np.argmin(np.abs(donors - m))]
+        shared = ~np.isnan(values[m]) & ~np.isnan(values[donor])
+        if not shared.any():
+            raise TableError(
+                "the table's clocks have no cell in common",
+                hint="profile the same batch and chunk sizes at every clock",
+            )
+        filled[m, n] = values[donor, n] * np.mean(values[m, shared] / values[donor, shared])
+    return filled
+
+
 def _fit_clock(
-    rows: RowArrays, edges: FloatArray, known: list[int], values: FloatArray
+    design: Design, known: list[int], values: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Relative least squares; no feature may give time or energy back."""
-    present = np.isin(edges, _tokens(rows))
-    hot = _edge_columns(_tokens(rows), edges[present])
-    features = _feature_columns(rows)
-    weight = 1.0 / values
+    """Relative least squares over the cells; none but the indicators may give anything back."""
+    edge_count = len(design.edges)
     active = list(known)
     while True:
-        design = np.column_stack([hot, features[:, active]]) * weight[:, None]
+        columns = np.column_stack([design.hot, design.features[:, active]]) / values[:, None]
         # Columns of unit length: pairs count in millions, requests in tens.
-        scale: FloatArray = np.linalg.norm(design, axis=0)
-        effects = np.linalg.lstsq(design / scale, np.ones(len(values)), rcond=None)[0]
-        solution = effects / scale
-        # decode_only may be negative: CUDA graphs make decode steps cheaper than prefill ones.
+        scale: FloatArray = np.linalg.norm(columns, axis=0)
+        effects = np.linalg.lstsq(columns / scale, np.ones(len(values)), rcond=None)[0]
         negative = [
-            hot.shape[1] + i
-            for i, f in enumerate(active)
-            if f != _DECODE_ONLY and effects[hot.shape[1] + i] < 0
+            i for i, f in enumerate(active) if f not in _EITHER_SIGN and effects[edge_count + i] < 0
         ]
         if not negative:
             break
-        worst = min(negative, key=lambda column: float(effects[column]))
-        del active[worst - hot.shape[1]]
-    linear = np.full(len(edges), np.nan)
-    linear[present] = solution[: hot.shape[1]]
+        del active[min(negative, key=lambda i: float(effects[edge_count + i]))]
+    solution = effects / scale
     attention = np.zeros(len(FEATURES))
-    attention[active] = solution[hot.shape[1] :]
-    return linear, attention
-
-
-def _filled(linear: FloatArray) -> FloatArray:
-    """Holes take the nearest clock's value, scaled by how the two clocks' other edges compare."""
-    filled = linear.copy()
-    for m, n in np.argwhere(np.isnan(linear)):
-        donors = np.flatnonzero(~np.isnan(linear[:, n]))
-        donor = donors[np.argmin(np.abs(donors - m))]
-        shared = ~np.isnan(linear[m]) & ~np.isnan(linear[donor])
-        if not shared.any():
-            raise TableError(
-                "the table's clocks have no token count in common",
-                hint="profile the same batch and chunk sizes at every clock",
-            )
-        filled[m, n] = linear[donor, n] * np.mean(linear[m, shared] / linear[donor, shared])
-    return filled
+    attention[active] = solution[edge_count:]
+    return solution[:edge_count], attention
 
 
 def _continued(linear: FloatArray, edges: FloatArray) -> FloatArray:
@@ -260,9 +263,8 @@ def _upper_slope(linear: FloatArray, edges: FloatArray) -> FloatArray:
 def _derive_unknown(
     attention: FloatArray,
     linear: FloatArray,
-    edges: FloatArray,
+    design: Design,
     known: list[int],
-    rows: RowArrays,
     table: PerfTable,
 ) -> None:
     """Chunk attention that the cells do not show, from the GEMMs' cost and the model's shape.
@@ -282,16 +284,16 @@ def _derive_unknown(
         2 * shape["heads"] * shape["head_dim"] * (1 + kv_share) + 3 * shape["intermediate_size"]
     )
     pair_to_token_flops = 4 * shape["heads"] * shape["head_dim"] / (2 * weights)
-    attention[:, pairs] = _upper_slope(linear, edges) * pair_to_token_flops / ATTENTION_TO_GEMM_RATE
+    token_cost = _upper_slope(linear, design.edges)
+    attention[:, pairs] = token_cost * pair_to_token_flops / ATTENTION_TO_GEMM_RATE
     if context not in known:
         attention[:, context] = attention[:, decode_context]
-    measured_pairs = _feature_columns(rows)[:, pairs]
-    hot = _edge_columns(_tokens(rows), edges)
-    linear -= np.outer(attention[:, pairs], hot.T @ measured_pairs / hot.sum(axis=0))
+    measured_pairs = design.hot.T @ design.features[:, pairs] / design.hot.sum(axis=0)
+    linear -= np.outer(attention[:, pairs], measured_pairs)
 
 
 def _largest(rows: RowArrays) -> dict[str, float]:
     largest = {"tokens": float(_tokens(rows).max())}
-    for name in _CELL_FIELDS[2:]:
+    for name in SHAPE_FIELDS[1:]:
         largest[name] = float(rows[name].max())
     return largest
