@@ -128,7 +128,7 @@ class Rules:
     @classmethod
     def vanilla(cls) -> "Rules":
         """Plain vLLM: every rule off, its queue filled as soon as it has room."""
-        return cls(False, False, False, False)
+        return cls(False, False, False, False, min_chunk_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +245,13 @@ class Snapshot:
         running: admitted requests, in the engine's order.
         waiting: requests not admitted, first come first.
         in_flight: issued steps, oldest first.
-        stage_free_ms: for each stage, when it finishes the last step issued so far.
+        stage_free_ms: for each stage, when it finishes the last step issued so far; all of
+            them free by default.
         free_blocks: KV-cache blocks that nobody holds.
         clock_since_ms: when knobs.clock_mhz was asked for.
         previous_clock_mhz: the clock that GPUs run at until the change took effect;
             None where knobs.clock_mhz is in effect.
+        chunk_owed: a decode-only step was sent ahead of a chunk; the chunk goes next.
         correction: what calibration learnt so far.
     """
 
@@ -263,7 +265,12 @@ class Snapshot:
     free_blocks: int = 1 << 30
     clock_since_ms: float = float("-inf")
     previous_clock_mhz: int | None = None
+    chunk_owed: bool = False
     correction: Correction = Correction()
+
+    def __post_init__(self) -> None:
+        if not self.stage_free_ms:
+            object.__setattr__(self, "stage_free_ms", (float("-inf"),) * self.limits.pp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,316 @@
+"""The step composer: how knobs become the engine's next step.
+
+``compose`` is one pure function. Emulator, replay plant and engine adapter call it (the first
+two also in its compiled form, kernel.py), so that what was predicted is what is done.
+It holds two sets of rules:
+
+* vLLM's own scheduling (design/emulator.md): first come first served inside a token budget,
+  running requests before waiting ones, admission by KV blocks, preemption of the last.
+  ``fill`` is that half. An adapter lets the engine's scheduler do it and takes from the
+  result the budget and which decodes to show.
+* BEAM's four rules (design/control.md), each of which ``Rules`` can switch off:
+  issue just in time, let every decode ride while there is prefill, send decodes ahead of a
+  chunk that would make them late, hold decodes until the earliest is due.
+
+What it does not know: when requests end, what arrives next, and which KV blocks a prefix
+cache could give back.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from beam_runtime.types import (
+    EngineLimits,
+    Knobs,
+    Phase,
+    RequestState,
+    Rules,
+    Snapshot,
+    StepShape,
+    chunk_pairs,
+)
+
+# Times closer than a nanosecond are the same time: it keeps rounding out of the decisions.
+SAME_MS = 1e-6
+
+Finish = Callable[[StepShape], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What goes into the engine's next step.
+
+    Attributes:
+        decodes: requests that compute one token each.
+        chunks: (request, tokens) of prompts, in the order of service.
+        admitted: waiting requests that start running with this step.
+        preempted: running requests that lose their KV blocks, the last one first.
+        blocks: KV blocks taken, less those that preemption gave back.
+        budget_tokens: vLLM's max_num_scheduled_tokens for this step.
+        chunk_owed: it went ahead of a chunk, which has to be next.
+        shape: what its cost depends on.
+    """
+
+    decodes: tuple[str, ...]
+    chunks: tuple[tuple[str, int], ...]
+    admitted: tuple[str, ...]
+    preempted: tuple[str, ...]
+    blocks: int
+    budget_tokens: int
+    shape: StepShape
+    chunk_owed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Issue nothing before ``until_ms`` unless something happens; inf = until it does."""
+
+    until_ms: float
+    why: str
+
+
+def compose(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules | None = None
+) -> Step | Hold:
+    """Decide what the engine does now.
+
+    Args:
+        state: the engine; its own ``now_ms`` and ``knobs`` are not looked at.
+        knobs: chunk, microbatches and pace to follow.
+        now_ms: the moment of deciding.
+        finish_ms: when a step of some shape would be back if it were issued now.
+        rules: which of BEAM's rules hold; all of them by default.
+    """
+    rules = rules or Rules()
+    if len(state.in_flight) >= state.limits.max_steps_in_flight:
+        return Hold(state.in_flight[0].finish_ms, "the pipeline is full")
+    first_stage_ms = state.stage_free_ms[0] - rules.lead_ms
+    if rules.just_in_time and now_ms < first_stage_ms - SAME_MS:
+        return Hold(first_stage_ms, "the first stage is busy")
+
+    decoding = [r for r in state.running if r.phase is Phase.DECODE]
+    ready = [r for r in decoding if new_tokens(r, state)]
+    group = -(-len(decoding) // knobs.microbatches)
+    if prefill_pending(state):
+        riding = ready if rules.ride_along else _earliest_due(ready, group)
+        budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+        mixed = fill(state, budget, riding, prefill=True)
+        if mixed.chunks:
+            if not rules.decode_first_when_late or state.chunk_owed or not riding:
+                return mixed
+            if finish_ms(mixed.shape) <= due_ms(riding, state) + SAME_MS:
+                return mixed
+            return replace(_decode_only(state, riding), chunk_owed=True)
+    if not ready:
+        return Hold(math.inf, "nothing is ready")
+
+    chosen = _earliest_due(ready, group)
+    step = _decode_only(state, chosen)
+    if rules.pace and knobs.pace_ms > 0.0:
+        until_ms = _hold_until_ms(step, ready, state, knobs, now_ms, finish_ms)
+        if now_ms < until_ms - SAME_MS:
+            return Hold(until_ms, "paced: no token is due yet")
+    return step
+
+
+def _decode_only(state: Snapshot, decodes: Sequence[RequestState]) -> Step:
+    return fill(state, min(len(decodes), state.limits.max_batched_tokens), decodes, prefill=False)
+
+
+def _hold_until_ms(
+    step: Step,
+    ready: Sequence[RequestState],
+    state: Snapshot,
+    knobs: Knobs,
+    now_ms: float,
+    finish_ms: Finish,
+) -> float:
+    """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
+
+    What does not fit into one microbatch goes one stage's time later each.
+    """
+    travel_ms = finish_ms(step.shape) - now_ms
+    steps_behind = -(-len(ready) // max(1, len(step.decodes))) - 1
+    stage_ms = travel_ms / state.limits.pp
+    latest_ms = due_ms(ready, state) - travel_ms - steps_behind * stage_ms
+    ready_ms = min(_last_token_ms(r, state) for r in ready)
+    return min(latest_ms, ready_ms + knobs.pace_ms)
+
+
+def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules) -> int:
+    """The step's token budget: room for every decode and a minimum chunk, inside the envelope."""
+    if rules.min_chunk_tokens:
+        chunk_tokens = max(chunk_tokens, decoding + rules.min_chunk_tokens)
+    return min(chunk_tokens, state.limits.max_batched_tokens)
+
+
+def due_ms(decodes: Sequence[RequestState], state: Snapshot) -> float:
+    """When the first of these decodes would be late, margin included."""
+    latest = min(_last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
+    return latest - state.correction.tbt_margin_ms
+
+
+def prefill_pending(state: Snapshot) -> bool:
+    """Whether the next step could carry prefill."""
+    if any(r.phase is not Phase.DECODE and new_tokens(r, state) for r in state.running):
+        return True
+    head = next((r for r in state.waiting if servable(r, state)), None)
+    return head is not None and admissible(
+        head, len(state.running), state.free_blocks, state.limits
+    )
+
+
+def fill(
+    state: Snapshot, budget_tokens: int, decodes: Sequence[RequestState], *, prefill: bool
+) -> Step:
+    """Plain vLLM scheduling of one step.
+
+    Args:
+        state: the engine.
+        budget_tokens: most tokens of the step.
+        decodes: the decodes that the scheduler gets to see.
+        prefill: whether it gets to see prompts.
+    """
+    visible = {r.request_id for r in decodes}
+    running = list(state.running)
+    batch = _Batch(budget_tokens, state.free_blocks, state.limits.block_size)
+    at = 0
+    while at < len(running) and batch.budget > 0:
+        request = running[at]
+        shown = request.request_id in visible if request.phase is Phase.DECODE else prefill
+        tokens = min(new_tokens(request, state), batch.budget) if shown else 0
+        if tokens:
+            while not batch.fits(request, request.computed_tokens, tokens):
+                batch.preempt(running.pop())
+                if len(running) == at:
+                    break
+            if len(running) == at:
+                break
+            batch.add(request, request.computed_tokens, tokens)
+        at += 1
+
+    if prefill and not batch.preempted:
+        for request in state.waiting:
+            if not servable(request, state):
+                continue
+            seqs = len(running) + len(batch.admitted)
+            if batch.budget == 0 or not admissible(request, seqs, batch.free_blocks, state.limits):
+                break
+            cached = cached_tokens(request)
+            batch.admitted.append(request.request_id)
+            batch.add(request, cached, min(total_tokens(request) - cached, batch.budget))
+    return batch.step(budget_tokens, state.free_blocks)
+
+
+class _Batch:
+    """A step while it is being filled."""
+
+    def __init__(self, budget: int, free_blocks: int, block_size: int) -> None:
+        self.budget = budget
+        self.free_blocks = free_blocks
+        self.block_size = block_size
+        self.decodes: list[str] = []
+        self.chunks: list[tuple[str, int]] = []
+        self.admitted: list[str] = []
+        self.preempted: list[str] = []
+        self.decode_context = 0
+        self.prefill_tokens = 0
+        self.prefill_context = 0
+        self.pairs = 0.0
+
+    def fits(self, request: RequestState, computed: int, tokens: int) -> bool:
+        return self._needed(request, computed, tokens) <= self.free_blocks
+
+    def _needed(self, request: RequestState, computed: int, tokens: int) -> int:
+        held = blocks(request.computed_tokens, request, self.block_size)
+        return blocks(computed + tokens, request, self.block_size) - held
+
+    def preempt(self, request: RequestState) -> None:
+        self.free_blocks += blocks(request.computed_tokens, request, self.block_size)
+        self.preempted.append(request.request_id)
+
+    def add(self, request: RequestState, computed: int, tokens: int) -> None:
+        self.free_blocks -= self._needed(request, computed, tokens)
+        self.budget -= tokens
+        if request.phase is Phase.DECODE:
+            self.decodes.append(request.request_id)
+            self.decode_context += computed
+        else:
+            self.chunks.append((request.request_id, tokens))
+            self.prefill_tokens += tokens
+            self.prefill_context += computed
+            self.pairs += chunk_pairs(tokens, computed)
+
+    def step(self, budget_tokens: int, free_blocks: int) -> Step:
+        shape = StepShape(
+            self.prefill_tokens,
+            self.prefill_context,
+            len(self.decodes),
+            self.decode_context,
+            self.pairs,
+        )
+        return Step(
+            decodes=tuple(self.decodes),
+            chunks=tuple(self.chunks),
+            admitted=tuple(self.admitted),
+            preempted=tuple(self.preempted),
+            blocks=free_blocks - self.free_blocks,
+            budget_tokens=budget_tokens,
+            shape=shape,
+        )
+
+
+def admissible(request: RequestState, running: int, free_blocks: int, limits: EngineLimits) -> bool:
+    """Whether a waiting request may start: a seat, and KV blocks for its whole prompt."""
+    needed = blocks(total_tokens(request), request, limits.block_size)
+    return running < limits.max_num_seqs and needed <= free_blocks
+
+
+def servable(request: RequestState, state: Snapshot) -> bool:
+    """Whether the model is long enough for the prompt; the engine rejects what is longer."""
+    return total_tokens(request) <= state.limits.max_model_len
+
+
+def new_tokens(request: RequestState, state: Snapshot) -> int:
+    """Tokens that could be computed now, were the budget large enough."""
+    room = state.limits.max_model_len - request.computed_tokens
+    return max(0, min(request.pending_tokens, room))
+
+
+def blocks(tokens: int, request: RequestState, block_size: int) -> int:
+    """KV blocks that a request holds for itself with ``tokens`` computed.
+
+    Blocks of a prefix-cache hit are taken to be another request's.
+    """
+    if tokens == 0:
+        return 0
+    return -(-tokens // block_size) - cached_tokens(request) // block_size
+
+
+def cached_tokens(request: RequestState) -> int:
+    """Prefix-cache hit on admission; the last token is always computed, for its logits."""
+    return max(0, min(request.cached_tokens, total_tokens(request) - 1))
+
+
+def total_tokens(request: RequestState) -> int:
+    """Prompt and answer so far: what has to be in the cache before the next token."""
+    return request.prompt_tokens + request.generated_tokens
+
+
+def _earliest_due(ready: Sequence[RequestState], size: int) -> list[RequestState]:
+    """The ``size`` decodes that are due first, in the engine's order."""
+    if len(ready) <= size:
+        return list(ready)
+    by_due = sorted(range(len(ready)), key=lambda i: (_due_key(ready[i]), i))
+    return [ready[i] for i in sorted(by_due[:size])]
+
+
+def _due_key(request: RequestState) -> float:
+    last = request.last_token_ms
+    return (-math.inf if last is None else last) + request.slo.tbt_ms
+
+
+def _last_token_ms(request: RequestState, state: Snapshot) -> float:
+    """A decode whose latest token nobody timed counts from the snapshot on."""
+    return state.now_ms if request.last_token_ms is None else request.last_token_ms
