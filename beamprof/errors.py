@@ -7,6 +7,7 @@ BeamError
 ├── SweepError          a sweep or value that cannot be understood
 ├── JournalError        a journal that belongs to another sweep or is damaged
 ├── ImportFormatError   a foreign file that is not what it should be
+├── TraceError          a request trace that is broken, empty or unsafe, or a transform of it
 ├── OutputError         a file that exists or cannot be written
 └── AnswerIsNo          the command worked and its answer is no (exit code 1)
 """
@@ -36,6 +37,10 @@ class JournalError(BeamError):
 
 class ImportFormatError(BeamError):
     """A foreign file that lacks a column, has another unit, or is no such file."""
+
+
+class TraceError(BeamError):
+    """A request trace, native or foreign, that cannot be used as it is."""
 
 
 class OutputError(BeamError):

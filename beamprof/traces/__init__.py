@@ -1,0 +1,1 @@
+"""Request traces: what arrived when, with which lengths, from many sources in one form."""

@@ -1,0 +1,170 @@
+"""A trace on disk: Parquet or CSV, and a JSON sidecar that says where it comes from.
+
+    name.parquet        the rows
+    name.parquet.json   {schema, source, sha256, licence, duration_s, transforms, rows_sha256, ...}
+
+Both are written whole or not at all; a pair that does not belong together is refused.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from beamprof.atomic_file import check_writable, written_whole
+from beamprof.errors import OutputError, TraceError
+from beamprof.traces.trace import Provenance, Trace, Transform, arrange
+
+SIDECAR_SCHEMA = "beam.trace/1"
+SUFFIXES = (".parquet", ".csv")
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of the trace at ``path`` lies."""
+    return path.with_name(path.name + ".json")
+
+
+def check_trace_writable(path: Path, *, force: bool) -> None:
+    """Refuse early what save_trace would refuse late.
+
+    Raises:
+        OutputError: another suffix than .parquet or .csv, or as check_writable.
+    """
+    if path.suffix not in SUFFIXES:
+        raise OutputError(
+            f"a trace is written as {' or '.join(SUFFIXES)}, found {path.name!r}",
+            hint=f"--output {path.stem or 'trace'}.parquet",
+        )
+    for target in (path, sidecar_path(path)):
+        check_writable(target, force=force)
+
+
+def save_trace(trace: Trace, path: Path, *, force: bool = False) -> tuple[Path, Path]:
+    """Write the trace and its sidecar; the suffix of ``path`` chooses Parquet or CSV.
+
+    Returns:
+        The two paths written.
+
+    Raises:
+        OutputError: the suffix is neither, a file exists without force, or cannot be written.
+    """
+    check_trace_writable(path, force=force)
+    with written_whole(path, force=force) as temporary:
+        if path.suffix == ".csv":
+            _flat(trace.frame).write_csv(temporary)
+        else:
+            trace.frame.write_parquet(temporary, compression="zstd")
+    sidecar = sidecar_path(path)
+    with written_whole(sidecar, force=force) as temporary:
+        temporary.write_text(json.dumps(describe(trace), indent=1, allow_nan=False) + "\n", "utf-8")
+    return path, sidecar
+
+
+def describe(trace: Trace) -> dict[str, Any]:
+    """The sidecar's content."""
+    return {
+        "schema": SIDECAR_SCHEMA,
+        **dataclasses.asdict(trace.provenance),
+        "duration_s": trace.duration_s,
+        "requests": trace.requests,
+        "prefix_block_tokens": trace.prefix_block_tokens,
+        "rows_sha256": trace.sha256(),
+    }
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a trace that save_trace wrote.
+
+    Raises:
+        TraceError: no such file, no sidecar, damaged, of another schema, or rows and sidecar
+            that do not belong together.
+    """
+    sidecar = _read_sidecar(path)
+    try:
+        frame = _read_rows(path)
+        trace = Trace(
+            arrange(frame),
+            float(sidecar["duration_s"]),
+            Provenance(
+                source=sidecar["source"],
+                format=sidecar["format"],
+                sha256=sidecar["sha256"],
+                licence=sidecar["licence"],
+                transforms=tuple(Transform(**step) for step in sidecar["transforms"]),
+            ),
+            sidecar["prefix_block_tokens"],
+        )
+        expected = sidecar["rows_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(
+            f"{sidecar_path(path)} is not a complete sidecar",
+            cause=f"{type(error).__name__}: {error}",
+            hint="import the trace again: beam trace import FILE",
+        ) from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TraceError(
+            f"cannot read the trace {path}",
+            cause=_first_line(error),
+            hint="import the trace again: beam trace import FILE",
+        ) from None
+    if trace.sha256() != expected:
+        raise TraceError(
+            f"{path.name} and its sidecar {sidecar_path(path).name} do not belong together",
+            cause="the rows' SHA-256 is not the one in the sidecar",
+            hint="the file was edited or half replaced; import it again: beam trace import FILE",
+        )
+    return trace
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise TraceError(
+            f"there is no trace {path}", hint="beam trace import or generate makes one"
+        )
+    sidecar = sidecar_path(path)
+    try:
+        content = json.loads(sidecar.read_text("utf-8"))
+    except FileNotFoundError:
+        raise TraceError(
+            f"{path} has no sidecar {sidecar.name}",
+            hint=f"make it a trace with its record: beam trace import {path}",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TraceError(f"cannot read {sidecar}", cause=_first_line(error)) from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SIDECAR_SCHEMA:
+        raise TraceError(
+            f"{sidecar} is not a trace's sidecar: expected schema {SIDECAR_SCHEMA}, "
+            f"found {schema!r}",
+            hint="import the trace again with this version of beam",
+        )
+    return dict(content)
+
+
+def _read_rows(path: Path) -> pl.DataFrame:
+    if path.suffix != ".csv":
+        return pl.read_parquet(path)
+    words = dict.fromkeys(("client_id", "session_id", "slo_class", "prefix_hashes"), pl.String)
+    frame = pl.read_csv(path, schema_overrides=words)
+    if "prefix_hashes" in frame.columns:
+        frame = frame.with_columns(
+            pl.col("prefix_hashes")
+            .str.split(" ")
+            .list.filter(pl.element() != "")
+            .list.eval(pl.element().cast(pl.Int64))
+        )
+    return frame
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    # CSV has no lists: hashes are written with spaces between them.
+    if "prefix_hashes" not in frame.columns:
+        return frame
+    words = pl.col("prefix_hashes").list.eval(pl.element().cast(pl.String)).list.join(" ")
+    return frame.with_columns(words.alias("prefix_hashes"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
