@@ -183,17 +183,22 @@ def read_config(path: Path) -> ModelShape:
         ) from None
     except OSError as error:
         raise ModelShapeError(f"cannot read {where}", cause=error.strerror) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ModelShapeError(
             f"{where} is not JSON", cause=str(error), hint="download the file again"
         ) from None
     if not isinstance(config, dict):
-        raise ModelShapeError(f"{where} is not a JSON object", cause=f"found {type(config)}")
-    name = path.parent.resolve().name
+        raise ModelShapeError(
+            f"{where} is not a JSON object", cause=f"it holds a {type(config).__name__}"
+        )
     architecture = _architecture(config, where)
     heads = _positive(config, "num_attention_heads", where)
+    kv_heads = _positive(config, "num_key_value_heads", where, default=heads)
     hidden = _positive(config, "hidden_size", where)
-    head_dim = config.get("head_dim") or hidden // heads
+    if heads % kv_heads:
+        raise ModelShapeError(f"{where}: {kv_heads} KV heads do not divide {heads} heads")
+    if not config.get("head_dim") and hidden % heads:
+        raise ModelShapeError(f"{where}: {heads} heads do not divide the hidden size {hidden}")
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
     if dtype not in DTYPE_BYTES:
         raise ModelShapeError(
@@ -201,21 +206,21 @@ def read_config(path: Path) -> ModelShape:
             hint=f"expected one of {', '.join(DTYPE_BYTES)}",
         )
     # transformers 5 writes rope_theta inside rope_parameters.
-    rope = config.get("rope_parameters") or {}
+    rope = {**(config.get("rope_parameters") or {}), **config}
     return ModelShape(
-        name=name,
+        name=path.parent.resolve().name,
         architecture=architecture,
         hidden_size=hidden,
         intermediate_size=_positive(config, "intermediate_size", where),
         layers=_positive(config, "num_hidden_layers", where),
         heads=heads,
-        kv_heads=_positive(config, "num_key_value_heads", where, default=heads),
-        head_dim=int(head_dim),
+        kv_heads=kv_heads,
+        head_dim=_positive(config, "head_dim", where, default=hidden // heads),
         vocab_size=_positive(config, "vocab_size", where),
         max_model_len=_positive(config, "max_position_embeddings", where),
         dtype=dtype,
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=_number(rope, "rope_theta", where, default=10000.0),
+        rms_norm_eps=_number(config, "rms_norm_eps", where, default=1e-6),
         qkv_bias=architecture == "qwen2" or bool(config.get("attention_bias", False)),
         qk_norm=architecture == "qwen3",
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -223,7 +228,10 @@ def read_config(path: Path) -> ModelShape:
 
 
 def _architecture(config: dict[str, Any], where: str) -> str:
-    named = (config.get("architectures") or [None])[0]
+    listed = config.get("architectures") or []
+    if not isinstance(listed, list):
+        raise ModelShapeError(f"{where}: architectures must be a list, found {listed!r}")
+    named = listed[0] if listed else None
     if named in ARCHITECTURES:
         return ARCHITECTURES[named]
     if named is None and config.get("model_type") in ARCHITECTURES.values():
@@ -236,7 +244,9 @@ def _architecture(config: dict[str, Any], where: str) -> str:
 
 
 def _positive(config: dict[str, Any], field: str, where: str, default: int | None = None) -> int:
-    value = config.get(field, default)
+    value = config.get(field)
+    if value is None:
+        value = default
     if value is None:
         raise ModelShapeError(
             f"{where} lacks the field {field!r}", hint="download the model's config.json again"
@@ -244,6 +254,15 @@ def _positive(config: dict[str, Any], field: str, where: str, default: int | Non
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelShapeError(f"{where}: {field} must be a positive integer, found {value!r}")
     return value
+
+
+def _number(config: dict[str, Any], field: str, where: str, default: float) -> float:
+    value = config.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ModelShapeError(f"{where}: {field} must be a positive number, found {value!r}")
+    return float(value)
 
 
 def _kv_heads_split(shape: ModelShape, tp: int) -> bool:
