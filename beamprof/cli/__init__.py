@@ -1,0 +1,1 @@
+"""The command `beam`: one thin file per noun; each renders what a public function returns."""

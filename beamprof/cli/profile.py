@@ -1,0 +1,286 @@
+"""`beam profile`: measure or model one stage and write its table."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from beamprof.dry_run import DryRun
+    from beamprof.profile import ProfileRequest, ProfileResult
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Registry name such as llama3-70b, or a directory with config.json."),
+    ] = None,
+    tp: Annotated[
+        int | None, typer.Option(help="Tensor-parallel GPUs of a stage [default: 1].")
+    ] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline stages [default: 1].")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="modelled or torch [default: torch where a GPU is found]."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device file [default: the GPU here, else a100-sxm4-80gb].")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The table [default: MODEL-tpT-ppP-DEVICE.parquet, here]."),
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A shipped sweep or a TOML file; see beam sweep show.")
+    ] = None,
+    clocks: Annotated[
+        str | None,
+        typer.Option(
+            help="MHz: 510:1410:120, a list a,b,c, auto, all, or current (touch no clock)."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for the sweep, such as 10m; coarser where it must [default: 15m]."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Largest step in new tokens [default: 1024].")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Order in which cells are measured [default: 0].")
+    ] = None,
+    assume_power: Annotated[
+        str | None,
+        typer.Option(help="Power to record where no energy counter can be read, such as 65W."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cells, minutes and kWh; measure nothing.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the journal of an interrupted run.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Profile one pipeline stage of a model into a perf-energy table.
+
+    Without a GPU the numbers are modelled from a device file, and say so. An interrupted sweep
+    goes on where it stopped when the same command is run again.
+    """
+    from beamprof.profile import ProfileRequest
+    from beamprof.spec import resolve_spec
+
+    flags = {
+        "model": model,
+        "tp": tp,
+        "pp": pp,
+        "backend": backend,
+        "device": device,
+        "clocks": clocks,
+        "budget": budget,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "assume_power": assume_power,
+    }
+    spec = resolve_spec(flags, environment=os.environ, sweep=sweep)
+    request = ProfileRequest(spec, output=output, force=force, fresh=fresh)
+    if dry_run:
+        _show_plan(request, as_json=as_json)
+    else:
+        _run(request, as_json=as_json)
+
+
+def _show_plan(request: "ProfileRequest", *, as_json: bool) -> None:
+    from beamprof.console import emit, note
+    from beamprof.dry_run import dry_run
+
+    planned = dry_run(request)
+    for text in planned.prepared.notes:
+        note(text)
+    emit(
+        "profile --dry-run",
+        _plan_data(planned),
+        lambda console: _render_plan(planned, console),
+        as_json=as_json,
+    )
+
+
+def _plan_data(planned: "DryRun") -> dict[str, Any]:
+    prepared = planned.prepared
+    return {
+        "model": prepared.model.name,
+        "tp": prepared.stage.tp,
+        "pp": prepared.stage.pp,
+        "device": prepared.choice.clocks.device,
+        "backend": prepared.choice.backend,
+        "clocks_mhz": list(prepared.plan.clocks_mhz),
+        "cells_per_clock": len(prepared.plan.steps),
+        "cells": planned.cells,
+        "trials": planned.trials,
+        "done": planned.done,
+        "device_trials": planned.device_trials,
+        "device_minutes": round(planned.device_s / 60, 2),
+        "device_kwh": planned.device_kwh,
+        "window_s": prepared.measured_plan.window_s,
+        "expected_error": dataclasses.asdict(prepared.measured_plan.expected),
+        "thinned": prepared.thinned,
+        "other_journal": planned.other_journal,
+        "output": str(prepared.output),
+        "journal": str(prepared.journal),
+    }
+
+
+def _render_plan(planned: "DryRun", console: "Console") -> None:
+    from beamprof.units import format_duration
+
+    prepared, plan = planned.prepared, planned.prepared.plan
+    measured = prepared.measured_plan
+    where = f"{prepared.model.name} tp{prepared.stage.tp} pp{prepared.stage.pp}"
+    device = prepared.choice.clocks.device
+    lines = [
+        f"{where} on {device}: {planned.cells} cells in {planned.trials} trials, "
+        + (f"{planned.done} done already." if planned.done else "none done yet."),
+        "",
+        f"  clocks          {_clock_text(plan.clocks_mhz)}",
+        f"  cells           {len(plan.steps)} at each clock, and idle power",
+    ]
+    cost = f"{format_duration(planned.device_s)}"
+    if planned.device_kwh is not None:
+        cost += f", {planned.device_kwh:.2g} kWh (modelled power, the stage's GPUs)"
+    trials = f"{measured.rounds} x {measured.window_s:g} s for each cell"
+    if prepared.choice.modelled:
+        lines.append("  here            modelled: seconds, no GPU")
+        lines.append(f"  on a real one   {cost}; {trials}")
+    else:
+        lines.append(f"  takes           {cost}; {trials}")
+    lines.append(f"  expected error  {measured.expected}")
+    if prepared.thinned:
+        lines.append(f"  for the budget  {prepared.thinned}")
+    if planned.other_journal:
+        lines.append(
+            f"  in the way      {prepared.journal} of another sweep: {planned.other_journal}"
+        )
+    lines += [f"  would write     {prepared.output}", "", "next: the same without --dry-run"]
+    console.print("\n".join(lines), markup=False)
+
+
+def _run(request: "ProfileRequest", *, as_json: bool) -> None:
+    from beamprof.cli.progress import SweepProgress
+    from beamprof.console import emit
+    from beamprof.interrupt import stop_on_signals
+    from beamprof.profile import profile
+
+    with stop_on_signals() as stop, SweepProgress() as progress:
+        result = profile(request, watcher=progress, stop=stop)
+    status = "ok" if result.table is not None and not result.refused else "incomplete"
+    if result.stopped_by and result.table is None:
+        status = "interrupted"
+    emit(
+        "profile",
+        _result_data(result),
+        lambda console: _render_result(result, console),
+        as_json=as_json,
+        status=status,
+        warnings=[f"not measured: {text}" for text in result.refused],
+    )
+    if status != "ok":
+        raise typer.Exit(130 if status == "interrupted" else 1)
+
+
+def _result_data(result: "ProfileResult") -> dict[str, Any]:
+    from beamprof.knees import knees
+
+    prepared = result.prepared
+    return {
+        "model": prepared.model.name,
+        "tp": prepared.stage.tp,
+        "pp": prepared.stage.pp,
+        "device": prepared.choice.clocks.device,
+        "backend": prepared.choice.backend,
+        "output": str(prepared.output) if result.table is not None else None,
+        "journal": str(prepared.journal),
+        "rows": len(result.table) if result.table is not None else 0,
+        "clocks_mhz": list(result.table.clocks_mhz) if result.table is not None else [],
+        "measured": result.measured,
+        "resumed": result.resumed,
+        "remaining": result.remaining,
+        "stopped_by": result.stopped_by,
+        "duration_s": round(result.duration_s, 3),
+        "expected_error": dataclasses.asdict(prepared.plan.expected),
+        "knees": [dataclasses.asdict(knee) for knee in knees(result.table)]
+        if result.table is not None
+        else [],
+    }
+
+
+def _render_result(result: "ProfileResult", console: "Console") -> None:
+    from beamprof.units import format_duration
+
+    prepared = result.prepared
+    what = f"{prepared.model.name} tp{prepared.stage.tp} pp{prepared.stage.pp}"
+    if result.table is None:
+        console.print(
+            f"Stopped by {result.stopped_by}: {result.measured + result.resumed} trials of {what} "
+            f"are in {prepared.journal}, {result.remaining} are left.\n"
+            "next: run the same command again to go on (--fresh starts over)",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    how = "modelled" if prepared.choice.modelled else "measured"
+    kept = f" ({result.resumed} trials were in the journal)" if result.resumed else ""
+    console.print(
+        f"{what} on {result.table.device}: {len(result.table)} rows {how} at "
+        f"{len(result.table.clocks_mhz)} clocks in {format_duration(result.duration_s)}{kept}.\n",
+        markup=False,
+    )
+    console.print(_knee_grid(result))
+    console.print(
+        f"\nexpected error: {prepared.plan.expected}"
+        + ("; the device file states its own" if prepared.choice.modelled else ""),
+        markup=False,
+    )
+    console.print(f"wrote {prepared.output}", markup=False, soft_wrap=True)
+    console.print(f"wrote {prepared.journal} (every trial; may be deleted)", markup=False,
+                  soft_wrap=True)  # fmt: skip
+    console.print(f"next: beam table inspect {prepared.output}", markup=False, soft_wrap=True)
+
+
+def _knee_grid(result: "ProfileResult") -> Any:
+    from rich.table import Table
+
+    from beamprof.knees import knees
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("step")
+    for heading in ("top MHz", "ms", "J", "cheapest MHz", "ms", "J", "saves %"):
+        grid.add_column(heading, justify="right")
+    if result.table is None:
+        return grid
+    for knee in knees(result.table):
+        each = knee.decode_context_tokens // max(1, knee.decode_requests)
+        grid.add_row(
+            f"chunk of {knee.chunk_tokens}"
+            if knee.chunk_tokens
+            else f"{knee.decode_requests} decodes over {each} tokens each",
+            str(knee.top_mhz),
+            f"{knee.top_latency_ms:.1f}",
+            f"{knee.top_energy_j:.2f}",
+            str(knee.knee_mhz),
+            f"{knee.knee_latency_ms:.1f}",
+            f"{knee.knee_energy_j:.2f}",
+            f"{knee.saved * 100:.0f}",
+        )
+    return grid
+
+
+def _clock_text(clocks_mhz: tuple[int, ...]) -> str:
+    if clocks_mhz == (0,):
+        return "as they are"
+    shown = ", ".join(str(clock) for clock in clocks_mhz[:12])
+    more = f", ... {clocks_mhz[-1]}" if len(clocks_mhz) > 12 else ""
+    return f"{len(clocks_mhz)}: {shown}{more} MHz"

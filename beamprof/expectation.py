@@ -1,0 +1,84 @@
+"""The error that a plan's table is expected to have, before anything is measured.
+
+Interpolated between errors that were measured on real tables (benchmarks/plan_error.py makes
+them again). What it cannot know is how noisy this node is: `beam table check` tells afterwards.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+# (clocks measured, error at the others): Llama-3.3 70B TP2 PP4 on A100s, 31 measured clocks.
+LATENCY_BY_CLOCKS = ((3, 0.030), (5, 0.016), (9, 0.009), (31, 0.0))
+ENERGY_BY_CLOCKS = ((3, 0.040), (5, 0.020), (9, 0.020), (31, 0.0))
+# (cells at a clock, error over all steps): steps composed from measured A100 operators.
+LATENCY_BY_CELLS = ((24, 0.035), (44, 0.019), (60, 0.017))
+# NVML's energy counter ticks every 100 ms on an A100: a window's energy is off by up to a tick,
+# 10 % of one second and 2 % of five. Both ends fall anywhere within a tick, so the error's
+# standard deviation is 1/sqrt(6) of that.
+COUNTER_TICK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedError:
+    """Expected relative errors, as fractions.
+
+    Attributes:
+        latency_between_clocks, energy_between_clocks: at clocks that were not measured.
+        over_steps: latency of steps that were not measured.
+        energy_counter: standard deviation of a cell's energy from the counter's ticks.
+    """
+
+    latency_between_clocks: float
+    energy_between_clocks: float
+    over_steps: float
+    energy_counter: float
+
+    @property
+    def total(self) -> float:
+        """One number to rank plans by: latency's and energy's independent errors, added up."""
+        latency = math.hypot(self.latency_between_clocks, self.over_steps)
+        energy = math.hypot(self.energy_between_clocks, self.over_steps, self.energy_counter)
+        return latency + energy
+
+    def __str__(self) -> str:
+        parts = [f"{self.over_steps:.1%} over all steps"]
+        if self.latency_between_clocks or self.energy_between_clocks:
+            parts.append(
+                f"{self.latency_between_clocks:.1%} latency and "
+                f"{self.energy_between_clocks:.1%} energy between clocks"
+            )
+        if self.energy_counter:
+            parts.append(f"{self.energy_counter:.1%} from the energy counter")
+        return ", ".join(parts).replace("%", " %")
+
+
+def expected_error(clocks: int, cells: int, counted_s: tuple[int, float] | None) -> ExpectedError:
+    """What a plan's table should be wrong by.
+
+    Args:
+        clocks: how many clocks over the useful range; with 1 nothing lies between them.
+        cells: forward cells at each clock.
+        counted_s: trials of each cell and their length in seconds; None where no energy counter
+            is read.
+    """
+    counter = 0.0
+    if counted_s is not None:
+        trials, window_s = counted_s
+        counter = COUNTER_TICK_S / window_s / math.sqrt(6 * trials)
+    return ExpectedError(
+        latency_between_clocks=0.0 if clocks == 1 else _at(clocks, LATENCY_BY_CLOCKS),
+        energy_between_clocks=0.0 if clocks == 1 else _at(clocks, ENERGY_BY_CLOCKS),
+        over_steps=_at(cells, LATENCY_BY_CELLS),
+        energy_counter=counter,
+    )
+
+
+def _at(x: float, points: tuple[tuple[float, float], ...]) -> float:
+    """Piecewise linear, flat beyond both ends."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
