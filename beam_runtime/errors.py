@@ -49,6 +49,8 @@ class TableError(BeamError):
 class CoverageError(TableError):
     """A query outside what the table measured, by a caller that refused extrapolation."""
 
+    exit_code = 1  # an answer, not a fault: the table does not know
+
 
 class ClockError(BeamError):
     """A GPU clock could not be set, read back or released."""

@@ -67,10 +67,17 @@ def export_table(
     return TableExport(output, file_format, len(rows), left_out)
 
 
-def artifact_name(table: PerfTable) -> str:
-    """The file name from which the published tools read GPU, model, tp and pp."""
+def output_beside(path: Path, table: PerfTable, file_format: str) -> Path:
+    """Where an export goes that names no output: beside the table.
+
+    beam-artifact's name is how its tools know GPU, model, tp and pp, so it is made of those.
+    """
+    if file_format != "beam-artifact":
+        return path.with_suffix(f".{file_format}")
     gpu = (table.metadata.get("gpu_name") or table.device).replace("_", "-")
-    return f"dvfs_profile_{gpu}_beam_{table.model}_tp{table.tp}_pp{table.pp}_one.csv"
+    return path.with_name(
+        f"dvfs_profile_{gpu}_beam_{table.model}_tp{table.tp}_pp{table.pp}_one.csv"
+    )
 
 
 def _writers() -> dict[str, Callable[[list[dict[str, Any]], PerfTable, TextIO], None]]:

@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ SAME = (
 )
 
 
+class Prefer(StrEnum):
+    """Which row stands where several tables hold the same pass."""
+
+    NEWEST = "newest"
+
+
 @dataclass(frozen=True, slots=True)
 class Merged:
     """Several tables as one.
@@ -53,7 +60,7 @@ def merge_files(
     paths: Sequence[str | Path],
     output: str | Path,
     *,
-    prefer: Literal["newest"] | None = None,
+    prefer: Prefer | None = None,
     force: bool = False,
 ) -> Merged:
     """Load, merge and write. Raises OutputError besides what merge_tables raises."""
@@ -64,14 +71,12 @@ def merge_files(
     return Merged(written, merged.replaced_rows, merged.notes)
 
 
-def merge_tables(
-    tables: Mapping[str, PerfTable], *, prefer: Literal["newest"] | None = None
-) -> Merged:
+def merge_tables(tables: Mapping[str, PerfTable], *, prefer: Prefer | None = None) -> Merged:
     """Join tables of the same model, layout, device, dtype and source.
 
     Args:
         tables: by the name that errors use; two or more.
-        prefer: "newest" takes a pass that several tables hold from the one created last; without
+        prefer: NEWEST takes a pass that several tables hold from the one created last; without
             it such a pass is an error. Idle rows are measurements of one thing, so all are kept.
 
     Raises:
@@ -88,7 +93,7 @@ def merge_tables(
         _check_same(names[0], tables[names[0]], name, tables[name])
     # Oldest first: a later table's row then replaces an earlier one's.
     ordered = sorted(names, key=lambda name: tables[name].metadata.get("created", ""))
-    if prefer == "newest":
+    if prefer is Prefer.NEWEST:
         _check_dated(tables)
     taken: dict[tuple[int, ...], tuple[str, int]] = {}
     idle: list[tuple[str, int]] = []

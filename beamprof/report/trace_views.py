@@ -1,0 +1,151 @@
+"""Traces as people see them: one sentence, the load over time, lengths, what was dropped."""
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from beamprof.traces.preparation import TraceReport
+from beamprof.traces.statistics import LengthStatistics, TraceStatistics, rate_over_time
+from beamprof.traces.trace import Provenance, Transform
+from beamprof.units import format_duration
+
+PICTURE_WIDTH = 60
+BARS, BARS_ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
+
+
+def show_trace(report: TraceReport, next_command: str, console: Console) -> None:
+    """`beam trace import`, `generate` and `stats`."""
+    numbers = report.statistics
+    console.print(Text(_sentence(numbers), "bold"))
+    console.print()
+    rates = rate_over_time(report.trace, PICTURE_WIDTH)
+    bars = BARS_ASCII if console.options.ascii_only else BARS
+    _block(console, Text(sparkline(rates, bars)))
+    _block(
+        console,
+        Text(
+            f"requests/s from 0 to {_thousands(float(rates.max()))}, "
+            f"a column is {format_duration(numbers.duration_s / PICTURE_WIDTH)}",
+            "dim",
+        ),
+    )
+    console.print()
+    _block(console, _lengths(numbers))
+    console.print()
+    _block(console, _load(numbers))
+    for fact in _facts(numbers):
+        _block(console, Text(fact))
+    console.print()
+    _block(console, _record(report.trace.provenance))
+    for path in report.paths:
+        console.print(Text("wrote ", "dim").append(str(path), "not dim"), soft_wrap=True)
+    console.print()
+    line = Text("next: ", "dim").append(next_command, "not dim bold")
+    console.print(line, soft_wrap=True)
+
+
+def sparkline(values: NDArray[np.float64], bars: str) -> str:
+    """One character per value, from the first of ``bars`` (0) to the last (the largest).
+
+    Anything above 0 shows: only 0 gets the first character.
+    """
+    largest = float(values.max(initial=0.0))
+    if largest <= 0:
+        return bars[0] * len(values)
+    level = np.ceil(values / largest * (len(bars) - 1)).astype(int)
+    return "".join(bars[i] for i in level)
+
+
+def _sentence(numbers: TraceStatistics) -> str:
+    return (
+        f"{numbers.requests:,} requests in {format_duration(numbers.duration_s)}: "
+        f"{_thousands(numbers.requests_per_s)} requests/s, "
+        f"{_thousands(numbers.tokens_per_s)} tokens/s "
+        f"({_thousands(numbers.input_tokens_per_s)} in, "
+        f"{_thousands(numbers.output_tokens_per_s)} out)."
+    )
+
+
+def _lengths(numbers: TraceStatistics) -> Table:
+    table = _grid("tokens", "mean", "p50", "p90", "p99", "max")
+    rows: tuple[tuple[str, LengthStatistics], ...] = (
+        ("input", numbers.input),
+        ("output", numbers.output),
+    )
+    for name, lengths in rows:
+        table.add_row(
+            name,
+            f"{lengths.mean_tokens:,.1f}",
+            f"{lengths.p50_tokens:,.0f}",
+            f"{lengths.p90_tokens:,.0f}",
+            f"{lengths.p99_tokens:,.0f}",
+            f"{lengths.max_tokens:,}",
+        )
+    return table
+
+
+def _load(numbers: TraceStatistics) -> Table:
+    table = _grid("bins of", "p90 tokens/s", "max tokens/s", "requests' variance / mean")
+    for load in numbers.bins:
+        table.add_row(
+            f"{load.bin_s} s",
+            f"{load.p90_tokens_per_s:,.0f}",
+            f"{load.max_tokens_per_s:,.0f}",
+            f"{load.dispersion:.2f}",
+        )
+    return table
+
+
+def _facts(numbers: TraceStatistics) -> list[str]:
+    facts = []
+    if numbers.gap_cv is not None:
+        facts.append(f"gaps between arrivals: CV {numbers.gap_cv:.2f} (1 = Poisson)")
+    if numbers.distinct_arrivals < 0.5 * numbers.requests:
+        facts.append(
+            f"only {numbers.distinct_arrivals:,} distinct arrival times: the source rounds them"
+        )
+    named = (("clients", numbers.clients), ("sessions", numbers.sessions))
+    facts += [f"{count:,} {name}" for name, count in named if count is not None]
+    if numbers.reused_prefix_share is not None:
+        facts.append(f"{numbers.reused_prefix_share:.0%} of prefix blocks were seen before")
+    return facts
+
+
+def _record(provenance: Provenance) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("source", Text(f"{provenance.source} ({provenance.format})"))
+    table.add_row("licence", Text(provenance.licence))
+    for transform in provenance.transforms:
+        table.add_row(transform.name.replace("_", " "), Text(_counted(transform)))
+    return table
+
+
+def _counted(transform: Transform) -> str:
+    before, after = transform.requests_before, transform.requests_after
+    words = f"{before:,} -> {after:,} requests" if before else f"{after:,} requests"
+    counts = [
+        f"{name.replace('_', ' ')} {count:,}" for name, count in transform.counts.items() if count
+    ]
+    return "; ".join([words, *counts])
+
+
+def _grid(first: str, *rest: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in rest:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _thousands(value: float) -> str:
+    """Three digits that matter: 2.19, 64.2, 1,809."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _block(console: Console, content: Table | Text) -> None:
+    console.print(Padding(content, (0, 0, 0, 2)))

@@ -1,0 +1,214 @@
+"""What a person needs to see of a table before trusting it with a fleet's clocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.schema import RowKind
+from beam_runtime.table import PerfTable
+from beam_runtime.types import StepShape
+from beamprof.tables.check import TableCheck, check_table
+from beamprof.tables.grid import CellGrid
+
+PROVENANCE = (
+    "gpu_name",
+    "driver",
+    "engine",
+    "engine_version",
+    "energy_source",
+    "allreduce",
+    "dtype",
+    "stage_layers",
+    "host_gap_ms",
+    "stage_transfer_ms",
+    "created",
+    "origin",
+    "licence",
+)
+Entry = TypeVar("Entry")
+
+# More lines than this are more than an eye takes in; the rest is in --json and beam table export.
+RIDGE_LINES = 16
+COVERAGE_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Forward rows by size of step.
+
+    Attributes:
+        tokens: (from, to) of each line, new tokens of the step.
+        context_tokens: (from, to) of each column, KV tokens read by chunk and decodes together.
+        rows: (lines, columns) how many rows, over all clocks.
+    """
+
+    tokens: tuple[tuple[int, int], ...]
+    context_tokens: tuple[tuple[int, int], ...]
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RidgePoint:
+    """One cell along the clocks.
+
+    Attributes:
+        cell: the step.
+        latency_ms, energy_j: by clock of the table, NaN for holes.
+        best_clock_mhz: the clock of least energy (as measured, noise included).
+        energy_saved: fraction of energy that the best clock saves against the highest one.
+        slowdown: fraction by which it is slower there.
+    """
+
+    cell: StepShape
+    latency_ms: tuple[float, ...]
+    energy_j: tuple[float, ...]
+    best_clock_mhz: int
+    energy_saved: float
+    slowdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class IdlePower:
+    """A waiting stage at a locked clock: median watts of its tp GPUs together."""
+
+    clock_mhz: int
+    power_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class TableView:
+    """A table in one look.
+
+    Attributes:
+        provenance: metadata that is there, in the order of PROVENANCE.
+        ridge: the energy-optimal clock per step, by tokens; at most RIDGE_LINES steps.
+        frontier: a small, a middle and a large step of the ridge, for the picture.
+        idle: by clock; empty where the table has no idle rows.
+        check: as `beam table check` finds it.
+    """
+
+    model: str
+    tp: int
+    pp: int
+    device: str
+    sources: tuple[str, ...]
+    forward_rows: int
+    idle_rows: int
+    cells: int
+    clocks_mhz: tuple[int, ...]
+    provenance: dict[str, str]
+    coverage: Coverage
+    ridge: tuple[RidgePoint, ...]
+    frontier: tuple[RidgePoint, ...]
+    idle: tuple[IdlePower, ...]
+    check: TableCheck
+
+
+def inspect_table(table: PerfTable) -> TableView:
+    """Look at a loaded table from every side."""
+    grid = CellGrid.of(table)
+    ridge = _ridge(grid)
+    idle = table.rows(RowKind.IDLE)
+    return TableView(
+        model=table.model,
+        tp=table.tp,
+        pp=table.pp,
+        device=table.device,
+        sources=tuple(str(source) for source in table.sources),
+        forward_rows=len(table) - len(idle["kind"]),
+        idle_rows=len(idle["kind"]),
+        cells=len(grid.cells),
+        clocks_mhz=table.clocks_mhz,
+        provenance={key: table.metadata[key] for key in PROVENANCE if table.metadata.get(key)},
+        coverage=_coverage(grid),
+        ridge=ridge,
+        frontier=tuple(_spread(ridge, 3)),
+        idle=_idle(idle["clock_mhz"], idle["energy_j"] / idle["latency_ms"] * 1e3),
+        check=check_table(table),
+    )
+
+
+def efficient(latency: Sequence[float], energy: Sequence[float]) -> list[int]:
+    """Places of points that no other beats in latency and energy both, by latency."""
+    kept: list[int] = []
+    for place in sorted(range(len(latency)), key=lambda place: (latency[place], energy[place])):
+        if not kept or energy[place] < energy[kept[-1]]:
+            kept.append(place)
+    return kept
+
+
+def _ridge(grid: CellGrid) -> tuple[RidgePoint, ...]:
+    """Of each token count the cell with the least context: there the clock matters most."""
+    lines: dict[int, int] = {}
+    for line, cell in enumerate(grid.cells):  # ordered by tokens, then context
+        lines.setdefault(cell.tokens, line)
+    chosen = _spread(list(lines.values()), RIDGE_LINES)
+    return tuple(_ridge_point(grid, line) for line in chosen)
+
+
+def _ridge_point(grid: CellGrid, line: int) -> RidgePoint:
+    latency_ms, energy_j = grid.latency_ms[line], grid.energy_j[line]
+    best = int(np.nanargmin(energy_j))
+    highest = int(np.flatnonzero(np.isfinite(energy_j))[-1])
+    return RidgePoint(
+        cell=grid.cells[line],
+        latency_ms=tuple(latency_ms.tolist()),
+        energy_j=tuple(energy_j.tolist()),
+        best_clock_mhz=int(grid.clocks_mhz[best]),
+        energy_saved=float(1 - energy_j[best] / energy_j[highest]),
+        slowdown=float(latency_ms[best] / latency_ms[highest] - 1),
+    )
+
+
+def _coverage(grid: CellGrid) -> Coverage:
+    tokens = np.array([cell.tokens for cell in grid.cells])
+    contexts = np.array(
+        [cell.prefill_context_tokens + cell.decode_context_tokens for cell in grid.cells]
+    )
+    rows = (grid.row >= 0).sum(axis=1)
+    token_ranges, context_ranges = _ranges(tokens), _ranges(contexts)
+    return Coverage(
+        tokens=token_ranges,
+        context_tokens=context_ranges,
+        rows=tuple(
+            tuple(
+                int(rows[_within(tokens, lines) & _within(contexts, columns)].sum())
+                for columns in context_ranges
+            )
+            for lines in token_ranges
+        ),
+    )
+
+
+def _ranges(values: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Octaves, each narrowed to the values inside; single values where few."""
+    found = np.unique(values)
+    if len(found) <= COVERAGE_LINES // 2:
+        return tuple((value, value) for value in found.tolist())
+    # 0 has an octave of its own; 2^k stands at the end of its octave, as batch sizes do.
+    octaves = np.ceil(np.log2(np.maximum(found, 0.5))).astype(int)
+    inside = [found[octaves == octave] for octave in np.unique(octaves)]
+    return tuple((int(some.min()), int(some.max())) for some in inside)
+
+
+def _within(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (values >= bounds[0]) & (values <= bounds[1])
+    return inside
+
+
+def _idle(clocks_mhz: NDArray[np.int64], power_w: NDArray[np.float64]) -> tuple[IdlePower, ...]:
+    return tuple(
+        IdlePower(int(clock), float(np.median(power_w[clocks_mhz == clock])))
+        for clock in np.unique(clocks_mhz)
+    )
+
+
+def _spread(entries: Sequence[Entry], at_most: int) -> list[Entry]:
+    """Evenly spread over the entries, both ends included."""
+    if len(entries) <= at_most:
+        return list(entries)
+    places = np.linspace(0, len(entries) - 1, at_most).round().astype(int)
+    return [entries[place] for place in np.unique(places).tolist()]
