@@ -5,8 +5,6 @@ B * kv_heads crosses a multiple of the SMs; below that the cache is split over i
 decoding). Contexts of a batch are taken as equal: only their sum is known.
 """
 
-import math
-
 import numpy as np
 
 from beam_runtime.types import StepShape
@@ -45,14 +43,14 @@ def decode_us(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Ar
 
 
 def chunk_us(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array) -> Array:
-    """Microseconds of one layer's attention of a prefill chunk over its context and itself."""
-    if step.prefill_tokens == 0:
-        return np.zeros_like(clocks_mhz)
+    """Microseconds of one layer's attention of a prefill chunk over its context and itself.
+
+    Work over rate: current kernels split long contexts over idle SMs, and measured times are
+    linear in (query, key) pairs from chunks of 64 tokens up. Along the diagonal a thread block
+    computes whole tiles, half of them masked.
+    """
+    pairs = float(step.prefill_pairs or 0.0) + step.prefill_tokens * QUERY_TILE / 2
+    flops = 4.0 * stage.heads * stage.head_dim * pairs
     compute = device.compute
-    tiles = math.ceil(step.prefill_tokens / QUERY_TILE)
-    waves = math.ceil(tiles * stage.heads / compute.sms)
-    # Mean keys of a query tile: the context, and half the chunk plus half a tile (causal).
-    keys = step.prefill_context_tokens + (step.prefill_tokens + QUERY_TILE) / 2
-    tile_flops = 4.0 * QUERY_TILE * stage.head_dim * keys
-    rate = compute.tensor_flops_per_clock * compute.attention_efficiency
-    return waves * tile_flops / (rate * clocks_mhz)
+    rate = compute.sms * compute.tensor_flops_per_clock * compute.attention_efficiency
+    return flops / (rate * clocks_mhz)

@@ -43,7 +43,6 @@ class Compute:
         tensor_flops_per_clock: dense bf16 FLOPs of one SM in one clock.
         gemm_efficiency: share of that rate which a GEMM's main loop sustains.
         gemm_load_bytes_per_clock: operand bytes that one SM takes in per clock (from L2).
-        gemm_prologue_clocks: filling and draining one tile's pipeline.
         attention_efficiency: share of the tensor rate in chunk attention.
         kv_bytes_per_clock: KV-cache bytes that one SM's decode attention takes in per clock.
         activation_bytes_per_clock: elementwise traffic of the whole GPU per clock (mostly L2).
@@ -53,7 +52,6 @@ class Compute:
     tensor_flops_per_clock: int
     gemm_efficiency: float
     gemm_load_bytes_per_clock: float
-    gemm_prologue_clocks: float
     attention_efficiency: float
     kv_bytes_per_clock: float
     activation_bytes_per_clock: float
@@ -75,19 +73,17 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a kernel costs besides its work: its start and end, partly at the SM clock."""
+    """What a kernel costs besides its work, inside a CUDA graph."""
 
     kernels_per_layer: int
     kernel_us: float
-    kernel_clocks: float
 
 
 @dataclass(frozen=True, slots=True)
 class AllReduce:
-    """One all-reduce over a stage's GPUs: latency and bandwidth of two ranks."""
+    """One all-reduce over a stage's GPUs: latency, and bandwidth of two ranks."""
 
     latency_us: float
-    latency_clocks: float
     bandwidth_gbps: float
 
 
@@ -100,9 +96,11 @@ class Power:
         knee_ghz: f0, up to where the core voltage is at its minimum.
         voltage_slope_per_ghz: s, relative rise of the voltage above the knee.
         clock_w_per_ghz: the clock tree of a GPU that waits.
-        busy_w_per_ghz: on top, while kernels run.
+        busy_w_per_ghz: on top, SMs that run kernels.
+        stall_share: share of busy_w_per_ghz saved while the SMs wait for DRAM.
         tensor_w_per_ghz: on top, tensor cores at their peak.
         memory_w_per_tbps: DRAM traffic.
+        link_w: links to the other GPUs of a tensor-parallel stage, while it runs.
         cap_w: the board's power limit.
     """
 
@@ -111,8 +109,10 @@ class Power:
     voltage_slope_per_ghz: float
     clock_w_per_ghz: float
     busy_w_per_ghz: float
+    stall_share: float
     tensor_w_per_ghz: float
     memory_w_per_tbps: float
+    link_w: float
     cap_w: float
 
 
@@ -260,8 +260,12 @@ def _check(device: Device, where: str) -> None:
         "power.cap_w": device.power.cap_w,
     }
     for key, value in rates.items():
-        if value <= 0 and key != "compute.gemm_prologue_clocks":
+        if value <= 0:
             raise DeviceError(f"{where}: {key} must be above 0, found {value}")
+    if device.power.stall_share > 1:
+        raise DeviceError(
+            f"{where}: power.stall_share must be 0 to 1, found {device.power.stall_share}"
+        )
 
 
 def _known_hint() -> str:

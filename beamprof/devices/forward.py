@@ -12,8 +12,8 @@ import numpy as np
 from beam_runtime.types import StepShape
 from beamprof.devices.attention import chunk_us, decode_us, kv_bytes_per_layer
 from beamprof.devices.device import Device
-from beamprof.devices.gemm import Array, Gemm, gemm_us, launch_us
-from beamprof.devices.power import capped_mhz, running_w
+from beamprof.devices.gemm import Array, Gemm, bandwidth, gemm_us
+from beamprof.devices.power import Utilisation, capped_mhz, running_w
 from beamprof.model_shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
@@ -51,22 +51,20 @@ def pass_ms(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Arra
     layer_us = layer_us + chunk_us(device, stage, step, clocks_mhz)
     elementwise_rate = device.compute.activation_bytes_per_clock * clocks_mhz
     layer_us = layer_us + elementwise_bytes(stage, tokens) / elementwise_rate
-    layer_us = layer_us + device.launch.kernels_per_layer * launch_us(device, clocks_mhz)
+    layer_us = layer_us + device.launch.kernels_per_layer * device.launch.kernel_us
     if stage.tp > 1:
-        layer_us = layer_us + 2 * allreduce_us(device, stage, tokens, clocks_mhz)
+        layer_us = layer_us + 2 * allreduce_us(device, stage, tokens)
     return layer_us * stage.layers / 1e3
 
 
-def allreduce_us(device: Device, stage: StageShape, tokens: int, clocks_mhz: Array) -> Array:
+def allreduce_us(device: Device, stage: StageShape, tokens: int) -> float:
     """One all-reduce of the stage's hidden states over its tp GPUs.
 
     A ring moves 2 (tp - 1) / tp of the bytes through each GPU (1 for two GPUs). Latency is taken
     as that of two ranks, as for one-shot kernels over a switch; tp above 2 is not measured.
     """
-    reduce = device.allreduce
     moved_bytes = tokens * stage.hidden_size * stage.dtype_bytes * 2 * (stage.tp - 1) / stage.tp
-    latency_us = reduce.latency_us + reduce.latency_clocks / clocks_mhz
-    return latency_us + moved_bytes / (reduce.bandwidth_gbps * 1e3)
+    return device.allreduce.latency_us + moved_bytes / (device.allreduce.bandwidth_gbps * 1e3)
 
 
 def padded_tokens(tokens: int) -> int:
@@ -97,17 +95,30 @@ def elementwise_bytes(stage: StageShape, tokens: int) -> float:
     return float(tokens * elements * stage.dtype_bytes)
 
 
-def _power_w(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array) -> Array:
+def utilisation(
+    device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array, latency_ms: Array
+) -> Utilisation:
+    """What a pass of that latency asks of the GPU, on average.
+
+    FLOPs are useful ones: rows that pad a tile cost time, and little power.
+    """
     gemms = layer_gemms(stage, step.tokens)
     flops = sum(gemm.flops for gemm in gemms) * stage.layers
     flops += stage.attention_flops_per_pair * float(step.prefill_pairs or 0.0)
     contexts = step.decode_context_tokens + step.prefill_context_tokens + step.tokens
     dram_bytes = sum(gemm.dram_bytes for gemm in gemms) + kv_bytes_per_layer(stage, contexts)
-    latency_us = pass_ms(device, stage, step, clocks_mhz) * 1e3
+    latency_us = latency_ms * 1e3
     peak = device.compute.sms * device.compute.tensor_flops_per_clock * clocks_mhz
-    return running_w(
-        device,
-        clocks_mhz,
+    dram = dram_bytes * stage.layers / latency_us
+    return Utilisation(
         tensor_share=flops / latency_us / peak,
-        dram_tbps=dram_bytes * stage.layers / latency_us / 1e6,
+        dram_tbps=dram / 1e6,
+        dram_share=np.minimum(1.0, dram / bandwidth(device, clocks_mhz)),
+        linked=stage.tp > 1,
     )
+
+
+def _power_w(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array) -> Array:
+    latency_ms = pass_ms(device, stage, step, clocks_mhz)
+    use = utilisation(device, stage, step, clocks_mhz, latency_ms)
+    return running_w(device, clocks_mhz, use)

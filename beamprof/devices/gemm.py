@@ -78,11 +78,6 @@ def bandwidth(device: Device, clocks_mhz: Array) -> Array:
     return np.interp(clocks_mhz, memory.clocks_mhz, memory.bandwidth_tbps) * 1e6
 
 
-def launch_us(device: Device, clocks_mhz: Array) -> Array:
-    """Start and end of one kernel, in microseconds."""
-    return device.launch.kernel_us + device.launch.kernel_clocks / clocks_mhz
-
-
 def gemm_us(device: Device, gemm: Gemm, clocks_mhz: Array) -> Array:
     """Microseconds of one GEMM at each clock, without the kernel's launch."""
     return kernel_us(device, gemm, choose_kernel(device, gemm), clocks_mhz)
@@ -121,7 +116,7 @@ def kernel_us(device: Device, gemm: Gemm, kernel: Kernel, clocks_mhz: Array) -> 
     flop_clocks /= compute.tensor_flops_per_clock * compute.gemm_efficiency
     load_clocks = (tile_m + tile_n) * depth * gemm.dtype_bytes / compute.gemm_load_bytes_per_clock
     tile_clocks = soft_max(np.array(flop_clocks), np.array(load_clocks), TILE_EXPONENT)
-    tile_us = (tile_clocks + compute.gemm_prologue_clocks) / clocks_mhz
+    tile_us = tile_clocks / clocks_mhz
 
     tiles = kernel.tiles(gemm)
     dram_us = gemm.dram_bytes / tiles / bandwidth(device, clocks_mhz)  # of one tile
@@ -134,5 +129,5 @@ def kernel_us(device: Device, gemm: Gemm, kernel: Kernel, clocks_mhz: Array) -> 
     if kernel.splits > 1:
         partial_bytes = (kernel.splits + 1) * gemm.tokens * gemm.outputs * SPLIT_BYTES
         reduce_us = partial_bytes / (compute.activation_bytes_per_clock * clocks_mhz)
-        total = total + reduce_us + launch_us(device, clocks_mhz)
+        total = total + reduce_us + device.launch.kernel_us
     return total

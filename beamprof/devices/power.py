@@ -1,17 +1,36 @@
 """Power of one GPU at a clock, and the clock it can hold under its power cap.
 
     v(f) = 1 for f <= f0, else 1 + s (f - f0)
-    P(f) = P0 + e_mem BW + f v(f)^2 (k_clock + k_busy busy + k_tensor u)        f in GHz
+    P(f) = P0 + e_mem BW + link + f v(f)^2 (k_clock + k_busy (1 - stall m) + k_tensor u)
 
-busy is 1 while kernels run and 0 while the GPU waits with its clock locked; u is the share of
-the tensor cores' peak used over the pass; BW is DRAM traffic over the pass. Temperature and
-differences between boards (a few percent) are not modelled.
+f in GHz; u is the share of the tensor cores' peak used over the pass, BW the DRAM traffic and m
+its share of the bandwidth at that clock: SMs that wait for DRAM draw less. A GPU that waits with
+its clock locked draws P0 + f v(f)^2 k_clock. Temperature and the differences between boards (a
+few percent, and the knee f0 within 50 MHz) are not modelled.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Utilisation:
+    """What a pass uses of a GPU on average, at each clock.
+
+    Attributes:
+        tensor_share: FLOPs over the tensor cores' peak at that clock.
+        dram_tbps: DRAM traffic; dram_share: the same over the bandwidth at that clock.
+        linked: the GPU is one of several of a tensor-parallel stage.
+    """
+
+    tensor_share: Array
+    dram_tbps: Array
+    dram_share: Array
+    linked: bool
 
 
 def clock_factor_ghz(device: Device, clocks_mhz: Array) -> Array:
@@ -28,15 +47,13 @@ def waiting_w(device: Device, clocks_mhz: Array) -> Array:
     return device.power.floor_w + factor * device.power.clock_w_per_ghz
 
 
-def running_w(device: Device, clocks_mhz: Array, tensor_share: Array, dram_tbps: Array) -> Array:
+def running_w(device: Device, clocks_mhz: Array, use: Utilisation) -> Array:
     """One GPU over a pass, as if there were no cap."""
     power = device.power
-    dynamic = power.busy_w_per_ghz + power.tensor_w_per_ghz * tensor_share
-    return (
-        waiting_w(device, clocks_mhz)
-        + power.memory_w_per_tbps * dram_tbps
-        + clock_factor_ghz(device, clocks_mhz) * dynamic
-    )
+    busy = power.busy_w_per_ghz * (1.0 - power.stall_share * use.dram_share)
+    dynamic = busy + power.tensor_w_per_ghz * use.tensor_share
+    fixed_w = power.memory_w_per_tbps * use.dram_tbps + power.link_w * use.linked
+    return waiting_w(device, clocks_mhz) + fixed_w + clock_factor_ghz(device, clocks_mhz) * dynamic
 
 
 def capped_mhz(clocks_mhz: Array, power_w: Array, cap_w: float) -> float:
