@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from beam_runtime.types import (
+    SAME_MS,
     EngineLimits,
     Knobs,
     Phase,
@@ -31,10 +32,7 @@ from beam_runtime.types import (
     chunk_pairs,
 )
 
-# Times closer than a nanosecond are the same time: it keeps rounding out of the decisions.
-SAME_MS = 1e-6
-
-Finish = Callable[[StepShape], float]
+Finish = Callable[[StepShape, float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,42 +74,73 @@ def compose(
     """Decide what the engine does now.
 
     Args:
-        state: the engine; its own ``now_ms`` and ``knobs`` are not looked at.
+        state: the engine; the knobs in it are not looked at.
         knobs: chunk, microbatches and pace to follow.
         now_ms: the moment of deciding.
-        finish_ms: when a step of some shape would be back if it were issued now.
+        finish_ms: when a step of some shape would be back if it were issued at some time.
         rules: which of BEAM's rules hold; all of them by default.
     """
     rules = rules or Rules()
+    return (
+        _closed(state, now_ms, rules)
+        or _with_prefill(state, knobs, now_ms, finish_ms, rules)
+        or _decodes_alone(state, knobs, now_ms, finish_ms, rules)
+    )
+
+
+def _closed(state: Snapshot, now_ms: float, rules: Rules) -> Hold | None:
+    """Whether the pipeline takes no step now."""
     if len(state.in_flight) >= state.limits.max_steps_in_flight:
         return Hold(state.in_flight[0].finish_ms, "the pipeline is full")
     first_stage_ms = state.stage_free_ms[0] - rules.lead_ms
     if rules.just_in_time and now_ms < first_stage_ms - SAME_MS:
         return Hold(first_stage_ms, "the first stage is busy")
+    return None
 
-    decoding = [r for r in state.running if r.phase is Phase.DECODE]
+
+def _with_prefill(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
+) -> Step | None:
+    """A step with a chunk in it, or the decodes that have to go ahead of one."""
+    if not prefill_pending(state):
+        return None
+    decoding = _decoding(state)
+    riding = [r for r in decoding if new_tokens(r, state)]
+    if not rules.ride_along:
+        riding = _earliest_due(riding, _group(decoding, knobs))
+    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+    mixed = fill(state, budget, riding, prefill=True)
+    if not mixed.chunks:
+        return None
+    ask = rules.decode_first_when_late and riding and not state.chunk_owed
+    if ask and finish_ms(mixed.shape, now_ms) > due_ms(riding, state) + SAME_MS:
+        return replace(_decode_only(state, riding), chunk_owed=True)
+    return mixed
+
+
+def _decodes_alone(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
+) -> Step | Hold:
+    """One microbatch of the ready decodes, held until the earliest is due."""
+    decoding = _decoding(state)
     ready = [r for r in decoding if new_tokens(r, state)]
-    group = -(-len(decoding) // knobs.microbatches)
-    if prefill_pending(state):
-        riding = ready if rules.ride_along else _earliest_due(ready, group)
-        budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
-        mixed = fill(state, budget, riding, prefill=True)
-        if mixed.chunks:
-            if not rules.decode_first_when_late or state.chunk_owed or not riding:
-                return mixed
-            if finish_ms(mixed.shape) <= due_ms(riding, state) + SAME_MS:
-                return mixed
-            return replace(_decode_only(state, riding), chunk_owed=True)
     if not ready:
         return Hold(math.inf, "nothing is ready")
-
-    chosen = _earliest_due(ready, group)
-    step = _decode_only(state, chosen)
+    step = _decode_only(state, _earliest_due(ready, _group(decoding, knobs)))
     if rules.pace and knobs.pace_ms > 0.0:
         until_ms = _hold_until_ms(step, ready, state, knobs, now_ms, finish_ms)
         if now_ms < until_ms - SAME_MS:
             return Hold(until_ms, "paced: no token is due yet")
     return step
+
+
+def _decoding(state: Snapshot) -> list[RequestState]:
+    return [r for r in state.running if r.phase is Phase.DECODE]
+
+
+def _group(decoding: Sequence[RequestState], knobs: Knobs) -> int:
+    """Decodes of one microbatch."""
+    return -(-len(decoding) // knobs.microbatches)
 
 
 def _decode_only(state: Snapshot, decodes: Sequence[RequestState]) -> Step:
@@ -130,12 +159,17 @@ def _hold_until_ms(
 
     What does not fit into one microbatch goes one stage's time later each.
     """
-    travel_ms = finish_ms(step.shape) - now_ms
     steps_behind = -(-len(ready) // max(1, len(step.decodes))) - 1
-    stage_ms = travel_ms / state.limits.pp
-    latest_ms = due_ms(ready, state) - travel_ms - steps_behind * stage_ms
-    ready_ms = min(_last_token_ms(r, state) for r in ready)
-    return min(latest_ms, ready_ms + knobs.pace_ms)
+    pace_end_ms = min(last_token_ms(r, state) for r in ready) + knobs.pace_ms
+    until_ms = now_ms
+    # Once as if it went now, once as if it went then: the clock may change in between.
+    for _ in range(2):
+        travel_ms = finish_ms(step.shape, until_ms) - until_ms
+        latest_ms = due_ms(ready, state) - travel_ms - steps_behind * travel_ms / state.limits.pp
+        until_ms = min(latest_ms, pace_end_ms)
+        if until_ms <= now_ms:
+            break
+    return until_ms
 
 
 def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules) -> int:
@@ -147,7 +181,7 @@ def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules
 
 def due_ms(decodes: Sequence[RequestState], state: Snapshot) -> float:
     """When the first of these decodes would be late, margin included."""
-    latest = min(_last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
+    latest = min(last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
     return latest - state.correction.tbt_margin_ms
 
 
@@ -311,6 +345,6 @@ def _due_key(request: RequestState) -> float:
     return (-math.inf if last is None else last) + request.slo.tbt_ms
 
 
-def _last_token_ms(request: RequestState, state: Snapshot) -> float:
+def last_token_ms(request: RequestState, state: Snapshot) -> float:
     """A decode whose latest token nobody timed counts from the snapshot on."""
     return state.now_ms if request.last_token_ms is None else request.last_token_ms

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+# Times closer than a nanosecond are the same time: it keeps rounding out of the decisions.
+SAME_MS = 1e-6
+
 
 class Source(StrEnum):
     """Where a row's numbers come from. Never mixed silently."""
@@ -278,12 +281,15 @@ class Forecast:
     """What the emulator expects of one setting of the knobs.
 
     Attributes:
-        ttft_ms: predicted TTFT of every request that has no token yet.
-        worst_tbt_ms: the longest gap before a token of every running request.
+        ttft_ms: predicted TTFT of every request that has no token yet; infinite for one
+            that cannot be admitted before another request ends.
+        worst_tbt_ms: the longest gap before a token, for every request that gets a second.
         ttft_excess_ms: worst predicted TTFT + margin - SLO; at or below 0 is kept.
         tbt_excess_ms: the same for TBT.
         ttft_worst: the request it belongs to, None where no request waits.
         tbt_worst: the same for TBT.
+        ttft_violation: sum over requests of what is missing, in shares of their SLO.
+        tbt_violation: the same for TBT.
         horizon_ms: how far the emulator played.
         active_energy_j: all passes of all stages.
         idle_energy_j: every GPU-second that no pass covers.
@@ -297,6 +303,8 @@ class Forecast:
     tbt_excess_ms: float
     ttft_worst: str | None
     tbt_worst: str | None
+    ttft_violation: float
+    tbt_violation: float
     horizon_ms: float
     active_energy_j: float
     idle_energy_j: float
@@ -310,7 +318,7 @@ class Forecast:
     @property
     def feasible(self) -> bool:
         """Whether every request's SLO is kept, margin included."""
-        return self.ttft_excess_ms <= 0.0 and self.tbt_excess_ms <= 0.0
+        return max(self.ttft_excess_ms, self.tbt_excess_ms) <= SAME_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,221 @@
+"""Decode-only phases in aggregate, and the prices at which candidates are compared.
+
+Between two events nothing but decodes may run, and then the engine repeats itself: every
+microbatch goes round once per cycle. So that phase needs no playing forward, only its cycle:
+
+    cycle = max(stages, microbatches) passes, stretched by the pace up to what the SLO allows
+    power = passes of all stages per cycle + idle power of the GPU-time no pass covers
+
+Candidates that end at different times with different tokens done are compared over equal work
+by two prices, the same for all candidates of one snapshot:
+
+* a second costs what the best steady setting burns in it (``standing``);
+* a token not made will ride in a later batch, so it costs what one more decode adds to a
+  batch, not the average. That is where pacing earns: by Little's law a slower cadence finds
+  more requests per pass, and the pass's fixed part (reading the weights) is paid less often.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from beam_runtime.composer import servable, total_tokens
+from beam_runtime.cost import StepCost
+from beam_runtime.types import SAME_MS, Correction, EngineLimits, Rules, Snapshot, StepShape
+
+# The paces that a search tries, in shares of the tightest TBT SLO: none, and up to all of it.
+PACE_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What a decode-only phase serves.
+
+    Attributes:
+        requests: decodes going round.
+        context_tokens: their KV tokens together.
+        tbt_ms: the tightest TBT SLO among them.
+        groups: microbatches they already form; only a pace merges those.
+    """
+
+    requests: int
+    context_tokens: int
+    tbt_ms: float
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """One decode-only cycle of the whole replica, as rates.
+
+    Attributes:
+        cycle_ms: time between two tokens of a request.
+        active_power_w: energy of all stages' passes per second.
+        idle_power_w: what the uncovered GPU-time adds.
+        tokens_per_ms: tokens made.
+    """
+
+    cycle_ms: float
+    active_power_w: float
+    idle_power_w: float
+    tokens_per_ms: float
+
+    def net_power_w(self, token_j: float) -> float:
+        """Power less the price of the tokens made."""
+        return self.active_power_w + self.idle_power_w - token_j * self.tokens_per_ms * 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class EqualWork:
+    """The prices, and the window over which energies are stated.
+
+    Attributes:
+        token_j: one decode more in a batch, all stages, the idle power it displaces taken off.
+        standing_power_w: the best steady setting's power, token price taken off.
+        standing_tokens_per_ms: the tokens it makes.
+        window_ms: long enough for the slowest candidate.
+    """
+
+    token_j: float
+    standing_power_w: float
+    standing_tokens_per_ms: float
+    window_ms: float
+
+    def settlement_j(self, horizon_ms: float, tokens: float) -> float:
+        """What a candidate still owes at its horizon, or has done in advance."""
+        rest_ms = self.window_ms - horizon_ms
+        owed = self.standing_tokens_per_ms * horizon_ms - tokens
+        return self.standing_power_w * rest_ms / 1e3 + self.token_j * owed
+
+
+def steady(
+    decoding: Decoding,
+    clock: int,
+    microbatches: int,
+    pace_ms: float,
+    cost: StepCost,
+    limits: EngineLimits,
+    correction: Correction,
+    rules: Rules,
+) -> Steady:
+    """The steady cycle of a decode-only phase.
+
+    Args:
+        decoding: what is served.
+        clock: index into ``cost.clocks_mhz``.
+        microbatches: into how many groups a step may split them at least.
+        pace_ms: how long a ready group may be held.
+        cost: of one stage's pass.
+        limits: of the engine.
+        correction: of the table's latencies.
+        rules: pacing may be switched off.
+    """
+    idle_w = float(cost.idle_power_w[clock]) * limits.pp
+    if decoding.requests == 0:
+        return Steady(0.0, 0.0, idle_w, 0.0)
+    groups = max(microbatches, decoding.groups)
+    cycle_ms, _, _ = _round(decoding, clock, groups, cost, limits, correction)
+    paced = rules.pace and pace_ms > 0.0
+    # A hold this long lets the last group catch up with the first: they go on together.
+    if paced and groups > microbatches and pace_ms >= cycle_ms * (1.0 - 1.0 / groups):
+        groups = microbatches
+    cycle_ms, busy_ms, pass_j = _round(decoding, clock, groups, cost, limits, correction)
+    if paced:
+        allowed_ms = decoding.tbt_ms - correction.tbt_margin_ms
+        cycle_ms = min(max(cycle_ms, allowed_ms), cycle_ms + pace_ms)
+    return Steady(
+        cycle_ms=cycle_ms,
+        active_power_w=limits.pp * pass_j / cycle_ms * 1e3,
+        idle_power_w=idle_w * (1.0 - busy_ms / cycle_ms),
+        tokens_per_ms=decoding.requests / cycle_ms,
+    )
+
+
+def _round(
+    decoding: Decoding,
+    clock: int,
+    groups: int,
+    cost: StepCost,
+    limits: EngineLimits,
+    correction: Correction,
+) -> tuple[float, float, float]:
+    """One round of all groups on one stage: (cycle ms, busy ms, joules)."""
+    size = -(-decoding.requests // min(groups, decoding.requests))
+    passes = -(-decoding.requests // size)
+    shape = StepShape(
+        decode_requests=size,
+        decode_context_tokens=decoding.context_tokens * size // decoding.requests,
+    )
+    busy_ms = correction.decode_scale * float(cost.latency_ms(shape)[clock])
+    cycle_ms = max(limits.pp, passes) * (busy_ms + limits.host_gap_ms)
+    cycle_ms += (limits.pp - 1) * limits.transfer_ms
+    return cycle_ms, passes * busy_ms, passes * float(cost.energy_j(shape)[clock])
+
+
+def equal_work(
+    state: Snapshot,
+    cost: StepCost,
+    rules: Rules,
+    lookahead_ms: float,
+) -> EqualWork:
+    """The prices for one snapshot: its requests, all decoding, at their best steady setting."""
+    everyone = [r for r in (*state.running, *state.waiting) if servable(r, state)]
+    everyone = everyone[: state.limits.max_num_seqs]
+    decoding = Decoding(
+        requests=len(everyone),
+        context_tokens=sum(total_tokens(r) for r in everyone),
+        tbt_ms=min((r.slo.tbt_ms for r in everyone), default=0.0),
+    )
+    token_j = _token_price_j(decoding, cost, state.limits.pp)
+    best: Steady | None = None
+    for clock in range(len(cost.clocks_mhz)):
+        for microbatches in range(1, state.limits.pp + 1):
+            for share in PACE_SHARES:
+                pace_ms = share * decoding.tbt_ms
+                one = steady(
+                    decoding, clock, microbatches, pace_ms,
+                    cost, state.limits, state.correction, rules,
+                )  # fmt: skip
+                late = one.cycle_ms + state.correction.tbt_margin_ms > decoding.tbt_ms + SAME_MS
+                if decoding.requests and late:
+                    continue
+                if best is None or one.net_power_w(token_j) < best.net_power_w(token_j):
+                    best = one
+    if best is None:  # no setting is in time: the fastest clock, everything in one batch
+        clock = len(cost.clocks_mhz) - 1
+        best = steady(decoding, clock, 1, 0.0, cost, state.limits, state.correction, rules)
+    return EqualWork(
+        token_j=token_j,
+        standing_power_w=best.net_power_w(token_j),
+        standing_tokens_per_ms=best.tokens_per_ms,
+        window_ms=lookahead_ms + _slowest_prefill_ms(state, cost),
+    )
+
+
+def _token_price_j(decoding: Decoding, cost: StepCost, pp: int) -> float:
+    """Joules that one more decode adds to a batch, at the clock where that is least.
+
+    From doubling the batch: it smooths over the staircase, and is what a cadence half as fast
+    comes to.
+    """
+    if decoding.requests == 0:
+        return 0.0
+    one = StepShape(
+        decode_requests=decoding.requests, decode_context_tokens=decoding.context_tokens
+    )
+    two = StepShape(
+        decode_requests=2 * decoding.requests, decode_context_tokens=2 * decoding.context_tokens
+    )
+    added_j = cost.energy_j(two) - cost.energy_j(one)
+    displaced_j = cost.idle_power_w * (cost.latency_ms(two) - cost.latency_ms(one)) / 1e3
+    return max(0.0, float(np.min(added_j - displaced_j)) * pp / decoding.requests)
+
+
+def _slowest_prefill_ms(state: Snapshot, cost: StepCost) -> float:
+    pending = sum(
+        total_tokens(r) - r.computed_tokens for r in (*state.running, *state.waiting)
+        if servable(r, state)
+    )  # fmt: skip
+    chunk = StepShape(prefill_tokens=state.limits.max_batched_tokens)
+    step_ms = float(cost.latency_ms(chunk)[0]) + state.limits.host_gap_ms
+    return pending / state.limits.max_batched_tokens * step_ms
