@@ -22,7 +22,7 @@ import typer
 
 import beamprof
 from beam_runtime.errors import BeamError
-from beamprof.cli import profile, sweep
+from beamprof.cli import profile, sweep, table, trace
 
 DONE, BAD_INPUT, INTERRUPTED, BUG = 0, 2, 130, 70
 
@@ -35,7 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("profile")(profile.command)
+app.add_typer(table.app, name="table")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(trace.app, name="trace")
 
 
 def _version(asked: bool) -> None:

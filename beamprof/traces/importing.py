@@ -7,7 +7,6 @@ by reason when asked; rows out of order are an error, or sorted and counted.
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import polars as pl
@@ -16,18 +15,12 @@ from beamprof.errors import ImportFormatError, TraceError
 from beamprof.traces.arrivals import poisson_arrivals_s
 from beamprof.traces.importers.base import ForeignRows
 from beamprof.traces.importers.registry import importer_for
+from beamprof.traces.policies import BadRows
 from beamprof.traces.source_file import sha256_of
 from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 from beamprof.traces.trace_file import load_trace, sidecar_path
 
 _MOST_TOKENS = 2**31 - 1
-
-
-class BadRows(StrEnum):
-    """What happens to rows that are no requests."""
-
-    ERROR = "error"
-    DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ day. What it does not model: sessions, prefixes, correlation between clients.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from beamprof.errors import TraceError
 from beamprof.traces.arrivals import seeded, whole_microseconds
+from beamprof.traces.policies import MissingDataset
 from beamprof.traces.servegen_pool import (
     WINDOW_S,
     Client,
@@ -38,13 +38,6 @@ LICENCE = "Apache-2.0 as published in ServeGen"
 _WINDOW_US = WINDOW_S * 1_000_000
 _MOST_REQUESTS = 100_000_000
 _SEARCH_STEPS, _GOOD_ENOUGH, _ENOUGH = 12, 0.005, 0.02
-
-
-class MissingDataset(StrEnum):
-    """What happens to an active client whose lengths are not in the pool."""
-
-    ERROR = "error"
-    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)

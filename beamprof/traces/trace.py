@@ -149,16 +149,16 @@ class Trace:
 
     def sha256(self) -> str:
         """SHA-256 of rows and duration, whatever file they lie in: 64 hexadecimal digits."""
-        digest = hashlib.sha256(f"duration_s:{self.duration_s!r}\n".encode())
+        digest = hashlib.sha256(f"duration_s:{float(self.duration_s)!r}\n".encode())
         for name in self.frame.columns:
             column = self.frame[name]
-            digest.update(f"{name}\n".encode())
+            digest.update(name.encode() + b"\n")
             if isinstance(column.dtype, pl.List):
                 lengths = column.list.len().fill_null(0)
                 digest.update(_little_endian(lengths.cast(pl.Int64)))
                 digest.update(_little_endian(column.explode().drop_nulls()))
             elif column.dtype == pl.String:
-                words: list[str] = column.fill_null("\1").to_list()
+                words = column.fill_null("\1").to_list()
                 digest.update("\0".join(words).encode())
             else:
                 digest.update(_little_endian(column))
@@ -215,7 +215,7 @@ def _check_rows(frame: pl.DataFrame, duration_s: float) -> None:
     for name in ("input_tokens", "output_tokens"):
         least = frame[name].min()
         if not isinstance(least, int) or least < 1:
-            raise TraceError(f"{name} must be 1 or more in every row, found {least}")
+            raise TraceError(f"{name} must be 1 or more in every row, found {least!r}")
     if frame["request_id"].n_unique() != frame.height:
         raise TraceError("request_id must be unique")
     if not np.isfinite(duration_s) or duration_s <= 0 or duration_s < arrival_s[-1]:

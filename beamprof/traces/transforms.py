@@ -1,21 +1,12 @@
 """What may be done to a trace before it is replayed; each is counted in its record."""
 
-from enum import StrEnum
-
 import numpy as np
 import polars as pl
 
 from beamprof.errors import TraceError
 from beamprof.traces.arrivals import seeded
+from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace import Trace
-
-
-class OverLimit(StrEnum):
-    """What happens to a request of more tokens than the model takes."""
-
-    DROP = "drop"
-    TRUNCATE = "truncate"
-    ERROR = "error"
 
 
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
@@ -32,15 +23,17 @@ def window(trace: Trace, start_s: float, end_s: float) -> Trace:
             cause=f"asked for {start_s:g} s to {end_s:g} s",
             hint=f"for example --window 0s:{trace.duration_s:g}s",
         )
-    closed = "both" if end_s >= trace.duration_s else "left"
-    inside = trace.frame.filter(pl.col("arrival_s").is_between(start_s, end_s, closed=closed))
+    arrival = pl.col("arrival_s")
+    before_end = arrival <= end_s if end_s >= trace.duration_s else arrival < end_s
+    inside = trace.frame.filter((arrival >= start_s) & before_end).with_columns(arrival - start_s)
+    # By rounding, the last difference can lie a bit above the difference of the ends.
+    duration_s = max([end_s - start_s, *inside["arrival_s"].tail(1)])
     return trace.transformed(
-        inside.with_columns(pl.col("arrival_s") - start_s),
+        inside,
         "window",
         {"start_s": start_s, "end_s": end_s},
         {"outside_window": trace.requests - inside.height},
-        # The last arrival can lie a rounding of the subtraction above the difference.
-        duration_s=max(end_s - start_s, float((inside["arrival_s"] - start_s).max() or 0.0)),
+        duration_s=duration_s,
     )
 
 

@@ -1,0 +1,99 @@
+"""`beam trace import | generate | stats`: requests to replay, from anywhere, with their record."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beamprof.cli import trace_generate
+from beamprof.cli.trace_output import (
+    Force,
+    Json,
+    MaxTokens,
+    Output,
+    Over,
+    Seed,
+    Window,
+    preparation,
+    show,
+    write,
+)
+from beamprof.traces.policies import BadRows, OverLimit
+from beamprof.units import parse_duration_s
+
+app = typer.Typer(
+    name="trace", help="Import, generate and describe request traces.", no_args_is_help=True
+)
+app.add_typer(trace_generate.app, name="generate")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A trace in any known format.")],
+    output: Output = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="servegen, azure, burstgpt, mooncake, vidur, beam-artifact or jsonl; found by "
+            "the first line if left out.",
+        ),
+    ] = None,
+    window: Window = None,
+    max_total_tokens: MaxTokens = None,
+    over_limit: Over = OverLimit.ERROR,
+    target_tps: Annotated[
+        float | None,
+        typer.Option("--target-tps", help="Thin to this mean of input + output tokens per second."),
+    ] = None,
+    bad_rows: Annotated[
+        BadRows, typer.Option("--bad-rows", help="What happens to rows that are no requests.")
+    ] = BadRows.ERROR,
+    sort: Annotated[bool, typer.Option("--sort", help="Sort rows whose times go back.")] = False,
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", help="How long the trace lasts, if the file does not say."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", help="Poisson arrivals per second for a file of lengths only."),
+    ] = None,
+    seed: Seed = 0,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the file, for its record.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a trace into BEAM's form: azure, burstgpt, mooncake, servegen, vidur and more."""
+    from beamprof.traces.importing import ImportOptions, import_trace
+
+    options = ImportOptions(
+        bad_rows=bad_rows,
+        sort=sort,
+        duration_s=None if duration is None else parse_duration_s(duration, "--duration"),
+        rate_rps=rate,
+        seed=seed,
+        licence=licence,
+    )
+    write(
+        "trace import",
+        lambda: import_trace(file, format_name=format_name, options=options),
+        preparation(window, max_total_tokens, over_limit, target_tps, seed),
+        output or file.with_name(f"{file.stem}.trace.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def stats(
+    file: Annotated[Path, typer.Argument(help="A trace, BEAM's own or in any known format.")],
+    as_json: Json = False,
+) -> None:
+    """Describe a trace: rates, lengths, burstiness, and what was done to it."""
+    from beamprof.traces.importing import open_trace
+    from beamprof.traces.preparation import report_trace
+
+    report = report_trace(open_trace(file))
+    show("trace stats", report, f"beam replay --table TABLE --trace {file}", as_json=as_json)

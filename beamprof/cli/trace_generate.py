@@ -1,0 +1,247 @@
+"""`beam trace generate`: synthetic load, or a draw from a ServeGen pool."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beamprof.cli.trace_output import (
+    Force,
+    Json,
+    MaxTokens,
+    Output,
+    Over,
+    Seed,
+    moment_s,
+    preparation,
+    write,
+)
+from beamprof.errors import TraceError
+from beamprof.traces.policies import MissingDataset, OverLimit
+from beamprof.units import parse_duration_s
+
+if TYPE_CHECKING:
+    from beamprof.traces.preparation import Preparation
+    from beamprof.traces.servegen_sampler import Draw
+    from beamprof.traces.synthetic import Lengths
+    from beamprof.traces.trace import Trace
+
+app = typer.Typer(
+    name="generate", help="Draw a trace: synthetic load or a ServeGen pool.", no_args_is_help=True
+)
+
+DAY_S = 86400
+
+Rate = Annotated[float, typer.Option("--rate", help="Requests per second.")]
+Duration = Annotated[str, typer.Option("--duration", help="How long the trace lasts, e.g. 10m.")]
+InputTokens = Annotated[int, typer.Option("--input-tokens", help="Mean prompt.")]
+OutputTokens = Annotated[int, typer.Option("--output-tokens", help="Mean output.")]
+Spread = Annotated[
+    float, typer.Option("--spread", help="Lengths are uniform in mean ± this fraction.")
+]
+
+
+@app.command()
+def poisson(
+    rate: Rate = 2.0,
+    duration: Duration = "10m",
+    input_tokens: InputTokens = 1050,
+    output_tokens: OutputTokens = 150,
+    spread: Spread = 0.3,
+    seed: Seed = 0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Poisson arrivals at one rate."""
+    from beamprof.traces import synthetic
+
+    write(
+        "trace generate poisson",
+        lambda: synthetic.poisson(
+            rate,
+            parse_duration_s(duration, "--duration"),
+            lengths=_lengths(input_tokens, output_tokens, spread),
+            seed=seed,
+        ),
+        None,
+        output or Path(f"poisson-{rate:g}rps-seed{seed}.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def step(
+    low: Annotated[float, typer.Option("--low", help="Requests per second around it.")] = 4.0,
+    high: Annotated[float, typer.Option("--high", help="Requests per second in it.")] = 20.0,
+    duration: Duration = "2m",
+    burst_start: Annotated[str, typer.Option("--burst-start", help="When it comes.")] = "30s",
+    burst: Annotated[str, typer.Option("--burst", help="How long it lasts.")] = "30s",
+    input_tokens: InputTokens = 1050,
+    output_tokens: OutputTokens = 150,
+    spread: Spread = 0.3,
+    seed: Seed = 0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """A burst: a low rate, a high one, the low one again."""
+    from beamprof.traces import synthetic
+
+    write(
+        "trace generate step",
+        lambda: synthetic.step(
+            low,
+            high,
+            parse_duration_s(duration, "--duration"),
+            burst_start_s=moment_s(burst_start, "--burst-start"),
+            burst_s=parse_duration_s(burst, "--burst"),
+            lengths=_lengths(input_tokens, output_tokens, spread),
+            seed=seed,
+        ),
+        None,
+        output or Path(f"step-{low:g}-{high:g}rps-seed{seed}.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def ramp(
+    start: Annotated[float, typer.Option("--from", help="Requests per second first.")] = 2.0,
+    end: Annotated[float, typer.Option("--to", help="Requests per second last.")] = 6.4,
+    duration: Duration = "10m",
+    input_tokens: InputTokens = 1050,
+    output_tokens: OutputTokens = 150,
+    spread: Spread = 0.3,
+    seed: Seed = 0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """A rate that grows, or falls, in a straight line."""
+    from beamprof.traces import synthetic
+
+    write(
+        "trace generate ramp",
+        lambda: synthetic.ramp(
+            start,
+            end,
+            parse_duration_s(duration, "--duration"),
+            lengths=_lengths(input_tokens, output_tokens, spread),
+            seed=seed,
+        ),
+        None,
+        output or Path(f"ramp-{start:g}-{end:g}rps-seed{seed}.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def spike(
+    rate: Rate = 2.0,
+    duration: Duration = "2m",
+    every: Annotated[str, typer.Option("--every", help="Time between spikes.")] = "30s",
+    requests: Annotated[int, typer.Option("--requests", help="Prompts in one spike.")] = 1,
+    spike_input_tokens: Annotated[
+        int, typer.Option("--spike-input-tokens", help="Prompt of each of them.")
+    ] = 1500,
+    input_tokens: InputTokens = 1050,
+    output_tokens: OutputTokens = 150,
+    spread: Spread = 0.3,
+    seed: Seed = 0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Prompts that arrive at one moment, again and again, over Poisson arrivals."""
+    from beamprof.traces import synthetic
+
+    write(
+        "trace generate spike",
+        lambda: synthetic.spike(
+            rate,
+            parse_duration_s(duration, "--duration"),
+            every_s=parse_duration_s(every, "--every"),
+            requests=requests,
+            spike_input_tokens=spike_input_tokens,
+            lengths=_lengths(input_tokens, output_tokens, spread),
+            seed=seed,
+        ),
+        None,
+        output or Path(f"spike-{rate:g}rps-seed{seed}.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def servegen(
+    pool: Annotated[
+        Path, typer.Argument(help="A folder of chunk-<id>-trace.csv and -dataset.json")
+    ],
+    day: Annotated[int, typer.Option("--day", help="Of the pool's time axis.", min=0)] = 0,
+    start: Annotated[str, typer.Option("--start", help="Time of day, e.g. 19h.")] = "19h",
+    duration: Duration = "1h",
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="Factor on every client's rate.")
+    ] = None,
+    target_tps: Annotated[
+        float | None,
+        typer.Option("--target-tps", help="Find the scale for this mean of in + out tokens/s."),
+    ] = None,
+    missing_dataset: Annotated[
+        MissingDataset,
+        typer.Option("--missing-dataset", help="What happens to clients without lengths."),
+    ] = MissingDataset.ERROR,
+    max_total_tokens: MaxTokens = None,
+    over_limit: Over = OverLimit.ERROR,
+    seed: Seed = 0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a trace from a native ServeGen client pool."""
+    from beamprof.traces.servegen_sampler import Draw
+
+    if scale is not None and target_tps is not None:
+        raise TraceError(
+            "--scale and --target-tps both set the load",
+            hint="leave one out: --target-tps finds the scale",
+        )
+    draw = Draw(
+        start_s=day * DAY_S + moment_s(start, "--start"),
+        duration_s=parse_duration_s(duration, "--duration"),
+        scale=1.0 if scale is None else scale,
+        seed=seed,
+        missing=missing_dataset,
+    )
+    steps = preparation(None, max_total_tokens, over_limit, None, seed)
+    write(
+        "trace generate servegen",
+        lambda: _from_pool(pool, draw, target_tps, steps),
+        steps,
+        output or Path(f"servegen-{pool.resolve().name}-d{day}-{start}-seed{seed}.parquet"),
+        force=force,
+        as_json=as_json,
+    )
+
+
+def _from_pool(
+    folder: Path, draw: "Draw", target_tps: float | None, steps: "Preparation"
+) -> "Trace":
+    from beamprof.traces.servegen_pool import read_pool
+    from beamprof.traces.servegen_sampler import sample, scale_for_tokens_per_s
+
+    pool = read_pool(folder, draw.start_s, draw.start_s + draw.duration_s)
+    if target_tps is not None:
+        draw = scale_for_tokens_per_s(pool, draw, target_tps, steps.apply)
+    return sample(pool, draw)
+
+
+def _lengths(input_tokens: int, output_tokens: int, spread: float) -> "Lengths":
+    from beamprof.traces.synthetic import Lengths
+
+    return Lengths(input_tokens, output_tokens, spread)
