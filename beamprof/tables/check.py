@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_runtime.cost import StepCost
+from beam_runtime.cost_fit import fit_table
 from beam_runtime.errors import TableError
 from beam_runtime.schema import RowKind
 from beam_runtime.table import PerfTable
@@ -138,8 +138,8 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         residuals(values, grid.clocks_mhz) for values in (grid.latency_ms, grid.energy_j)
     )
     suspects = [
-        *outliers(grid, "latency_ms", latency, OUTLIER_LATENCY),
-        *outliers(grid, "energy_j", energy, OUTLIER_ENERGY),
+        *outliers(grid, "latency_ms", grid.latency_ms, latency, OUTLIER_LATENCY),
+        *outliers(grid, "energy_j", grid.energy_j, energy, OUTLIER_ENERGY),
     ]
     by_clock, by_cell, held_out = (
         errors_by_clock(table),
@@ -152,7 +152,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     not_reached = _not_reached(table)
     findings = (
         _clocks(grid),
-        _contexts(table),
+        _contexts(table, grid),
         _by_clock(by_clock, limits),
         _by_cell(by_cell, limits),
         _held_out(held_out, limits),
@@ -189,19 +189,30 @@ def _clocks(grid: CellGrid) -> Finding:
     return Finding("clocks", True, f"{len(clocks)} clocks, {clocks[0]} to {clocks[-1]} MHz")
 
 
-def _contexts(table: PerfTable) -> Finding:
+def _contexts(table: PerfTable, grid: CellGrid) -> Finding:
     hint = "profile decode batches of one size over two contexts or more"
     try:
-        known = StepCost.from_table(table).fit.known
+        fit_table(table)
     except TableError as error:
         return Finding("contexts", False, error.message, error.hint or hint)
-    if "decode_context_tokens" not in known:
-        text = "the rows do not tell the cost of KV context from that of tokens: one context only"
+    decode: dict[tuple[int, int, int], set[int]] = {}
+    chunk: dict[tuple[int, int, int], set[int]] = {}
+    for cell in grid.cells:
+        if cell.decode_requests:
+            batch = (cell.prefill_tokens, cell.prefill_context_tokens, cell.decode_requests)
+            decode.setdefault(batch, set()).add(cell.decode_context_tokens)
+        if cell.prefill_tokens:
+            beside = (cell.prefill_tokens, cell.decode_requests, cell.decode_context_tokens)
+            chunk.setdefault(beside, set()).add(cell.prefill_context_tokens)
+    if not decode:
+        return Finding("contexts", False, "no decode batches at all", hint)
+    if max(map(len, decode.values())) < 2:
+        text = "each decode batch stands over one context only: what context costs is unknown"
         return Finding("contexts", False, text, hint)
-    if "prefill_context_tokens" not in known:
-        text = "decode context from the rows; chunks over earlier context derived, not measured"
+    if not chunk or max(map(len, chunk.values())) < 2:
+        text = "decode context measured; chunks over earlier context derived, not measured"
         return Finding("contexts", True, text)
-    return Finding("contexts", True, "decode and chunk context both follow from the rows")
+    return Finding("contexts", True, "decode batches and chunks both measured over several")
 
 
 def _by_clock(errors: tuple[ClockError, ...], limits: Limits) -> Finding:

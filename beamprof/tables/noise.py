@@ -37,13 +37,11 @@ class Noise:
     Attributes:
         sigma: robust standard deviation over all rows; NaN with fewer than three clocks.
         worst_cell_sigma, worst_cell: the noisiest cell.
-        worst_row: the largest distance of one row from its neighbours.
     """
 
     sigma: float
     worst_cell_sigma: float
     worst_cell: StepShape
-    worst_row: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +66,28 @@ class Rise:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residuals:
-    """(N, M) logarithmic distance of each row from its neighbours; NaN where there are too few.
+    """Logarithmic distance of each row from its neighbours; NaN where there are too few.
 
-    ``scaled`` is divided by what noise of one unit per row would give; ``off`` is not.
+    Attributes:
+        off: (N, M), after what all cells share at a clock is taken out.
+        gain: (N, M) standard deviation of ``off`` per unit of noise in a row: large at the first
+            and last clock, whose neighbours lie on one side only.
+        shared: (M,) what was taken out.
     """
 
     off: NDArray[np.float64]
-    scaled: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    shared: NDArray[np.float64]
 
     @property
     def sigma(self) -> float:
         """Robust standard deviation of one row, over the table."""
-        return _sigma(self.scaled)
+        return _sigma(self.off / self.gain)
 
     @property
     def cell_sigma(self) -> NDArray[np.float64]:
-        """(N,) the same for each cell, but never below the table's: few clocks tell little."""
-        cells = np.array([_sigma(line) for line in self.scaled])
-        floored: NDArray[np.float64] = np.fmax(cells, self.sigma)
-        return floored
+        """(N,) the same for each cell."""
+        return np.array([_sigma(line) for line in self.off / self.gain])
 
 
 def residuals(values: NDArray[np.float64], clocks_mhz: NDArray[np.int64]) -> Residuals:
@@ -96,62 +97,85 @@ def residuals(values: NDArray[np.float64], clocks_mhz: NDArray[np.int64]) -> Res
         values: (N, M) cells by clocks, NaN for holes.
         clocks_mhz: (M,) ascending.
     """
-    logs = np.log(values)
-    off, unit = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
-    for line in range(values.shape[0]):
-        known = np.flatnonzero(np.isfinite(logs[line]))
-        for place in range(1, len(known) - 1):
-            near = _nearest(known, place)
-            weights = _lagrange(clocks_mhz[near].astype(float), float(clocks_mhz[known[place]]))
-            off[line, known[place]] = logs[line, known[place]] - weights @ logs[line, near]
-            unit[line, known[place]] = np.sqrt(1 + weights @ weights)
-    if values.shape[0] >= CELLS_TO_SHARE:
-        judged = np.isfinite(off).sum(axis=0) >= CELLS_TO_SHARE
-        off[:, judged] -= np.nanmedian(off[:, judged], axis=0)
-    return Residuals(off=off, scaled=off / unit)
+    lines = [_against_neighbours(line, clocks_mhz) for line in np.log(values)]
+    off = np.array([line[0] for line in lines])
+    shared = np.zeros(len(clocks_mhz))
+    judged = np.isfinite(off).sum(axis=0) >= CELLS_TO_SHARE
+    shared[judged] = np.nanmedian(off[:, judged], axis=0)
+    return Residuals(off=off - shared, gain=np.array([line[1] for line in lines]), shared=shared)
+
+
+def _against_neighbours(
+    logs: NDArray[np.float64], clocks_mhz: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    off, gain = np.full(len(logs), np.nan), np.full(len(logs), np.nan)
+    known = np.flatnonzero(np.isfinite(logs))
+    if len(known) < 3:
+        return off, gain
+    for place, column in enumerate(known.tolist()):
+        near = _nearest(known, place)
+        weights = _lagrange(clocks_mhz[near].astype(float), float(clocks_mhz[column]))
+        off[column] = logs[column] - weights @ logs[near]
+        gain[column] = np.sqrt(1 + weights @ weights)
+    return off, gain
 
 
 def noise(cells: tuple[StepShape, ...], found: Residuals) -> Noise:
     """Sum up residuals."""
-    if not np.isfinite(found.off).any():
-        return Noise(float("nan"), float("nan"), cells[0], float("nan"))
-    by_cell = np.array([_sigma(line) for line in found.scaled])
+    by_cell = found.cell_sigma
+    if not np.isfinite(by_cell).any():
+        return Noise(float("nan"), float("nan"), cells[0])
     worst = int(np.nanargmax(by_cell))
-    return Noise(
-        sigma=found.sigma,
-        worst_cell_sigma=float(by_cell[worst]),
-        worst_cell=cells[worst],
-        worst_row=float(np.expm1(np.nanmax(np.abs(found.off)))),
-    )
+    return Noise(found.sigma, float(by_cell[worst]), cells[worst])
 
 
-def outliers(grid: CellGrid, field: str, found: Residuals, at_least: float) -> list[Outlier]:
+def outliers(
+    grid: CellGrid, field: str, values: NDArray[np.float64], found: Residuals, at_least: float
+) -> list[Outlier]:
     """Rows beyond ``at_least`` (a fraction) and OUTLIER_SIGMAS, the worst first.
 
-    One bad row pulls its neighbours' residuals along, so of adjacent suspects only the worst
-    stands.
+    A bad row pulls its neighbours' residuals along. So the suspect of a cell is the row without
+    which the others agree best, and its measure is their noise, not its own.
     """
-    limit = np.fmax(np.log1p(at_least), OUTLIER_SIGMAS * found.cell_sigma)[:, None]
-    suspects = np.argwhere(np.abs(np.nan_to_num(found.off)) > limit).tolist()
-    suspects.sort(key=lambda at: -abs(found.off[at[0], at[1]]))
-    taken: list[tuple[int, int]] = []
-    for line, column in suspects:
-        if all(line != other or abs(column - place) > NEIGHBOURS // 2 for other, place in taken):
-            taken.append((line, column))
-    return [
-        Outlier(
-            grid.cells[line],
-            int(grid.clocks_mhz[column]),
-            field,
-            float(np.expm1(found.off[line, column])),
-        )
-        for line, column in taken
-    ]
+    taken = []
+    for line, cell in enumerate(grid.cells):
+        logs = np.log(values[line])
+        while np.isfinite(logs).sum() > NEIGHBOURS:
+            off, gain = _against_neighbours(logs, grid.clocks_mhz)
+            off -= found.shared
+            if np.nanmax(np.abs(off)) <= np.log1p(at_least):
+                break
+            column, rest = _suspect(logs, grid.clocks_mhz, found.shared)
+            sigma = np.fmax(_sigma(rest), found.sigma)
+            if abs(off[column]) <= max(np.log1p(at_least), OUTLIER_SIGMAS * sigma * gain[column]):
+                break
+            clock_mhz = int(grid.clocks_mhz[column])
+            taken.append(Outlier(cell, clock_mhz, field, float(np.expm1(off[column]))))
+            logs = _set_aside(logs, column)
+    return sorted(taken, key=lambda outlier: -abs(np.log1p(outlier.off)))
+
+
+def _suspect(
+    logs: NDArray[np.float64], clocks_mhz: NDArray[np.int64], shared: NDArray[np.float64]
+) -> tuple[int, NDArray[np.float64]]:
+    """The column without which the others agree best, and what they are then off each other."""
+    rests = {}
+    for column in np.flatnonzero(np.isfinite(logs)).tolist():
+        off, gain = _against_neighbours(_set_aside(logs, column), clocks_mhz)
+        rests[column] = (off - shared) / gain
+    best = min(rests, key=lambda column: float(np.nansum(rests[column] ** 2)))
+    return best, rests[best]
+
+
+def _set_aside(logs: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+    rest = logs.copy()
+    rest[column] = np.nan
+    return rest
 
 
 def rises(grid: CellGrid, found: Residuals) -> list[Rise]:
     """Neighbouring clocks between which latency grows beyond noise, the worst first."""
-    sigma = np.nan_to_num(found.cell_sigma)
+    sigma = np.nan_to_num(np.fmax(found.cell_sigma, found.sigma))
     seen = []
     for line, cell in enumerate(grid.cells):
         known = np.flatnonzero(np.isfinite(grid.latency_ms[line]))
@@ -164,7 +188,7 @@ def rises(grid: CellGrid, found: Residuals) -> list[Rise]:
 
 
 def _nearest(known: NDArray[np.int64], place: int) -> NDArray[np.int64]:
-    """Up to four neighbours of known[place], the nearest by position, at least one a side."""
+    """Up to four neighbours of known[place], two a side but at the ends."""
     start = min(max(place - NEIGHBOURS // 2, 0), max(len(known) - NEIGHBOURS - 1, 0))
     window = known[start : start + NEIGHBOURS + 1]
     near: NDArray[np.int64] = window[window != known[place]]

@@ -30,6 +30,7 @@ import numpy as np
 
 from beam_runtime.schema import RowKind
 from beam_runtime.types import Source
+from beamprof.devices.device import detect_device
 from beamprof.errors import ImportFormatError
 from beamprof.model_shape import ModelShape, registry, resolve_model
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
@@ -51,12 +52,6 @@ CLOCK_MHZ = (100, 4000)
 LEAVE_OUT = "set valid to 0 on the line to leave it out"
 
 NAME = re.compile(r"dvfs_profile_(?P<gpu>[^_]+)_(?P<model>.+)_tp(?P<tp>\d+)_pp(?P<pp>\d+)_one")
-# Names whose device file is not simply the GPU's name in lower case.
-DEVICES = {
-    "nvidia a100 80gb pcie": "a100-pcie-80gb",
-    "nvidia h100 80gb hbm3": "h100-sxm",
-    "nvidia h200": "h200-sxm",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +152,9 @@ def _layout(path: Path, overrides: ImportOverrides) -> _Layout:
     if not tp or not pp:
         raise ImportFormatError(f"{path.name}: tp and pp must be 1 or more, found {tp} and {pp}")
     shape = resolve_model(model) if model else _registered(named["model"] if named else "", path)
-    device = overrides.device or DEVICES.get(
-        gpu.lower(), gpu.lower().removeprefix("nvidia ").replace(" ", "-")
-    )
+    # A GPU without a device file of ours still has a name that can be compared.
+    slug = gpu.lower().removeprefix("nvidia ").replace(" ", "-")
+    device = overrides.device or detect_device(gpu) or slug
     return _Layout(gpu_name=gpu, device=device, shape=shape, tp=tp, pp=pp)
 
 

@@ -1,0 +1,185 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_runtime.types import StepShape
+from beamprof.tables.check import TableCheck, check_table
+from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.noise import OUTLIER_LATENCY, outliers, residuals
+
+CELL = {"prefill_tokens": 0, "decode_requests": 64, "decode_context_tokens": 64 * 2048}
+STEP = StepShape(0, 0, 64, 64 * 2048)
+
+
+def plant(rows: list[dict[str, Any]], factor: float, field: str, **where: int) -> None:
+    """Multiply a field of the rows that match; at least one must."""
+    hit = [
+        row
+        for row in rows
+        if row["kind"] == "forward" and all(row[key] == value for key, value in where.items())
+    ]
+    assert hit
+    for row in hit:
+        row[field] *= factor
+
+
+def said(found: TableCheck, name: str) -> bool | None:
+    return next(finding.ok for finding in found.findings if finding.name == name)
+
+
+def no(found: TableCheck) -> list[str]:
+    return [finding.name for finding in found.findings if finding.ok is False]
+
+
+def test_sound_table_drives_a_controller(sound):
+    found = check_table(sound)
+    assert found.drivable, no(found)
+    assert found.holes == found.outliers == found.rises == ()
+    assert found.latency_noise.sigma < 1e-3
+    assert found.held_out is not None
+    # The planted physics is StepCost's own form, so mixed cells must be foretold almost exactly.
+    assert found.held_out.latency_mape < 1e-3
+    assert found.held_out.rows == 2 * 9
+
+
+@pytest.mark.parametrize("field", ["latency_ms", "energy_j"])
+def test_planted_outlier_is_found_where_it_is(rows, seal, field):
+    plant(rows, 1.4, field, clock_mhz=930, **CELL)
+    found = check_table(seal(rows))
+    assert not found.drivable
+    assert [(o.cell, o.clock_mhz, o.field) for o in found.outliers] == [(STEP, 930, field)]
+    assert found.outliers[0].off == pytest.approx(0.4, abs=0.03)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    line=st.integers(0, 27),
+    column=st.integers(0, 8),
+    factor=st.one_of(st.floats(1.5, 3.0), st.floats(0.3, 0.65)),
+)
+def test_any_single_outlier_is_found(sound_grid, line, column, factor):
+    grid = sound_grid()
+    values = grid.latency_ms.copy()
+    values[line, column] *= factor
+    found = outliers(
+        grid, "latency_ms", values, residuals(values, grid.clocks_mhz), OUTLIER_LATENCY
+    )
+    assert [(o.cell, o.clock_mhz) for o in found] == [
+        (grid.cells[line], int(grid.clocks_mhz[column]))
+    ]
+
+
+def test_latency_that_rises_with_the_clock(rows, seal):
+    plant(rows, 1.6, "latency_ms", clock_mhz=1260, **CELL)
+    plant(rows, 1.6, "latency_ms", clock_mhz=1410, **CELL)
+    found = check_table(seal(rows))
+    assert said(found, "rising latency") is False
+    assert found.rises[0].cell == STEP
+    assert (found.rises[0].from_mhz, found.rises[0].to_mhz) == (1110, 1260)
+
+
+def test_small_rises_at_the_power_cap_are_forgiven(rows, seal):
+    plant(rows, 1.08, "latency_ms", clock_mhz=1410, **CELL)
+    found = check_table(seal(rows))
+    assert len(found.rises) <= 1
+    assert said(found, "rising latency") is True
+
+
+def test_holes_are_named_and_many_are_too_many(rows, seal):
+    one = [r for r in rows if not (r["clock_mhz"] == 840 and r["decode_requests"] == 16)]
+    found = check_table(seal(one))
+    assert {cell.decode_requests for cell, _ in found.holes} == {16}
+    assert {clock for _, clock in found.holes} == {840}
+    assert said(found, "holes") is True
+    many = [r for r in rows if not (r["clock_mhz"] in (840, 930) and r["decode_requests"] >= 16)]
+    assert said(check_table(seal(many)), "holes") is False
+
+
+def test_a_clock_that_was_never_set(rows, seal):
+    plant(rows, 1.5, "latency_ms", clock_mhz=930)
+    found = check_table(seal(rows))
+    assert said(found, "leave-one-clock-out") is False
+    worst = max(found.by_clock, key=lambda fold: fold.error.latency_mape)
+    assert worst.clock_mhz == 930
+    # All cells share the fault, so along the clock axis it looks like physics, not like outliers.
+    assert found.outliers == ()
+
+
+def test_a_cell_that_is_wrong_at_every_clock(rows, seal):
+    plant(rows, 1.5, "latency_ms", **CELL)
+    by_cell = check_table(seal(rows)).by_cell
+    worst = max(by_cell, key=lambda fold: fold.error.latency_mape)
+    assert worst.cell == STEP
+    assert worst.error.latency_bias == pytest.approx(1 / 1.5 - 1, abs=0.05)
+
+
+def test_mixed_cells_that_the_fit_does_not_foretell(rows, seal):
+    plant(rows, 1.2, "latency_ms", prefill_tokens=100)
+    plant(rows, 1.2, "latency_ms", prefill_tokens=200)
+    found = check_table(seal(rows))
+    assert no(found) == ["held-out mixed cells"]
+    assert found.held_out is not None
+    assert found.held_out.latency_bias == pytest.approx(1 / 1.2 - 1, abs=0.01)
+
+
+def test_one_clock_is_nothing_to_choose_from(rows, seal):
+    found = check_table(seal([row for row in rows if row["clock_mhz"] == 1005]))
+    assert said(found, "clocks") is False
+    assert said(found, "leave-one-clock-out") is None
+    assert said(found, "noise") is None
+
+
+def test_one_context_does_not_tell_what_context_costs(rows, seal):
+    kept = [
+        row
+        for row in rows
+        if row["decode_context_tokens"] == 512 * row["decode_requests"]
+        and row["prefill_context_tokens"] == 0
+    ]
+    assert said(check_table(seal(kept)), "contexts") is False
+
+
+def test_noise_beyond_what_a_controller_hunts(rows, seal):
+    random = np.random.default_rng(7)
+    for row in rows:
+        row["latency_ms"] *= random.normal(1, 0.08)
+    found = check_table(seal(rows))
+    assert said(found, "noise") is False
+    assert found.latency_noise.sigma == pytest.approx(0.08, rel=0.3)
+
+
+def test_clocks_not_reached_unless_the_power_cap_says_why(rows, seal):
+    for row in rows:
+        row["throttle"] = ""
+        if row["clock_mhz"] == 1410:
+            row["clock_reached_mhz"] = 1300.0
+            row["throttle"] = "sw_power_cap"
+    assert said(check_table(seal(rows)), "clock not reached") is True
+    for row in rows:
+        row["throttle"] = "hw_thermal_slowdown" if row["throttle"] else ""
+    found = check_table(seal(rows))
+    assert said(found, "clock not reached") is False
+    assert found.not_reached == 28
+
+
+def test_wide_confidence_intervals(rows, seal):
+    for row in rows:
+        row["latency_ci_ms"], row["energy_ci_j"] = row["latency_ms"] / 100, row["energy_j"] / 100
+    assert said(check_table(seal(rows)), "confidence") is True
+    for row in rows:
+        row["latency_ci_ms"] = row["latency_ms"] / 10
+    assert said(check_table(seal(rows)), "confidence") is False
+
+
+def test_published_a100_tables_can_drive_a_controller(measured_csvs):
+    from beamprof.table_file import seal_table
+
+    for path in measured_csvs:
+        imported = importer("beam-artifact")(path, ImportOverrides())
+        found = check_table(seal_table(imported.columns, imported.metadata))
+        assert found.drivable, (path.name, no(found))
+        assert found.not_reached is None
+        assert len(found.by_clock) == 29
