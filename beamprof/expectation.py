@@ -6,13 +6,22 @@ them again). What it cannot know is how noisy this node is: `beam table check` t
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-# (clocks measured, error at the others): Llama-3.3 70B TP2 PP4 on A100s, 31 measured clocks.
-LATENCY_BY_CLOCKS = ((3, 0.030), (5, 0.016), (9, 0.009), (31, 0.0))
-ENERGY_BY_CLOCKS = ((3, 0.040), (5, 0.020), (9, 0.020), (31, 0.0))
-# (cells at a clock, error over all steps): steps composed from measured A100 operators.
-LATENCY_BY_CELLS = ((24, 0.035), (44, 0.019), (60, 0.017))
+# (clocks measured, error of latency and of energy at the others): Llama-3.3 70B TP2 PP4 on A100s,
+# 31 measured clocks, the seen ones evenly spread.
+BY_CLOCKS = ((3, 0.022, 0.054), (5, 0.014, 0.026), (7, 0.008, 0.021), (9, 0.009, 0.020))
+# (share of the full grid, latency error over all steps): a served trace's batches, composed from
+# operators measured on an A100; the worst of chunks of 256, 512 and 1024.
+LATENCY_BY_SHARE = (
+    (0.49, 0.053),
+    (0.59, 0.022),
+    (0.68, 0.021),
+    (0.78, 0.014),
+    (0.88, 0.011),
+    (1.0, 0.010),
+)
 # NVML's energy counter ticks every 100 ms on an A100: a window's energy is off by up to a tick,
 # 10 % of one second and 2 % of five. Both ends fall anywhere within a tick, so the error's
 # standard deviation is 1/sqrt(6) of that.
@@ -53,12 +62,12 @@ class ExpectedError:
         return ", ".join(parts).replace("%", " %")
 
 
-def expected_error(clocks: int, cells: int, counted_s: tuple[int, float] | None) -> ExpectedError:
+def expected_error(clocks: int, share: float, counted_s: tuple[int, float] | None) -> ExpectedError:
     """What a plan's table should be wrong by.
 
     Args:
         clocks: how many clocks over the useful range; with 1 nothing lies between them.
-        cells: forward cells at each clock.
+        share: of the full grid's cells, those that are measured at each clock.
         counted_s: trials of each cell and their length in seconds; None where no energy counter
             is read.
     """
@@ -66,15 +75,16 @@ def expected_error(clocks: int, cells: int, counted_s: tuple[int, float] | None)
     if counted_s is not None:
         trials, window_s = counted_s
         counter = COUNTER_TICK_S / window_s / math.sqrt(6 * trials)
-    return ExpectedError(
-        latency_between_clocks=0.0 if clocks == 1 else _at(clocks, LATENCY_BY_CLOCKS),
-        energy_between_clocks=0.0 if clocks == 1 else _at(clocks, ENERGY_BY_CLOCKS),
-        over_steps=_at(cells, LATENCY_BY_CELLS),
-        energy_counter=counter,
-    )
+    between = (0.0, 0.0)
+    if clocks > 1:
+        between = (
+            _at(clocks, [(count, latency) for count, latency, _ in BY_CLOCKS]),
+            _at(clocks, [(count, energy) for count, _, energy in BY_CLOCKS]),
+        )
+    return ExpectedError(*between, over_steps=_at(share, LATENCY_BY_SHARE), energy_counter=counter)
 
 
-def _at(x: float, points: tuple[tuple[float, float], ...]) -> float:
+def _at(x: float, points: Sequence[tuple[float, float]]) -> float:
     """Piecewise linear, flat beyond both ends."""
     if x <= points[0][0]:
         return points[0][1]

@@ -1,10 +1,11 @@
 """The journal of a sweep: every finished trial is one JSON line, on disk before the next begins.
 
     {"beam_journal": 1, "sweep": {...}, "sweep_sha256": "..."}      what defines the sweep
-    {"id": "...", "number": 0, "cell": {...}, "measurement": {...}} one finished trial
+    {"id": "...", "number": 0, "cell": {...}, "measurement": {...}, "check": "..."}   one trial
     ...
 
-A trial's id hashes the cell and everything that defines the sweep, environment included. A last
+A trial's id hashes the cell and everything that defines the sweep, environment included; check
+hashes the rest of the line. A last
 line that was cut (kill -9, power) is dropped and measured again; damage anywhere else is an
 error, for what else it took is unknown.
 """
@@ -14,7 +15,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,14 +100,13 @@ class Journal:
         Raises:
             OutputError: it could not be written whole (disk full); the journal is as before.
         """
-        self._write(
-            {
-                "id": trial_id(trial, self._sweep_sha256),
-                "number": trial.number,
-                "cell": dataclasses.asdict(trial.cell),
-                "measurement": dataclasses.asdict(measurement),
-            }
-        )
+        line: dict[str, Any] = {
+            "id": trial_id(trial, self._sweep_sha256),
+            "number": trial.number,
+            "cell": dataclasses.asdict(trial.cell),
+            "measurement": dataclasses.asdict(measurement),
+        }
+        self._write({**line, "check": _check(line)})
         self.entries[trial] = measurement
 
     def close(self) -> None:
@@ -184,14 +183,15 @@ class Journal:
             changed = [key for key in {**there, **sweep} if there.get(key) != sweep.get(key)]
             raise JournalError(
                 f"{self.path} belongs to another sweep",
-                cause="; ".join(_difference(k, there.get(k), sweep.get(k)) for k in changed[:4]),
+                cause="; ".join(_difference(k, there.get(k), sweep.get(k)) for k in changed[:4])
+                or "its first line is damaged",
                 hint="run that sweep again to go on with it, choose another --output, or start "
                 "over with --fresh",
             )
 
     def _entry(self, line: bytes) -> Entry | None:
         written = _parsed(line)
-        if written is None:
+        if written is None or written.pop("check", None) != _check(written):
             return None
         try:
             cell, measured = written["cell"], written["measurement"]
@@ -199,14 +199,10 @@ class Journal:
                 return None
             trial = Trial(Cell(**{**cell, "kind": RowKind(cell["kind"])}), int(written["number"]))
             measurement = Measurement(**{**measured, "source": Source(measured["source"])})
-            sound = all(
-                math.isfinite(value) and value > 0
-                for value in (measurement.latency_ms, measurement.energy_j)
-            )
         except (KeyError, TypeError, ValueError):
             return None
         genuine = written.get("id") == trial_id(trial, self._sweep_sha256)
-        return Entry(trial, measurement) if sound and genuine else None
+        return Entry(trial, measurement) if genuine else None
 
     def _write(self, value: Mapping[str, Any]) -> None:
         self._put(json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n")
@@ -253,6 +249,10 @@ def trial_id(trial: Trial, sweep_hash: str) -> str:
     """Hash of a trial: its cell, its number, and the sweep's own hash."""
     fields = [sweep_hash, trial.number, *(str(getattr(trial.cell, name)) for name in _CELL)]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+
+
+def _check(line: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -87,7 +87,7 @@ def parse_clocks(text: object, name: str) -> Clocks:
 
 def format_duration(seconds: float) -> str:
     """A duration for people: 850 ms, 12.3 s, 14.2 min, 1.5 h."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms"
     if seconds < 90:
         return f"{seconds:.1f} s"

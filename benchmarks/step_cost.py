@@ -10,6 +10,7 @@
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ TRAIN_CLOCKS_MHZ = (510, 630, 750, 870, 990, 1110, 1230, 1350, 1410)  # the defa
 STAGE_LAYERS = 20
 # The operators were measured for batches up to 128 and contexts up to 4,032 tokens.
 MAX_BATCH, MAX_CONTEXT = 128, 4032
+MAX_CELLS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ class Error:
         return cls(float(np.abs(relative).mean()), float(relative.mean()), len(relative))
 
 
-def unseen_clocks(csv: Path) -> dict[str, Error]:
+def unseen_clocks(csv: Path, train_mhz: Sequence[int] = TRAIN_CLOCKS_MHZ) -> dict[str, Error]:
     """Errors of latency and energy at the clocks that were not fitted."""
     imported = importer("beam-artifact")(csv, ImportOverrides())
     whole = seal_table(imported.columns, imported.metadata)
-    seen = np.isin(whole.columns["clock_mhz"], TRAIN_CLOCKS_MHZ)
+    seen = np.isin(whole.columns["clock_mhz"], train_mhz)
     train = seal_table({k: v[seen] for k, v in whole.columns.items()}, whole.metadata)
     cost = StepCost.from_table(train, clocks_mhz=whole.clocks_mhz)
     rows = {k: v[~seen] for k, v in whole.columns.items()}
@@ -126,7 +128,7 @@ def _surface(rows: pl.DataFrame, batch: str, kind: str) -> RegularGridInterpolat
     )
 
 
-def operator_table(operators: Operators) -> PerfTable:
+def operator_table(operators: Operators, max_cells: int = MAX_CELLS) -> PerfTable:
     """The default plan's cells, as the composed stage would have measured them at one clock."""
     limits = GridLimits(
         max_tokens=1024,
@@ -134,7 +136,7 @@ def operator_table(operators: Operators) -> PerfTable:
         max_context=MAX_CONTEXT,
         kv_tokens=MAX_BATCH * MAX_CONTEXT,
         tile_tokens=128,
-        max_cells=60,
+        max_cells=max_cells,
     )
     steps = grid(limits)
     ms = np.array([operators.stage_ms(step) for step in steps])
@@ -202,10 +204,10 @@ def served_steps(operators: Operators, requests: Path, budget_tokens: int) -> li
     return steps
 
 
-def unseen_steps() -> tuple[int, dict[str, Error]]:
+def unseen_steps(max_cells: int = MAX_CELLS) -> tuple[int, dict[str, Error]]:
     """Cells fitted, and the error over the trace's batches: all of them, and the mixed ones."""
     operators = Operators(DATA / "a100-operators")
-    table = operator_table(operators)
+    table = operator_table(operators, max_cells)
     cost = StepCost.from_table(table)
     requests = next((DATA / "measured-a100").glob("requests_*_3600s_3rps.csv"))
     errors = {}
