@@ -1,0 +1,123 @@
+"""Clocks through a site's own command, where only a blessed script may lock them.
+
+    set      ("sudo", "/opt/site/lock-clock", "{gpu}", "{clock_mhz}")
+    release  ("sudo", "/opt/site/free-clock", "{gpu}")
+
+Each runs once per GPU, without a shell. {gpu} is the UUID, {index} NVML's index. Reading needs
+no rights and goes to NVML directly.
+"""
+
+import subprocess
+from collections.abc import Sequence
+
+from beam_runtime.clocks.base import ClockReading, check_supported
+from beam_runtime.clocks.nvml import GpuIdentity, NvmlGpus
+from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+
+TIMEOUT_S = 5.0
+
+
+class CommandGpus:
+    """A ClockActuator that runs commands.
+
+    Args:
+        gpus: the same GPUs through NVML, for reading.
+        set_command, release_command: argv templates.
+
+    Raises:
+        ClockUnavailableError: a template is empty, or lacks the GPU or the clock.
+    """
+
+    def __init__(
+        self, gpus: NvmlGpus, set_command: Sequence[str], release_command: Sequence[str]
+    ) -> None:
+        _check(set_command, "set", needs_clock=True)
+        _check(release_command, "release", needs_clock=False)
+        self._nvml = gpus
+        self._set_command = tuple(set_command)
+        self._release_command = tuple(release_command)
+        self._touched: set[GpuIdentity] = set()
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs."""
+        return self._nvml.gpus
+
+    def supported_clocks_mhz(self) -> tuple[int, ...]:
+        """As NVML lists them."""
+        return self._nvml.supported_clocks_mhz()
+
+    def set(self, clock_mhz: int) -> None:
+        """Lock every GPU; if one fails, none stays locked (see ClockActuator)."""
+        check_supported(clock_mhz, self.supported_clocks_mhz())
+        try:
+            for gpu in self._nvml.identities():
+                self._touched.add(gpu)
+                _run(self._set_command, gpu, clock_mhz)
+        except ClockError as error:
+            try:
+                self.release()
+            except ClockError as second:
+                error.add_note(f"while giving the other GPUs back: {second}")
+            raise
+
+    def read_back(self) -> tuple[ClockReading, ...]:
+        """As NVML reads them."""
+        return self._nvml.read_back()
+
+    def release(self, *, orphans: bool = False) -> None:
+        """Free the GPUs locked here, or with ``orphans`` all of them (see ClockActuator)."""
+        failures = []
+        for gpu in self._nvml.identities():
+            if gpu not in self._touched and not orphans:
+                continue
+            try:
+                _run(self._release_command, gpu, None)
+                self._touched.discard(gpu)
+            except ClockError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+
+def _run(template: Sequence[str], gpu: GpuIdentity, clock_mhz: int | None) -> None:
+    argv = [_filled(part, gpu, clock_mhz) for part in template]
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as error:
+        raise ClockUnavailableError(f"no command {argv[0]}", cause=str(error)) from error
+    except PermissionError as error:
+        raise ClockPermissionError(f"may not run {argv[0]}", cause=str(error)) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ClockError(f"{' '.join(argv)} did not end well", cause=str(error)) from error
+    if done.returncode != 0:
+        raise ClockError(
+            f"{' '.join(argv)} failed",
+            cause=f"exit {done.returncode}: {done.stderr.decode(errors='replace').strip()[:500]}",
+            hint="run it by hand to see why",
+        )
+
+
+def _filled(part: str, gpu: GpuIdentity, clock_mhz: int | None) -> str:
+    # Not str.format: a template may hold braces of its own.
+    part = part.replace("{gpu}", gpu.uuid).replace("{index}", str(gpu.index))
+    return part.replace("{clock_mhz}", str(clock_mhz))
+
+
+def _check(template: Sequence[str], name: str, *, needs_clock: bool) -> None:
+    text = " ".join(template)
+    missing = [] if "{gpu}" in text or "{index}" in text else ["{gpu} or {index}"]
+    if needs_clock and "{clock_mhz}" not in text:
+        missing.append("{clock_mhz}")
+    if missing:
+        raise ClockUnavailableError(
+            f"the {name} command lacks {' and '.join(missing)}",
+            cause=text or "it is empty",
+            hint="for example: sudo /opt/site/lock-clock {gpu} {clock_mhz}",
+        )
