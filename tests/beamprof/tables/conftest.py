@@ -100,8 +100,15 @@ def sound() -> PerfTable:
 
 
 @pytest.fixture(scope="session")
+def sound_table() -> Callable[[], PerfTable]:
+    """The same, as a function: hypothesis prints fixtures whole."""
+    table = sealed(sound_rows())
+    return lambda: table
+
+
+@pytest.fixture(scope="session")
 def sound_grid() -> Callable[[], CellGrid]:
-    """A function, for hypothesis prints fixtures whole."""
+    """Its cells by clocks, likewise."""
     grid = CellGrid.of(sealed(sound_rows()))
     return lambda: grid
 
