@@ -1,9 +1,9 @@
 """Energy over a window, from counters that tick slowly.
 
-       counter   ____
-            ____|    |____        a sample is (time, passes done, counter); an edge is the
-       ____|    ^         ^       first sample that shows a new value. From edge to edge the
-           ^  edge      edge      tick itself cancels; what stays is when an edge was noticed.
+       counter         ____
+                  ____|   ^      a sample is (time, counter); an edge is the first sample
+             ____|   ^           that shows a new value. From edge to edge the tick itself
+                ^    edges       cancels; what stays is when an edge was noticed.
 
 An A100's counter ticks every 100 ms. Read at any two moments, one second is up to 10 %
 wrong; read from edge to edge it is wrong by the spacing of the samples. Samples are taken
@@ -49,26 +49,22 @@ class WindowVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EnergyWindow:
-    """Mean power and energy per pass of all devices together; zeros unless the verdict is good.
+    """Mean power of all devices together; zeros unless the verdict is good.
 
     Attributes:
-        relative_ci: half-width of the 95 % interval as a share, of either.
+        relative_ci: half-width of the power's 95 % interval as a share of it.
         seconds: the shortest device's time between its first and last edge.
-        passes: passes done in that time; 0 where none ended (energy per pass is then 0).
     """
 
     verdict: WindowVerdict
     power_w: float = 0.0
-    energy_per_pass_j: float = 0.0
     relative_ci: float = 0.0
     seconds: float = 0.0
-    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
     at_s: float
-    passes: int
     energy_j: float
 
 
@@ -97,8 +93,8 @@ class EnergyMeter:
         """Forget all samples: a new window."""
         self._devices = ()
 
-    def sample(self, passes: int) -> None:
-        """Read the counter now, with ``passes`` done since the window began.
+    def sample(self) -> None:
+        """Read the counter now.
 
         Raises:
             BeamError: the counter cannot be read.
@@ -109,7 +105,7 @@ class EnergyMeter:
         at_s = (before_s + self._now_s()) / 2
         self._devices = self._devices or tuple([] for _ in counters_j)
         for samples, energy_j in zip(self._devices, counters_j, strict=True):
-            samples.append(_Sample(at_s, passes, energy_j))
+            samples.append(_Sample(at_s, energy_j))
 
     def window(self) -> EnergyWindow:
         """What the samples so far amount to. Changes nothing: may be asked after every sample."""
@@ -125,10 +121,8 @@ class EnergyMeter:
         return EnergyWindow(
             WindowVerdict.GOOD,
             power_w=power_w,
-            energy_per_pass_j=sum(window.energy_per_pass_j for window in devices),
             relative_ci=ci_w / power_w,
             seconds=min(window.seconds for window in devices),
-            passes=min(window.passes for window in devices),
         )
 
 
@@ -142,15 +136,11 @@ def _device_window(samples: Sequence[_Sample], tick_s: float) -> EnergyWindow:
     if len(edges) < _MIN_EDGES:
         return EnergyWindow(WindowVerdict.TOO_SHORT)
     first, last = edges[0].sample, edges[-1].sample
-    passes = last.passes - first.passes
-    energy_j = last.energy_j - first.energy_j
     return EnergyWindow(
         WindowVerdict.GOOD,
-        power_w=energy_j / (last.at_s - first.at_s),
-        energy_per_pass_j=energy_j / passes if passes else 0.0,
+        power_w=(last.energy_j - first.energy_j) / (last.at_s - first.at_s),
         relative_ci=_relative_ci(edges),
         seconds=last.at_s - first.at_s,
-        passes=passes,
     )
 
 

@@ -28,9 +28,9 @@ class TickingCounter:
 
 def measured(counter: TickingCounter, seconds: float, pass_s: float) -> EnergyMeter:
     meter = EnergyMeter(counter, now_s=counter.now_s)
-    for passes in range(round(seconds / pass_s) + 1):
-        counter.now = passes * pass_s
-        meter.sample(passes)
+    for at in range(round(seconds / pass_s) + 1):
+        counter.now = at * pass_s
+        meter.sample()
     return meter
 
 
@@ -49,7 +49,6 @@ def test_the_true_power_lies_inside_the_stated_resolution(
     # Both edges can be late by a sample's distance: never more than that.
     worst = min(pass_s, tick_s) * 1.001 / window.seconds
     assert window.power_w == pytest.approx(power_w, rel=worst)
-    assert window.energy_per_pass_j == pytest.approx(power_w * pass_s, rel=worst + 1e-9)
     assert window.relative_ci >= 0
 
 
@@ -63,7 +62,6 @@ def test_reads_at_edges_beat_reads_at_any_moment() -> None:
 def test_devices_are_added_up() -> None:
     window = measured(TickingCounter([100.0, 300.0], tick_s=0.1), 3.0, 0.01).window()
     assert window.power_w == pytest.approx(400.0, rel=0.01)
-    assert window.energy_per_pass_j == pytest.approx(4.0, rel=0.01)
 
 
 def test_unsteady_power_widens_the_interval() -> None:
@@ -105,24 +103,13 @@ def test_a_counter_that_goes_back_asks_for_the_window_again(after_mj: int) -> No
     nvml.on_energy = tick
     clock = iter(x * 0.01 for x in range(10_000))
     meter = EnergyMeter(NvmlGpus([0, 1], nvml=nvml), now_s=lambda: next(clock))
-    for passes in range(30):
-        meter.sample(passes)
+    for _ in range(30):
+        meter.sample()
     assert meter.window().verdict is WindowVerdict.WENT_BACK
     meter.restart()
-    for passes in range(30):
-        meter.sample(passes)
+    for _ in range(30):
+        meter.sample()
     window = meter.window()
     assert window.verdict is WindowVerdict.GOOD
-    assert window.energy_per_pass_j == pytest.approx(8.0)
-
-
-def test_passes_longer_than_the_window_leave_energy_per_pass_open() -> None:
-    counter = TickingCounter([400.0], tick_s=0.1)
-    meter = EnergyMeter(counter, now_s=counter.now_s)
-    for at in range(100):
-        counter.now = at * 0.01
-        meter.sample(0)
-    window = meter.window()
-    assert window.passes == 0
-    assert window.energy_per_pass_j == 0.0
-    assert window.power_w == pytest.approx(400.0, rel=0.02)
+    # 2 GPUs, 4 J per read of each, 20 ms between reads: the meter asks the time twice.
+    assert window.power_w == pytest.approx(2 * 4 / 0.02)

@@ -1,0 +1,164 @@
+"""The stage equals a Hugging Face layer stack with the same weights, whatever the pass."""
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch")
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+
+from beam_runtime.types import StepShape  # noqa: E402
+from beamprof.backends.torch_layer import LayerWeights  # noqa: E402
+from beamprof.backends.torch_pass import Stage, StagePass  # noqa: E402
+from beamprof.model_shape import ModelShape  # noqa: E402
+
+LAYERS = 3
+
+
+def tiny(architecture: str, kv_heads: int = 2) -> ModelShape:
+    return ModelShape(
+        name=f"tiny-{architecture}",
+        architecture=architecture,
+        hidden_size=48,
+        intermediate_size=80,
+        layers=LAYERS,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=16,
+        vocab_size=32,
+        max_model_len=256,
+        dtype="float32",
+        rope_theta=5000.0,
+        rms_norm_eps=1e-6,
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+    )
+
+
+def huggingface(shape: ModelShape) -> Any:
+    """A randomly initialised transformers model of the shape, its final norm taken off."""
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    name = names[shape.architecture]
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_model_len,
+        rms_norm_eps=shape.rms_norm_eps,
+        rope_theta=shape.rope_theta,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        sliding_window=None,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for name, weight in model.named_parameters():
+        if "norm" in name or "bias" in name:  # at their initial ones and zeros they hide mistakes
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+        elif weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    model.norm = torch.nn.Identity()
+    return model
+
+
+def with_weights_of(model: Any, shape: ModelShape) -> Stage:
+    stage = Stage(shape, shape.shard(1, 1), "cpu")
+    stage.layers = [taken_from(layer) for layer in model.layers]
+    return stage
+
+
+def taken_from(layer: Any) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    biases = [projection.bias for projection in projections]
+    return LayerWeights(
+        qkv=torch.cat([projection.weight for projection in projections]),
+        qkv_bias=None if biases[0] is None else torch.cat(biases),
+        q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        out=attention.o_proj.weight,
+        gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)),
+        down=mlp.down_proj.weight,
+        attention_norm=layer.input_layernorm.weight,
+        mlp_norm=layer.post_attention_layernorm.weight,
+    )
+
+
+def their_pass(model: Any, prompt: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Hidden states (tokens, hidden) and each layer's (tokens, kv_heads, head_dim) cache."""
+    cache = transformers.DynamicCache()
+    out = model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
+    kept = [
+        (layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in cache.layers
+    ]
+    return out.last_hidden_state[0], kept
+
+
+def remember(ready: StagePass, block: int, request: int, kept: list[tuple[Any, Any]]) -> None:
+    """Put a request's true context into a pass's cache."""
+    for blocks, (keys, values) in zip(ready.blocks, kept, strict=True):
+        context = blocks[block].context_tokens
+        blocks[block].keys[request, :context] = keys[:context]
+        blocks[block].values[request, :context] = values[:context]
+
+
+ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prompt_in_one_pass(architecture: str, kv_heads: int) -> None:
+    shape = tiny(architecture, kv_heads)
+    model = huggingface(shape)
+    stage = with_weights_of(model, shape)
+    with torch.inference_mode():
+        prompt = stage.random(21, shape.hidden_size)
+        theirs, kept = their_pass(model, prompt)
+        ready = stage.ready(StepShape(21))
+        ready.hidden.copy_(prompt)
+        torch.testing.assert_close(ready.run(), theirs, rtol=1e-4, atol=1e-4)
+        for blocks, (keys, values) in zip(ready.blocks, kept, strict=True):
+            torch.testing.assert_close(blocks[0].keys[0], keys, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(blocks[0].values[0], values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("context", [1, 13, 20])
+def test_a_chunk_over_its_context(architecture: str, context: int) -> None:
+    shape = tiny(architecture)
+    model = huggingface(shape)
+    stage = with_weights_of(model, shape)
+    with torch.inference_mode():
+        prompt = stage.random(21, shape.hidden_size)
+        theirs, kept = their_pass(model, prompt)
+        ready = stage.ready(StepShape(21 - context, context))
+        remember(ready, 0, 0, kept)
+        ready.hidden.copy_(prompt[context:])
+        torch.testing.assert_close(ready.run(), theirs[context:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_chunk_and_decodes_of_two_lengths_in_one_pass(architecture: str) -> None:
+    shape = tiny(architecture)
+    model = huggingface(shape)
+    stage = with_weights_of(model, shape)
+    # 23 tokens of context for 3 decodes: two have 8, one has 7.
+    step = StepShape(6, 5, 3, 23)
+    lengths = [11, 9, 9, 8]
+    with torch.inference_mode():
+        prompts = [stage.random(length, shape.hidden_size) for length in lengths]
+        theirs = [their_pass(model, prompt) for prompt in prompts]
+        ready = stage.ready(step)
+        for (block, request), (_, kept) in zip(
+            [(0, 0), (1, 0), (1, 1), (2, 0)], theirs, strict=True
+        ):
+            remember(ready, block, request, kept)
+        ready.hidden.copy_(torch.cat([prompts[0][5:], *(prompt[-1:] for prompt in prompts[1:])]))
+        expected = torch.cat([theirs[0][0][5:], *(hidden[-1:] for hidden, _ in theirs[1:])])
+        torch.testing.assert_close(ready.run(), expected, rtol=1e-4, atol=1e-4)
+        # Again: a repeated pass writes the same keys to the same places.
+        torch.testing.assert_close(ready.run(), expected, rtol=1e-4, atol=1e-4)
