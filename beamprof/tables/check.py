@@ -6,12 +6,16 @@ table that loads is judged. The limits and why they are there:
     clocks               2 or more: with one there is nothing to choose.
     contexts             the cost of KV context must follow from the rows: tables with a single
                          context are 6 to 17 % wrong on mixed batches.
-    leave-one-clock-out  latency 5 %, energy 10 % over all, twice that at a single clock. Leaving a
-                         clock out doubles the gap between clocks, so the table itself does better
-                         (70B on the A100: 9 clocks 1.4 and 2.8 % here, 0.7 and 1.8 % in truth;
-                         3 clocks 8 and 31 % here, and a minimum of energy that lies between them).
-    leave-one-cell-out   latency 10 % in the median cell. The worst cells may be far worse: they
-                         are edges of the tile staircase, which is why they were measured.
+    between clocks       latency 3 %, energy 6 %, expected from leaving clocks out (see
+                         leave_one_out.between_clocks). Nine measured clocks of an A100 come to
+                         0.5-0.8 and 1.3-3.1 %, five to 0.6-1.2 and 1.9-2.8 %, three to 2-2.4 and
+                         7.8 %: with three, the minimum of energy lies between them, unseen.
+    one clock odd        all cells together off their neighbours by 5 % of latency or 10 % of
+                         energy at one clock: it was not set. Real ones reach 3.5 % where the
+                         memory system changes gear (660-690 MHz on the A100).
+    between cells        latency 10 % in the median cell left out. The worst cells may be far
+                         worse: they are edges of the tile staircase, which is why they were
+                         measured.
     held-out mixed cells latency 5 %, energy 8 %: what a served batch looks like.
     noise                latency 3 %, energy 6 % (one standard deviation of a row): of that order
                          are the gains that a controller hunts.
@@ -40,6 +44,7 @@ from beamprof.tables.leave_one_out import (
     CellError,
     ClockError,
     RelativeError,
+    between_clocks,
     errors_by_cell,
     errors_by_clock,
     held_out_error,
@@ -49,8 +54,10 @@ from beamprof.tables.noise import (
     OUTLIER_LATENCY,
     Noise,
     Outlier,
+    Residuals,
     Rise,
     noise,
+    odd_clock,
     outliers,
     residuals,
     rises,
@@ -64,8 +71,10 @@ REACHED_SHARE = 0.99
 class Limits:
     """Beyond these a table should not drive a controller. Fractions; reasons in the module."""
 
-    clock_latency: float = 0.05
-    clock_energy: float = 0.10
+    between_clocks_latency: float = 0.03
+    between_clocks_energy: float = 0.06
+    odd_clock_latency: float = 0.05
+    odd_clock_energy: float = 0.10
     cell_latency: float = 0.10
     held_out_latency: float = 0.05
     held_out_energy: float = 0.08
@@ -153,7 +162,8 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     findings = (
         _clocks(grid),
         _contexts(table, grid),
-        _by_clock(by_clock, limits),
+        _between_clocks(by_clock, limits),
+        _odd_clock(latency, energy, grid, limits),
         _by_cell(by_cell, limits),
         _held_out(held_out, limits),
         _noise(latency_noise, energy_noise, limits),
@@ -215,38 +225,51 @@ def _contexts(table: PerfTable, grid: CellGrid) -> Finding:
     return Finding("contexts", True, "decode batches and chunks both measured over several")
 
 
-def _by_clock(errors: tuple[ClockError, ...], limits: Limits) -> Finding:
-    name = "leave-one-clock-out"
-    if not errors:
+def _between_clocks(errors: tuple[ClockError, ...], limits: Limits) -> Finding:
+    name = "between clocks"
+    expected = between_clocks(errors)
+    if expected is None:
         return Finding(name, None, "needs three clocks or more")
     latency = float(np.mean([fold.error.latency_mape for fold in errors]))
     energy = float(np.mean([fold.error.energy_mape for fold in errors]))
-    worst_latency = max(errors, key=lambda fold: fold.error.latency_mape)
-    worst_energy = max(errors, key=lambda fold: fold.error.energy_mape)
+    worst = max(errors, key=lambda fold: fold.error.energy_mape)
     ok = (
-        latency <= limits.clock_latency
-        and energy <= limits.clock_energy
-        and worst_latency.error.latency_mape <= 2 * limits.clock_latency
-        and worst_energy.error.energy_mape <= 2 * limits.clock_energy
+        expected.latency <= limits.between_clocks_latency
+        and expected.energy <= limits.between_clocks_energy
     )
     text = (
-        f"latency {latency:.1%} (worst {worst_latency.error.latency_mape:.1%} at "
-        f"{worst_latency.clock_mhz} MHz), energy {energy:.1%} (worst "
-        f"{worst_energy.error.energy_mape:.1%} at {worst_energy.clock_mhz} MHz); limits "
-        f"{limits.clock_latency:.0%}, {limits.clock_energy:.0%}, at one clock twice that"
+        f"expected error: latency {expected.latency:.1%}, energy {expected.energy:.1%}; a clock "
+        f"left out is foretold to {latency:.1%} and {energy:.1%} (worst energy "
+        f"{worst.error.energy_mape:.1%} at {worst.clock_mhz} MHz); limits "
+        f"{limits.between_clocks_latency:.0%}, {limits.between_clocks_energy:.0%}"
     )
-    return Finding(name, ok, text, "measure that clock again, or more clocks around it")
+    return Finding(name, ok, text, "profile more clocks: --clocks all, or some between these")
+
+
+def _odd_clock(latency: Residuals, energy: Residuals, grid: CellGrid, limits: Limits) -> Finding:
+    name = "one clock odd"
+    latency_mhz, latency_off = odd_clock(latency, grid.clocks_mhz)
+    energy_mhz, energy_off = odd_clock(energy, grid.clocks_mhz)
+    if math.isnan(latency_off) or math.isnan(energy_off):
+        return Finding(name, None, "needs six clocks or more")
+    ok = abs(latency_off) <= limits.odd_clock_latency and abs(energy_off) <= limits.odd_clock_energy
+    text = (
+        f"all cells off their neighbours: latency {latency_off:+.1%} at {latency_mhz} MHz, energy "
+        f"{energy_off:+.1%} at {energy_mhz} MHz; limits {limits.odd_clock_latency:.0%}, "
+        f"{limits.odd_clock_energy:.0%}"
+    )
+    return Finding(name, ok, text, "measure that clock again, with the clock read back")
 
 
 def _by_cell(errors: tuple[CellError, ...], limits: Limits) -> Finding:
-    name = "leave-one-cell-out"
+    name = "between cells"
     if not errors:
         return Finding(name, None, "no cell that others enclose")
     latency = float(np.median([fold.error.latency_mape for fold in errors]))
     energy = float(np.median([fold.error.energy_mape for fold in errors]))
     worst = max(errors, key=lambda fold: fold.error.latency_mape)
     text = (
-        f"median cell: latency {latency:.1%}, energy {energy:.1%}; worst latency "
+        f"median cell left out: latency {latency:.1%}, energy {energy:.1%}; worst latency "
         f"{worst.error.latency_mape:.1%}, {describe_step(worst.cell)}; limit "
         f"{limits.cell_latency:.0%} in the median"
     )

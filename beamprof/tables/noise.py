@@ -3,7 +3,8 @@
 Time and energy of one pass are smooth in the clock. So each row is compared with the cubic
 through its four nearest neighbours (in the logarithm, where errors are relative). What all
 cells share at one clock is physics, such as the knee of the voltage curve, and is taken out first.
-A whole clock that is wrong for every cell is therefore not seen here: leave_one_out sees it.
+A whole clock that is wrong for every cell is not an outlier, then: it stands out in what is
+shared.
 With fewer than five clocks the cubic is a parabola or a line, and curvature passes for noise.
 """
 
@@ -88,6 +89,19 @@ class Residuals:
     def cell_sigma(self) -> NDArray[np.float64]:
         """(N,) the same for each cell."""
         return np.array([_sigma(line) for line in self.off / self.gain])
+
+
+def odd_clock(found: Residuals, clocks_mhz: NDArray[np.int64]) -> tuple[int, float]:
+    """The clock (MHz) at which all cells stand off their neighbours most, and how far.
+
+    A fraction, signed, in units of what one row's noise would give; NaN with five clocks or fewer:
+    then one clock's fault cannot be told from another's curvature.
+    """
+    if len(clocks_mhz) <= NEIGHBOURS + 1 or not np.isfinite(found.gain).any():
+        return int(clocks_mhz[0]), float("nan")
+    scaled = found.shared / np.nanmedian(found.gain, axis=0)
+    worst = int(np.argmax(np.abs(scaled)))
+    return int(clocks_mhz[worst]), float(np.expm1(scaled[worst]))
 
 
 def residuals(values: NDArray[np.float64], clocks_mhz: NDArray[np.int64]) -> Residuals:

@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_runtime.types import StepShape
+from beamprof.table_file import seal_table
 from beamprof.tables.check import TableCheck, check_table
+from beamprof.tables.compare import compare_tables
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.leave_one_out import between_clocks, errors_by_clock
 from beamprof.tables.noise import OUTLIER_LATENCY, outliers, residuals
 
 CELL = {"prefill_tokens": 0, "decode_requests": 64, "decode_context_tokens": 64 * 2048}
@@ -101,11 +104,37 @@ def test_holes_are_named_and_many_are_too_many(rows, seal):
 def test_a_clock_that_was_never_set(rows, seal):
     plant(rows, 1.5, "latency_ms", clock_mhz=930)
     found = check_table(seal(rows))
-    assert said(found, "leave-one-clock-out") is False
+    assert said(found, "one clock odd") is False
     worst = max(found.by_clock, key=lambda fold: fold.error.latency_mape)
     assert worst.clock_mhz == 930
     # All cells share the fault, so along the clock axis it looks like physics, not like outliers.
     assert found.outliers == ()
+
+
+def test_few_clocks_are_too_few_where_energy_bends(rows, seal):
+    # Three clocks around a minimum of energy: straight lines between them miss it by far.
+    for row in rows:
+        row["energy_j"] *= 1 + 4 * ((row["clock_mhz"] - 960) / 450) ** 2
+    three = [row for row in rows if row["clock_mhz"] in (510, 930, 1410)]
+    assert said(check_table(seal(three)), "between clocks") is False
+    assert said(check_table(seal(rows)), "between clocks") is True
+
+
+def test_expected_error_between_clocks_is_near_the_truth(measured_csvs):
+    """Thin a measured table to 9 clocks: the error at the other 22 must be as expected."""
+    for path in measured_csvs:
+        imported = importer("beam-artifact")(path, ImportOverrides())
+        whole = seal_table(imported.columns, imported.metadata)
+        nine = np.isin(
+            whole.columns["clock_mhz"], (510, 630, 750, 870, 960, 1050, 1170, 1290, 1410)
+        )
+        thin = seal_table({k: v[nine] for k, v in whole.columns.items()}, whole.metadata)
+        expected = between_clocks(errors_by_clock(thin))
+        truth = compare_tables(thin, whole).interpolated
+        assert expected is not None
+        assert truth is not None
+        assert 0.5 < expected.latency / truth.latency_mape < 1.5, path.name
+        assert 0.5 < expected.energy / truth.energy_mape < 1.5, path.name
 
 
 def test_a_cell_that_is_wrong_at_every_clock(rows, seal):
@@ -128,7 +157,8 @@ def test_mixed_cells_that_the_fit_does_not_foretell(rows, seal):
 def test_one_clock_is_nothing_to_choose_from(rows, seal):
     found = check_table(seal([row for row in rows if row["clock_mhz"] == 1005]))
     assert said(found, "clocks") is False
-    assert said(found, "leave-one-clock-out") is None
+    assert said(found, "between clocks") is None
+    assert said(found, "one clock odd") is None
     assert said(found, "noise") is None
 
 
@@ -175,8 +205,6 @@ def test_wide_confidence_intervals(rows, seal):
 
 
 def test_published_a100_tables_can_drive_a_controller(measured_csvs):
-    from beamprof.table_file import seal_table
-
     for path in measured_csvs:
         imported = importer("beam-artifact")(path, ImportOverrides())
         found = check_table(seal_table(imported.columns, imported.metadata))
