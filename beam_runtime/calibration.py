@@ -1,0 +1,233 @@
+"""Online correction: what finished steps say about the table, and how much to keep in hand.
+
+    scale    measured over predicted step time, one factor per kind of step, exponentially
+             weighted, held inside [0.5, 2]
+    margin   the 99 % quantile of the error that remains over the last steps, as seen through
+             the present scale: however noise bends the scale, the margin makes up for it, so
+             that noise never loosens an SLO
+    drift    a window of steps 15 % off the table, three times running: reported, once
+    trust    gone where a scale wants to leave its clamp; the controller then falls back
+
+It knows steps and first tokens. Why they differ from the table (another kernel, another
+tenant, a hot GPU) it does not know.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.types import Correction
+
+
+class StepKind(StrEnum):
+    """Kinds of steps that err by factors of their own: other kernels run in them."""
+
+    PREFILL = "prefill-carrying"
+    DECODE = "decode-only"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRules:
+    """How fast to learn, and how careful to be.
+
+    Attributes:
+        share: of predictions that the margins put on the safe side.
+        weight: of the newest step in its kind's scale: 1/33 forgets half in 23 steps.
+        prior_steps: how many steps the table's own word counts for at first.
+        clamp: the scale's lowest and highest value.
+        window: latest steps of a kind that margins are taken from.
+        prior_margin_steps: errors of zero that a window is thought to hold besides, so that
+            the first outlier of a run is not taken for the rule.
+        outlier: a step is counted as this many times its prediction at most; a stall says
+            nothing about the table.
+        drift: share off the table that counts as drift.
+        drift_steps: steps of one drift window.
+        drift_windows: windows in a row until it is reported.
+    """
+
+    share: float = 0.99
+    weight: float = 0.03
+    prior_steps: int = 20
+    clamp: tuple[float, float] = (0.5, 2.0)
+    window: int = 512
+    prior_margin_steps: int = 100
+    outlier: float = 4.0
+    drift: float = 0.15
+    drift_steps: int = 64
+    drift_windows: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Steps of one kind have left the table behind by ``ratio``, measured over predicted."""
+
+    kind: StepKind
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} steps take {self.ratio:.2f} times what the table says"
+
+
+class Calibration:
+    """Learns a Correction from finished steps and first tokens.
+
+    Args:
+        pp: stages that a token passes; one step's error comes back in each of them.
+        floor: the smallest margins; its scales are the start.
+        rules: how to learn.
+    """
+
+    def __init__(
+        self, pp: int, floor: Correction | None = None, rules: CalibrationRules | None = None
+    ) -> None:
+        self._pp = pp
+        self._floor = floor or Correction()
+        self._rules = rules or CalibrationRules()
+        start = {
+            StepKind.PREFILL: self._floor.prefill_scale,
+            StepKind.DECODE: self._floor.decode_scale,
+        }
+        self._scales = {kind: _Scale(start[kind], self._rules) for kind in StepKind}
+        self._steps = {kind: _Window(self._rules) for kind in StepKind}
+        self._ttft = _Window(self._rules)
+        self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
+        self._correction: Correction | None = self._floor
+
+    def observe_step(self, kind: StepKind, predicted_ms: float, observed_ms: float) -> Drift | None:
+        """Learn from one step.
+
+        Args:
+            kind: what it carried.
+            predicted_ms: one stage's pass as the table has it, without any correction.
+            observed_ms: the same as it came out; host gap and transfer taken off.
+
+        Returns:
+            Drift, when this step completes the third drifting window of its kind.
+        """
+        if not (0.0 < predicted_ms < math.inf and math.isfinite(observed_ms)):
+            return None
+        observed_ms = min(max(0.0, observed_ms), self._rules.outlier * predicted_ms)
+        self._scales[kind].observe(predicted_ms, observed_ms)
+        self._steps[kind].observe(predicted_ms, observed_ms)
+        self._correction = None
+        return self._drifts[kind].observe(predicted_ms, observed_ms)
+
+    def observe_ttft(self, predicted_ms: float, observed_ms: float) -> None:
+        """Learn from a first token and the prediction that was in force when it came."""
+        if math.isfinite(predicted_ms) and math.isfinite(observed_ms):
+            self._ttft.observe(predicted_ms, observed_ms)
+            self._correction = None
+
+    @property
+    def correction(self) -> Correction:
+        """What to correct predictions by now."""
+        if self._correction is None:
+            self._correction = self._learnt()
+        return self._correction
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the table still describes this engine: no scale wants to leave its clamp."""
+        return all(scale.inside for scale in self._scales.values())
+
+    def _learnt(self) -> Correction:
+        scales = {kind: scale.clamped for kind, scale in self._scales.items()}
+        # A token's way leads through every stage, and a slow step is slow in each of them.
+        pass_ms = self._pp * max(
+            window.margin_ms(scales[kind]) for kind, window in self._steps.items()
+        )
+        return Correction(
+            prefill_scale=scales[StepKind.PREFILL],
+            decode_scale=scales[StepKind.DECODE],
+            ttft_margin_ms=max(self._floor.ttft_margin_ms, pass_ms, self._ttft.margin_ms(1.0)),
+            tbt_margin_ms=max(self._floor.tbt_margin_ms, pass_ms),
+        )
+
+
+class _Scale:
+    """Exponentially weighted measured over predicted time; sums, so that long steps count more."""
+
+    def __init__(self, start: float, rules: CalibrationRules) -> None:
+        self._rules = rules
+        self._start = start
+        self._predicted_ms = 0.0
+        self._observed_ms = 0.0
+        self._steps = 0
+
+    def observe(self, predicted_ms: float, observed_ms: float) -> None:
+        if self._steps == 0:
+            # The table's own word, as if it had been observed for a while.
+            self._predicted_ms = predicted_ms
+            self._observed_ms = self._start * predicted_ms
+        self._steps += 1
+        # The first steps count as in a plain mean over them and the prior.
+        weight = max(self._rules.weight, 1.0 / (self._rules.prior_steps + self._steps))
+        self._predicted_ms += weight * (predicted_ms - self._predicted_ms)
+        self._observed_ms += weight * (observed_ms - self._observed_ms)
+
+    @property
+    def raw(self) -> float:
+        return self._observed_ms / self._predicted_ms if self._steps else self._start
+
+    @property
+    def clamped(self) -> float:
+        low, high = self._rules.clamp
+        return min(max(self.raw, low), high)
+
+    @property
+    def inside(self) -> bool:
+        return self.raw == self.clamped
+
+
+class _Window:
+    """The latest (predicted, observed) pairs."""
+
+    def __init__(self, rules: CalibrationRules) -> None:
+        self._rules = rules
+        self._predicted_ms: NDArray[np.float64] = np.zeros(rules.window)
+        self._observed_ms: NDArray[np.float64] = np.zeros(rules.window)
+        self._seen = 0
+
+    def observe(self, predicted_ms: float, observed_ms: float) -> None:
+        at = self._seen % self._rules.window
+        self._predicted_ms[at] = predicted_ms
+        self._observed_ms[at] = observed_ms
+        self._seen += 1
+
+    def margin_ms(self, scale: float) -> float:
+        """The quantile of what is left of the error once predictions are scaled; 0 or more."""
+        size = min(self._seen, self._rules.window)
+        may_exceed = math.floor((1.0 - self._rules.share) * (size + self._rules.prior_margin_steps))
+        if may_exceed >= size:
+            return 0.0
+        late_ms = self._observed_ms[:size] - scale * self._predicted_ms[:size]
+        at = size - 1 - may_exceed
+        return max(0.0, float(np.partition(late_ms, at)[at]))
+
+
+class _DriftWatch:
+    """Counts windows in a row that are off to the same side."""
+
+    def __init__(self, kind: StepKind, rules: CalibrationRules) -> None:
+        self._kind = kind
+        self._rules = rules
+        self._predicted_ms = self._observed_ms = 0.0
+        self._steps = self._windows = 0
+
+    def observe(self, predicted_ms: float, observed_ms: float) -> Drift | None:
+        self._predicted_ms += predicted_ms
+        self._observed_ms += observed_ms
+        self._steps += 1
+        if self._steps < self._rules.drift_steps:
+            return None
+        ratio = self._observed_ms / self._predicted_ms
+        self._predicted_ms = self._observed_ms = 0.0
+        self._steps = 0
+        if abs(ratio - 1.0) < self._rules.drift:
+            self._windows = 0
+            return None
+        self._windows += 1
+        return Drift(self._kind, ratio) if self._windows == self._rules.drift_windows else None
