@@ -123,7 +123,7 @@ def show_comparison(comparison: Comparison, a: str, b: str, console: Console) ->
             f"{comparison.skipped_rows:,} lie outside it and were skipped."
         ),
     )
-    table = _error_table("rows")
+    table = _error_table("over")
     _error_row(table, "all", overall)
     if comparison.shared and comparison.interpolated:
         _error_row(table, "in both", comparison.shared)
@@ -238,8 +238,10 @@ def _count(rows: int, most: int) -> Text:
 
 
 def _range(bounds: tuple[int, int]) -> str:
-    short = [f"{value:,}" if value < 10_000 else f"{value / 1000:.4g}k" for value in bounds]
-    return short[0] if bounds[0] == bounds[1] else f"{short[0]}-{short[1]}"
+    low, high = (f"{value / 1000:.3g}k" if value >= 1000 else str(value) for value in bounds)
+    if low == high:
+        return low
+    return f"{low.removesuffix('k') if high.endswith('k') and low.endswith('k') else low}-{high}"
 
 
 def _ridge(view: TableView, width: int, *, ascii_only: bool) -> Table:

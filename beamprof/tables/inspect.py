@@ -33,6 +33,7 @@ Entry = TypeVar("Entry")
 # More lines than this are more than an eye takes in; the rest is in --json and beam table export.
 RIDGE_LINES = 16
 COVERAGE_LINES = 12
+COVERAGE_COLUMNS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ class TableView:
 
     Attributes:
         provenance: metadata that is there, in the order of PROVENANCE.
-        ridge: the energy-optimal clock per step, by tokens; at most RIDGE_LINES steps.
+        ridge: the energy-optimal clock per step, decode batches and then chunks, by tokens; at
+            most RIDGE_LINES steps.
         frontier: a small, a middle and a large step of the ridge, for the picture.
         idle: by clock; empty where the table has no idle rows.
         check: as `beam table check` finds it.
@@ -141,12 +143,14 @@ def efficient(latency: Sequence[float], energy: Sequence[float]) -> list[int]:
 
 
 def _ridge(grid: CellGrid) -> tuple[RidgePoint, ...]:
-    """Of each token count the cell with the least context: there the clock matters most."""
-    lines: dict[int, int] = {}
+    """Decode batches first, then steps with a chunk; of each size the one with least context."""
+    decode: dict[int, int] = {}
+    chunk: dict[int, int] = {}
     for line, cell in enumerate(grid.cells):  # ordered by tokens, then context
-        lines.setdefault(cell.tokens, line)
-    chosen = _spread(list(lines.values()), RIDGE_LINES)
-    return tuple(_ridge_point(grid, line) for line in chosen)
+        (chunk if cell.prefill_tokens else decode).setdefault(cell.tokens, line)
+    some = _spread(list(decode.values()), RIDGE_LINES // 2)
+    some += _spread(list(chunk.values()), RIDGE_LINES - len(some))
+    return tuple(_ridge_point(grid, line) for line in some)
 
 
 def _ridge_point(grid: CellGrid, line: int) -> RidgePoint:
@@ -169,7 +173,10 @@ def _coverage(grid: CellGrid) -> Coverage:
         [cell.prefill_context_tokens + cell.decode_context_tokens for cell in grid.cells]
     )
     rows = (grid.row >= 0).sum(axis=1)
-    token_ranges, context_ranges = _ranges(tokens), _ranges(contexts)
+    token_ranges, context_ranges = (
+        _ranges(tokens, COVERAGE_LINES),
+        _ranges(contexts, COVERAGE_COLUMNS),
+    )
     return Coverage(
         tokens=token_ranges,
         context_tokens=context_ranges,
@@ -183,15 +190,18 @@ def _coverage(grid: CellGrid) -> Coverage:
     )
 
 
-def _ranges(values: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    """Octaves, each narrowed to the values inside; single values where few."""
+def _ranges(values: NDArray[np.int64], at_most: int) -> tuple[tuple[int, int], ...]:
+    """Ranges of as few octaves as ``at_most`` allows, each narrowed to the values inside."""
     found = np.unique(values)
-    if len(found) <= COVERAGE_LINES // 2:
+    if len(found) <= at_most // 2:
         return tuple((value, value) for value in found.tolist())
     # 0 has an octave of its own; 2^k stands at the end of its octave, as batch sizes do.
     octaves = np.ceil(np.log2(np.maximum(found, 0.5))).astype(int)
-    inside = [found[octaves == octave] for octave in np.unique(octaves)]
-    return tuple((int(some.min()), int(some.max())) for some in inside)
+    width = 1
+    while len(np.unique(octaves // width)) > at_most:
+        width += 1
+    groups = [found[octaves // width == group] for group in np.unique(octaves // width)]
+    return tuple((int(some.min()), int(some.max())) for some in groups)
 
 
 def _within(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bool_]:

@@ -95,7 +95,8 @@ def between_clocks(errors: tuple[ClockError, ...]) -> BetweenClocks | None:
     What all cells are off alike at a clock (the bias) is curvature that straight lines miss. It
     grows with the gap squared, and leaving a clock out doubled the gap: a quarter of it remains.
     The rest is noise, and stays. On three measured A100 tables thinned from 31 to 9, 5 and 3
-    clocks, this came out at 0.3 to 1.5 times the true error at the clocks thinned out, most often 0.6.
+    clocks, this came out at 0.3 to 1.5 times the true error at the clocks thinned out, most often
+    at 0.6 of it.
     """
     if not errors:
         return None
