@@ -69,6 +69,11 @@ class LengthBlock:
     input_law: LengthLaw
     output_law: LengthLaw
 
+    @property
+    def empty(self) -> bool:
+        """Whether it names no length, as the blocks of silent hours do."""
+        return not len(self.input_law.tokens) or not len(self.output_law.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -82,9 +87,10 @@ class Client:
     blocks: tuple[LengthBlock, ...]
 
     def block_for(self, window: ClientWindow) -> LengthBlock | None:
-        """The newest block at or before the window; None where there is none."""
+        """The newest block at or before the window; None where there is none or it is empty."""
         older = [block for block in self.blocks if block.start_s <= window.start_s]
-        return max(older, key=lambda block: block.start_s) if older else None
+        newest = max(older, key=lambda block: block.start_s, default=None)
+        return None if newest is None or newest.empty else newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +217,7 @@ def _read_blocks(
             _law(by_start[start], name, f"{path}: block {start}")
             for name in ("input_tokens", "output_tokens")
         ]
-        if all(len(law.tokens) for law in laws):
-            blocks.append(LengthBlock(start, laws[0], laws[1]))
+        blocks.append(LengthBlock(start, *laws))
     return tuple(blocks)
 
 

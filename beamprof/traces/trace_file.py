@@ -146,16 +146,11 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 def _read_rows(path: Path) -> pl.DataFrame:
     if path.suffix != ".csv":
         return pl.read_parquet(path)
-    words = dict.fromkeys(("client_id", "session_id", "slo_class", "prefix_hashes"), pl.String)
-    frame = pl.read_csv(path, schema_overrides=words)
-    if "prefix_hashes" in frame.columns:
-        frame = frame.with_columns(
-            pl.col("prefix_hashes")
-            .str.split(" ")
-            .list.filter(pl.element() != "")
-            .list.eval(pl.element().cast(pl.Int64))
-        )
-    return frame
+    frame = pl.read_csv(path, infer_schema=False)  # text: arrange() gives the types
+    if "prefix_hashes" not in frame.columns:
+        return frame
+    hashes = pl.col("prefix_hashes").str.split(" ")
+    return frame.with_columns(hashes.list.eval(pl.element().filter(pl.element() != "")))
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
