@@ -1,0 +1,95 @@
+"""What an engine tells the controller. Named tuples: hooks make them at a microsecond's cost.
+
+Times are milliseconds on the controller's own axis.
+"""
+
+from typing import NamedTuple
+
+from beam_runtime.errors import ClockError
+from beam_runtime.types import Slo
+
+
+class Arrival(NamedTuple):
+    """A request has come in; it waits for admission."""
+
+    at_ms: float
+    request_id: str
+    prompt_tokens: int
+    slo: Slo | str | None
+    cached_tokens: int
+
+
+class FirstToken(NamedTuple):
+    """A request's prompt is done and its first token is out."""
+
+    at_ms: float
+    request_id: str
+
+
+class Completion(NamedTuple):
+    """A request has all its tokens."""
+
+    at_ms: float
+    request_id: str
+
+
+class Abort(NamedTuple):
+    """A request is gone before its time."""
+
+    at_ms: float
+    request_id: str
+
+
+class Preemption(NamedTuple):
+    """A running request has lost its KV blocks and waits again, before all others."""
+
+    at_ms: float
+    request_id: str
+
+
+class StepIssued(NamedTuple):
+    """A step has entered the pipeline: one token of each decode, and prompt chunks."""
+
+    at_ms: float
+    decodes: tuple[str, ...]
+    chunks: tuple[tuple[str, int], ...]
+
+
+class StepFinished(NamedTuple):
+    """The oldest step is back; ``issued_ms`` only where it was not reported when issued."""
+
+    at_ms: float
+    decodes: tuple[str, ...]
+    chunks: tuple[tuple[str, int], ...]
+    issued_ms: float | None
+
+
+class ClockConfirmed(NamedTuple):
+    """The GPUs read back at this clock; None = they are released."""
+
+    at_ms: float
+    clock_mhz: int | None
+
+
+class ClockRefused(NamedTuple):
+    """The clock could not be set, or the guard is gone; the GPUs are released."""
+
+    at_ms: float
+    clock_mhz: int | None
+    error: ClockError
+
+
+Event = (
+    Arrival
+    | FirstToken
+    | Completion
+    | Abort
+    | Preemption
+    | StepIssued
+    | StepFinished
+    | ClockConfirmed
+    | ClockRefused
+)
+
+# After these the best knobs may be others; the rest only keeps the picture up to date.
+ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption)

@@ -1,0 +1,94 @@
+"""What one stage took, from nothing but when steps were issued and when they came back.
+
+A step goes through ``pp`` equal stages and waits at each for the step before. It is back at
+
+    F = max over stages s of  base_s + (pp - s) t + (pp - 1 - s) hop
+
+where base_s is when the step before left stage s (for s = 0 not before its own issue) and t
+what it takes per stage. Every term grows with t, so t follows:
+
+    t = min over stages s of  (F - base_s - (pp - 1 - s) hop) / (pp - s)
+
+With t known, so is when this step left each stage, and the next one can be read. Exact for
+equal stages; what noise in single stages makes of it evens out over the steps.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    at_ms: float
+    stage_ms: float
+
+
+class PipelineTimes:
+    """Follows steps through the pipeline.
+
+    Args:
+        pp: stages.
+        transfer_ms: sending a step's activations from one stage to the next.
+    """
+
+    def __init__(self, pp: int, transfer_ms: float = 0.0) -> None:
+        self._pp = pp
+        self._transfer_ms = transfer_ms
+        self._issued: deque[_Issued] = deque()
+        self._free_ms = [float("-inf")] * pp  # when the last step that is back left each stage
+
+    @property
+    def in_flight(self) -> int:
+        """Steps issued and not back."""
+        return len(self._issued)
+
+    def issue(self, at_ms: float, stage_ms: float) -> None:
+        """A step enters; ``stage_ms`` is what each stage is expected to take."""
+        self._issued.append(_Issued(at_ms, stage_ms))
+
+    def finish(self, at_ms: float) -> float | None:
+        """The oldest step is back: what a stage took; None where that cannot be told."""
+        if not self._issued:
+            return None
+        step = self._issued.popleft()
+        stage_ms = min(
+            (at_ms - base_ms - stages_left * self._transfer_ms) / (stages_left + 1)
+            for base_ms, stages_left in zip(
+                [max(step.at_ms, self._free_ms[0]), *self._free_ms[1:]],
+                reversed(range(self._pp)),
+                strict=True,
+            )
+        )
+        if stage_ms <= 0.0:  # times that went backwards
+            self._free_ms = [max(at_ms, free_ms) for free_ms in self._free_ms]
+            return None
+        self._free_ms = self._through(_Issued(step.at_ms, stage_ms), self._free_ms)
+        return stage_ms
+
+    def drop_all(self) -> None:
+        """Forget what is in flight: it will not be told of."""
+        self._issued.clear()
+
+    def finishes_ms(self) -> tuple[float, ...]:
+        """When each step in flight is expected back, oldest first."""
+        finishes = []
+        free_ms = self._free_ms
+        for step in self._issued:
+            free_ms = self._through(step, free_ms)
+            finishes.append(free_ms[-1])
+        return tuple(finishes)
+
+    def stage_free_ms(self) -> tuple[float, ...]:
+        """For each stage, when it is done with all steps issued so far."""
+        free_ms = self._free_ms
+        for step in self._issued:
+            free_ms = self._through(step, free_ms)
+        return tuple(free_ms)
+
+    def _through(self, step: _Issued, free_ms: list[float]) -> list[float]:
+        ready_ms, ends = step.at_ms, []
+        for stage_free_ms in free_ms:
+            end_ms = max(ready_ms, stage_free_ms) + step.stage_ms
+            ends.append(end_ms)
+            ready_ms = end_ms + self._transfer_ms
+        return ends
