@@ -19,11 +19,13 @@ from beamprof.spec import SweepSpec
 from beamprof.trial import merge_trials, pooled_scatter
 
 
-def table_columns(entries: Mapping[Trial, Measurement]) -> dict[str, NDArray[Any]]:
+def table_columns(
+    entries: Mapping[Trial, Measurement], *, running_mhz: int
+) -> dict[str, NDArray[Any]]:
     """One row per cell from all its trials; see trial.merge_trials for how they combine.
 
-    Cells measured at the clock as it was (0) carry the highest clock that any of them reached:
-    what the device runs at unless power or heat hold it back.
+    Cells measured at the clock as it was (0) carry the highest clock that any of them reached,
+    what the device runs at unless power or heat hold it back; ``running_mhz`` if none says.
 
     Returns:
         Every column of schema.COLUMNS, 1-d, of equal length; missing numbers are NaN.
@@ -35,7 +37,7 @@ def table_columns(entries: Mapping[Trial, Measurement]) -> dict[str, NDArray[Any
     }
     scatter = pooled_scatter(cells.values())
     reached = [measurement.clock_reached_mhz or 0.0 for measurement in entries.values()]
-    current_mhz = round(max(reached, default=0.0))
+    current_mhz = round(max(reached, default=0.0)) or running_mhz
     rows = [
         _row(cell, merge_trials(trials, scatter), current_mhz) for cell, trials in cells.items()
     ]
@@ -62,7 +64,7 @@ def table_metadata(
         "max_tokens": spec.max_tokens,
         "max_decodes": spec.max_decodes,
         "trials": plan.rounds,
-        "window_s": None if plan.modelled else plan.window_s,
+        "window_s": plan.window_s,
         "seed": plan.seed,
     }
     return {

@@ -22,10 +22,12 @@ LATENCY_BY_SHARE = (
     (0.88, 0.011),
     (1.0, 0.010),
 )
-# NVML's energy counter ticks every 100 ms on an A100: a window's energy is off by up to a tick,
-# 10 % of one second and 2 % of five. Both ends fall anywhere within a tick, so the error's
-# standard deviation is 1/sqrt(6) of that.
-COUNTER_TICK_S = 0.1
+# NVML's energy counter ticks every 100 ms on an A100: read at any two moments, one second is up to
+# 10 % wrong and five are 2 %. The backend reads from edge to edge of the ticks, which leaves how
+# late an edge is noticed: a batch of passes, 20 ms, or one pass where it takes longer.
+EDGE_NOTICED_S = 0.04
+# The first fifth of a window is discarded (TimingRules.within).
+COUNTED_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class ExpectedError:
     Attributes:
         latency_between_clocks, energy_between_clocks: at clocks that were not measured.
         over_steps: latency of steps that were not measured.
-        energy_counter: standard deviation of a cell's energy from the counter's ticks.
+        energy_counter: standard deviation of one cell's energy from the counter's ticks.
     """
 
     latency_between_clocks: float
@@ -74,7 +76,8 @@ def expected_error(clocks: int, share: float, counted_s: tuple[int, float] | Non
     counter = 0.0
     if counted_s is not None:
         trials, window_s = counted_s
-        counter = COUNTER_TICK_S / window_s / math.sqrt(6 * trials)
+        # Two uniform errors, one at each end: 1/sqrt(6) of their range.
+        counter = EDGE_NOTICED_S / (COUNTED_SHARE * window_s) / math.sqrt(6 * trials)
     between = (0.0, 0.0)
     if clocks > 1:
         between = (

@@ -26,20 +26,30 @@ LOWEST_USEFUL_SHARE = 0.36
 CLOCK_COUNTS = (9, 7, 5, 3)
 CELL_SHARES = (1.0, 0.88, 0.78, 0.68, 0.59)
 # Seconds around each trial: lock the clock and see it read back (25 ms), fill the KV cache,
-# warm up until launches are steady.
-TRIAL_OVERHEAD_S = 0.15
-SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 1.0, 2.5
+# warm up until launches are steady (100 ms).
+TRIAL_OVERHEAD_S = 0.25
+SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.8, 2.5
+# Of a budget, what is kept for windows that are rejected and measured again.
+RESERVE = 0.05
 IDLE_PER_ROUND = 2
 FEWEST_CELLS, UNLIMITED = 12, 10**6
 
 
 @dataclass(frozen=True, slots=True)
 class ClockChoice:
-    """What a device offers: every clock it supports (empty: cannot be set), and the usual nine."""
+    """What a device offers.
+
+    Attributes:
+        device: its name.
+        supported_mhz: every clock that can be set; empty where none can.
+        profile_mhz: those to measure when none are asked for; empty = spread over the useful range.
+        running_mhz: stands for the clock in a table whose passes do not report one.
+    """
 
     device: str
     supported_mhz: tuple[int, ...] = ()
     profile_mhz: tuple[int, ...] = ()
+    running_mhz: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class Plan:
         steps: forward passes at each clock; share: of the full grid, how much of it they are.
         rounds: trials of each cell; window_s: how long each repeats its pass.
         seed: of the order.
-        modelled: numbers are computed: no window, no counter.
+        counted: energy comes from a counter whose ticks blur short windows.
     """
 
     clocks_mhz: tuple[int, ...]
@@ -68,7 +78,7 @@ class Plan:
     rounds: int
     window_s: float
     seed: int
-    modelled: bool
+    counted: bool = True
 
     @property
     def trial_count(self) -> int:
@@ -83,7 +93,7 @@ class Plan:
     @property
     def expected(self) -> ExpectedError:
         """The error its table is expected to have."""
-        counted_s = None if self.modelled else (self.rounds, self.window_s)
+        counted_s = (self.rounds, self.window_s) if self.counted else None
         return expected_error(len(self.clocks_mhz), self.share, counted_s)
 
     def order(self) -> tuple[Trial, ...]:
@@ -137,11 +147,12 @@ def make_plan(
         SweepError: clocks that the device does not have, or a budget that nothing fits into.
     """
     plans = list(_candidates(spec, limits, offered))
-    fitting = [plan for plan in plans if plan.duration_s <= spec.budget_s]
+    usable_s = spec.budget_s * (1 - RESERVE)
+    fitting = [plan for plan in plans if plan.duration_s <= usable_s]
     if not keep_budget:
         return plans[0], ""
     if not fitting:
-        least_s = min(plan.duration_s for plan in plans)
+        least_s = min(plan.duration_s for plan in plans) / (1 - RESERVE)
         raise SweepError(
             f"no sweep of {offered.device} fits into {format_duration(spec.budget_s)}",
             cause=f"the coarsest one takes {format_duration(least_s)}",
@@ -198,12 +209,12 @@ def _candidates(spec: SweepSpec, limits: GridLimits, offered: ClockChoice) -> It
             rounds=rounds,
             window_s=spec.window_s or SHORTEST_WINDOW_S,
             seed=spec.seed,
-            modelled=False,
         )
         if spec.window_s is None:
             # Time that is left goes into longer windows, for the energy counter's sake.
-            share_s = math.floor(spec.budget_s / plan.trial_count * 100) / 100 - TRIAL_OVERHEAD_S
-            window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, round(share_s, 2)))
+            share_s = spec.budget_s * (1 - RESERVE) / plan.trial_count - TRIAL_OVERHEAD_S
+            centiseconds = math.floor(share_s * 100)
+            window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, centiseconds / 100))
             plan = dataclasses.replace(plan, window_s=window_s)
         yield plan
 

@@ -17,8 +17,8 @@ from typing import Protocol
 import beamprof
 from beam_runtime.table import PerfTable
 from beamprof.atomic_file import check_writable
-from beamprof.backends.base import MeasureBackend, Measurement
-from beamprof.backends.choose import Choice, choose_backend
+from beamprof.backends.base import FollowingBackend, MeasureBackend, Measurement
+from beamprof.backends.choose import CPU, Choice, choose_backend
 from beamprof.build import table_columns, table_metadata
 from beamprof.errors import BackendError, SweepError
 from beamprof.grid import GridLimits
@@ -90,16 +90,18 @@ class ProfileResult:
         refused: cells that the backend could not run, with its words.
         stopped_by: the signal that ended the run early.
         duration_s: of this run.
+        follower: this process was a tensor-parallel rank above 0 and has nothing to say.
     """
 
     prepared: Prepared
-    table: PerfTable | None
-    measured: int
-    resumed: int
-    remaining: int
-    refused: tuple[str, ...]
-    stopped_by: str | None
-    duration_s: float
+    table: PerfTable | None = None
+    measured: int = 0
+    resumed: int = 0
+    remaining: int = 0
+    refused: tuple[str, ...] = ()
+    stopped_by: str | None = None
+    duration_s: float = 0.0
+    follower: bool = False
 
 
 class Watcher(Protocol):
@@ -164,7 +166,9 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     )
     plan = measured_plan
     if choice.modelled:
-        plan = dataclasses.replace(plan, rounds=spec.trials or 1, modelled=True)
+        plan = dataclasses.replace(plan, rounds=spec.trials or 1, counted=False)
+    elif choice.clocks.device == CPU:
+        plan = measured_plan = dataclasses.replace(plan, counted=False)
     output = request.output or Path(
         f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
     )
@@ -232,6 +236,10 @@ def profile(
     backend = prepared.choice.build(prepared.plan)
     try:
         environment = backend.open()
+        if isinstance(backend, FollowingBackend) and backend.follows:
+            # A tensor-parallel rank above 0: rank 0 decides, keeps the journal, writes the table.
+            backend.follow()
+            return ProfileResult(prepared, follower=True)
         sweep = sweep_identity(prepared, environment)
         with Journal.open(prepared.journal, sweep, fresh=request.fresh) as journal:
             for text in journal.notes:
@@ -247,7 +255,12 @@ def profile(
         metadata = table_metadata(
             prepared.model, prepared.stage, request.spec, prepared.plan, environment
         )
-        table = write_table(table_columns(entries), metadata, prepared.output, force=request.force)
+        table = write_table(
+            table_columns(entries, running_mhz=prepared.choice.clocks.running_mhz),
+            metadata,
+            prepared.output,
+            force=request.force,
+        )
     return ProfileResult(
         prepared=prepared,
         table=table,

@@ -94,7 +94,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("trials", "trials", _whole(1), None,
             "how often each cell is measured; 2, and 1 where modelled", "2"),
     Setting("window", "window_s", parse_duration_s, None,
-            "how long one trial repeats its pass; 1s to 2.5s, what the budget leaves", '"1s"'),
+            "how long one trial repeats its pass; 0.8s to 2.5s, what the budget leaves", '"1s"'),
     Setting("budget", "budget_s", parse_duration_s, 900.0,
             "time for the whole sweep; fewer clocks and cells are measured to keep it", '"15m"'),
     Setting("seed", "seed", _whole(0), 0, "order in which cells are measured", "0"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from beam_runtime.types import Source
 from beamprof.cells import Cell
@@ -60,4 +60,18 @@ class MeasureBackend(Protocol):
 
     def close(self) -> None:
         """Give everything back: clocks released, memory freed. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class FollowingBackend(Protocol):
+    """A backend of several processes, of which one decides and the others follow."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether this process only follows. Known once open."""
+        ...
+
+    def follow(self) -> None:
+        """Run what the deciding process measures, until it closes."""
         ...

@@ -8,6 +8,7 @@ anything else                        modelled: computed from a device file
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from beam_runtime.errors import ClockError
 from beamprof.backends.base import MeasureBackend
@@ -19,6 +20,7 @@ from beamprof.spec import SweepSpec
 
 BACKENDS = ("modelled", "torch")
 DEFAULT_DEVICE = "a100-sxm4-80gb"
+CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def choose_backend(spec: SweepSpec, model: ModelShape, stage: StageShape) -> Cho
         BackendError: an unknown backend, or one asked for that cannot run here.
         DeviceError: an unknown device.
     """
+    if spec.device not in (None, CPU):
+        resolve_device(spec.device)  # a misspelt name must not end as "another GPU is here"
     if spec.backend is not None and spec.backend not in BACKENDS:
         raise BackendError(
             f"unknown backend {spec.backend!r}", hint=f"backends are {', '.join(BACKENDS)}"
@@ -69,16 +73,18 @@ def choose_backend(spec: SweepSpec, model: ModelShape, stage: StageShape) -> Cho
     if spec.backend == "torch":
         return _torch(spec, model, stage, find_gpu())
     gpu = find_gpu()
-    if gpu is None:
-        return _modelled(spec, model, stage, "modelled, as no NVIDIA GPU was found here")
+    if spec.device == CPU:
+        return _torch(spec, model, stage, gpu)
     obstacle = _obstacle_to_torch(spec, gpu)
-    if obstacle:
+    if gpu is None or obstacle:
         return _modelled(spec, model, stage, f"modelled, as {obstacle}")
     return _torch(spec, model, stage, gpu)
 
 
-def _obstacle_to_torch(spec: SweepSpec, gpu: Gpu) -> str:
-    """Why the GPU here cannot be measured with torch, in words; empty if it can."""
+def _obstacle_to_torch(spec: SweepSpec, gpu: Gpu | None) -> str:
+    """Why no GPU can be measured with torch here, in words; empty if one can."""
+    if gpu is None:
+        return "no NVIDIA GPU was found here"
     if spec.device is not None and spec.device != detect_device(gpu.name):
         return f"{spec.device} is asked for and {gpu.name} is here"
     if find_spec("torch") is None:
@@ -119,7 +125,73 @@ def _modelled(spec: SweepSpec, model: ModelShape, stage: StageShape, reason: str
 
 
 def _torch(spec: SweepSpec, model: ModelShape, stage: StageShape, gpu: Gpu | None) -> Choice:
-    raise BackendError("the torch backend is not there yet", hint="--backend modelled")
+    if spec.device == CPU or (gpu is None and spec.device is None):
+        why = "torch on this CPU, as asked" if spec.device else "torch on this CPU: no GPU is here"
+        clocks = ClockChoice(CPU, running_mhz=cpu_clock_mhz())
+        return _torch_choice(spec, model, stage, why, clocks, None)
+    if gpu is None:
+        raise BackendError(
+            f"--backend torch --device {spec.device}: no GPU is here",
+            cause="the NVIDIA driver shows none, or there is no driver",
+            hint=f"model it with --backend modelled, or measure this CPU with --device {CPU}",
+        )
+    known = detect_device(gpu.name)
+    if spec.device is not None and spec.device != known:
+        raise BackendError(
+            f"--backend torch --device {spec.device}: the GPU here is another one",
+            cause=f"the driver calls it {gpu.name}" + (f", device {known}" if known else ""),
+            hint="leave --device out to measure the GPU here, or use --backend modelled",
+        )
+    device = resolve_device(known) if known else None
+    profile_mhz = device.clocks.profile_mhz if device else ()
+    clocks = ClockChoice(
+        known or _slug(gpu.name),
+        gpu.supported_mhz,
+        tuple(mhz for mhz in profile_mhz if mhz in gpu.supported_mhz),
+    )
+    return _torch_choice(
+        spec, model, stage, f"torch, measuring the {gpu.name} here", clocks, device
+    )
+
+
+def _torch_choice(
+    spec: SweepSpec,
+    model: ModelShape,
+    stage: StageShape,
+    reason: str,
+    clocks: ClockChoice,
+    device: Device | None,
+) -> Choice:
+    def build(plan: Plan) -> MeasureBackend:
+        from beamprof.backends.allreduce import ModelledAllReduce
+        from beamprof.backends.torch_stage import TorchBackend
+        from beamprof.backends.torch_timing import TimingRules
+
+        return TorchBackend(
+            model,
+            stage,
+            place="cpu" if clocks.device == CPU else "cuda",
+            device=clocks.device,
+            rules=TimingRules.within(plan.window_s),
+            assume_power_w=spec.assume_power_w,
+            allreduce=ModelledAllReduce(device, stage) if device and stage.tp > 1 else None,
+        )
+
+    return Choice("torch", reason, clocks, device, build)
+
+
+def cpu_clock_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
+    """The fastest core's clock now, as Linux on x86 tells it; 1 where nobody does."""
+    try:
+        lines = cpuinfo.read_text("utf-8").splitlines()
+    except OSError:
+        return 1
+    clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return max(1, round(max(clocks, default=1.0)))
+
+
+def _slug(gpu_name: str) -> str:
+    return gpu_name.removeprefix("NVIDIA ").lower().replace(" ", "-")
 
 
 def _clocks(device: Device) -> ClockChoice:

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 import beamprof
@@ -31,8 +30,9 @@ app = typer.Typer(
     help="BEAM cuts the energy of LLM serving without breaking its latency promises.\n\n"
     "Start here, with or without a GPU:  beam profile --model llama3-70b --tp 2 --pp 4",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: quicker, and [default: 1] is not taken for markup
 )
 app.command("profile")(profile.command)
 app.add_typer(table.app, name="table")
@@ -73,16 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = typer.main.get_command(app).main(args=words, prog_name="beam", standalone_mode=False)
     except BeamError as error:
         return _failed(error, as_json=as_json, debug=debug)
-    except click.ClickException as error:
-        return _misused(error, as_json=as_json)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter from complaining at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except Exception:
+    except Exception as error:
+        # Wrong options. Their class is click's, which newer typers carry inside themselves.
+        if hasattr(error, "format_message"):
+            return _misused(error, as_json=as_json)
         return _broken(debug=debug)
     return code if isinstance(code, int) else DONE
 
@@ -94,13 +95,14 @@ def _failed(error: BeamError, *, as_json: bool, debug: bool) -> int:
     return error.exit_code
 
 
-def _misused(error: click.ClickException, *, as_json: bool) -> int:
+def _misused(error: Exception, *, as_json: bool) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "beam"
-    message = error.format_message()
-    if not message:  # a group without a command: its help is the answer
-        return BAD_INPUT
-    _say("error", message, None, f"see: {command} --help", as_json=as_json)
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    if context is not None and message == context.get_help():
+        sys.stderr.write(message + "\n")  # a noun without a verb: its help is the answer
+    elif message:
+        _say("error", message, None, f"see: {command} --help", as_json=as_json)
     return BAD_INPUT
 
 

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from beam_runtime.table import PerfTable
     from beamprof.dry_run import DryRun
     from beamprof.profile import ProfileRequest, ProfileResult
 
@@ -176,6 +177,8 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
 
     with stop_on_signals() as stop, SweepProgress() as progress:
         result = profile(request, watcher=progress, stop=stop)
+    if result.follower:
+        return
     status = "ok" if result.table is not None and not result.refused else "incomplete"
     if result.stopped_by and result.table is None:
         status = "interrupted"
@@ -233,12 +236,14 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
         return
     how = "modelled" if prepared.choice.modelled else "measured"
     kept = f" ({result.resumed} trials were in the journal)" if result.resumed else ""
+    clocks = len(result.table.clocks_mhz)
+    at = f"{clocks} clocks" if clocks > 1 else "one clock"
     console.print(
-        f"{what} on {result.table.device}: {len(result.table)} rows {how} at "
-        f"{len(result.table.clocks_mhz)} clocks in {format_duration(result.duration_s)}{kept}.\n",
+        f"{what} on {result.table.device}: {len(result.table)} rows {how} at {at} in "
+        f"{format_duration(result.duration_s)}{kept}.\n",
         markup=False,
     )
-    console.print(_knee_grid(result))
+    console.print(_knee_grid(result.table))
     console.print(
         f"\nexpected error: {prepared.plan.expected}"
         + ("; the device file states its own" if prepared.choice.modelled else ""),
@@ -250,31 +255,31 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
     console.print(f"next: beam table inspect {prepared.output}", markup=False, soft_wrap=True)
 
 
-def _knee_grid(result: "ProfileResult") -> Any:
+def _knee_grid(table: "PerfTable") -> Any:
     from rich.table import Table
 
     from beamprof.knees import knees
 
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False)
+    several = len(table.clocks_mhz) > 1
     grid.add_column("step")
-    for heading in ("top MHz", "ms", "J", "cheapest MHz", "ms", "J", "saves %"):
+    cheapest = ("cheapest MHz", "ms", "J", "saves %") if several else ()
+    for heading in ("top MHz" if several else "MHz", "ms", "J", *cheapest):
         grid.add_column(heading, justify="right")
-    if result.table is None:
-        return grid
-    for knee in knees(result.table):
+    for knee in knees(table):
         each = knee.decode_context_tokens // max(1, knee.decode_requests)
-        grid.add_row(
-            f"chunk of {knee.chunk_tokens}"
-            if knee.chunk_tokens
-            else f"{knee.decode_requests} decodes over {each} tokens each",
-            str(knee.top_mhz),
-            f"{knee.top_latency_ms:.1f}",
-            f"{knee.top_energy_j:.2f}",
-            str(knee.knee_mhz),
-            f"{knee.knee_latency_ms:.1f}",
-            f"{knee.knee_energy_j:.2f}",
-            f"{knee.saved * 100:.0f}",
-        )
+        step = f"{knee.decode_requests} decodes over {each} tokens each"
+        if knee.chunk_tokens:
+            step = f"chunk of {knee.chunk_tokens}"
+        values = [str(knee.top_mhz), f"{knee.top_latency_ms:.1f}", f"{knee.top_energy_j:.2f}"]
+        if several:
+            values += [
+                str(knee.knee_mhz),
+                f"{knee.knee_latency_ms:.1f}",
+                f"{knee.knee_energy_j:.2f}",
+                f"{knee.saved * 100:.0f}",
+            ]
+        grid.add_row(step, *values)
     return grid
 
 

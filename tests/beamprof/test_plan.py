@@ -31,8 +31,8 @@ def test_the_default_plan_takes_nine_clocks_two_trials_and_fifteen_minutes() -> 
     assert full.clocks_mhz == (510, 630, 750, 870, 990, 1110, 1230, 1350, 1410)
     assert len(full.steps) <= 60
     assert (full.rounds, thinned) == (2, "")
-    assert full.window_s >= 1.0
-    assert full.duration_s <= 15 * 60
+    assert full.rounds * full.window_s >= 1.5
+    assert 12 * 60 <= full.duration_s <= 15 * 60
     assert full.expected.latency_between_clocks == pytest.approx(0.009)
     assert full.expected.energy_between_clocks == pytest.approx(0.020)
 
@@ -113,10 +113,11 @@ def test_expected_errors_follow_the_counter_and_vanish_where_nothing_is_counted(
     assert expected_error(1, 1.0, None).energy_counter == 0
     assert expected_error(1, 1.0, None).latency_between_clocks == 0
     one_second = expected_error(9, 1.0, (1, 1.0)).energy_counter
-    assert one_second == pytest.approx(0.1 / 6**0.5)
+    assert 0.01 < one_second < 0.03
+    assert expected_error(9, 1.0, (4, 1.0)).energy_counter == pytest.approx(one_second / 2)
     assert expected_error(9, 1.0, (1, 5.0)).energy_counter == pytest.approx(one_second / 5)
     text = str(expected_error(9, 1.0, (2, 1.0)))
     assert text == (
         "1.0 % over all steps, 0.9 % latency and 2.0 % energy between clocks, "
-        "2.9 % from the energy counter"
+        "1.4 % from the energy counter"
     )
