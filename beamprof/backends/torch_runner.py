@@ -11,6 +11,7 @@ import torch
 from beam_runtime.types import StepShape
 from beamprof.backends.torch_pass import Stage
 
+GRAPH_LIMIT_TOKENS = 512  # vLLM captures batches up to this many tokens
 GRAPH_WARM_PASSES = 3  # PyTorch asks for some passes on a side stream before a capture
 
 
@@ -78,7 +79,7 @@ class CpuRunner:
 class CudaRunner:
     """Hands passes to the GPU's queue, with an event between each two.
 
-    Decode batches run as a CUDA graph, as serving engines run them; passes with a chunk are
+    Decode batches and short passes run as CUDA graphs, as vLLM runs them; longer ones are
     launched kernel by kernel, and where launching takes longer than the GPU needs, that shows.
     """
 
@@ -94,7 +95,8 @@ class CudaRunner:
         self.close()
         with torch.inference_mode(), torch.cuda.device(self._stage.device):
             ready = self._stage.ready(step)
-            self._run = ready.run if step.prefill_tokens else _graph_of(ready.run)
+            eager = step.prefill_tokens > 0 and step.tokens > GRAPH_LIMIT_TOKENS
+            self._run = ready.run if eager else _graph_of(ready.run)
 
     def enqueue(self, passes: int) -> None:
         """Queue them, one event more than passes."""

@@ -352,7 +352,8 @@ def _check_place(torch: Any, place: str) -> None:
         raise BackendError(
             "no GPU that PyTorch can use",
             cause=f"torch {torch.__version__} finds no CUDA device",
-            hint="check nvidia-smi and that torch was built for CUDA; or use --backend modelled",
+            hint="check nvidia-smi and that torch was built for CUDA; or measure this CPU with "
+            "--device cpu, or compute with --backend modelled",
         )
 
 

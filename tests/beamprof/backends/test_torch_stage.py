@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -364,6 +365,17 @@ def test_what_gpus_say_of_themselves() -> None:
     assert json.loads(sensors.metadata["device_clocks_mhz"])[0] == 210
     assert sensors.metadata["gpu_name"] == "NVIDIA A100-SXM4-80GB"
     assert isinstance(sensors.actuator, NvmlGpus)
+
+
+def test_the_gpu_that_torch_uses_is_found_by_its_uuid() -> None:
+    """CUDA_VISIBLE_DEVICES renumbers GPUs for torch and not for NVML."""
+    nvml = FakeNvml(fake_gpus(4))
+    backend = TorchBackend(TINY, TINY.shard(1, 1), place="cuda", nvml=nvml)
+    properties = SimpleNamespace(uuid="3")
+    torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda where: properties))
+    sensors = backend._find_sensors(torch, "cuda:0")
+    assert sensors.actuator is not None
+    assert sensors.actuator.gpus == ("GPU-3",)
 
 
 # Under torchrun
