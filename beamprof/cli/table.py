@@ -25,8 +25,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
     """Show what is in a table: coverage, best clocks, frontier, doubts."""
     from beam_runtime.table import PerfTable
+    from beamprof.report.inspect_view import show_table
     from beamprof.report.plain import plain
-    from beamprof.report.table_views import show_table
     from beamprof.tables.inspect import inspect_table
 
     view = inspect_table(PerfTable.load(table))

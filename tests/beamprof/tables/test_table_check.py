@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_runtime.clocks.base import POWER_CAP
 from beam_runtime.types import StepShape
 from beamprof.table_file import seal_table
 from beamprof.tables.check import TableCheck, check_table
@@ -186,10 +187,10 @@ def test_clocks_not_reached_unless_the_power_cap_says_why(rows, seal):
         row["throttle"] = ""
         if row["clock_mhz"] == 1410:
             row["clock_reached_mhz"] = 1300.0
-            row["throttle"] = "sw_power_cap"
+            row["throttle"] = POWER_CAP
     assert said(check_table(seal(rows)), "clock not reached") is True
     for row in rows:
-        row["throttle"] = "hw_thermal_slowdown" if row["throttle"] else ""
+        row["throttle"] = "thermal slowdown" if row["throttle"] else ""
     found = check_table(seal(rows))
     assert said(found, "clock not reached") is False
     assert found.not_reached == 28
