@@ -52,7 +52,9 @@ class ExpectedError:
         energy = math.hypot(self.energy_between_clocks, self.over_steps, self.energy_counter)
         return latency + energy
 
-    def __str__(self) -> str:
+    @property
+    def parts(self) -> list[str]:
+        """The errors in words, one after the other."""
         parts = [f"{self.over_steps:.1%} over all steps"]
         if self.latency_between_clocks or self.energy_between_clocks:
             parts.append(
@@ -61,7 +63,10 @@ class ExpectedError:
             )
         if self.energy_counter:
             parts.append(f"{self.energy_counter:.1%} from the energy counter")
-        return ", ".join(parts).replace("%", " %")
+        return [part.replace("%", " %") for part in parts]
+
+    def __str__(self) -> str:
+        return ", ".join(self.parts)
 
 
 def expected_error(clocks: int, share: float, counted_s: tuple[int, float] | None) -> ExpectedError:

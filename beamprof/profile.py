@@ -158,17 +158,7 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     model = resolve_model(spec.model)
     stage = model.shard(spec.tp, spec.pp)
     choice = choice or choose_backend(spec, model, stage)
-    measured_plan, thinned = make_plan(
-        spec,
-        grid_limits(spec, model, stage, choice),
-        choice.clocks,
-        keep_budget=not choice.modelled or spec.origins["budget"] != "default",
-    )
-    plan = measured_plan
-    if choice.modelled:
-        plan = dataclasses.replace(plan, rounds=spec.trials or 1, counted=False)
-    elif choice.clocks.device == CPU:
-        plan = measured_plan = dataclasses.replace(plan, counted=False)
+    plan, measured_plan, thinned = _plans(spec, grid_limits(spec, model, stage, choice), choice)
     output = request.output or Path(
         f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
     )
@@ -179,6 +169,24 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     return Prepared(
         request, model, stage, choice, plan, measured_plan, thinned, output, tuple(notes)
     )
+
+
+def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, Plan, str]:
+    """What runs here, the same on a real device, and what that gave up to keep its budget."""
+    if not choice.modelled:
+        plan, thinned = make_plan(spec, limits, choice.clocks)
+        plan = dataclasses.replace(plan, counted=choice.clocks.device != CPU)
+        return plan, plan, thinned
+    full, _ = make_plan(spec, limits, choice.clocks, keep_budget=False)
+    try:
+        measured, thinned = make_plan(spec, limits, choice.clocks)
+    except SweepError:
+        # Nobody asked for a budget, and modelling takes seconds: --clocks all is fine.
+        if spec.origins["budget"] != "default":
+            raise
+        measured, thinned = full, ""
+    here = full if spec.origins["budget"] == "default" else measured
+    return dataclasses.replace(here, rounds=spec.trials or 1, counted=False), measured, thinned
 
 
 def grid_limits(

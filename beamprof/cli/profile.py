@@ -158,7 +158,9 @@ def _render_plan(planned: "DryRun", console: "Console") -> None:
         lines.append(f"  on a real one   {cost}; {trials}")
     else:
         lines.append(f"  takes           {cost}; {trials}")
-    lines.append(f"  expected error  {measured.expected}")
+    first, *others = measured.expected.parts
+    lines.append(f"  expected error  {first}")
+    lines += [f"{'':18}{part}" for part in others]
     if prepared.thinned:
         lines.append(f"  for the budget  {prepared.thinned}")
     if planned.other_journal:
@@ -244,11 +246,10 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
         markup=False,
     )
     console.print(_knee_grid(result.table))
-    console.print(
-        f"\nexpected error: {prepared.plan.expected}"
-        + ("; the device file states its own" if prepared.choice.modelled else ""),
-        markup=False,
-    )
+    console.print(f"\nexpected error: {prepared.plan.expected}", markup=False)
+    if prepared.choice.device_file is not None and prepared.choice.modelled:
+        console.print(f"on top of the model's: {prepared.choice.device_file.accuracy}",
+                      markup=False)  # fmt: skip
     console.print(f"wrote {prepared.output}", markup=False, soft_wrap=True)
     console.print(f"wrote {prepared.journal} (every trial; may be deleted)", markup=False,
                   soft_wrap=True)  # fmt: skip

@@ -303,6 +303,32 @@ def test_bad_requests_leave_nothing_behind(
     assert list(output.parent.iterdir()) == []
 
 
+def test_modelling_keeps_every_cell_while_a_real_device_keeps_its_budget(tmp_path: Path) -> None:
+    flags = {"model": "qwen3-32b", "tp": 2, "pp": 2, "backend": "modelled", "device": "h200-sxm"}
+    prepared = profile_module.prepare(ProfileRequest(resolve_spec(flags), tmp_path / "t.parquet"))
+    assert prepared.measured_plan.duration_s <= 15 * 60
+    assert len(prepared.plan.steps) >= len(prepared.measured_plan.steps)
+    assert (prepared.plan.share, prepared.plan.rounds) == (1.0, 1)
+    everything = profile_module.prepare(
+        ProfileRequest(resolve_spec({**flags, "clocks": "all"}), tmp_path / "t.parquet")
+    )
+    assert len(everything.plan.clocks_mhz) > 100
+
+
+def test_a_following_rank_keeps_no_journal_and_writes_no_table(output: Path) -> None:
+    class Rank(FakeBackend):
+        follows = True
+        followed = False
+
+        def follow(self) -> None:
+            self.followed = True
+
+    rank = Rank()
+    result = profile(request(output), choice=offer(rank))
+    assert (rank.followed, rank.ran, rank.closed) == (True, [], 1)
+    assert (result.follower, list(output.parent.iterdir())) == (True, [])
+
+
 def test_the_default_name_tells_model_layout_and_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
