@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from beam_runtime.composer import blocks
 from beam_runtime.events import Arrival
-from beam_runtime.types import EngineLimits, RequestState, Slo, StepInFlight, StepShape, chunk_pairs
+from beam_runtime.types import (
+    EngineLimits,
+    RequestState,
+    Slo,
+    Snapshot,
+    StepInFlight,
+    StepShape,
+    chunk_pairs,
+)
+
+PLENTY_OF_BLOCKS = 1 << 30
 
 # A decode without a token for this long, while other requests get theirs, has ended unheard of:
 # fifty times a lax TBT SLO.
@@ -53,14 +63,6 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    decodes: tuple[str, ...]
-    chunks: tuple[tuple[str, int], ...]
-    shape: StepShape
-    token_for: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class EngineView:
     """The tracker's picture, ready for a Snapshot."""
 
@@ -83,7 +85,7 @@ class Tracker:
         self._kv_blocks = kv_blocks
         self._running: dict[str, _Request] = {}
         self._waiting: dict[str, _Request] = {}
-        self._in_flight: list[_Step] = []
+        self._tokens_ahead: list[tuple[str, ...]] = []  # whose tokens each step in flight brings
         self._last_step_ms = float("-inf")
         self.odd_events = 0  # events that contradict the picture: unknown, doubled, out of turn
 
@@ -93,12 +95,7 @@ class Tracker:
         return not self._running and not self._waiting
 
     @property
-    def decoding(self) -> bool:
-        """Whether a request is running."""
-        return bool(self._running)
-
-    @property
-    def largest(self) -> tuple[int, int]:
+    def load(self) -> tuple[int, int]:
         """(running requests, their KV tokens together)."""
         return len(self._running), sum(r.computed_tokens for r in self._running.values())
 
@@ -133,47 +130,43 @@ class Tracker:
         self, decodes: Iterable[str], chunks: Iterable[tuple[str, int]], at_ms: float
     ) -> StepShape:
         """A step entered the pipeline; returns what its cost depends on."""
-        known_chunks = []
-        prefill_tokens = context_tokens = 0
+        prefill_tokens = prefill_context = decode_context = 0
         pairs = 0.0
+        tokens_for = []
         for request_id, tokens in chunks:
             request = self._admit(request_id, at_ms)
             if request is None or tokens <= 0:
                 continue
-            known_chunks.append((request_id, tokens))
             prefill_tokens += tokens
-            context_tokens += request.computed_tokens
+            prefill_context += request.computed_tokens
             pairs += chunk_pairs(tokens, request.computed_tokens)
             request.computed_tokens += tokens
-        known_decodes = []
-        decode_context = 0
+            if request.complete:
+                tokens_for.append(request_id)
+        prompts = len(tokens_for)
         for request_id in decodes:
             request = self._admit(request_id, at_ms)
             if request is None:
                 continue
-            known_decodes.append(request_id)
             decode_context += request.computed_tokens
             request.computed_tokens += 1
-        shape = StepShape(prefill_tokens, context_tokens, len(known_decodes), decode_context, pairs)
-        complete = [name for name, _ in known_chunks if self._running[name].complete]
-        self._in_flight.append(
-            _Step(tuple(known_decodes), tuple(known_chunks), shape, (*known_decodes, *complete))
+            tokens_for.append(request_id)
+        self._tokens_ahead.append(tuple(tokens_for))
+        return StepShape(
+            prefill_tokens, prefill_context, len(tokens_for) - prompts, decode_context, pairs
         )
-        return shape
 
-    def finished(self, at_ms: float) -> StepShape | None:
-        """The oldest step is back; returns its shape, None where none was in flight."""
-        if not self._in_flight:
+    def finished(self, at_ms: float) -> None:
+        """The oldest step is back: its requests have a token more."""
+        if not self._tokens_ahead:
             self.odd_events += 1
-            return None
+            return
         self._last_step_ms = at_ms
-        step = self._in_flight.pop(0)
-        for request_id in step.token_for:
+        for request_id in self._tokens_ahead.pop(0):
             request = self._running.get(request_id)
             # Ended or preempted meanwhile, or its first token was reported before its step.
             if request is not None and request.complete:
                 self._token(request, at_ms)
-        return step.shape
 
     def first_token(self, request_id: str, at_ms: float) -> float | None:
         """A first token is out; its TTFT in milliseconds, None where the request is unknown.
@@ -204,15 +197,18 @@ class Tracker:
             del self._waiting[name]
         return (*lost, *gone)
 
-    def forget_steps(self) -> None:
-        """Nothing is in flight any more, whatever was reported."""
-        self._in_flight.clear()
+    def adopt(self, theirs: Snapshot) -> int:
+        """Take the engine's own word for its requests; SLOs and times known here stay.
 
-    def adopt(self, running: Iterable[RequestState], waiting: Iterable[RequestState]) -> None:
-        """Take the engine's own word for its requests; SLOs and times known here stay."""
+        Returns:
+            How many requests were known here that the engine does not have.
+        """
         known = self._running | self._waiting
-        self._running = {r.request_id: self._adopted(r, known) for r in running}
-        self._waiting = {r.request_id: self._adopted(r, known) for r in waiting}
+        self._running = {r.request_id: self._adopted(r, known) for r in theirs.running}
+        self._waiting = {r.request_id: self._adopted(r, known) for r in theirs.waiting}
+        if self._kv_blocks is not None:
+            self._kv_blocks = theirs.free_blocks + self._taken_blocks(theirs.running)
+        return len(known.keys() - self._running.keys() - self._waiting.keys())
 
     def view(self, finishes_ms: Iterable[float]) -> EngineView:
         """The picture now.
@@ -221,20 +217,22 @@ class Tracker:
             finishes_ms: when each step in flight is expected back.
         """
         running = tuple(request.state() for request in self._running.values())
-        free_blocks = 1 << 30
+        free_blocks = PLENTY_OF_BLOCKS
         if self._kv_blocks is not None:
-            size = self._limits.block_size
-            taken = sum(blocks(r.computed_tokens, r, size) for r in running)
-            free_blocks = max(0, self._kv_blocks - taken)
+            free_blocks = max(0, self._kv_blocks - self._taken_blocks(running))
         return EngineView(
             running=running,
             waiting=tuple(request.state() for request in self._waiting.values()),
             in_flight=tuple(
-                StepInFlight(finish_ms, step.token_for)
-                for step, finish_ms in zip(self._in_flight, finishes_ms, strict=False)
+                StepInFlight(finish_ms, tokens_for)
+                for tokens_for, finish_ms in zip(self._tokens_ahead, finishes_ms, strict=False)
             ),
             free_blocks=free_blocks,
         )
+
+    def _taken_blocks(self, running: Iterable[RequestState]) -> int:
+        size = self._limits.block_size
+        return sum(blocks(request.computed_tokens, request, size) for request in running)
 
     def _admit(self, request_id: str, at_ms: float) -> _Request | None:
         request = self._running.get(request_id)

@@ -1,0 +1,166 @@
+"""The decision log: JSON lines of what was decided, why, and what came of it.
+
+    start        schema, table, limits
+    decision     state in numbers, knobs, forecast, why, cheapest refused alternatives
+    first_token  predicted and actual TTFT
+    steering     BEAM steers (again) or has fallen back, with the reason
+    drift        a kind of step has left the table behind
+    clock        a clock that was refused
+    stop         counts of the whole run
+
+Each line carries ``kind`` and ``at_ms`` (the controller's axis). A full disk or a file that
+has grown too large ends the log, never the serving.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from beam_runtime.errors import BeamError
+from beam_runtime.types import Alternative, Decision, Forecast, Knobs, Snapshot
+
+SCHEMA = "beam.decisions/1"
+MAX_BYTES = 1 << 30
+_ALTERNATIVES = 3
+
+
+class DecisionLog:
+    """Appends records to a file; used by one thread.
+
+    Args:
+        path: created 0600 (it holds request ids); an existing file is continued.
+        max_bytes: where it stops.
+
+    Raises:
+        BeamError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self.path = Path(path)
+        self._room_bytes = max_bytes
+        self.failure = ""
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise BeamError(
+                f"cannot open the decision log {self.path}",
+                cause=error.strerror,
+                hint="name a file in a folder that exists",
+            ) from error
+        self._file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
+
+    def write(self, kind: str, at_ms: float, **fields: Any) -> None:
+        """Append one record; after a failure, nothing."""
+        if self.failure:
+            return
+        record = {"kind": kind, "at_ms": round(at_ms, 3), **_finite(fields)}
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+        self._room_bytes -= len(line)
+        try:
+            if self._room_bytes < 0:
+                raise OSError(0, "the log has reached its largest size")
+            self._file.write(line)
+        except (OSError, ValueError) as error:
+            self.failure = getattr(error, "strerror", None) or str(error)
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+
+
+def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, in order; a last line cut short by a crash is left out.
+
+    Raises:
+        BeamError: no such file, a line in the middle is broken, or it is no decision log.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BeamError(f"cannot read the decision log {path}", cause=str(error)) from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise BeamError(f"{path}:{number} is not JSON", cause=str(error)) from error
+        if number == 1 and (not isinstance(record, dict) or record.get("schema") != SCHEMA):
+            raise BeamError(
+                f"{path} is no decision log of this BEAM",
+                cause=f"its first record is {line[:80]}",
+                hint=f"expected schema {SCHEMA}",
+            )
+        yield record
+
+
+def decision_fields(decision: Decision, state: Snapshot, search_ms: float) -> dict[str, Any]:
+    """What a decision's record holds besides ``kind`` and ``at_ms``."""
+    refused = [one for one in decision.alternatives if one.request_id is not None]
+    return {
+        "state": state_fields(state),
+        "knobs": asdict(decision.knobs),
+        "forecast": forecast_fields(decision.forecast),
+        "why": decision.why,
+        "refused": [alternative_fields(one) for one in refused[:_ALTERNATIVES]],
+        "search_ms": round(search_ms, 4),
+    }
+
+
+def state_fields(state: Snapshot) -> dict[str, Any]:
+    """A snapshot in numbers."""
+    return {
+        "waiting": len(state.waiting),
+        "waiting_tokens": sum(r.pending_tokens for r in state.waiting),
+        "running": len(state.running),
+        "context_tokens": sum(r.computed_tokens for r in state.running),
+        "in_flight": len(state.in_flight),
+        "clock_mhz": state.knobs.clock_mhz,
+        "correction": asdict(state.correction),
+    }
+
+
+def forecast_fields(forecast: Forecast) -> dict[str, Any]:
+    """A forecast, per-request TBT left out: one number says whose is worst."""
+    return {
+        "ttft_ms": dict(forecast.ttft_ms),
+        "ttft_excess_ms": forecast.ttft_excess_ms,
+        "ttft_worst": forecast.ttft_worst,
+        "tbt_excess_ms": forecast.tbt_excess_ms,
+        "tbt_worst": forecast.tbt_worst,
+        "worst_tbt_ms": max(forecast.worst_tbt_ms.values(), default=None),
+        "horizon_ms": forecast.horizon_ms,
+        "active_energy_j": forecast.active_energy_j,
+        "idle_energy_j": forecast.idle_energy_j,
+        "energy_j": forecast.energy_j,
+        "feasible": forecast.feasible,
+    }
+
+
+def alternative_fields(alternative: Alternative) -> dict[str, Any]:
+    """One candidate that was not taken."""
+    return asdict(alternative)
+
+
+def knobs_of(record: Mapping[str, Any]) -> Knobs:
+    """The knobs of a decision's record."""
+    return Knobs(**record["knobs"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: it becomes null."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value

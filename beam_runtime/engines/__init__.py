@@ -1,0 +1,1 @@
+"""Serving engines that BEAM steers: one protocol (base), one file per engine."""

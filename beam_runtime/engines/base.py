@@ -1,0 +1,48 @@
+"""The seam between the controller and a serving engine.
+
+An engine needs no adapter: calling the controller's hooks and reading ``controller.orders``
+before each step is enough. An adapter adds two things: orders are handed over as they are
+made, and the controller can ask the engine for its own view when events have been lost.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from beam_runtime.types import Decision, Knobs, Rules, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the engine is to do until it hears otherwise. Always usable.
+
+    Attributes:
+        knobs: chunk, microbatches and pace for its steps; the clock is seen to elsewhere.
+        rules: the composer's rules; Rules.vanilla() while BEAM does not steer.
+        steering: whether BEAM steers; if not, knobs are the engine's own settings.
+        why: one sentence.
+        decision: behind it; None where there is none.
+        number: counts up with every change.
+    """
+
+    knobs: Knobs
+    rules: Rules
+    steering: bool
+    why: str
+    decision: Decision | None = None
+    number: int = 0
+
+
+class EngineAdapter(Protocol):
+    """Both methods run on the controller's thread and must not wait for the engine's."""
+
+    def snapshot(self) -> Snapshot:
+        """The engine's own view of its requests; may be a moment old.
+
+        Only ``running``, ``waiting`` and ``free_blocks`` are looked at. May raise: the
+        controller then goes on with what events told it.
+        """
+        ...
+
+    def apply(self, orders: Orders) -> None:
+        """Keep these orders for the steps to come; storing the reference is enough."""
+        ...
