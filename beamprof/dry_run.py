@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from beamprof.cells import Cell
 from beamprof.journal import peek
 from beamprof.plan import TRIAL_OVERHEAD_S, Plan
-from beamprof.profile import Prepared, ProfileRequest, prepare, sweep_identity
+from beamprof.prepare import Prepared, ProfileRequest, prepare, sweep_identity
 
 JOULES_PER_KWH = 3.6e6
 # Known only once the backend has opened its device, which a dry run does not.
@@ -34,7 +34,7 @@ class DryRun:
 
 
 def dry_run(request: ProfileRequest) -> DryRun:
-    """Plan a sweep without running it. Raises BeamError as profile.prepare does."""
+    """Plan a sweep without running it. Raises BeamError as prepare.prepare does."""
     prepared = prepare(request)
     ours = sweep_identity(prepared, {})
     theirs, done = peek(prepared.journal)

@@ -17,7 +17,7 @@ from beamprof.backends.base import Measurement
 from beamprof.cells import Cell
 from beamprof.console import note, stderr
 from beamprof.plan import Trial
-from beamprof.profile import Prepared
+from beamprof.prepare import Prepared
 from beamprof.units import format_duration
 
 PLAIN_EVERY_S = 30.0

@@ -22,7 +22,7 @@ from beam_runtime.errors import BeamError
 from beam_runtime.schema import RowKind
 from beam_runtime.table import PerfTable
 from beam_runtime.types import Source
-from beamprof import profile as profile_module
+from beamprof import prepare as prepare_module
 from beamprof.backends.base import Measurement
 from beamprof.backends.choose import Choice
 from beamprof.cells import Cell
@@ -305,11 +305,11 @@ def test_bad_requests_leave_nothing_behind(
 
 def test_modelling_keeps_every_cell_while_a_real_device_keeps_its_budget(tmp_path: Path) -> None:
     flags = {"model": "qwen3-32b", "tp": 2, "pp": 2, "backend": "modelled", "device": "h200-sxm"}
-    prepared = profile_module.prepare(ProfileRequest(resolve_spec(flags), tmp_path / "t.parquet"))
+    prepared = prepare_module.prepare(ProfileRequest(resolve_spec(flags), tmp_path / "t.parquet"))
     assert prepared.measured_plan.duration_s <= 15 * 60
     assert len(prepared.plan.steps) >= len(prepared.measured_plan.steps)
     assert (prepared.plan.share, prepared.plan.rounds) == (1.0, 1)
-    everything = profile_module.prepare(
+    everything = prepare_module.prepare(
         ProfileRequest(resolve_spec({**flags, "clocks": "all"}), tmp_path / "t.parquet")
     )
     assert len(everything.plan.clocks_mhz) > 100
@@ -337,6 +337,12 @@ def test_the_default_name_tells_model_layout_and_device(
     result = profile(ProfileRequest(spec))
     assert result.prepared.output == Path("llama3-70b-tp2-pp4-a100-sxm4-80gb.parquet")
     assert result.prepared.output.exists()
+
+
+def test_a_model_too_large_for_a_gpu_is_modelled_with_a_note(output: Path) -> None:
+    flags = {"model": "llama3-70b", "backend": "modelled"}
+    prepared = prepare_module.prepare(ProfileRequest(resolve_spec(flags), output))
+    assert any("137 GB of weights" in note for note in prepared.notes)
 
 
 def test_a_dry_run_knows_what_is_done_and_touches_nothing(output: Path) -> None:
@@ -401,7 +407,7 @@ def test_kill_9_in_the_middle_measures_no_cell_twice_and_loses_none(
     assert f"going on: {kept} of" in err
     assert "next: beam table inspect" in out
     lines = journal_path(output).read_text().splitlines()[1:]
-    total = profile_module.prepare(
+    total = prepare_module.prepare(
         request(tmp_path / "other.parquet"), choice=offer(FakeBackend())
     ).plan.trial_count
     assert len(lines) == len(set(lines)) == total
@@ -435,5 +441,5 @@ if __name__ == "__main__":
     from beamprof.cli.main import main
 
     slow = FakeBackend(Path(sys.argv[1]), pause_s=0.02)
-    profile_module.choose_backend = lambda *_: offer(slow)
+    prepare_module.choose_backend = lambda *_: offer(slow)
     sys.exit(main(sys.argv[2:]))

@@ -7,7 +7,7 @@ from beamprof.cells import Cell
 from beamprof.cli import progress
 from beamprof.cli.progress import SweepProgress, describe
 from beamprof.plan import Trial
-from beamprof.profile import ProfileRequest, prepare
+from beamprof.prepare import ProfileRequest, prepare
 from beamprof.spec import resolve_spec
 
 TRIAL = Trial(Cell(RowKind.FORWARD, 1410, 128, 4096, 8, 800), 0)
