@@ -97,11 +97,12 @@ def odd_clock(found: Residuals, clocks_mhz: NDArray[np.int64]) -> tuple[int, flo
     A fraction, signed, in units of what one row's noise would give; NaN with five clocks or fewer:
     then one clock's fault cannot be told from another's curvature.
     """
-    if len(clocks_mhz) <= NEIGHBOURS + 1 or not np.isfinite(found.gain).any():
+    told = np.isfinite(found.gain).any(axis=0)
+    if told.sum() <= NEIGHBOURS + 1:
         return int(clocks_mhz[0]), float("nan")
-    scaled = found.shared / np.nanmedian(found.gain, axis=0)
+    scaled = found.shared[told] / np.nanmedian(found.gain[:, told], axis=0)
     worst = int(np.argmax(np.abs(scaled)))
-    return int(clocks_mhz[worst]), float(np.expm1(scaled[worst]))
+    return int(clocks_mhz[told][worst]), float(np.expm1(scaled[worst]))
 
 
 def residuals(values: NDArray[np.float64], clocks_mhz: NDArray[np.int64]) -> Residuals:

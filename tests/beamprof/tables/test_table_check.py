@@ -102,6 +102,21 @@ def test_holes_are_named_and_many_are_too_many(rows, seal):
     assert said(check_table(seal(many)), "holes") is False
 
 
+def test_a_ragged_table_is_judged_all_the_same(rows, seal):
+    # One cell alone knows 1410 MHz, and only one other clock: its neighbours cannot be asked.
+    ragged = [
+        row
+        for row in rows
+        if row["clock_mhz"] < 1410
+        or (row["decode_requests"] == 8 and row["decode_context_tokens"] == 8 * 512)
+    ]
+    ragged = [r for r in ragged if r["decode_requests"] != 8 or r["clock_mhz"] in (510, 1410)]
+    found = check_table(seal(ragged))
+    assert (StepShape(0, 0, 64, 64 * 2048), 1410) in found.holes
+    assert said(found, "holes") is False
+    assert said(found, "one clock odd") is True
+
+
 def test_a_clock_that_was_never_set(rows, seal):
     plant(rows, 1.5, "latency_ms", clock_mhz=930)
     found = check_table(seal(rows))
