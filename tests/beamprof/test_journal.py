@@ -107,6 +107,14 @@ def test_a_broken_line_in_the_middle_is_named(path: Path, whole: bytes) -> None:
     assert path.read_bytes() == b"".join(lines)
 
 
+def test_an_altered_number_is_named(path: Path, whole: bytes) -> None:
+    latency = b'"latency_ms":1.0,'
+    assert whole.count(latency) == 1
+    path.write_bytes(whole.replace(latency, b'"latency_ms":9.0,'))
+    with pytest.raises(JournalError, match="damaged in line 2"):
+        Journal.open(path, SWEEP)
+
+
 def test_a_journal_of_another_sweep_is_left_alone_and_the_difference_named(
     path: Path, whole: bytes
 ) -> None:
