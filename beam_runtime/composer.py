@@ -107,7 +107,7 @@ def _with_prefill(
     decoding = _decoding(state)
     riding = [r for r in decoding if new_tokens(r, state)]
     if not rules.ride_along:
-        riding = _earliest_due(riding, _group(decoding, knobs))
+        riding = _earliest_due(riding, _group(decoding, knobs), state)
     budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
     mixed = fill(state, budget, riding, prefill=True)
     if not mixed.chunks:
@@ -126,7 +126,7 @@ def _decodes_alone(
     ready = [r for r in decoding if new_tokens(r, state)]
     if not ready:
         return Hold(math.inf, "nothing is ready")
-    step = _decode_only(state, _earliest_due(ready, _group(decoding, knobs)))
+    step = _decode_only(state, _earliest_due(ready, _group(decoding, knobs), state))
     if rules.pace and knobs.pace_ms > 0.0:
         until_ms = _hold_until_ms(step, ready, state, knobs, now_ms, finish_ms)
         if now_ms < until_ms - SAME_MS:
@@ -332,17 +332,17 @@ def total_tokens(request: RequestState) -> int:
     return request.prompt_tokens + request.generated_tokens
 
 
-def _earliest_due(ready: Sequence[RequestState], size: int) -> list[RequestState]:
+def _earliest_due(
+    ready: Sequence[RequestState], size: int, state: Snapshot
+) -> list[RequestState]:
     """The ``size`` decodes that are due first, in the engine's order."""
     if len(ready) <= size:
         return list(ready)
-    by_due = sorted(range(len(ready)), key=lambda i: (_due_key(ready[i]), i))
+    by_due = sorted(
+        range(len(ready)),
+        key=lambda i: (last_token_ms(ready[i], state) + ready[i].slo.tbt_ms, i),
+    )
     return [ready[i] for i in sorted(by_due[:size])]
-
-
-def _due_key(request: RequestState) -> float:
-    last = request.last_token_ms
-    return (-math.inf if last is None else last) + request.slo.tbt_ms
 
 
 def last_token_ms(request: RequestState, state: Snapshot) -> float:

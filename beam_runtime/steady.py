@@ -159,13 +159,7 @@ def equal_work(
     lookahead_ms: float,
 ) -> EqualWork:
     """The prices for one snapshot: its requests, all decoding, at their best steady setting."""
-    everyone = [r for r in (*state.running, *state.waiting) if servable(r, state)]
-    everyone = everyone[: state.limits.max_num_seqs]
-    decoding = Decoding(
-        requests=len(everyone),
-        context_tokens=sum(total_tokens(r) for r in everyone),
-        tbt_ms=min((r.slo.tbt_ms for r in everyone), default=0.0),
-    )
+    decoding = everyone(state)
     token_j = _token_price_j(decoding, cost, state.limits.pp)
     best: Steady | None = None
     for clock in range(len(cost.clocks_mhz)):
@@ -192,6 +186,17 @@ def equal_work(
     )
 
 
+def everyone(state: Snapshot) -> Decoding:
+    """All requests of the snapshot, decoding together."""
+    requests = [*state.running, *(r for r in state.waiting if servable(r, state))]
+    requests = requests[: state.limits.max_num_seqs]
+    return Decoding(
+        requests=len(requests),
+        context_tokens=sum(total_tokens(r) for r in requests),
+        tbt_ms=min((r.slo.tbt_ms for r in requests), default=0.0),
+    )
+
+
 def _token_price_j(decoding: Decoding, cost: StepCost, pp: int) -> float:
     """Joules that one more decode adds to a batch, at the clock where that is least.
 
@@ -212,10 +217,8 @@ def _token_price_j(decoding: Decoding, cost: StepCost, pp: int) -> float:
 
 
 def _slowest_prefill_ms(state: Snapshot, cost: StepCost) -> float:
-    pending = sum(
-        total_tokens(r) - r.computed_tokens for r in (*state.running, *state.waiting)
-        if servable(r, state)
-    )  # fmt: skip
+    waiting = (r for r in state.waiting if servable(r, state))
+    pending = sum(r.pending_tokens for r in (*state.running, *waiting))
     chunk = StepShape(prefill_tokens=state.limits.max_batched_tokens)
     step_ms = float(cost.latency_ms(chunk)[0]) + state.limits.host_gap_ms
     return pending / state.limits.max_batched_tokens * step_ms

@@ -1,0 +1,328 @@
+"""Twin of beam_runtime.composer.
+
+What the reference finds by looking over all requests (who is ready, whether prefill is pending,
+the earliest due) is kept up to date here by ``set_kind``, and only where a request changes.
+"""
+
+import math
+
+from beam_runtime.kernel.jit import compiled
+from beam_runtime.kernel.state import (
+    CACHED,
+    CHUNK_OWED,
+    COMPUTED,
+    DECODING,
+    DUE,
+    FLY_HEAD,
+    FREE_BLOCKS,
+    GENERATED,
+    ITEM,
+    ITEM_TOKENS,
+    KEY,
+    KIND,
+    LAST,
+    MS,
+    N_DECODING,
+    N_FLYING,
+    N_PREFILL,
+    N_READY,
+    N_RUNNING,
+    N_WAITING,
+    OTHER,
+    PREFILL,
+    READY,
+    READY_SINCE,
+    ROOM,
+    RUNNING,
+    SHOWN,
+    STAGE_FREE,
+    TBT_SLO,
+    TOTAL,
+    WAIT_HEAD,
+    WAITING,
+    Batch,
+    Engine,
+    Floats,
+    Setting,
+    State,
+    Tables,
+)
+from beam_runtime.types import SAME_MS
+
+# What compose answers.
+HOLD, STEP = range(2)
+
+
+@compiled
+def step_cost(what: int, c: int, b: Batch, t: Tables) -> float:
+    """StepCost of one pass, latency or energy, at clock ``c``."""
+    tokens = min(b.chunk + b.decodes, t.step.shape[2] - 1)
+    value = t.step[what, c, tokens] + t.attention[what, c, 0] * b.pairs
+    value += t.attention[what, c, 1] * b.context
+    value += t.attention[what, c, 2] * b.decode_context
+    value += t.attention[what, c, 3] * b.decodes
+    if b.chunk == 0:
+        value += t.attention[what, c, 4]
+    elif b.decodes > 0:
+        value += t.attention[what, c, 5]
+    return value
+
+
+@compiled
+def pass_ms(c: int, b: Batch, e: Engine, t: Tables) -> float:
+    """One stage's pass at clock ``c``, as calibrated."""
+    scale = e.prefill_scale if b.chunk > 0 else e.decode_scale
+    return scale * step_cost(MS, c, b, t)
+
+
+@compiled
+def kind_of(total: int, computed: int, generated: int, max_model_len: int) -> int:
+    pending = min(total - computed, max_model_len - computed)
+    if computed != 0 and generated > 0 and total - computed <= 1:
+        return READY if pending > 0 else DECODING
+    return PREFILL if pending > 0 else OTHER
+
+
+@compiled
+def set_kind(s: State, row: int, e: Engine) -> None:
+    """A running request changed: what can it do now?"""
+    r = s.requests
+    count(s, r[KIND, row], -1)
+    kind = kind_of(r[TOTAL, row], r[COMPUTED, row], r[GENERATED, row], e.max_model_len)
+    r[KIND, row] = kind
+    count(s, kind, 1)
+    if kind == READY:
+        s.clock[DUE] = min(s.clock[DUE], s.times[LAST, row] + s.times[TBT_SLO, row])
+        s.clock[READY_SINCE] = min(s.clock[READY_SINCE], s.times[LAST, row])
+
+
+@compiled
+def classify(s: State, e: Engine) -> None:
+    """Set every KIND of a freshly packed state."""
+    for i in range(s.at[N_RUNNING]):
+        set_kind(s, s.requests[RUNNING, i], e)
+
+
+@compiled
+def count(s: State, kind: int, by: int) -> None:
+    s.at[N_READY] += by * (kind == READY)
+    s.at[N_PREFILL] += by * (kind == PREFILL)
+    s.at[N_DECODING] += by * (kind == READY or kind == DECODING)
+
+
+@compiled
+def refresh_due(s: State) -> None:
+    """Look again for the earliest due, after ready requests were sent off or preempted."""
+    s.clock[DUE] = math.inf
+    s.clock[READY_SINCE] = math.inf
+    if s.at[N_READY] == 0:
+        return
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        if s.requests[KIND, row] == READY:
+            s.clock[DUE] = min(s.clock[DUE], s.times[LAST, row] + s.times[TBT_SLO, row])
+            s.clock[READY_SINCE] = min(s.clock[READY_SINCE], s.times[LAST, row])
+
+
+@compiled
+def blocks(s: State, row: int, tokens: int, e: Engine) -> int:
+    if tokens == 0:
+        return 0
+    return -(-tokens // e.block_size) - s.requests[CACHED, row] // e.block_size
+
+
+@compiled
+def admissible(s: State, row: int, running: int, free_blocks: int, e: Engine) -> bool:
+    return running < e.max_num_seqs and blocks(s, row, s.requests[TOTAL, row], e) <= free_blocks
+
+
+@compiled
+def prefill_pending(s: State, e: Engine) -> bool:
+    if s.at[N_PREFILL] > 0:
+        return True
+    if s.at[N_WAITING] == 0:
+        return False
+    head = s.requests[WAITING, s.at[WAIT_HEAD]]
+    return admissible(s, head, s.at[N_RUNNING], s.at[FREE_BLOCKS], e)
+
+
+@compiled
+def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Batch:
+    """``all_shown``: every ready decode is visible; else those marked SHOWN."""
+    r = s.requests
+    left = budget
+    free = s.at[FREE_BLOCKS]
+    n_running = s.at[N_RUNNING]
+    items, preempted, admitted = 0, 0, 0
+    chunk, context, pairs = 0, 0, 0.0
+    decodes, decode_context = 0, 0
+    i = 0
+    while i < n_running and left > 0:
+        row = r[RUNNING, i]
+        kind = r[KIND, row]
+        if kind == READY and (all_shown or r[SHOWN, row] == 1):
+            tokens = 1
+        elif kind == PREFILL and prefill:
+            computed = r[COMPUTED, row]
+            tokens = min(min(r[TOTAL, row], e.max_model_len) - computed, left)
+        else:
+            i += 1
+            continue
+        if tokens > r[ROOM, row]:
+            needed = -(-(tokens - r[ROOM, row]) // e.block_size)
+            while needed > free:
+                n_running -= 1
+                victim = r[RUNNING, n_running]
+                free += blocks(s, victim, r[COMPUTED, victim], e)
+                preempted += 1
+                if n_running == i:
+                    break
+            if n_running == i:
+                break
+            free -= needed
+        left -= tokens
+        r[ITEM, items] = row
+        r[ITEM_TOKENS, items] = tokens
+        items += 1
+        computed = r[COMPUTED, row]
+        if kind == READY:
+            decodes += 1
+            decode_context += computed
+        else:
+            chunk += tokens
+            context += computed
+            pairs += tokens * (computed + (tokens + 1) / 2)
+        i += 1
+    while prefill and preempted == 0 and admitted < s.at[N_WAITING] and left > 0:
+        row = r[WAITING, (s.at[WAIT_HEAD] + admitted) % r.shape[1]]
+        if not admissible(s, row, n_running + admitted, free, e):
+            break
+        computed = r[CACHED, row]
+        tokens = min(r[TOTAL, row] - computed, left)
+        free -= blocks(s, row, computed + tokens, e)
+        left -= tokens
+        r[ITEM, items] = row
+        r[ITEM_TOKENS, items] = tokens
+        items += 1
+        admitted += 1
+        chunk += tokens
+        context += computed
+        pairs += tokens * (computed + (tokens + 1) / 2)
+    return Batch(items, admitted, preempted, free, chunk, context, pairs, decodes, decode_context)
+
+
+@compiled
+def finish_ms(s: State, b: Batch, issue_ms: float, k: Setting, e: Engine, t: Tables) -> float:
+    """When the step would be back, were it issued then."""
+    after_ms = pass_ms(k.clock, b, e, t)
+    before_ms = after_ms if k.clock_before == k.clock else pass_ms(k.clock_before, b, e, t)
+    ready_ms = issue_ms
+    end_ms = issue_ms
+    for stage in range(e.pp):
+        start_ms = max(ready_ms, s.clock[STAGE_FREE + stage])
+        end_ms = start_ms + ((before_ms if start_ms < k.switch_ms else after_ms) + e.gap_ms)
+        ready_ms = end_ms + e.transfer_ms
+    return end_ms
+
+
+@compiled
+def choose_earliest_due(s: State, size: int) -> None:
+    """Show the ``size`` ready decodes that are due first; more than that are ready."""
+    n = 0
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        if s.requests[KIND, row] == READY:
+            s.times[KEY, n] = s.times[LAST, row] + s.times[TBT_SLO, row]
+            n += 1
+    limit = smallest(s.times[KEY], n, size)
+    ties = size
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        before = s.times[LAST, row] + s.times[TBT_SLO, row] < limit
+        s.requests[SHOWN, row] = before
+        ties -= before and s.requests[KIND, row] == READY
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        at_limit = s.times[LAST, row] + s.times[TBT_SLO, row] == limit
+        if ties > 0 and at_limit and s.requests[KIND, row] == READY:
+            s.requests[SHOWN, row] = 1
+            ties -= 1
+
+
+@compiled
+def smallest(values: Floats, n: int, rank: int) -> float:
+    """The rank-th smallest of the first ``n`` values, which it reorders (Hoare's quickselect)."""
+    low, high, want = 0, n - 1, rank - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if want <= j:
+            high = j
+        elif want >= i:
+            low = i
+        else:
+            break
+    return values[want]
+
+
+@compiled
+def hold_until_ms(s: State, b: Batch, now_ms: float, k: Setting, e: Engine, t: Tables) -> float:
+    steps_behind = -(-s.at[N_READY] // max(1, b.decodes)) - 1
+    until_ms = now_ms
+    for _ in range(2):
+        travel_ms = finish_ms(s, b, until_ms, k, e, t) - until_ms
+        latest_ms = s.clock[DUE] - e.tbt_margin_ms
+        latest_ms = latest_ms - travel_ms - steps_behind * travel_ms / e.pp
+        until_ms = min(latest_ms, s.clock[READY_SINCE] + k.pace_ms)
+        if until_ms <= now_ms:
+            break
+    return until_ms
+
+
+@compiled
+def compose(
+    s: State, k: Setting, now_ms: float, e: Engine, t: Tables
+) -> tuple[int, float, Batch, bool]:
+    """(HOLD, until, -, -) or (STEP, now, the step, whether it leaves a chunk owed)."""
+    nothing = Batch(0, 0, 0, 0, 0, 0, 0.0, 0, 0)
+    if s.at[N_FLYING] >= e.max_in_flight:
+        return HOLD, s.clock[STAGE_FREE + e.pp + s.at[FLY_HEAD]], nothing, False
+    first_stage_ms = s.clock[STAGE_FREE] - e.lead_ms
+    if e.just_in_time and now_ms < first_stage_ms - SAME_MS:
+        return HOLD, first_stage_ms, nothing, False
+
+    ready = s.at[N_READY]
+    group = -(-s.at[N_DECODING] // k.microbatches)
+    all_shown = ready <= group
+    chosen = min(ready, group)
+    if not all_shown:
+        choose_earliest_due(s, group)
+    if prefill_pending(s, e):
+        all_ride = e.ride_along or all_shown
+        riding = ready if all_ride else chosen
+        budget = max(k.chunk, s.at[N_DECODING] + e.min_chunk) if e.min_chunk > 0 else k.chunk
+        mixed = fill(s, min(budget, e.max_batched), all_ride, True, e)
+        if mixed.chunk > 0:
+            ask = e.decode_first and riding > 0 and s.at[CHUNK_OWED] == 0
+            in_time_ms = s.clock[DUE] - e.tbt_margin_ms + SAME_MS
+            if not ask or finish_ms(s, mixed, now_ms, k, e, t) <= in_time_ms:
+                return STEP, now_ms, mixed, False
+            return STEP, now_ms, fill(s, min(riding, e.max_batched), all_ride, False, e), True
+    if ready == 0:
+        return HOLD, math.inf, nothing, False
+
+    step = fill(s, min(chosen, e.max_batched), all_shown, False, e)
+    if e.pace and k.pace_ms > 0.0:
+        until_ms = hold_until_ms(s, step, now_ms, k, e, t)
+        if now_ms < until_ms - SAME_MS:
+            return HOLD, until_ms, nothing, False
+    return STEP, now_ms, step, False
