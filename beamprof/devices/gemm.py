@@ -95,10 +95,8 @@ def choose_kernel(device: Device, gemm: Gemm) -> Kernel:
 def _candidates(device: Device, gemm: Gemm) -> list[Kernel]:
     found: list[Kernel] = []
     for tile_m, tile_n in TILES:
-        too_low = tile_m < 64 and gemm.tokens > tile_m
-        too_high = tile_m > 64 and gemm.tokens <= tile_m // 2
-        if too_low or too_high:
-            continue
+        if tile_m < 64 and gemm.tokens > tile_m:
+            continue  # tiles of 16 rows are made for a few tokens
         whole = Kernel(tile_m, tile_n)
         found.append(whole)
         if whole.tiles(gemm) < device.compute.sms:

@@ -1,0 +1,90 @@
+"""Device files: found, checked, refused with a hint."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.errors import ClockUnavailableError
+from beamprof.devices.device import detect_device, device_names, parse_device, resolve_device
+from beamprof.errors import DeviceError
+
+A100 = "a100-sxm4-80gb"
+
+
+def a100_text() -> str:
+    return resources.files("beamprof.devices").joinpath(f"{A100}.toml").read_text("utf-8")
+
+
+def test_ships_the_four_devices() -> None:
+    assert device_names() == ["a100-pcie-80gb", A100, "h100-sxm", "h200-sxm"]
+
+
+@pytest.mark.parametrize("name", device_names())
+def test_every_device_file_is_sound(name: str) -> None:
+    device = resolve_device(name)
+    assert device.name == name
+    assert device.accuracy != "not stated"
+    assert detect_device(device.nvml_names[0]) == name
+    device.check_clocks(device.clocks.profile_mhz)
+
+
+def test_the_a100_offers_its_81_clocks() -> None:
+    clocks = resolve_device(A100).clocks.supported_mhz
+    assert (len(clocks), clocks[0], clocks[-1]) == (81, 210, 1410)
+
+
+def test_unknown_device_lists_the_known() -> None:
+    with pytest.raises(DeviceError, match="unknown device 'a100'") as caught:
+        resolve_device("a100")
+    assert A100 in str(caught.value.hint)
+
+
+def test_unknown_gpu_is_not_guessed() -> None:
+    assert detect_device("NVIDIA GeForce RTX 4090") is None
+
+
+def test_a_users_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(a100_text().replace("cap_w = 400.0", "cap_w = 250.0"))
+    mine = resolve_device(str(path))
+    assert (mine.name, mine.power.cap_w) == ("mine", 250.0)
+
+
+def test_clocks_outside_the_list_name_the_nearest() -> None:
+    with pytest.raises(ClockUnavailableError, match="1000, 2000 MHz") as caught:
+        resolve_device(A100).check_clocks([1000, 1005, 2000])
+    assert caught.value.hint == "nearest: 1005, 1410 MHz"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[power]", "[watts]", "lacks the section"),
+        ("sms = 108", "", "lacks 'sms'"),
+        ("sms = 108", "sms = 108\ncores = 4", "unknown 'cores'"),
+        ("sms = 108", "sms = 0", "must be above 0"),
+        ("sms = 108", 'sms = "108"', "must be a number"),
+        ("sms = 108", "sms = -108", "0 or more"),
+        ("sms = 108", "sms = true", "must be a number"),
+        ("cap_w = 400.0", "cap_w = nan", "must be a number"),
+        ("stall_share = 0.7463", "stall_share = 1.5", "stall_share"),
+        ("step_mhz = 15", "step_mhz = 0", "step_mhz"),
+        ("step_mhz = 15", "step_mhz = 70", "outside the device's list"),
+        ("clocks_mhz = [600,", "clocks_mhz = [", "differ in length"),
+        ("clocks_mhz = [600, 690,", "clocks_mhz = [690, 600,", "ascend"),
+        ("clocks_mhz = [600, 690, 780, 900, 1050]", "clocks_mhz = 600", "a list of numbers"),
+        ("[power]", "[extra]\nx = 1\n[power]", "unknown entry 'extra'"),
+        ("[power]", "[power", "not TOML"),
+    ],
+)
+def test_a_broken_file_is_refused(old: str, new: str, message: str) -> None:
+    text = a100_text()
+    assert old in text
+    with pytest.raises(DeviceError, match=message):
+        parse_device(text.replace(old, new, 1), "broken", "broken.toml")
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot read the device file"):
+        resolve_device(str(tmp_path / "none.toml"))
