@@ -8,6 +8,7 @@ BeamError
 ├── JournalError        a journal that belongs to another sweep or is damaged
 ├── ImportFormatError   a foreign file that is not what it should be
 ├── TraceError          a request trace that is broken, empty or unsafe, or a transform of it
+├── ReplayError         a replay that cannot be played as asked
 ├── OutputError         a file that exists or cannot be written
 └── AnswerIsNo          the command worked and its answer is no (exit code 1)
 """
@@ -51,3 +52,7 @@ class AnswerIsNo(BeamError):  # noqa: N818 - not a failure: a negative answer
     """The command did its work; its answer is no."""
 
     exit_code = 1
+
+
+class ReplayError(BeamError):
+    """A replay that cannot be played as asked."""

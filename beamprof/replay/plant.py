@@ -1,0 +1,333 @@
+"""The plant: a discrete-event model of the serving engine, played from a trace's first request
+to its last.
+
+It has the emulator's rules (they are the same compiled functions) and what an emulator cannot
+have: a table of its own, noise on every step, the clock's delay, and real output lengths. Its
+memory is the requests present at one time and the results.
+
+What it does not know: prefix caches, what a clock change itself costs, stages that differ, and
+temperature. The composer is told when the first stage will be free; in an engine the adapter
+infers that from steps that came back.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.cost import StepCost
+from beam_runtime.kernel.pack import pack_engine, pack_tables
+from beam_runtime.kernel.state import (
+    DUE,
+    FLY,
+    FLY_COUNT,
+    FREE_BLOCKS,
+    KEY,
+    N_WAITING,
+    READY_SINCE,
+    STAGE_FREE,
+    WAIT_HEAD,
+    WAITING,
+    Engine,
+    Setting,
+    State,
+)
+from beam_runtime.pipeline import clock_index
+from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
+from beamprof.errors import ReplayError
+from beamprof.replay import event_loop as loop
+from beamprof.replay.played import Played
+from beamprof.replay.policies.base import Policy
+from beamprof.replay.view import View
+from beamprof.traces.trace import Trace
+
+_FIRST_ROWS = 256
+_STEPS = 1 << 13
+_TOKENS = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What is served, on what, and how well the controller knows it.
+
+    Attributes:
+        cost: the plant's truth.
+        believed: the controller's table, at the same clocks.
+        limits: of the engine; a policy may start it with another max_batched_tokens.
+        kv_blocks: KV-cache blocks of the replica.
+        slo: what every request is promised.
+        noise: standard deviation of a step's time, as a share of it.
+        seed: of the noise.
+    """
+
+    cost: StepCost
+    believed: StepCost
+    limits: EngineLimits
+    kv_blocks: int
+    slo: Slo
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not np.array_equal(self.cost.clocks_mhz, self.believed.clocks_mhz):
+            raise ReplayError("plant and controller must be served at the same clocks")
+        for cost in (self.cost, self.believed):
+            if not np.isfinite(cost.idle_power_w).all():
+                raise ReplayError(
+                    "the table does not say what a waiting GPU draws",
+                    hint="--idle-power 45W is what fits eight measured A100s",
+                )
+
+
+def play(trace: Trace, policy: Policy, site: Site) -> Played:
+    """Replay ``trace`` under ``policy``.
+
+    Raises:
+        ReplayError: a request that the engine can never serve.
+    """
+    return _Plant(trace, policy, site).run()
+
+
+class _Plant:
+    """One replay under way."""
+
+    def __init__(self, trace: Trace, policy: Policy, site: Site) -> None:
+        self.trace, self.policy, self.site = trace, policy, site
+        self.limits = replace(site.limits, max_batched_tokens=policy.max_batched_tokens)
+        _check_servable(trace, self.limits, site.kv_blocks)
+        ones = np.ones(trace.requests)
+        self.workload = loop.Workload(
+            trace.arrival_s * 1e3,
+            np.ascontiguousarray(trace.input_tokens),
+            np.ascontiguousarray(trace.output_tokens),
+            ones * site.slo.ttft_ms,
+            ones * site.slo.tbt_ms,
+        )
+        largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
+        self.believed = pack_tables(site.believed, largest)
+        self.true = pack_tables(site.cost, largest)
+        self.random = np.random.default_rng(site.seed)
+        self.state = _empty_state(self.limits, site.kv_blocks, _FIRST_ROWS)
+        self.plant = _empty_plant(_FIRST_ROWS, trace.requests)
+        self.plant.noise[:] = self._noise()
+        self.steps: list[NDArray[np.float64]] = []
+        self.tokens: list[NDArray[np.float64]] = []
+        top = int(site.cost.clocks_mhz[-1])
+        self.view = View(site.believed, self.limits, site.slo, Knobs(top, 1))
+        self.clock_changes = 0
+        self.idle_j = 0.0
+        self.idle_until_ms = 0.0
+        self.decisions = 0
+        self.decision_s = 0.0
+        self.returned = 0
+
+    def run(self) -> Played:
+        began_s = time.perf_counter()
+        self.view.state = self.state
+        self.view.returned = self.plant.steps[:0]
+        knobs = self.policy.start(self.view)
+        self.view.knobs = knobs
+        self.setting = self._setting(knobs, self._clock(knobs), -math.inf)
+        engine = self._engine()
+        tick_ms = self.policy.tick_ms
+        while True:
+            why = loop.advance(
+                self.state, self.plant, self.workload, self.setting, engine,
+                self.believed, self.true, int(self.policy.wakes), tick_ms,
+            )  # fmt: skip
+            if why == loop.DONE:
+                break
+            if why == loop.FULL:
+                self._empty_records()
+            elif why == loop.NO_ROOM:
+                self._grow()
+            elif why == loop.STUCK:
+                raise ReplayError("the engine cannot admit the next request, and never will")
+            else:
+                self._ask()
+                engine = self._engine()
+                if why == loop.TICK:
+                    tick_ms += self.policy.tick_ms
+                    if self._over():
+                        tick_ms = math.inf
+        self._empty_records()
+        return self._played(time.perf_counter() - began_s)
+
+    def _over(self) -> bool:
+        """Whether nothing is left to arrive or to be served."""
+        arrived = self.plant.at[loop.NEXT_ARRIVAL] == self.trace.requests
+        return bool(arrived and not np.isnan(self.plant.finish_ms).any())
+
+    def _ask(self) -> None:
+        began_s = time.perf_counter()
+        view, now_ms = self.view, float(self.plant.clock[loop.NOW])
+        view.now_ms, view.state = now_ms, self.state
+        view.tokens_out = int(self.plant.at[loop.N_TOKENS]) + self.tokens_before
+        view.returned = self._newly_returned(now_ms)
+        knobs = self.policy.decide(view)
+        if knobs is not view.knobs and knobs != view.knobs:
+            self._set(knobs, now_ms)
+        self.decisions += 1
+        self.decision_s += time.perf_counter() - began_s
+
+    @property
+    def tokens_before(self) -> int:
+        return sum(map(len, self.tokens))
+
+    def _newly_returned(self, now_ms: float) -> NDArray[np.float64]:
+        steps = self.plant.steps[: self.plant.at[loop.N_STEPS]]
+        back = self.returned + int(
+            np.searchsorted(steps[self.returned :, loop.FINISHED_MS], now_ms, side="right")
+        )
+        newly = steps[self.returned : back]
+        self.returned = back
+        return newly
+
+    def _set(self, knobs: Knobs, now_ms: float) -> None:
+        clock, setting, view = self._clock(knobs), self.setting, self.view
+        if clock == setting.clock:
+            self.setting = self._setting(knobs, setting.clock_before, setting.switch_ms)
+        else:
+            self._idle_up_to(now_ms)
+            current = setting.clock_before if now_ms < setting.switch_ms else setting.clock
+            switch_ms = now_ms + self.limits.clock_delay_ms
+            self.setting = self._setting(knobs, current, switch_ms)
+            self.clock_changes += 1
+            view.clock_since_ms = now_ms
+            view.previous_clock_mhz = int(self.site.cost.clocks_mhz[current])
+        view.knobs = knobs
+
+    def _clock(self, knobs: Knobs) -> int:
+        return clock_index(self.site.cost, knobs.clock_mhz)
+
+    def _setting(self, knobs: Knobs, before: int, switch_ms: float) -> Setting:
+        return Setting(
+            self._clock(knobs), before, float(switch_ms), int(knobs.chunk_tokens),
+            int(knobs.microbatches), float(knobs.pace_ms),
+        )  # fmt: skip
+
+    def _engine(self) -> Engine:
+        snapshot = Snapshot(0.0, self.limits, self.view.knobs, correction=self.policy.correction)
+        return pack_engine(snapshot, self.policy.rules)
+
+    def _idle_up_to(self, until_ms: float) -> None:
+        """Count what all stages would draw waiting, at the clocks that were in effect."""
+        idle_w = self.true.idle_w * self.limits.pp
+        from_ms, setting = self.idle_until_ms, self.setting
+        switch_ms = min(max(setting.switch_ms, from_ms), until_ms)
+        self.idle_j += float(idle_w[setting.clock_before]) * (switch_ms - from_ms) / 1e3
+        self.idle_j += float(idle_w[setting.clock]) * (until_ms - switch_ms) / 1e3
+        self.idle_until_ms = until_ms
+
+    def _noise(self) -> NDArray[np.float64]:
+        """Factors with mean 1, log-normal."""
+        sigma = math.sqrt(math.log1p(self.site.noise**2))
+        return self.random.lognormal(-(sigma**2) / 2, sigma, _STEPS)
+
+    def _empty_records(self) -> None:
+        """Take steps and tokens out of the loop's records; steps still under way stay."""
+        at, now_ms = self.plant.at, self.plant.clock[loop.NOW]
+        steps = self.plant.steps[: at[loop.N_STEPS]]
+        self.steps.append(steps.copy())
+        at[loop.N_STEPS] = 0
+        self.plant.noise[:] = self._noise()
+        self.returned = 0
+        self.tokens.append(self.plant.tokens[: at[loop.N_TOKENS]].copy())
+        at[loop.N_TOKENS] = 0
+        del now_ms
+
+    def _grow(self) -> None:
+        """Twice the room for requests that are present at one time."""
+        old, n = self.state, self.state.requests.shape[1]
+        new = _empty_state(self.limits, self.site.kv_blocks, 2 * n)
+        new.at[:], new.clock[:] = old.at, old.clock
+        new.requests[:, :n], new.times[:, :n] = old.requests, old.times
+        queue = (old.at[WAIT_HEAD] + np.arange(old.at[N_WAITING])) % n
+        new.requests[WAITING, : len(queue)] = old.requests[WAITING, queue]
+        new.at[WAIT_HEAD] = 0
+        plant = self.plant
+        hidden = np.zeros((2, 2 * n), dtype=np.int64)
+        hidden[:, :n] = plant.hidden
+        free = np.zeros(2 * n, dtype=np.int64)
+        free[:n] = np.arange(2 * n - 1, n - 1, -1)
+        plant.at[loop.N_FREE_ROWS] = n
+        self.plant = plant._replace(hidden=hidden, free_rows=free)
+        self.state = self.view.state = new
+
+    def _played(self, wall_s: float) -> Played:
+        plant, trace = self.plant, self.trace
+        duration_ms = trace.duration_s * 1e3
+        end_ms = max(duration_ms, float(plant.finish_ms.max()))
+        self._idle_up_to(end_ms)
+        steps = np.concatenate(self.steps)
+        steps[:, loop.STEP_CLOCK] = self.site.cost.clocks_mhz[
+            steps[:, loop.STEP_CLOCK].astype(np.int64)
+        ]
+        return Played(
+            policy=self.policy.name,
+            slo=self.site.slo,
+            pp=self.limits.pp,
+            duration_ms=duration_ms,
+            end_ms=end_ms,
+            arrival_ms=self.workload.arrival_ms,
+            input_tokens=self.workload.input_tokens,
+            output_tokens=self.workload.output_tokens,
+            first_token_ms=plant.first_token_ms,
+            finish_ms=plant.finish_ms,
+            tokens=np.concatenate(self.tokens),
+            steps=steps,
+            active_energy_j=float(plant.clock[loop.ACTIVE_J]),
+            idle_energy_j=self.idle_j - float(plant.clock[loop.COVERED_IDLE_J]),
+            busy_ms=float(plant.clock[loop.BUSY_MS]),
+            preemptions=int(plant.at[loop.PREEMPTED]),
+            clock_changes=self.clock_changes,
+            decisions=self.decisions,
+            decision_s=self.decision_s,
+            wall_s=wall_s,
+        )
+
+
+def _check_servable(trace: Trace, limits: EngineLimits, kv_blocks: int) -> None:
+    total = trace.input_tokens + trace.output_tokens
+    longest = int(total.max())
+    room = min(limits.max_model_len, kv_blocks * limits.block_size)
+    if longest > room:
+        over = int((total > room).sum())
+        at = int(np.argmax(total > room))
+        raise ReplayError(
+            f"{over} of {trace.requests} requests are longer than the {room} tokens that the "
+            "engine can hold",
+            cause=f"request {trace.frame['request_id'][at]}: {trace.input_tokens[at]} input + "
+            f"{trace.output_tokens[at]} output",
+            hint="--over-limit drop or truncate, or a larger --max-model-len",
+        )
+
+
+def _empty_state(limits: EngineLimits, kv_blocks: int, rows: int) -> State:
+    slots = limits.max_steps_in_flight + 1
+    at = np.zeros(FLY_COUNT + slots, dtype=np.int64)
+    at[FREE_BLOCKS] = kv_blocks
+    clock = np.zeros(STAGE_FREE + limits.pp + slots)
+    clock[[DUE, READY_SINCE]] = math.inf
+    clock[STAGE_FREE : STAGE_FREE + limits.pp] = -math.inf
+    return State(
+        at, np.zeros((FLY + slots, rows), dtype=np.int64), np.zeros((KEY + 1, rows)), clock
+    )
+
+
+def _empty_plant(rows: int, requests: int) -> loop.Plant:
+    at = np.zeros(8, dtype=np.int64)
+    at[loop.N_FREE_ROWS] = rows
+    return loop.Plant(
+        at=at,
+        clock=np.zeros(4),
+        hidden=np.zeros((2, rows), dtype=np.int64),
+        free_rows=np.arange(rows - 1, -1, -1, dtype=np.int64),
+        noise=np.ones(_STEPS),
+        steps=np.zeros((_STEPS, loop.STEP_COLUMNS)),
+        tokens=np.zeros((_TOKENS, loop.TOKEN_COLUMNS)),
+        first_token_ms=np.full(requests, np.nan),
+        finish_ms=np.full(requests, np.nan),
+    )

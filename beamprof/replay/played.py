@@ -1,0 +1,62 @@
+"""What a replay leaves behind: every request, every step, every token, and the energy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.types import Slo
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """One trace under one policy.
+
+    Attributes:
+        policy: its name.
+        slo: what requests were promised.
+        pp: pipeline stages.
+        duration_ms: the trace's stated duration.
+        end_ms: until when energy is counted: the duration, or the last token if later.
+        arrival_ms, input_tokens, output_tokens: (R,) the requests.
+        first_token_ms, finish_ms: (R,) NaN where it never came.
+        tokens: (T, 3) request, moment and gap of every token after a request's first;
+            columns TOKEN_* of event_loop.
+        steps: (S, 15) every step; columns STEP_* of event_loop, STEP_CLOCK in MHz.
+        active_energy_j: all passes of all stages.
+        idle_energy_j: every GPU-second that no pass covers.
+        busy_ms: passes, summed over the stages.
+        preemptions: requests that lost their KV blocks.
+        clock_changes: how often another clock was asked for.
+        decisions: how often the policy was asked; decision_s: the time it took.
+        wall_s: the time that the replay took.
+    """
+
+    policy: str
+    slo: Slo
+    pp: int
+    duration_ms: float
+    end_ms: float
+    arrival_ms: Floats
+    input_tokens: Ints
+    output_tokens: Ints
+    first_token_ms: Floats
+    finish_ms: Floats
+    tokens: Floats
+    steps: Floats
+    active_energy_j: float
+    idle_energy_j: float
+    busy_ms: float
+    preemptions: int
+    clock_changes: int
+    decisions: int
+    decision_s: float
+    wall_s: float
+
+    @property
+    def energy_j(self) -> float:
+        """Passes and idling, all GPUs."""
+        return self.active_energy_j + self.idle_energy_j

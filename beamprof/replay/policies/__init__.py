@@ -1,0 +1,1 @@
+"""Policies to be compared: each a small file, found by name in registry.py."""

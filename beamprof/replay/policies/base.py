@@ -1,0 +1,52 @@
+"""What a policy is: told when something happens, it answers with knobs.
+
+A policy sees what a controller could see online: requests, their prompts and what they have been
+given so far. Real output lengths and future arrivals stay in the plant.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from enum import IntFlag
+
+from beam_runtime.types import Correction, Knobs, Rules
+from beamprof.replay.view import View
+
+
+class Wake(IntFlag):
+    """When a policy wants to be asked (the values are event_loop's)."""
+
+    NEVER = 0
+    ARRIVAL = 1
+    FIRST_TOKEN = 2
+    COMPLETION = 4
+    STEP = 8
+
+
+class Policy(ABC):
+    """One way to run an engine.
+
+    Attributes:
+        name: as the user writes it.
+        rules: of the composer; plain vLLM by default.
+        correction: scales and margins that the composer works with.
+        wakes: the events after which ``decide`` is called.
+        tick_ms: it is also called this often.
+        max_batched_tokens: the largest step that its engine was started for.
+    """
+
+    rules: Rules = Rules.vanilla()
+    correction: Correction = Correction()
+    wakes: Wake = Wake.NEVER
+    tick_ms: float = math.inf
+    max_batched_tokens: int = 512
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def start(self, view: View) -> Knobs:
+        """Knobs before the first request. ``view`` has the table and the engine's limits."""
+
+    def decide(self, view: View) -> Knobs:
+        """Knobs from now on; by default those in force."""
+        return view.knobs
