@@ -28,7 +28,7 @@ from beamprof.table_file import seal_table
 from beamprof.tables.importers import ImportOverrides, importer
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-TRAIN_CLOCKS_MHZ = (510, 630, 750, 870, 990, 1110, 1230, 1350, 1410)  # the default plan's
+TRAIN_CLOCKS_MHZ = (510, 630, 750, 870, 960, 1050, 1140, 1260, 1410)  # the default plan's
 STAGE_LAYERS = 20
 # The operators were measured for batches up to 128 and contexts up to 4,032 tokens.
 MAX_BATCH, MAX_CONTEXT = 128, 4032

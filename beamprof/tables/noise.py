@@ -26,6 +26,11 @@ CELLS_TO_SHARE = 5
 OUTLIER_SIGMAS = 6.0
 OUTLIER_LATENCY = 0.10
 OUTLIER_ENERGY = 0.20
+# Rows of so many other cells, off to the same side at the same clock and at least half as far, make
+# it physics: memory-bound passes share a knee in the clock that the median over all cells, most of
+# them compute-bound, does not show.
+COMPANY = 3
+COMPANY_SHARE = 0.5
 # Latency rises with the clock beyond noise: three standard deviations of a difference of two.
 RISE_SIGMAS = 3.0 * 2**0.5
 RISE_AT_LEAST = 0.02
@@ -164,10 +169,16 @@ def outliers(
             sigma = np.fmax(_sigma(rest), found.sigma)
             if abs(off[column]) <= max(np.log1p(at_least), OUTLIER_SIGMAS * sigma * gain[column]):
                 break
-            clock_mhz = int(grid.clocks_mhz[column])
-            taken.append(Outlier(cell, clock_mhz, field, float(np.expm1(off[column]))))
+            if not _in_company(off[column], np.delete(found.off[:, column], line)):
+                clock_mhz = int(grid.clocks_mhz[column])
+                taken.append(Outlier(cell, clock_mhz, field, float(np.expm1(off[column]))))
             logs = _set_aside(logs, column)
     return sorted(taken, key=lambda outlier: -abs(np.log1p(outlier.off)))
+
+
+def _in_company(off: float, others: NDArray[np.float64]) -> bool:
+    """Whether enough other cells stand off to the same side at this clock."""
+    return int(np.sum(others / off >= COMPANY_SHARE)) >= COMPANY
 
 
 def _suspect(

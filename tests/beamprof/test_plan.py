@@ -34,7 +34,7 @@ def test_the_default_plan_takes_nine_clocks_two_trials_and_fifteen_minutes() -> 
     assert full.rounds * full.window_s >= 1.5
     assert 12 * 60 <= full.duration_s <= 15 * 60
     assert full.expected.latency_between_clocks == pytest.approx(0.009)
-    assert full.expected.energy_between_clocks == pytest.approx(0.020)
+    assert full.expected.energy_between_clocks == pytest.approx(0.021)
 
 
 @given(minutes=st.integers(3, 120))
