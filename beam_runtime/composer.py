@@ -110,9 +110,9 @@ def _with_prefill(
         riding = _earliest_due(riding, _group(decoding, knobs), state)
     budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
     mixed = fill(state, budget, riding, prefill=True)
-    if not mixed.chunks:
+    if not (mixed.chunks or mixed.preempted):
         return None
-    ask = rules.decode_first_when_late and riding and not state.chunk_owed
+    ask = rules.decode_first_when_late and mixed.chunks and riding and not state.chunk_owed
     if ask and finish_ms(mixed.shape, now_ms) > due_ms(riding, state) + SAME_MS:
         return replace(_decode_only(state, riding), chunk_owed=True)
     return mixed
@@ -332,9 +332,7 @@ def total_tokens(request: RequestState) -> int:
     return request.prompt_tokens + request.generated_tokens
 
 
-def _earliest_due(
-    ready: Sequence[RequestState], size: int, state: Snapshot
-) -> list[RequestState]:
+def _earliest_due(ready: Sequence[RequestState], size: int, state: Snapshot) -> list[RequestState]:
     """The ``size`` decodes that are due first, in the engine's order."""
     if len(ready) <= size:
         return list(ready)

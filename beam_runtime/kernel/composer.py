@@ -57,7 +57,7 @@ HOLD, STEP = range(2)
 def step_cost(what: int, c: int, b: Batch, t: Tables) -> float:
     """StepCost of one pass, latency or energy, at clock ``c``."""
     tokens = min(b.chunk + b.decodes, t.step.shape[2] - 1)
-    value = t.step[what, c, tokens] + t.attention[what, c, 0] * b.pairs
+    value: float = t.step[what, c, tokens] + t.attention[what, c, 0] * b.pairs
     value += t.attention[what, c, 1] * b.context
     value += t.attention[what, c, 2] * b.decode_context
     value += t.attention[what, c, 3] * b.decodes
@@ -128,7 +128,8 @@ def refresh_due(s: State) -> None:
 def blocks(s: State, row: int, tokens: int, e: Engine) -> int:
     if tokens == 0:
         return 0
-    return -(-tokens // e.block_size) - s.requests[CACHED, row] // e.block_size
+    held: int = -(-tokens // e.block_size) - s.requests[CACHED, row] // e.block_size
+    return held
 
 
 @compiled
@@ -271,7 +272,8 @@ def smallest(values: Floats, n: int, rank: int) -> float:
             low = i
         else:
             break
-    return values[want]
+    found: float = values[want]
+    return found
 
 
 @compiled
@@ -311,8 +313,8 @@ def compose(
         riding = ready if all_ride else chosen
         budget = max(k.chunk, s.at[N_DECODING] + e.min_chunk) if e.min_chunk > 0 else k.chunk
         mixed = fill(s, min(budget, e.max_batched), all_ride, True, e)
-        if mixed.chunk > 0:
-            ask = e.decode_first and riding > 0 and s.at[CHUNK_OWED] == 0
+        if mixed.chunk > 0 or mixed.preempted > 0:
+            ask = e.decode_first and mixed.chunk > 0 and riding > 0 and s.at[CHUNK_OWED] == 0
             in_time_ms = s.clock[DUE] - e.tbt_margin_ms + SAME_MS
             if not ask or finish_ms(s, mixed, now_ms, k, e, t) <= in_time_ms:
                 return STEP, now_ms, mixed, False

@@ -1,0 +1,391 @@
+"""The composer, in vanilla mode, against vLLM's own Scheduler class: every step equal.
+
+vLLM's scheduler runs without a model (design/vllm.md), inside a copy of EngineCore's step loop
+(step at pp 1, step_with_batch_queue above). The composer plays its own engine beside it with
+emulator.issue and emulator.finish; it is told only what it cannot know: which requests arrive,
+end or are aborted, how long a prefix-cache hit is, and which preempted requests still wait for
+the return of steps from before their preemption.
+"""
+
+import json
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
+pytestmark = pytest.mark.filterwarnings("default")
+
+from beam_runtime.composer import Step, blocks, compose  # noqa: E402
+from beam_runtime.emulator import finish, issue  # noqa: E402
+from beam_runtime.pipeline import Pass  # noqa: E402
+from beam_runtime.types import (  # noqa: E402
+    EngineLimits,
+    Knobs,
+    RequestState,
+    Rules,
+    Snapshot,
+)
+
+MODEL_LEN = 1024
+BATCHED_TOKENS = 512
+PLENTY = 4_000  # KV blocks: more than all requests of a workload can hold
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "num_hidden_layers": 4, "vocab_size": 1024, "max_position_embeddings": MODEL_LEN,
+    "torch_dtype": "float32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step holds, in vLLM's words."""
+
+    tokens: dict[str, int]
+    preempted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One random run; everything follows from the seed."""
+
+    seed: int
+    pp: int = 1
+    max_num_seqs: int = 16
+    num_blocks: int = PLENTY
+    prefix_caching: bool = False
+    changing_budget: bool = False
+    aborts: bool = False
+
+
+class VllmOracle:
+    """vLLM's Scheduler without a model."""
+
+    def __init__(self, model: Path, load: Workload) -> None:
+        import torch
+        from vllm.config import (
+            CacheConfig,
+            DeviceConfig,
+            ModelConfig,
+            ParallelConfig,
+            SchedulerConfig,
+            VllmConfig,
+        )
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.kv_cache_interface import (
+            FullAttentionSpec,
+            KVCacheConfig,
+            KVCacheGroupSpec,
+        )
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        self.block_size = 16
+        model_config = ModelConfig(
+            model=str(model), skip_tokenizer_init=True, max_model_len=MODEL_LEN, dtype="float32"
+        )
+        scheduler_config = SchedulerConfig(
+            max_num_seqs=load.max_num_seqs,
+            max_num_batched_tokens=BATCHED_TOKENS,
+            max_model_len=MODEL_LEN,
+            is_encoder_decoder=False,
+            enable_chunked_prefill=True,
+        )
+        cache_config = CacheConfig(
+            block_size=self.block_size, enable_prefix_caching=load.prefix_caching
+        )
+        config = VllmConfig(
+            model_config=model_config,
+            scheduler_config=scheduler_config,
+            cache_config=cache_config,
+            parallel_config=ParallelConfig(pipeline_parallel_size=load.pp),
+            device_config=DeviceConfig("cpu"),
+        )
+        cache_config.block_size = self.block_size
+        cache_config.num_gpu_blocks = load.num_blocks
+        scheduler_config.async_scheduling = False
+        spec = FullAttentionSpec(
+            block_size=self.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
+        )
+        self.scheduler = Scheduler(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=load.num_blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=self.block_size,
+            log_stats=False,
+        )
+        self.hasher = None
+        if load.prefix_caching:
+            from vllm.utils.hashing import get_hash_fn_by_name
+            from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
+            hash_fn = get_hash_fn_by_name(cache_config.prefix_caching_hash_algo)
+            init_none_hash(hash_fn)
+            self.hasher = get_request_block_hasher(self.block_size, hash_fn)
+
+    def add(self, name: str, prompt: list[int], max_tokens: int) -> None:
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        self.scheduler.add_request(
+            Request(
+                request_id=name,
+                prompt_token_ids=prompt,
+                sampling_params=SamplingParams(
+                    max_tokens=max_tokens, ignore_eos=True, detokenize=False
+                ),
+                pooling_params=None,
+                block_hasher=self.hasher,
+            )
+        )
+
+    def abort(self, name: str) -> None:
+        from vllm.v1.request import RequestStatus
+
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def schedule(self, budget: int):
+        self.scheduler.max_num_scheduled_tokens = budget
+        output = self.scheduler.schedule()
+        requests = self.scheduler.requests
+        # The model samples for requests whose last known token is in the step.
+        sampled = {
+            name
+            for name in output.num_scheduled_tokens
+            if requests[name].num_computed_tokens >= requests[name].num_tokens
+        }
+        return output, sampled
+
+    def update(self, output, sampled: set[str]) -> set[str]:
+        """Give the step's tokens back; returns the requests that ended."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        names = list(output.num_scheduled_tokens)
+        before = set(self.scheduler.requests)
+        result = ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            sampled_token_ids=[[7] if name in sampled else [] for name in names],
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+        self.scheduler.update_from_output(output, result)
+        return before - set(self.scheduler.requests)
+
+    @property
+    def stale(self) -> set[str]:
+        """Preempted requests that vLLM does not admit before their earlier steps are back."""
+        return {
+            r.request_id for r in self.scheduler.waiting if getattr(r, "num_stale_output_tokens", 0)
+        }
+
+    @property
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+class Composed:
+    """The same engine as BEAM plays it."""
+
+    def __init__(self, load: Workload, free_blocks: int) -> None:
+        self.caching = load.prefix_caching
+        limits = EngineLimits(
+            pp=load.pp,
+            max_num_seqs=load.max_num_seqs,
+            max_batched_tokens=BATCHED_TOKENS,
+            max_model_len=MODEL_LEN,
+        )
+        self.state = Snapshot(0.0, limits, Knobs(1410, 256), free_blocks=free_blocks)
+        self.now_ms = 0.0
+
+    def add(self, name: str, prompt_tokens: int) -> None:
+        request = RequestState(name, prompt_tokens, self.now_ms)
+        self.state = replace(self.state, waiting=(*self.state.waiting, request))
+
+    def hit(self, cached: dict[str, int]) -> None:
+        waiting = tuple(
+            replace(r, cached_tokens=cached.get(r.request_id, 0)) for r in self.state.waiting
+        )
+        self.state = replace(self.state, waiting=waiting)
+
+    def remove(self, names: set[str]) -> None:
+        gone = [r for r in self.state.running if r.request_id in names]
+        given_back = sum(blocks(r.computed_tokens, r, self.state.limits.block_size) for r in gone)
+        self.state = replace(
+            self.state,
+            running=tuple(r for r in self.state.running if r.request_id not in names),
+            waiting=tuple(r for r in self.state.waiting if r.request_id not in names),
+            free_blocks=self.state.free_blocks + given_back,
+        )
+
+    def step(self, budget: int, stale: set[str]) -> Batch:
+        """One step; ``stale`` waiting requests may not be admitted yet."""
+        self.now_ms += 1.0
+        kept = tuple(r for r in self.state.waiting if r.request_id in stale)
+        fresh = tuple(r for r in self.state.waiting if r.request_id not in stale)
+        state = replace(self.state, waiting=fresh)
+        knobs = Knobs(1410, budget)
+        move = compose(state, knobs, self.now_ms, lambda *_: 0.0, Rules.vanilla())
+        if not isinstance(move, Step):
+            return Batch({}, ())
+        route = (Pass(self.now_ms, 0.0, 0.0),) * self.state.limits.pp
+        empty = not move.decodes and not move.chunks
+        state = issue(state, move, () if empty else route)
+        # Whom this step preempts goes before those, as they were preempted earlier.
+        new, rest = state.waiting[: len(move.preempted)], state.waiting[len(move.preempted) :]
+        self.state = replace(state, waiting=(*new, *kept, *rest))
+        return Batch(dict.fromkeys(move.decodes, 1) | dict(move.chunks), move.preempted)
+
+    def receive(self) -> None:
+        self.state = finish(self.state, self.now_ms)
+
+
+@dataclass
+class Seen:
+    """What a workload made happen: a test that never preempts proves nothing about it."""
+
+    steps: int = 0
+    preemptions: int = 0
+    hits: int = 0
+    aborts: int = 0
+    mixed: int = 0
+
+
+def run(model: Path, load: Workload) -> Seen:
+    """Both engines side by side until all requests are gone; raises on the first difference."""
+    rng = random.Random(load.seed)
+    oracle = VllmOracle(model, load)
+    paper = Composed(load, oracle.free_blocks)
+    longest = min(MODEL_LEN, (load.num_blocks - 1) * oracle.block_size) - 1
+    families = [[rng.randrange(1000) for _ in range(400)] for _ in range(3)]
+    arrivals: deque[tuple[int, str, list[int], int]] = deque()
+    at = 0
+    for number in range(rng.randint(4, 30)):
+        at += rng.choice((0, 0, 1, 2, 8))
+        outputs = rng.randint(1, 60) if load.num_blocks == PLENTY else rng.randint(20, 160)
+        length = rng.randint(1, min(rng.choice((20, 200, 700)), longest - outputs))
+        prompt = [rng.randrange(1000) for _ in range(length)]
+        if load.prefix_caching and rng.random() < 0.7:
+            shared = rng.randint(0, length)
+            prompt[:shared] = rng.choice(families)[:shared]
+        arrivals.append((at, f"r{number}", prompt[:length], outputs))
+
+    seen = Seen()
+    queue: deque = deque()
+    budget = BATCHED_TOKENS
+    while arrivals or oracle.scheduler.has_requests() or queue:
+        while arrivals and arrivals[0][0] <= seen.steps:
+            _, name, prompt, outputs = arrivals.popleft()
+            oracle.add(name, prompt, outputs)
+            paper.add(name, len(prompt))
+        if load.aborts and oracle.scheduler.requests and rng.random() < 0.06:
+            name = rng.choice(sorted(oracle.scheduler.requests))
+            oracle.abort(name)
+            paper.remove({name})
+            seen.aborts += 1
+        if load.changing_budget:
+            budget = rng.choice((load.max_num_seqs, 32, 64, 100, 256, 512))
+        seen.steps += 1
+        assert seen.steps < 20_000, "the workload does not end"
+        if oracle.scheduler.has_requests():
+            computed = {r.request_id: r.num_computed_tokens for r in oracle.scheduler.running}
+            stale = oracle.stale
+            output, sampled = oracle.schedule(budget)
+            tokens = dict(output.num_scheduled_tokens)
+            cached = {
+                name: oracle.scheduler.requests[name].num_computed_tokens - tokens[name]
+                for name in tokens
+                if name not in computed
+            }
+            paper.hit(cached)
+            seen.hits += sum(1 for hit in cached.values() if hit)
+            batch = paper.step(budget, stale)
+            where = f"{load}, step {seen.steps}"
+            assert batch.tokens == tokens, where
+            assert set(batch.preempted) == set(output.preempted_req_ids or ()), where
+            if not load.prefix_caching:
+                assert paper.state.free_blocks == oracle.free_blocks, where
+            seen.preemptions += len(batch.preempted)
+            seen.mixed += max(tokens.values(), default=0) > 1 and min(tokens.values()) == 1
+            queue.appendleft((output, sampled))
+            if load.pp > 1 and len(queue) < load.pp and (tokens or oracle.scheduler.has_requests()):
+                continue
+        if not queue:
+            continue
+        output, sampled = queue.pop()
+        ended = oracle.update(output, sampled)
+        if output.num_scheduled_tokens:
+            paper.receive()
+        paper.remove(ended)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_every_step_equals_vllm_s(model: Path, pp: int) -> None:
+    seen = [run(model, Workload(seed, pp)) for seed in range(25)]
+    assert sum(one.mixed for one in seen) > 100
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_with_a_budget_that_changes_every_step(model: Path, pp: int) -> None:
+    for seed in range(25):
+        run(model, Workload(1000 + seed, pp, changing_budget=True))
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_preemption_when_kv_blocks_are_few(model: Path, pp: int) -> None:
+    seen = [
+        run(
+            model,
+            Workload(
+                2000 + seed, pp, num_blocks=(45, 60, 80)[seed % 3], changing_budget=seed % 2 == 0
+            ),
+        )
+        for seed in range(25)
+    ]
+    assert sum(one.preemptions for one in seen) > 50
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_prefix_cache_hits(model: Path, pp: int) -> None:
+    seen = [run(model, Workload(3000 + seed, pp, prefix_caching=True)) for seed in range(25)]
+    assert sum(one.hits for one in seen) > 50
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_aborts_at_any_moment(model: Path, pp: int) -> None:
+    seen = [
+        run(model, Workload(4000 + seed, pp, aborts=True, changing_budget=seed % 2 == 0))
+        for seed in range(25)
+    ]
+    assert sum(one.aborts for one in seen) > 50
+
+
+def test_everything_at_once(model: Path) -> None:
+    rng = random.Random(0)
+    for seed in range(60):
+        run(
+            model,
+            Workload(
+                5000 + seed,
+                pp=rng.choice((1, 2, 4)),
+                max_num_seqs=rng.choice((1, 4, 16, 32)),
+                num_blocks=rng.choice((45, 70, 120, PLENTY)),
+                changing_budget=True,
+                aborts=True,
+            ),
+        )
