@@ -130,26 +130,40 @@ def m_large():
     return read_pool(folder, 68400, 72000)
 
 
-def test_our_sampler_agrees_with_servegens_own(m_large):
-    """ServeGen's three traces of this hour are such as ours: within 3.5 sigma of 16 seeds' mean.
+# How far the mean of our seeds may lie from one ServeGen trace at its scale, relative. Measured
+# with 100 seeds: requests 0.1-0.2 % fewer (ServeGen keeps a window's last arrival where rounding
+# lets it), all means within 2 %, P90 of 10-s bins 6-8 % higher. In that one number all three
+# traces lie in the lowest 3 % of our seeds; whether by their choice of seeds is not known.
+AGREEMENT = {
+    "requests": 0.003,
+    "tokens_per_s": 0.01,
+    "output_tokens_per_s": 0.025,
+    "gap_cv": 0.06,
+    "dispersion_1s": 0.16,
+    "p90_1s": 0.05,
+    "p90_10s": 0.11,
+    "p90_60s": 0.11,
+    "input_mean": 0.01,
+    "input_p50": 0.035,
+    "input_p90": 0.01,
+    "input_p99": 0.06,
+    "output_mean": 0.025,
+    "output_p50": 0.07,
+    "output_p90": 0.03,
+    "output_p99": 0.035,
+}
 
-    Its traces were chosen among seeds, so they need not lie around the middle.
-    """
+
+@pytest.mark.parametrize("seed_of_theirs", ["s04", "s07", "s15"])
+def test_our_sampler_agrees_with_servegens_own(m_large, seed_of_theirs):
     manifest = json.loads((TRACES / "servegen-generated/manifest.json").read_text())
-    for stem in ("s04", "s07", "s15"):
-        entry = manifest[f"servegen-mlarge-d0-1900-{stem}"]
-        stated = _stated(entry["stats"])
-        ours = [
-            _found(trace_statistics(sample(m_large, Draw(68400, 3600, entry["scale"], seed))))
-            for seed in range(16)
-        ]
-        assert {numbers["clients"] for numbers in ours} == {33}
-        for name, value in stated.items():
-            drawn = np.array([numbers[name] for numbers in ours])
-            # Counts hardly vary between seeds; ServeGen's last arrival per window is a matter
-            # of floating-point luck, up to one for each of about 140 client windows.
-            slack = max(3.5 * drawn.std(), 0.004 * drawn.mean())
-            assert abs(value - drawn.mean()) <= slack, name
+    entry = manifest[f"servegen-mlarge-d0-1900-{seed_of_theirs}"]
+    draws = [Draw(68400, 3600, entry["scale"], seed) for seed in range(10)]
+    ours = [_found(trace_statistics(sample(m_large, draw))) for draw in draws]
+    assert {numbers["clients"] for numbers in ours} == {entry["stats"]["clients"]}
+    for name, value in _stated(entry["stats"]).items():
+        mean = np.mean([numbers[name] for numbers in ours])
+        assert mean == pytest.approx(value, rel=AGREEMENT[name]), name
 
 
 def _stated(stats):

@@ -40,6 +40,14 @@ def test_windows_that_tile_a_trace_hold_every_request_once(cuts):
     assert arrivals == pytest.approx(HOUR.arrival_s.tolist(), abs=1e-9)
 
 
+def test_an_arrival_on_a_cut_belongs_to_the_window_that_begins_there():
+    cut_s = float(HOUR.arrival_s[50])
+    before, after = window(HOUR, 0.0, cut_s), window(HOUR, cut_s, HOUR.duration_s)
+    assert before.frame["request_id"].to_list() == list(range(50))
+    assert after.frame["request_id"].to_list() == list(range(50, HOUR.requests))
+    assert after.arrival_s[0] == 0.0
+
+
 def test_a_window_over_the_whole_trace_changes_nothing():
     assert window(HOUR, 0.0, HOUR.duration_s).frame.equals(HOUR.frame)
 
