@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # (clocks measured, error of latency and of energy at the others): Llama-3.3 70B TP2 PP4 on A100s,
-# 31 measured clocks, the seen ones evenly spread.
+# 31 measured clocks; nine are those of the device file, fewer are evenly spread.
 BY_CLOCKS = ((3, 0.022, 0.054), (5, 0.014, 0.026), (7, 0.008, 0.021), (9, 0.009, 0.021))
 # (share of the full grid, latency error over all steps): a served trace's batches, composed from
 # operators measured on an A100; the worst of chunks of 256, 512 and 1024.

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_runtime.cost_fit import SHAPE_FIELDS
 from beam_runtime.schema import RowKind
 from beam_runtime.table import PerfTable
+from beam_runtime.types import StepShape
 
 # Steps that a reader knows from serving: decode batches over context, chunks without.
 _DECODES = (1, 32, 64, 128, 256)
@@ -19,14 +21,12 @@ class Knee:
     """One step at the highest clock and at the clock where it takes the least energy.
 
     Attributes:
-        chunk_tokens, decode_requests, decode_context_tokens: the step.
+        step: a decode batch over context, or a chunk without.
         top_mhz, top_latency_ms, top_energy_j: at the highest clock.
         knee_mhz, knee_latency_ms, knee_energy_j: where energy per pass is least.
     """
 
-    chunk_tokens: int
-    decode_requests: int
-    decode_context_tokens: int
+    step: StepShape
     top_mhz: int
     top_latency_ms: float
     top_energy_j: float
@@ -62,9 +62,7 @@ def _knee(rows: dict[str, NDArray[Any]], step: NDArray[np.bool_]) -> Knee:
     top = at[np.argmax(rows["clock_mhz"][at])]
     knee = at[np.argmin(rows["energy_j"][at])]
     return Knee(
-        chunk_tokens=int(rows["prefill_tokens"][top]),
-        decode_requests=int(rows["decode_requests"][top]),
-        decode_context_tokens=int(rows["decode_context_tokens"][top]),
+        step=StepShape(*(int(rows[name][top]) for name in SHAPE_FIELDS)),
         top_mhz=int(rows["clock_mhz"][top]),
         top_latency_ms=float(rows["latency_ms"][top]),
         top_energy_j=float(rows["energy_j"][top]),

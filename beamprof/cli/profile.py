@@ -260,6 +260,7 @@ def _knee_grid(table: "PerfTable") -> Any:
     from rich.table import Table
 
     from beamprof.knees import knees
+    from beamprof.tables.grid import describe_step
 
     grid = Table(box=None, pad_edge=False)
     several = len(table.clocks_mhz) > 1
@@ -268,10 +269,6 @@ def _knee_grid(table: "PerfTable") -> Any:
     for heading in ("top MHz" if several else "MHz", "ms", "J", *cheapest):
         grid.add_column(heading, justify="right")
     for knee in knees(table):
-        each = knee.decode_context_tokens // max(1, knee.decode_requests)
-        step = f"{knee.decode_requests} decodes over {each} tokens each"
-        if knee.chunk_tokens:
-            step = f"chunk of {knee.chunk_tokens}"
         values = [str(knee.top_mhz), f"{knee.top_latency_ms:.1f}", f"{knee.top_energy_j:.2f}"]
         if several:
             values += [
@@ -280,7 +277,7 @@ def _knee_grid(table: "PerfTable") -> Any:
                 f"{knee.knee_energy_j:.2f}",
                 f"{knee.saved * 100:.0f}",
             ]
-        grid.add_row(step, *values)
+        grid.add_row(describe_step(knee.step), *values)
     return grid
 
 

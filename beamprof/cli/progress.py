@@ -14,10 +14,10 @@ from rich.text import Text
 
 from beam_runtime.schema import RowKind
 from beamprof.backends.base import Measurement
-from beamprof.cells import Cell
 from beamprof.console import note, stderr
 from beamprof.plan import Trial
 from beamprof.prepare import Prepared
+from beamprof.tables.grid import describe_step
 from beamprof.units import format_duration
 
 PLAIN_EVERY_S = 30.0
@@ -93,20 +93,8 @@ class SweepProgress:
 
 
 def describe(trial: Trial) -> str:
-    """A trial in words, e.g. '1410 MHz: chunk of 128 over 4096 tokens'."""
+    """A trial in words, e.g. '1410 MHz: chunk 128 after 4,096'."""
     cell = trial.cell
     clock = f"{cell.clock_mhz} MHz" if cell.clock_mhz else "current clock"
-    return f"{clock}: {_step(cell)}"
-
-
-def _step(cell: Cell) -> str:
-    if cell.kind is RowKind.IDLE:
-        return "idle power"
-    parts = []
-    if cell.prefill_tokens:
-        over = f" over {cell.prefill_context_tokens}" if cell.prefill_context_tokens else ""
-        parts.append(f"chunk of {cell.prefill_tokens}{over} tokens")
-    if cell.decode_requests:
-        each = cell.decode_context_tokens // cell.decode_requests
-        parts.append(f"{cell.decode_requests} decodes over {each} tokens each")
-    return " with ".join(parts)
+    step = "idle power" if cell.kind is RowKind.IDLE else describe_step(cell.shape)
+    return f"{clock}: {step}"

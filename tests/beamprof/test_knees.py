@@ -1,5 +1,6 @@
 import numpy as np
 
+from beam_runtime.types import StepShape
 from beamprof.knees import knees
 from beamprof.table_file import seal_table
 
@@ -23,6 +24,6 @@ def test_the_knee_is_the_cheapest_clock_of_the_same_step() -> None:
          "energy_source": "nvml counter"},
     )  # fmt: skip
     decodes, chunk = knees(table)
-    assert (decodes.decode_requests, decodes.decode_context_tokens) == (64, 6400)
+    assert decodes.step == StepShape(0, 0, 64, 6400)
     assert (decodes.top_mhz, decodes.knee_mhz, decodes.saved) == (1410, 1005, 0.25)
-    assert (chunk.chunk_tokens, chunk.knee_latency_ms, chunk.saved) == (256, 35.0, 0.25)
+    assert (chunk.step, chunk.knee_latency_ms, chunk.saved) == (StepShape(256), 35.0, 0.25)

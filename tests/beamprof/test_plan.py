@@ -118,6 +118,6 @@ def test_expected_errors_follow_the_counter_and_vanish_where_nothing_is_counted(
     assert expected_error(9, 1.0, (1, 5.0)).energy_counter == pytest.approx(one_second / 5)
     text = str(expected_error(9, 1.0, (2, 1.0)))
     assert text == (
-        "1.0 % over all steps, 0.9 % latency and 2.0 % energy between clocks, "
+        "1.0 % over all steps, 0.9 % latency and 2.1 % energy between clocks, "
         "1.4 % from the energy counter"
     )

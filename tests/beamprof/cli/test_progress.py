@@ -16,8 +16,8 @@ TRIAL = Trial(Cell(RowKind.FORWARD, 1410, 128, 4096, 8, 800), 0)
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        (TRIAL.cell, "1410 MHz: chunk of 128 over 4096 tokens with 8 decodes over 100 tokens each"),
-        (Cell(RowKind.FORWARD, 0, 64), "current clock: chunk of 64 tokens"),
+        (TRIAL.cell, "1410 MHz: chunk 128 after 4,096 + 8 decodes over 800"),
+        (Cell(RowKind.FORWARD, 0, 64), "current clock: chunk 64"),
         (Cell(RowKind.IDLE, 510), "510 MHz: idle power"),
     ],
 )
