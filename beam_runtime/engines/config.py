@@ -1,0 +1,187 @@
+"""What an embedded BEAM is told: a small TOML file, named by BEAM_CONFIG.
+
+    table = "llama3-70b-tp2-pp4.parquet"   # beside this file, or an absolute path
+    policy = "observe"                     # off | observe | steer (default)
+    log = "decisions.jsonl"
+
+    [slo]                                  # what every request is promised
+    ttft_ms = 1000
+    tbt_ms = 200
+
+    [slo.batch]                            # a class of its own, named by requests
+    ttft_ms = 10000
+    tbt_ms = 500
+
+    [clock]                                # nothing here: the other knobs still turn
+    gpus = ["GPU-...", "GPU-..."]          # all GPUs of the replica, by UUID or NVML index
+    idle_power_w = 160                     # of one stage's GPUs, where the table lacks it
+
+The environment's BEAM_POLICY goes before the file's policy: an operator can look first.
+Unknown keys are refused; a mistyped SLO must not become the default one.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from beam_runtime.errors import BeamError
+from beam_runtime.types import Slo
+
+CONFIG_VARIABLE = "BEAM_CONFIG"
+POLICY_VARIABLE = "BEAM_POLICY"
+
+
+class EmbeddedPolicy(StrEnum):
+    """How far BEAM may go."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    STEER = "steer"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedConfig:
+    """The file, checked.
+
+    Attributes:
+        table: the perf-energy table; None = none was named.
+        policy: how far BEAM may go.
+        log: decision log; None = none is kept.
+        slo: for requests that name no class.
+        classes: SLOs by class name.
+        gpus: the replica's, by UUID or NVML index.
+        idle_power_w: what a waiting stage's GPUs draw together, where the table lacks it.
+        metrics_port: where Prometheus metrics are served; None = nowhere.
+    """
+
+    table: Path | None = None
+    policy: EmbeddedPolicy = EmbeddedPolicy.STEER
+    log: Path | None = None
+    slo: Slo = field(default_factory=Slo)
+    classes: Mapping[str, Slo] = field(default_factory=dict)
+    gpus: tuple[str | int, ...] = ()
+    idle_power_w: float | None = None
+    metrics_port: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "EmbeddedConfig":
+        """The file that BEAM_CONFIG names, with BEAM_POLICY on top.
+
+        Raises:
+            BeamError: no such variable or file, no TOML, or a field that is not understood.
+        """
+        named = environment.get(CONFIG_VARIABLE)
+        if not named:
+            raise BeamError(
+                f"{CONFIG_VARIABLE} is not set",
+                hint=f"export {CONFIG_VARIABLE}=/path/to/beam.toml; docs/vllm.md shows one",
+            )
+        return cls.load(Path(named), environment.get(POLICY_VARIABLE))
+
+    @classmethod
+    def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
+        """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise BeamError(
+                f"cannot read the configuration {path}",
+                cause=str(error),
+                hint="docs/vllm.md shows one",
+            ) from error
+        if policy:
+            raw["policy"] = policy
+        return _Reader(path).config(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Checks one file; every message names it."""
+
+    path: Path
+
+    def config(self, raw: dict[str, Any]) -> EmbeddedConfig:
+        self._known(raw, "", ("table", "policy", "log", "slo", "clock", "metrics_port"))
+        slo = self._table(raw, "slo")
+        classes = {name: value for name, value in slo.items() if isinstance(value, dict)}
+        own = {name: value for name, value in slo.items() if name not in classes}
+        default = self._slo(own, "slo", Slo())
+        clock = self._table(raw, "clock")
+        self._known(clock, "clock.", ("gpus", "idle_power_w"))
+        return EmbeddedConfig(
+            table=self._file(raw, "table"),
+            policy=self._policy(raw),
+            log=self._file(raw, "log"),
+            slo=default,
+            classes={
+                name: self._slo(value, f"slo.{name}", default) for name, value in classes.items()
+            },
+            gpus=self._gpus(clock),
+            idle_power_w=self._positive(clock, "idle_power_w", "clock.idle_power_w", "watts"),
+            metrics_port=self._port(raw),
+        )
+
+    def _refuse(self, key: str, expected: str, found: object) -> BeamError:
+        return BeamError(
+            f"{self.path}: {key} must be {expected}, found {found!r}",
+            hint="docs/vllm.md lists every field",
+        )
+
+    def _known(self, raw: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
+        for key in raw:
+            if key not in names:
+                raise BeamError(
+                    f"{self.path}: there is no field {prefix}{key}",
+                    hint=f"expected {', '.join(prefix + name for name in names)}",
+                )
+
+    def _table(self, raw: dict[str, Any], key: str) -> dict[str, Any]:
+        value = raw.get(key, {})
+        if not isinstance(value, dict):
+            raise self._refuse(key, f"a table: [{key}]", value)
+        return value
+
+    def _file(self, raw: dict[str, Any], key: str) -> Path | None:
+        value = raw.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value:
+            raise self._refuse(key, "a file's name", value)
+        return (self.path.parent / value).absolute()
+
+    def _policy(self, raw: dict[str, Any]) -> EmbeddedPolicy:
+        value = raw.get("policy", EmbeddedPolicy.STEER)
+        if value not in list(EmbeddedPolicy):
+            raise self._refuse("policy", " or ".join(EmbeddedPolicy), value)
+        return EmbeddedPolicy(value)
+
+    def _slo(self, raw: dict[str, Any], key: str, default: Slo) -> Slo:
+        self._known(raw, f"{key}.", ("ttft_ms", "tbt_ms"))
+        values = {"ttft_ms": default.ttft_ms, "tbt_ms": default.tbt_ms}
+        for name in raw:
+            values[name] = self._positive(raw, name, f"{key}.{name}", "milliseconds") or 0.0
+        return Slo(**values)
+
+    def _positive(self, raw: dict[str, Any], name: str, key: str, unit: str) -> float | None:
+        value = raw.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise self._refuse(key, f"{unit} above 0", value)
+        return float(value)
+
+    def _gpus(self, raw: dict[str, Any]) -> tuple[str | int, ...]:
+        value = raw.get("gpus", [])
+        if not isinstance(value, list) or not all(type(gpu) in (str, int) for gpu in value):
+            raise self._refuse("clock.gpus", "a list of UUIDs or NVML indices", value)
+        return tuple(value)
+
+    def _port(self, raw: dict[str, Any]) -> int | None:
+        value = raw.get("metrics_port")
+        if value is not None and (type(value) is not int or not 0 <= value < 65536):
+            raise self._refuse("metrics_port", "a port number", value)
+        return value

@@ -1,0 +1,202 @@
+"""BEAM in vLLM, unforked.
+
+    export BEAM_CONFIG=/etc/beam.toml
+    vllm serve MODEL --scheduler-cls beam_runtime.engines.vllm.make_scheduler
+
+vLLM calls the factory inside its EngineCore process where it would construct its own
+scheduler. It gets that very class with hooks around four methods (vllm_embedded), or, where
+BEAM cannot work, the class as it is and one line saying why. Known to fit 0.11 to 0.33 by what
+they offer, never by their number.
+
+What it cannot do: steer several engines of one data-parallel group together.
+"""
+
+import logging
+import time
+from typing import Any
+
+from beam_runtime.engines import vllm_features
+from beam_runtime.engines.config import EmbeddedConfig, EmbeddedPolicy
+from beam_runtime.engines.vllm_embedded import Embedded
+from beam_runtime.engines.vllm_gate import install
+from beam_runtime.engines.vllm_limits import engine_limits, load_table, slo_of
+from beam_runtime.engines.vllm_view import SchedulerView
+from beam_runtime.errors import BeamError
+from beam_runtime.pipeline_times import PipelineTimes
+
+_LOG = logging.getLogger("beam_runtime.vllm")
+
+
+def make_scheduler(*args: Any, **kwargs: Any) -> Any:
+    """A vLLM scheduler, steered by BEAM where that is possible.
+
+    Args:
+        *args: what vLLM gives its scheduler class.
+        **kwargs: the same by name; ``vllm_config`` is among them.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+    base: type = Scheduler
+    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
+        # Under the wrong base vLLM would schedule decodes twice.
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        base = AsyncScheduler
+    try:
+        config = _permitted(vllm_config, base)
+    except BeamError as error:
+        _stay_out(error)
+        return base(*args, **kwargs)
+    if config.policy is EmbeddedPolicy.OFF:
+        _LOG.warning("BEAM is off")
+        return base(*args, **kwargs)
+    scheduler = hooked(base)(*args, **kwargs)
+    try:
+        scheduler.beam = _embed(scheduler, vllm_config, config)
+    except Exception as error:  # a scheduler with idle hooks is the scheduler itself
+        _stay_out(error)
+    return scheduler
+
+
+def hooked(base: type) -> type:
+    """``base`` with BEAM's hooks; they do nothing until ``beam`` is set."""
+
+    class BeamScheduler(base):  # type: ignore[misc]
+        beam: Embedded | None = None
+        beam_closed = False  # for the length of one EngineCore step: schedule nothing, collect
+
+        def has_requests(self) -> bool:
+            return not self.beam_closed and super().has_requests()
+
+        def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            result = super().add_request(request, *args, **kwargs)
+            if self.beam is not None:
+                self.beam.added(request)
+            return result
+
+        def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            if self.beam is None:
+                return super().schedule(*args, **kwargs)
+            with self.beam.constrained():
+                output = super().schedule(*args, **kwargs)
+            self.beam.issued(output)
+            return output
+
+        def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+            if self.beam is not None:
+                self.beam.returned(scheduler_output, outputs)
+            return outputs
+
+        def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            names = _names(request_ids, self.requests)
+            result = super().finish_requests(request_ids, *args, **kwargs)
+            if self.beam is not None:
+                self.beam.aborted(names)
+            return result
+
+        def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().shutdown(*args, **kwargs)
+            finally:
+                if self.beam is not None:
+                    self.beam.close()
+
+    BeamScheduler.__name__ = BeamScheduler.__qualname__ = f"Beam{base.__name__}"
+    return BeamScheduler
+
+
+def _names(request_ids: Any, requests: Any) -> list[str]:
+    if request_ids is None:
+        return list(requests)
+    return [request_ids] if isinstance(request_ids, str) else list(request_ids)
+
+
+def _stay_out(error: Exception) -> None:
+    if isinstance(error, BeamError):
+        _LOG.warning("vLLM serves without BEAM: %s", error)
+    else:
+        _LOG.warning("vLLM serves without BEAM: %s", error, exc_info=error)
+
+
+def _permitted(vllm_config: Any, base: type) -> EmbeddedConfig:
+    """The configuration, if BEAM fits this vLLM and this way of serving. Raises BeamError."""
+    from vllm.v1.request import Request
+
+    config = EmbeddedConfig.from_environment()
+    missing = vllm_features.missing(base, Request)
+    if missing:
+        raise _misfit(missing)
+    reasons = vllm_features.unsupported(vllm_config)
+    if reasons:
+        raise BeamError(f"BEAM does not steer {'; '.join(reasons)}")
+    return config
+
+
+def _misfit(missing: tuple[str, ...]) -> BeamError:
+    import vllm
+
+    return BeamError(
+        f"this vLLM ({vllm.__version__}) lacks what BEAM needs: {', '.join(missing)}",
+        hint="BEAM is known to fit vLLM 0.11 to 0.33; report this build",
+    )
+
+
+def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
+    """Table, view, controller and gate. Raises BeamError where one cannot be had."""
+    from vllm.v1.request import Request
+
+    from beam_runtime.controller import Controller
+    from beam_runtime.cost import StepCost
+    from beam_runtime.decisions import DecisionLog
+    from beam_runtime.resources import open_clocks, served_clocks, with_idle_power
+
+    missing = vllm_features.missing_on(scheduler)
+    if missing:
+        raise _misfit(missing)
+    table = load_table(config, vllm_config)
+    steers = config.policy is EmbeddedPolicy.STEER
+    # Who only looks on has no way to set a clock.
+    actuator, clocks = open_clocks(config.gpus) if steers else (None, "BEAM only observes")
+    offered = () if actuator is None else actuator.supported_clocks_mhz()
+    cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
+    cost = with_idle_power(cost, config.idle_power_w)
+    core_class = _engine_core_class()
+    features = vllm_features.features(Request, core_class)
+    limits = engine_limits(vllm_config, scheduler, table)
+    view = SchedulerView(scheduler, limits, PipelineTimes(limits.pp, limits.transfer_ms))
+    embedded = Embedded(
+        view, cost, features, steers=steers, slo_of=slo_of(config), now_ms=_monotonic_ms
+    )
+    controller = Controller(
+        cost,
+        limits,
+        engine=embedded,
+        actuator=actuator,
+        slos={"default": config.slo, **config.classes},
+        kv_blocks=view.free_blocks,
+        log=None if config.log is None else DecisionLog(config.log),
+        now_ms=_monotonic_ms,
+    )
+    embedded.connect(controller.__enter__())
+    if features.pollable and core_class is not None:
+        install(core_class)
+    _LOG.warning(
+        "BEAM %ss this engine: pp %d, %s; %s",
+        config.policy, limits.pp, config.table, clocks,
+    )  # fmt: skip
+    return embedded
+
+
+def _engine_core_class() -> type | None:
+    try:
+        from vllm.v1.engine.core import EngineCore
+    except ImportError:
+        return None
+    found: type = EngineCore
+    return found
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1e3

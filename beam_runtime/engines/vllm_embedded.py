@@ -1,0 +1,300 @@
+"""BEAM inside one vLLM scheduler: hooks on the engine's thread, orders from the controller's.
+
+    add_request          -> added
+    schedule             -> gate, constrained (compose -> Plan), issued
+    update_from_output   -> returned (step, tokens, ends)
+    finish_requests      -> aborted
+
+No hook waits or searches, and none raises: what goes wrong here is logged once, and from then
+on vLLM schedules as if BEAM were absent.
+"""
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from beam_runtime.composer import Hold, compose
+from beam_runtime.cost import StepCost
+from beam_runtime.engines.base import Orders
+from beam_runtime.engines.vllm_features import Features
+from beam_runtime.engines.vllm_gate import Gate
+from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
+from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
+from beam_runtime.pipeline import ClockPlan, Pipeline
+from beam_runtime.types import Correction, Slo, Snapshot, StepShape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from beam_runtime.controller import Controller
+
+_LOG = logging.getLogger("beam_runtime.vllm")
+
+# No step for this long while nothing is in flight: whatever the composer thinks, vLLM goes.
+LONGEST_HOLD_MS = 2_000.0
+# A plan that gate() made serves the schedule() that follows at once.
+_FRESH_MS = 1.0
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _never_raises(
+    hook: Callable[Concatenate["Embedded", _P], _R],
+) -> Callable[Concatenate["Embedded", _P], _R | None]:
+    """A hook that answers None once anything has gone wrong, then and for ever."""
+
+    @functools.wraps(hook)
+    def guarded(self: "Embedded", /, *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        if self.failure:
+            return None
+        try:
+            return hook(self, *args, **kwargs)
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    return guarded
+
+
+class Embedded:
+    """One scheduler's BEAM.
+
+    Args:
+        view: reads the scheduler.
+        cost: step costs, for when a step will be back.
+        features: what this vLLM can do.
+        steers: False = watch, predict and log without touching anything.
+        slo_of: what a request was promised; None, or a class's name, asks the controller.
+        now_ms: the controller's time axis.
+    """
+
+    def __init__(
+        self,
+        view: SchedulerView,
+        cost: StepCost,
+        features: Features,
+        *,
+        steers: bool,
+        slo_of: Callable[[Any], Slo],
+        now_ms: Callable[[], float],
+    ) -> None:
+        self.view = view
+        self.failure = ""
+        self._cost = cost
+        self._features = features
+        self._steers = steers
+        self._slo_of = slo_of
+        self._now_ms = now_ms
+        self._controller: Controller | None = None
+        self._orders: Orders | None = None
+        self._plan: Plan | None = None
+        self._planned_ms = float("-inf")
+        self._planned_for: Orders | None = None
+        self._idle_since_ms: float | None = None
+        self._known: Snapshot | None = None
+
+    def connect(self, controller: "Controller") -> None:
+        """From now on events go there."""
+        self._controller = controller
+
+    @property
+    def controller(self) -> "Controller":
+        """Whom events go to."""
+        if self._controller is None:
+            raise RuntimeError("connect() comes first")
+        return self._controller
+
+    @property
+    def steering(self) -> bool:
+        """Whether steps are being constrained."""
+        orders = self._orders
+        return self._steers and not self.failure and orders is not None and orders.steering
+
+    # The controller's thread
+
+    def apply(self, orders: Orders) -> None:
+        """Keep orders for the steps to come."""
+        self._orders = orders
+
+    def snapshot(self) -> Snapshot:
+        """The requests as the engine's thread saw them last. Raises LookupError before that."""
+        if self._known is None:
+            raise LookupError("the engine has not been asked yet")
+        return self._known
+
+    # The engine's thread
+
+    @_never_raises
+    def added(self, request: Any) -> None:
+        """A request came in."""
+        now_ms = self._now_ms()
+        self._plan = None
+        known = Followed(arrival_ms(request, now_ms, time.time), self._slo_of(request))
+        self.view.followed[request.request_id] = known
+        self.controller.arrival(
+            request.request_id, request.num_prompt_tokens, slo=known.slo, at_ms=known.arrival_ms
+        )
+
+    @_never_raises
+    def aborted(self, names: Iterable[str]) -> None:
+        """Requests were ended from outside: the client is gone."""
+        now_ms = self._now_ms()
+        self._plan = None
+        for name in names:
+            if self.view.followed.pop(name, None) is not None:
+                self.controller.abort(name, at_ms=now_ms)
+
+    def gate(self, oldest_is_back: bool) -> Gate:
+        """What EngineCore is to do: asked before every step."""
+        return self._gate(oldest_is_back) or Gate.GO
+
+    @_never_raises
+    def _gate(self, oldest_is_back: bool) -> Gate:
+        now_ms = self._now_ms()
+        planned = self._current_plan(now_ms)
+        if planned is None or not planned.holds:
+            return Gate.GO
+        if not self.view.flying:
+            return Gate.WAIT
+        back_ms = self.view.times.finishes_ms()[0]
+        if oldest_is_back or planned.until_ms >= back_ms:
+            return Gate.COLLECT
+        return Gate.WAIT
+
+    def constrained(self) -> AbstractContextManager[None]:
+        """Around vLLM's schedule(): the budget and what it gets to see."""
+        planned = self._plan_step()
+        return nullcontext() if planned is None else self._applied(planned)
+
+    @_never_raises
+    def _plan_step(self) -> Plan | None:
+        planned = self._current_plan(self._now_ms())
+        self._plan = None
+        self.view.chunk_owed = planned is not None and planned.chunk_owed
+        return planned
+
+    @contextmanager
+    def _applied(self, planned: Plan) -> "Iterator[None]":
+        scheduler = self.view.scheduler
+        own_tokens = scheduler.max_num_scheduled_tokens
+        with ExitStack() as undo:
+            undo.callback(setattr, scheduler, "max_num_scheduled_tokens", own_tokens)
+            scheduler.max_num_scheduled_tokens = planned.budget_tokens
+            if planned.hidden:
+                hide = (
+                    hidden_by_step(scheduler.running, planned.hidden)
+                    if self._features.eligible_step
+                    else hidden_by_list(scheduler, planned.hidden)
+                )
+                undo.enter_context(hide)
+            yield
+
+    @_never_raises
+    def issued(self, output: Any) -> None:
+        """A step was scheduled."""
+        now_ms = self._now_ms()
+        for name in getattr(output, "preempted_req_ids", None) or ():
+            self.controller.preemption(name, at_ms=now_ms)
+        step = self.view.issued(output)
+        if step is None:
+            return
+        self.view.times.issue(now_ms, self._stage_ms(self.view.shape(step)))
+        self.controller.step_issued(step.decodes, step.chunks, at_ms=now_ms)
+
+    @_never_raises
+    def returned(self, output: Any, outputs: Any) -> None:
+        """A step came back, and vLLM has taken its tokens."""
+        now_ms = self._now_ms()
+        self._plan = None
+        step = self.view.returned(output)
+        if step is None:
+            return
+        self.view.times.finish(now_ms)
+        self.controller.step_finished(at_ms=now_ms)
+        for client in (outputs or {}).values():
+            for one in client.outputs:
+                self._token(one, now_ms)
+
+    def _token(self, one: Any, now_ms: float) -> None:
+        known = self.view.followed.get(one.request_id)
+        if known is None:
+            return
+        if one.new_token_ids:
+            if known.first_token_ms is None:
+                known.first_token_ms = now_ms
+                self.controller.first_token(one.request_id, at_ms=now_ms)
+            known.last_token_ms = now_ms
+        if one.finish_reason is not None:
+            del self.view.followed[one.request_id]
+            self.controller.completion(one.request_id, at_ms=now_ms)
+
+    def close(self) -> None:
+        """The engine shuts down: give the clocks back."""
+        if self._controller is not None:
+            self._controller.close()
+
+    def fail(self, error: Exception) -> None:
+        """Stay out from now on; the clocks are given back on another thread."""
+        self.failure = f"{type(error).__name__}: {error}"
+        _LOG.exception("BEAM stays out from here on, vLLM schedules by itself: %s", self.failure)
+        if self._controller is not None:
+            threading.Thread(target=self._controller.close, name="beam-close", daemon=True).start()
+
+    # Planning
+
+    def _current_plan(self, now_ms: float) -> Plan | None:
+        """The plan for a step now; None = vLLM's own way."""
+        if not self.steering or self._orders is None:
+            return None
+        old = self._plan
+        if old is not None and self._planned_for is self._orders:
+            if old.holds and now_ms < old.until_ms:
+                return self._unless_stuck(old, now_ms)
+            if not old.holds and now_ms - self._planned_ms < _FRESH_MS:
+                return old
+        self._plan = self._make_plan(now_ms, self._orders)
+        self._planned_ms, self._planned_for = now_ms, self._orders
+        return None if self._plan is None else self._unless_stuck(self._plan, now_ms)
+
+    def _make_plan(self, now_ms: float, orders: Orders) -> Plan | None:
+        state = self.view.snapshot(now_ms, orders.knobs, orders.correction)
+        self._known = state
+        rules = orders.rules
+        if not self._features.pollable:
+            rules = replace(rules, just_in_time=False)
+        pipeline = self._pipeline(orders)
+
+        def finish_ms(shape: StepShape, issue_ms: float) -> float:
+            return pipeline.travel(shape, issue_ms, state.stage_free_ms)[-1].end_ms
+
+        move = compose(state, orders.knobs, now_ms, finish_ms, rules)
+        if isinstance(move, Hold) and not state.in_flight and move.until_ms == float("inf"):
+            return None  # the composer sees nothing to do; vLLM may know more
+        return plan(move, state, orders.knobs, rules)
+
+    def _unless_stuck(self, planned: Plan, now_ms: float) -> Plan | None:
+        """A hold that lasts too long with nothing in flight is a mistake: vLLM goes."""
+        if not planned.holds or self.view.flying:
+            self._idle_since_ms = None
+            return planned
+        if self._idle_since_ms is None:
+            self._idle_since_ms = now_ms
+        return planned if now_ms - self._idle_since_ms < LONGEST_HOLD_MS else None
+
+    def _stage_ms(self, shape: StepShape) -> float:
+        """What a stage is expected to take, host gap included."""
+        return self._pipeline(self._orders).travel(shape, 0.0, (0.0,))[0].end_ms
+
+    def _pipeline(self, orders: Orders | None) -> Pipeline:
+        """Step costs at the clock in force; a change under way is not seen here."""
+        top_mhz = int(self._cost.clocks_mhz[-1])
+        clock_mhz = top_mhz if orders is None else orders.knobs.clock_mhz
+        correction = Correction() if orders is None else orders.correction
+        clock = ClockPlan(clock_mhz, clock_mhz, float("-inf"))
+        return Pipeline(self._cost, self.view.limits, correction, clock)

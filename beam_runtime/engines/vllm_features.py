@@ -1,0 +1,85 @@
+"""What BEAM needs of the vLLM it finds itself in, told from the attributes that are there.
+
+Versions are not compared: vLLM renames things between any two of them, and people run their
+own builds. What is missing is named, and BEAM stays out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+# Stable from 0.11 to 0.33 (design/vllm.md).
+_SCHEDULER_METHODS = ("schedule", "update_from_output", "add_request", "finish_requests")
+_SCHEDULER_ATTRIBUTES = ("running", "waiting", "requests", "max_num_scheduled_tokens")
+_REQUEST_ATTRIBUTES = (
+    "request_id",
+    "num_prompt_tokens",
+    "num_tokens",
+    "num_output_tokens",
+    "arrival_time",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Optional abilities.
+
+    Attributes:
+        eligible_step: a request can be hidden for a step by its next_decode_eligible_step
+            (0.24 and newer); otherwise it is taken out of the running list for the step.
+        pollable: EngineCore can be told to come back in a millisecond while steps are in
+            flight; otherwise just-in-time issue is off.
+    """
+
+    eligible_step: bool
+    pollable: bool
+
+
+def missing(scheduler_class: type, request_class: type) -> tuple[str, ...]:
+    """Names that BEAM needs on these classes and that are not there."""
+    lost = [
+        f"Scheduler.{name}" for name in _SCHEDULER_METHODS if not hasattr(scheduler_class, name)
+    ]
+    lost += [
+        f"Request.{name}" for name in _REQUEST_ATTRIBUTES if not _has_attribute(request_class, name)
+    ]
+    return tuple(lost)
+
+
+def missing_on(scheduler: Any) -> tuple[str, ...]:
+    """The same for what only an instance has."""
+    lost = [f"Scheduler.{name}" for name in _SCHEDULER_ATTRIBUTES if not hasattr(scheduler, name)]
+    pool = getattr(getattr(scheduler, "kv_cache_manager", None), "block_pool", None)
+    if not hasattr(pool, "get_num_free_blocks"):
+        lost.append("Scheduler.kv_cache_manager.block_pool.get_num_free_blocks")
+    return tuple(lost)
+
+
+def unsupported(vllm_config: Any) -> tuple[str, ...]:
+    """Ways of serving that BEAM does not steer, in words."""
+    reasons = []
+    if getattr(vllm_config, "speculative_config", None) is not None:
+        reasons.append("speculative decoding: a step's decodes are more than one token each")
+    model = getattr(vllm_config, "model_config", None)
+    if getattr(model, "runner_type", "generate") != "generate":
+        reasons.append("a pooling model: it decodes nothing")
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    if getattr(transfer, "kv_role", None) in ("kv_consumer", "kv_producer"):
+        reasons.append("prefill and decode on different engines")
+    return tuple(reasons)
+
+
+def features(request_class: type, engine_core_class: type | None) -> Features:
+    """What else this vLLM can do."""
+    return Features(
+        eligible_step=_has_attribute(request_class, "next_decode_eligible_step"),
+        pollable=engine_core_class is not None
+        and all(hasattr(engine_core_class, name) for name in ("step", "step_with_batch_queue")),
+    )
+
+
+def _has_attribute(owner: type, name: str) -> bool:
+    """Whether the class, or its __init__, gives instances that attribute."""
+    if hasattr(owner, name):
+        return True
+    code = getattr(vars(owner).get("__init__"), "__code__", None)
+    return code is not None and name in code.co_names

@@ -1,0 +1,198 @@
+"""vLLM's scheduler as a Snapshot, read on the engine's own thread before each step.
+
+It knows vLLM's attributes and no vLLM module: what it reads is listed in vllm_features. Only as
+many waiting requests are read as one step could admit. Prefix-cache hits are not looked up
+(that costs as much as scheduling): a waiting request counts with its whole prompt.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from beam_runtime.pipeline_times import PipelineTimes
+from beam_runtime.types import (
+    Correction,
+    EngineLimits,
+    Knobs,
+    RequestState,
+    Slo,
+    Snapshot,
+    StepInFlight,
+    StepShape,
+    chunk_pairs,
+)
+
+# vLLM's Request.arrival_time is on another machine's or process's wall clock: trust it so far.
+MAX_QUEUED_MS = 60_000.0
+
+
+@dataclass(slots=True)
+class Followed:
+    """What vLLM does not keep of a request."""
+
+    arrival_ms: float
+    slo: Slo
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flying:
+    """A step between schedule() and update_from_output().
+
+    Attributes:
+        output: vLLM's SchedulerOutput, by identity.
+        decodes: requests that compute one token.
+        chunks: prompt chunks, (request, tokens).
+        token_for: requests that get a token from it.
+    """
+
+    output: Any
+    decodes: tuple[str, ...]
+    chunks: tuple[tuple[str, int], ...]
+    token_for: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class SchedulerView:
+    """Follows one vLLM scheduler.
+
+    Attributes:
+        scheduler: vLLM's, untouched by this class.
+        limits: of the engine.
+        times: when stages are free.
+        followed: by request id.
+        flying: steps in flight, oldest first.
+        chunk_owed: a decode-only step was sent ahead of a chunk.
+    """
+
+    scheduler: Any
+    limits: EngineLimits
+    times: PipelineTimes
+    followed: dict[str, Followed] = field(default_factory=dict)
+    flying: deque[Flying] = field(default_factory=deque)
+    chunk_owed: bool = False
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds."""
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def snapshot(self, now_ms: float, knobs: Knobs, correction: Correction) -> Snapshot:
+        """The engine as the next step will find it."""
+        finishes_ms = self.times.finishes_ms()
+        in_flight = tuple(
+            StepInFlight(finish_ms, step.token_for)
+            for finish_ms, step in zip(finishes_ms, self.flying, strict=False)
+        )
+        expected_ms = {
+            name: finish_ms
+            for finish_ms, step in zip(finishes_ms, self.flying, strict=False)
+            for name in step.token_for
+        }
+        step_number = getattr(self.scheduler, "current_step", 0) + 1
+        return Snapshot(
+            now_ms=now_ms,
+            limits=self.limits,
+            knobs=knobs,
+            running=tuple(
+                self._state(request, expected_ms, step_number) for request in self.scheduler.running
+            ),
+            waiting=self._waiting(),
+            in_flight=in_flight,
+            stage_free_ms=self.times.stage_free_ms(),
+            free_blocks=self.free_blocks,
+            chunk_owed=self.chunk_owed,
+            correction=correction,
+        )
+
+    def _state(self, request: Any, expected_ms: dict[str, float], step_number: int) -> RequestState:
+        name = request.request_id
+        known = self.followed.get(name) or Followed(0.0, Slo())
+        generated = request.num_output_tokens
+        computed = request.num_computed_tokens
+        last_ms = known.last_token_ms
+        # Async scheduling lets a request go on before its token is back: that token counts as
+        # given, at the time it is expected.
+        placeholders = getattr(request, "num_output_placeholders", 0)
+        if placeholders:
+            generated += placeholders
+            last_ms = expected_ms.get(name, last_ms)
+            if getattr(request, "next_decode_eligible_step", 0) > step_number:
+                computed = request.num_prompt_tokens + generated
+        return RequestState(
+            name, request.num_prompt_tokens, known.arrival_ms, known.slo, computed, generated,
+            0, known.first_token_ms, last_ms,
+        )  # fmt: skip
+
+    def _waiting(self) -> tuple[RequestState, ...]:
+        """As many as could fill the largest step."""
+        queues = (
+            getattr(self.scheduler, "kv_holding_waiting", ()),
+            self.scheduler.waiting,
+        )
+        waiting = []
+        room = self.limits.max_batched_tokens
+        for request in chain(*queues):
+            # Output from before its preemption is still in flight: vLLM passes it over.
+            if getattr(request, "num_stale_output_tokens", 0):
+                continue
+            known = self.followed.get(request.request_id) or Followed(0.0, Slo())
+            state = RequestState(
+                request.request_id, request.num_prompt_tokens, known.arrival_ms, known.slo,
+                0, request.num_output_tokens, 0, known.first_token_ms, known.last_token_ms,
+            )  # fmt: skip
+            waiting.append(state)
+            room -= request.num_tokens
+            if room <= 0:
+                break
+        return tuple(waiting)
+
+    def issued(self, output: Any) -> Flying | None:
+        """Note what vLLM scheduled; None for an empty step."""
+        tokens: dict[str, int] = output.num_scheduled_tokens
+        if not tokens:
+            return None
+        requests = self.scheduler.requests
+        decodes, chunks, token_for = [], [], []
+        for name, count in tokens.items():
+            request = requests[name]
+            # num_computed_tokens has this step's tokens in it already. With async scheduling
+            # num_tokens lacks the tokens in flight, so computed may lie beyond it.
+            computed = request.num_computed_tokens
+            complete = computed >= request.num_tokens
+            if complete:
+                token_for.append(name)
+            if complete and count == 1 and computed > request.num_prompt_tokens:
+                decodes.append(name)
+            else:
+                chunks.append((name, count))
+        flying = Flying(output, tuple(decodes), tuple(chunks), tuple(token_for))
+        self.flying.append(flying)
+        return flying
+
+    def shape(self, step: Flying) -> StepShape:
+        """What the cost of a step just issued depends on."""
+        requests = self.scheduler.requests
+        pairs, context, tokens = 0.0, 0, 0
+        for name, count in step.chunks:
+            before = requests[name].num_computed_tokens - count
+            pairs += chunk_pairs(count, before)
+            context += before
+            tokens += count
+        decode_context = sum(requests[name].num_computed_tokens - 1 for name in step.decodes)
+        return StepShape(tokens, context, len(step.decodes), decode_context, pairs)
+
+    def returned(self, output: Any) -> Flying | None:
+        """The step this output belongs to; None where it was empty."""
+        if not self.flying or self.flying[0].output is not output:
+            return None
+        return self.flying.popleft()
+
+
+def arrival_ms(request: Any, now_ms: float, wall_s: Callable[[], float]) -> float:
+    """When a request arrived, on BEAM's time axis; vLLM stamps it at the API server."""
+    queued_ms = (wall_s() - float(request.arrival_time)) * 1e3
+    return now_ms - min(max(0.0, queued_ms), MAX_QUEUED_MS)
