@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from beam_runtime.errors import TableError
 from beam_runtime.schema import RowKind
+from beam_runtime.staircase import find_stairs, with_feet, with_foot_edges
 from beam_runtime.table import PerfTable
 from beam_runtime.types import StepShape, chunk_pairs
 
@@ -69,7 +70,9 @@ class CostFit:
 
     Attributes:
         clocks_mhz: (M,) fitted clocks, ascending.
-        edges_tokens: (N,) token counts of the linear part, ascending; the last is virtual.
+        edges_tokens: (N,) token counts of the linear part, ascending: the measured ones, the feet
+            of stairs that lie between them, and a last one that continues beyond.
+        measured_tokens: the measured ones alone.
         latency: milliseconds; energy: joules.
         known: features that the cells determine; the others are derived.
         largest: the largest measured value of tokens and of every feature.
@@ -78,6 +81,7 @@ class CostFit:
 
     clocks_mhz: NDArray[np.int64]
     edges_tokens: FloatArray
+    measured_tokens: NDArray[np.int64]
     latency: Surface
     energy: Surface
     known: frozenset[str]
@@ -147,12 +151,19 @@ def fit_table(table: PerfTable) -> CostFit:
         linear = np.stack([fit[0] for fit in fits])
         attention = np.stack([fit[1] for fit in fits])
         _derive_unknown(attention, linear, design, known, table)
-        surfaces[field] = Surface(_continued(linear, edges), attention)
+        surfaces[field] = Surface(linear, attention)
+    stairs = find_stairs(edges, surfaces["latency_ms"].linear.mean(axis=0))
+    steps = {
+        field: Surface(with_feet(surface.linear, edges, stairs), surface.attention)
+        for field, surface in surfaces.items()
+    }
+    edges = with_foot_edges(edges, stairs)
     return CostFit(
         clocks_mhz=clocks,
         edges_tokens=np.append(edges, edges[-1] * BEYOND),
-        latency=surfaces["latency_ms"],
-        energy=surfaces["energy_j"],
+        measured_tokens=np.unique(tokens),
+        latency=_continued(steps["latency_ms"], edges),
+        energy=_continued(steps["energy_j"], edges),
         known=frozenset(FEATURES[f] for f in known),
         largest=_largest(rows),
         cells=frozenset(
@@ -247,10 +258,12 @@ def _fit_clock(
     return solution[:edge_count], attention
 
 
-def _continued(linear: FloatArray, edges: FloatArray) -> FloatArray:
+def _continued(surface: Surface, edges: FloatArray) -> Surface:
     """Append the virtual edge: on at the mean slope of the upper half of the measured range."""
+    linear = surface.linear
     beyond = edges[-1] * (BEYOND - 1)
-    return np.column_stack([linear, linear[:, -1] + _upper_slope(linear, edges) * beyond])
+    last = linear[:, -1] + _upper_slope(linear, edges) * beyond
+    return Surface(np.column_stack([linear, last]), surface.attention)
 
 
 def _upper_slope(linear: FloatArray, edges: FloatArray) -> FloatArray:

@@ -106,8 +106,7 @@ def lookup_step(
             )
         )
     best = min(rows, key=lambda row: row.energy_j)
-    # The last edge is StepCost's continuation, not a measured count.
-    edges = _around(cost.fit.edges_tokens[:-1].astype(np.int64), step.tokens)
+    edges = _around(cost.fit.measured_tokens, step.tokens)
     return Lookup(step, tuple(rows), best.clock_mhz, edges, outside)
 
 
