@@ -133,7 +133,7 @@ def resolve_spec(
             value, origin = setting.read(environment[variable], variable), variable
         elif path and setting.key in written:
             value = setting.read(written[setting.key], f"{path.name}: {setting.key}")
-            origin = str(path)
+            origin = path.name
         else:
             value, origin = setting.default, "default"
         values[setting.field], origins[setting.key] = value, origin
