@@ -23,7 +23,7 @@ from beam_runtime.kernel.composer import (
     refresh_due,
 )
 from beam_runtime.kernel.emulator import finish, issue, next_finish_ms
-from beam_runtime.kernel.jit import compiled
+from beam_runtime.kernel.jit import compiled, entry
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -115,7 +115,7 @@ class Plant(NamedTuple):
     finish_ms: Floats
 
 
-@compiled
+@entry
 def advance(
     s: State,
     p: Plant,
