@@ -232,8 +232,9 @@ def fill(
             if batch.budget == 0 or not admissible(request, seqs, batch.free_blocks, state.limits):
                 break
             cached = cached_tokens(request)
+            tokens = min(total_tokens(request), state.limits.max_model_len) - cached
             batch.admitted.append(request.request_id)
-            batch.add(request, cached, min(total_tokens(request) - cached, batch.budget))
+            batch.add(request, cached, min(tokens, batch.budget))
     return batch.step(budget_tokens, state.free_blocks)
 
 
@@ -303,7 +304,7 @@ def admissible(request: RequestState, running: int, free_blocks: int, limits: En
 
 def servable(request: RequestState, state: Snapshot) -> bool:
     """Whether the model is long enough for the prompt; the engine rejects what is longer."""
-    return total_tokens(request) <= state.limits.max_model_len
+    return request.prompt_tokens <= state.limits.max_model_len
 
 
 def new_tokens(request: RequestState, state: Snapshot) -> int:
@@ -324,7 +325,7 @@ def blocks(tokens: int, request: RequestState, block_size: int) -> int:
 
 def cached_tokens(request: RequestState) -> int:
     """Prefix-cache hit on admission; the last token is always computed, for its logits."""
-    return max(0, min(request.cached_tokens, total_tokens(request) - 1))
+    return max(0, min(request.cached_tokens, request.prompt_tokens - 1))
 
 
 def total_tokens(request: RequestState) -> int:

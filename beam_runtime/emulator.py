@@ -30,6 +30,7 @@ from beam_runtime.composer import (
     last_token_ms,
     new_tokens,
     prefill_pending,
+    servable,
 )
 from beam_runtime.cost import StepCost
 from beam_runtime.pipeline import ClockPlan, Pass, Pipeline, clock_index
@@ -82,15 +83,16 @@ def forecast(
     rest_ms = max(0.0, lookahead_ms - prefill_ms)
     decoding = decode_phase(prefill.state)
     after = steady(
-        decoding, clock, knobs.microbatches, knobs.pace_ms,
-        cost, state.limits, state.correction, rules,
-    )  # fmt: skip
+        decoding, knobs.microbatches, knobs.pace_ms, cost, state.limits, state.correction, rules
+    )
     idle_j = float(cost.idle_power_w[clock]) * (prefill.window_ms - prefill.busy_ms) / 1e3
     horizon_ms = max(prefill_ms, lookahead_ms)
-    tokens = prefill.decodes + after.tokens_per_ms * rest_ms
+    tokens = prefill.decodes + float(after.tokens_per_ms[clock]) * rest_ms
+    active_j = prefill.active_j + float(after.active_power_w[clock]) * rest_ms / 1e3
+    idle_j += float(after.idle_power_w[clock]) * rest_ms / 1e3
 
     slos = {r.request_id: r.slo for r in (*state.running, *state.waiting)}
-    cycle_ms = after.cycle_ms if rest_ms > 0.0 else 0.0
+    cycle_ms = float(after.cycle_ms[clock]) if rest_ms > 0.0 else 0.0
     worst_tbt_ms = {name: max(gap, cycle_ms) for name, gap in played.worst_tbt_ms.items()}
     correction = state.correction
     ttft = [
@@ -114,8 +116,8 @@ def forecast(
         ttft_violation=ttft_violation,
         tbt_violation=tbt_violation,
         horizon_ms=horizon_ms,
-        active_energy_j=prefill.active_j + after.active_power_w * rest_ms / 1e3,
-        idle_energy_j=idle_j + after.idle_power_w * rest_ms / 1e3,
+        active_energy_j=active_j,
+        idle_energy_j=idle_j,
         settlement_j=prices.settlement_j(horizon_ms, tokens),
     )
 
@@ -189,10 +191,11 @@ class _Paper:
     """A play under way: the engine's state, the time, and what has been noted."""
 
     def __init__(self, start: Snapshot, pipeline: Pipeline) -> None:
-        self.start = self.state = start
+        self.start = start
+        self.state = replace(start, waiting=tuple(r for r in start.waiting if servable(r, start)))
         self.now_ms = start.now_ms
         self.pipeline = pipeline
-        self.prefill = PrefillPhase(start)
+        self.prefill = PrefillPhase(self.state)
         self.steps = 0
         self.busy_ms = 0.0
         self.active_j = 0.0
@@ -232,8 +235,10 @@ class _Paper:
         """Let time pass until then, or until a step comes back; False where neither happens."""
         if self.state.in_flight:
             until_ms = min(until_ms, self.state.in_flight[0].finish_ms)
+        if math.isinf(until_ms):
+            return False
         self.now_ms = max(self.now_ms, until_ms)
-        return math.isfinite(until_ms)
+        return True
 
     def receive_finished(self) -> None:
         """Take back every step that has finished by now."""

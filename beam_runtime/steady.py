@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from beam_runtime.composer import servable, total_tokens
-from beam_runtime.cost import StepCost
+from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.types import SAME_MS, Correction, EngineLimits, Rules, Snapshot, StepShape
 
 # The paces that a search tries, in shares of the tightest TBT SLO: none, and up to all of it.
@@ -44,9 +44,9 @@ class Decoding:
     groups: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Steady:
-    """One decode-only cycle of the whole replica, as rates.
+    """One decode-only cycle of the whole replica as rates, (M,) at every clock.
 
     Attributes:
         cycle_ms: time between two tokens of a request.
@@ -55,12 +55,12 @@ class Steady:
         tokens_per_ms: tokens made.
     """
 
-    cycle_ms: float
-    active_power_w: float
-    idle_power_w: float
-    tokens_per_ms: float
+    cycle_ms: FloatArray
+    active_power_w: FloatArray
+    idle_power_w: FloatArray
+    tokens_per_ms: FloatArray
 
-    def net_power_w(self, token_j: float) -> float:
+    def net_power_w(self, token_j: float) -> FloatArray:
         """Power less the price of the tokens made."""
         return self.active_power_w + self.idle_power_w - token_j * self.tokens_per_ms * 1e3
 
@@ -90,7 +90,6 @@ class EqualWork:
 
 def steady(
     decoding: Decoding,
-    clock: int,
     microbatches: int,
     pace_ms: float,
     cost: StepCost,
@@ -98,11 +97,10 @@ def steady(
     correction: Correction,
     rules: Rules,
 ) -> Steady:
-    """The steady cycle of a decode-only phase.
+    """The steady cycle of a decode-only phase, at every clock.
 
     Args:
         decoding: what is served.
-        clock: index into ``cost.clocks_mhz``.
         microbatches: into how many groups a step may split them at least.
         pace_ms: how long a ready group may be held.
         cost: of one stage's pass.
@@ -110,19 +108,22 @@ def steady(
         correction: of the table's latencies.
         rules: pacing may be switched off.
     """
-    idle_w = float(cost.idle_power_w[clock]) * limits.pp
+    idle_w = cost.idle_power_w * limits.pp
     if decoding.requests == 0:
-        return Steady(0.0, 0.0, idle_w, 0.0)
+        nothing = np.zeros_like(idle_w)
+        return Steady(nothing, nothing, idle_w, nothing)
     groups = max(microbatches, decoding.groups)
-    cycle_ms, _, _ = _round(decoding, clock, groups, cost, limits, correction)
-    paced = rules.pace and pace_ms > 0.0
-    # A hold this long lets the last group catch up with the first: they go on together.
-    if paced and groups > microbatches and pace_ms >= cycle_ms * (1.0 - 1.0 / groups):
-        groups = microbatches
-    cycle_ms, busy_ms, pass_j = _round(decoding, clock, groups, cost, limits, correction)
-    if paced:
+    cycle_ms, busy_ms, pass_j = _round(decoding, groups, cost, limits, correction)
+    if rules.pace and groups > microbatches:
+        # A hold this long lets the last group catch up with the first: they go on together.
+        merged = pace_ms >= cycle_ms * (1.0 - 1.0 / groups)
+        one = _round(decoding, microbatches, cost, limits, correction)
+        cycle_ms = np.where(merged, one[0], cycle_ms)
+        busy_ms = np.where(merged, one[1], busy_ms)
+        pass_j = np.where(merged, one[2], pass_j)
+    if rules.pace and pace_ms > 0.0:
         allowed_ms = decoding.tbt_ms - correction.tbt_margin_ms
-        cycle_ms = min(max(cycle_ms, allowed_ms), cycle_ms + pace_ms)
+        cycle_ms = np.minimum(np.maximum(cycle_ms, allowed_ms), cycle_ms + pace_ms)
     return Steady(
         cycle_ms=cycle_ms,
         active_power_w=limits.pp * pass_j / cycle_ms * 1e3,
@@ -132,24 +133,19 @@ def steady(
 
 
 def _round(
-    decoding: Decoding,
-    clock: int,
-    groups: int,
-    cost: StepCost,
-    limits: EngineLimits,
-    correction: Correction,
-) -> tuple[float, float, float]:
-    """One round of all groups on one stage: (cycle ms, busy ms, joules)."""
+    decoding: Decoding, groups: int, cost: StepCost, limits: EngineLimits, correction: Correction
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """One round of all groups on one stage: (cycle ms, busy ms, joules), each (M,)."""
     size = -(-decoding.requests // min(groups, decoding.requests))
     passes = -(-decoding.requests // size)
     shape = StepShape(
         decode_requests=size,
         decode_context_tokens=decoding.context_tokens * size // decoding.requests,
     )
-    busy_ms = correction.decode_scale * float(cost.latency_ms(shape)[clock])
+    busy_ms = correction.decode_scale * cost.latency_ms(shape)
     cycle_ms = max(limits.pp, passes) * (busy_ms + limits.host_gap_ms)
-    cycle_ms += (limits.pp - 1) * limits.transfer_ms
-    return cycle_ms, passes * busy_ms, passes * float(cost.energy_j(shape)[clock])
+    cycle_ms = cycle_ms + (limits.pp - 1) * limits.transfer_ms
+    return cycle_ms, passes * busy_ms, passes * cost.energy_j(shape)
 
 
 def equal_work(
@@ -161,27 +157,25 @@ def equal_work(
     """The prices for one snapshot: its requests, all decoding, at their best steady setting."""
     decoding = everyone(state)
     token_j = _token_price_j(decoding, cost, state.limits.pp)
-    best: Steady | None = None
-    for clock in range(len(cost.clocks_mhz)):
-        for microbatches in range(1, state.limits.pp + 1):
-            for share in PACE_SHARES:
-                pace_ms = share * decoding.tbt_ms
-                one = steady(
-                    decoding, clock, microbatches, pace_ms,
-                    cost, state.limits, state.correction, rules,
-                )  # fmt: skip
-                late = one.cycle_ms + state.correction.tbt_margin_ms > decoding.tbt_ms + SAME_MS
-                if decoding.requests and late:
-                    continue
-                if best is None or one.net_power_w(token_j) < best.net_power_w(token_j):
-                    best = one
-    if best is None:  # no setting is in time: the fastest clock, everything in one batch
-        clock = len(cost.clocks_mhz) - 1
-        best = steady(decoding, clock, 1, 0.0, cost, state.limits, state.correction, rules)
+    best_w, best_tokens = np.inf, 0.0
+    for microbatches in range(1, state.limits.pp + 1):
+        for share in PACE_SHARES:
+            pace_ms = share * decoding.tbt_ms
+            one = steady(
+                decoding, microbatches, pace_ms, cost, state.limits, state.correction, rules
+            )
+            late = one.cycle_ms + state.correction.tbt_margin_ms > decoding.tbt_ms + SAME_MS
+            net_w = np.where(late & (decoding.requests > 0), np.inf, one.net_power_w(token_j))
+            at = int(np.argmin(net_w))
+            if net_w[at] < best_w:
+                best_w, best_tokens = float(net_w[at]), float(one.tokens_per_ms[at])
+    if not np.isfinite(best_w):  # no setting is in time: the fastest clock, all in one batch
+        one = steady(decoding, 1, 0.0, cost, state.limits, state.correction, rules)
+        best_w, best_tokens = float(one.net_power_w(token_j)[-1]), float(one.tokens_per_ms[-1])
     return EqualWork(
         token_j=token_j,
-        standing_power_w=best.net_power_w(token_j),
-        standing_tokens_per_ms=best.tokens_per_ms,
+        standing_power_w=best_w,
+        standing_tokens_per_ms=best_tokens,
         window_ms=lookahead_ms + _slowest_prefill_ms(state, cost),
     )
 

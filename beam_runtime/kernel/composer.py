@@ -199,7 +199,7 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
         if not admissible(s, row, n_running + admitted, free, e):
             break
         computed = r[CACHED, row]
-        tokens = min(r[TOTAL, row] - computed, left)
+        tokens = min(min(r[TOTAL, row], e.max_model_len) - computed, left)
         free -= blocks(s, row, computed + tokens, e)
         left -= tokens
         r[ITEM, items] = row

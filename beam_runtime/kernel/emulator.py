@@ -14,7 +14,7 @@ from beam_runtime.kernel.composer import (
     set_kind,
     step_cost,
 )
-from beam_runtime.kernel.jit import compiled
+from beam_runtime.kernel.jit import compiled, inlined
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -168,7 +168,8 @@ def finish(s: State, now_ms: float, e: Engine) -> None:
 def next_finish_ms(s: State, e: Engine) -> float:
     if s.at[N_FLYING] == 0:
         return math.inf
-    return s.clock[STAGE_FREE + e.pp + s.at[FLY_HEAD]]
+    at_ms: float = s.clock[STAGE_FREE + e.pp + s.at[FLY_HEAD]]
+    return at_ms
 
 
 class Played(NamedTuple):
@@ -200,7 +201,7 @@ def decode_phase(s: State, e: Engine) -> tuple[int, int, float, int]:
     return s.at[N_RUNNING], context, tbt_ms, max(1, groups)
 
 
-@compiled
+@inlined
 def play(
     s: State, k: Setting, start_ms: float, lookahead_ms: float, e: Engine, t: Tables
 ) -> Played:
@@ -290,7 +291,7 @@ def restore(s: State, start: State) -> None:
             s.requests[FLY + slot, i] = start.requests[FLY + slot, i]
 
 
-@compiled
+@inlined
 def forecast(
     s: State, start: State, k: Setting, start_ms: float, lookahead_ms: float, p: Prices,
     e: Engine, t: Tables,

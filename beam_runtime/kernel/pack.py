@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from beam_runtime.composer import last_token_ms, servable
+from beam_runtime.composer import cached_tokens, last_token_ms, servable
 from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.cost_fit import FEATURES
 from beam_runtime.kernel.state import (
@@ -108,8 +108,7 @@ def pack_state(state: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     rows[TOTAL] = [r.prompt_tokens + r.generated_tokens for r in requests]
     rows[COMPUTED] = [r.computed_tokens for r in requests]
     rows[GENERATED] = [r.generated_tokens for r in requests]
-    cached = [r.cached_tokens for r in requests]
-    rows[CACHED] = np.clip(cached, 0, np.maximum(rows[TOTAL] - 1, 0))
+    rows[CACHED] = [cached_tokens(r) if r.cached_tokens else 0 for r in requests]
     rows[ROOM] = -rows[COMPUTED] % state.limits.block_size
     rows[RUNNING] = np.arange(n)
     rows[WAITING, : n - running] = np.arange(running, n)

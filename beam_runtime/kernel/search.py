@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from beam_runtime.kernel.composer import classify, prefill_pending
 from beam_runtime.kernel.emulator import Outcome, decode_phase, forecast
-from beam_runtime.kernel.jit import compiled
+from beam_runtime.kernel.jit import compiled, entry, inlined
 from beam_runtime.kernel.sketch import Estimate, Paper, draw, estimate, line_up
 from beam_runtime.kernel.state import (
     COMPUTED,
@@ -90,6 +90,8 @@ class Room(NamedTuple):
 
 
 OPEN, DROPPED, PLAYED = range(3)
+# What the search is doing: 1 and 2 of the docstring; then its last paragraph.
+CHEAPEST, LEAST_LATE, LOWEST = range(3)
 ENERGY, TTFT, TTFT_SUM, TBT = range(4)
 
 
@@ -133,7 +135,7 @@ def energy_of(o: Outcome, c: int, g: Grid) -> float:
     return energy_j + (g.switch_j if c != g.asked else 0.0)
 
 
-@compiled
+@inlined
 def play_one(
     s: State, start: State, c: int, line: int, room: int, plays: int, now_ms: float,
     lookahead_ms: float,
@@ -182,10 +184,12 @@ def prepare_prefill(
     prompts = line_up(s, x, e)
     clocks = len(t.idle_w)
     for line in range(len(g.chunks)):
-        k = draw(s, prompts, g.chunks[line], clocks // 2, now_ms, x, e, t)
-        w.line[0, line], w.line[1, line], w.line[2, line] = g.chunks[line], 0, 0
+        chunk = legal_chunk(s, g.chunks[line], e)
+        k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
+        w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, 0
+        twin = line > 0 and w.line[0, line - 1] == chunk
         for c in range(clocks):
-            if not k.done:
+            if twin or not k.done:
                 w.state[line, c] = DROPPED
                 continue
             m, share = w.steady[c, 0], w.steady[c, 1]
@@ -193,6 +197,12 @@ def prepare_prefill(
             found = estimate(k, c, lead_in_ms, first_ms, now, after, lookahead_ms, p, x, e, t)
             note_estimate(line, c, found, g, w)
     return len(g.chunks)
+
+
+@compiled
+def legal_chunk(s: State, chunk: int, e: Engine) -> int:
+    """Never under running decodes + minimum chunk, nor over what the engine was started for."""
+    return min(max(chunk, s.at[N_DECODING] + e.min_chunk), e.max_batched)
 
 
 @compiled
@@ -282,7 +292,7 @@ def least_late(
     return at
 
 
-@compiled
+@entry
 def search(
     a: State, b: State, start: State, chunk: int, now_ms: float, lookahead_ms: float, g: Grid,
     w: Room, x: Paper, e: Engine, t: Tables,
@@ -294,70 +304,51 @@ def search(
     if prefill_pending(start, e):
         lines = prepare_prefill(start, g, now_ms, lookahead_ms, p, w, x, e, t)
     else:
-        lines = prepare_decode(start, chunk, g, lookahead_ms, p, w, e, t)
+        lines = prepare_decode(start, legal_chunk(start, chunk, e), g, lookahead_ms, p, w, e, t)
     tbt_ms = everyone(start, e).tbt_ms
     ttft_ms = tightest_ttft_ms(start)
     top = g.only if g.only >= 0 else len(t.idle_w) - 1
     requests = start.times.shape[1]
     best = untried()
-    plays, work = 0, 0
-    looking = True
-    while looking:
-        # The cheapest first, as long as something promises to be cheaper than the best.
-        while plays < g.most_plays and (work < g.most_work or not best.feasible):
+    phase, plays, work = CHEAPEST, 0, 0
+    low, high = -1, 0  # LOWEST: a clock too low, and the lowest that is not
+    while plays < g.most_plays:
+        if phase == CHEAPEST:
             line, c = cheapest(lines, best.energy_j, tbt_ms, ttft_ms, best.feasible, w)
-            if line < 0:
-                break
-            room = 1 - best.room
-            s = a if room == 0 else b
-            one = play_one(
-                s, start, c, line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
-            )
-            plays += 1
-            work += one.outcome.steps * (requests + 32)
-            if not one.feasible:
-                for lower in range(c):
-                    w.state[line, lower] = max(w.state[line, lower], DROPPED)
-            if better(one, best):
-                best = one
-            if not best.feasible and work > g.most_work:
-                break
-        looking = False
-        # Nothing keeps the SLOs: the highest clock, lines by what they are likely to miss.
-        while not best.feasible and plays < g.most_plays and work < 2 * g.most_work:
+            if line < 0 or work > g.most_work:
+                if best.feasible:
+                    break
+                phase = LEAST_LATE
+        if phase == LEAST_LATE:
             limit = best.violation * 1.5 + 1e-9
-            line = least_late(lines, top, limit, start.at[N_RUNNING], tbt_ms, g, w)
-            if line < 0:
+            line, c = least_late(lines, top, limit, start.at[N_RUNNING], tbt_ms, g, w), top
+            if line < 0 or (work > g.most_work and best.clock >= 0):
+                phase, high = LOWEST, best.clock
+        if phase == LOWEST:
+            line, c = best.line, (low + high) // 2
+            if g.only >= 0 or high - low < 2 or work > 2 * g.most_work:
                 break
-            room = 1 - best.room
-            s = a if room == 0 else b
-            one = play_one(
-                s, start, top, line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
-            )
-            plays += 1
-            work += one.outcome.steps * (requests + 32)
-            if better(one, best):
-                best = one
-            looking = best.feasible
-    if not best.feasible and g.only < 0:
-        # At no more energy than needed: down with the clock while the violation stays.
-        low, high = -1, best.clock
-        least = best.violation
-        while high - low > 1 and plays < g.most_plays and work < 3 * g.most_work:
-            c = (low + high) // 2
-            room = 1 - best.room
-            s = a if room == 0 else b
-            one = play_one(
-                s, start, c, best.line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
-            )
-            plays += 1
-            work += one.outcome.steps * (requests + 32)
-            if one.violation <= least + SAME_VIOLATION:
+
+        room = 1 - best.room
+        s = a if room == 0 else b
+        one = play_one(s, start, c, line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t)
+        plays += 1
+        work += one.outcome.steps * (requests + 32)
+        if phase == LOWEST:
+            if one.violation > best.violation + SAME_VIOLATION:
+                low = c
+            else:
                 high = c
                 if one.energy_j < best.energy_j:
                     best = one
-            else:
-                low = c
+            continue
+        if better(one, best):
+            best = one
+        if one.feasible:
+            phase = CHEAPEST
+        else:
+            for lower in range(c):
+                w.state[line, lower] = max(w.state[line, lower], DROPPED)
     return with_plays(best, plays)
 
 
@@ -404,7 +395,18 @@ def tightest_ttft_ms(s: State) -> float:
     return least_ms
 
 
-@compiled
+@entry
+def foretell(
+    s: State, start: State, k: Setting, now_ms: float, lookahead_ms: float, pace_shares: Floats,
+    e: Engine, t: Tables,
+) -> Outcome:  # fmt: skip
+    """One candidate's forecast; ``s`` holds its requests' TTFT and GAP afterwards."""
+    classify(start, e)
+    p = equal_work(start, lookahead_ms, pace_shares, e, t)
+    return forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
+
+
+@entry
 def exhaustive(
     a: State, start: State, chunk: int, now_ms: float, lookahead_ms: float, g: Grid, w: Room,
     e: Engine, t: Tables,
@@ -414,10 +416,13 @@ def exhaustive(
     p = equal_work(start, lookahead_ms, g.pace_shares, e, t)
     clear(g, w)
     tbt_ms = everyone(start, e).tbt_ms
-    chunks = len(g.chunks) if prefill_pending(start, e) else 1
+    prefill = prefill_pending(start, e)
+    chunks = len(g.chunks) if prefill else 1
     best = untried()
     for i in range(chunks):
-        w.line[0, 0] = g.chunks[i] if prefill_pending(start, e) else chunk
+        w.line[0, 0] = (
+            legal_chunk(start, g.chunks[i], e) if prefill else legal_chunk(start, chunk, e)
+        )
         for m in range(1, e.pp + 1):
             for share in range(len(g.pace_shares)):
                 w.line[1, 0], w.line[2, 0] = m, share

@@ -198,7 +198,9 @@ def draw(
 def summed(what: int, c: int, k: Sketch, x: Paper, t: Tables) -> float:
     """The sketch's steps priced at clock ``c``: one stage's milliseconds or joules."""
     a = t.attention
-    value = a[what, c, 0] * k.pairs + a[what, c, 1] * k.context + a[what, c, 2] * k.decode_context
+    value: float = (
+        a[what, c, 0] * k.pairs + a[what, c, 1] * k.context + a[what, c, 2] * k.decode_context
+    )
     value += a[what, c, 3] * k.decodes + a[what, c, 5] * k.mixed
     for i in range(k.runs):
         value += x.runs[1, i] * t.step[what, c, min(x.runs[0, i], t.step.shape[2] - 1)]

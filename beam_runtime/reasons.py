@@ -1,0 +1,88 @@
+"""Why these knobs: from what a search tried to a Decision that explains itself."""
+
+from dataclasses import dataclass
+
+from beam_runtime.types import SAME_MS, Alternative, Decision, Forecast, Knobs, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate that was played.
+
+    Attributes:
+        knobs: the setting.
+        energy_j: over equal work, with the price of a clock change.
+        ttft_excess_ms: worst TTFT + margin - SLO.
+        tbt_excess_ms: the same for TBT.
+        request_id: whose SLO it misses, if it misses one.
+    """
+
+    knobs: Knobs
+    energy_j: float
+    ttft_excess_ms: float
+    tbt_excess_ms: float
+    request_id: str | None
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every SLO, margins included."""
+        return max(self.ttft_excess_ms, self.tbt_excess_ms) <= SAME_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        knobs: the setting it takes.
+        forecast: of these knobs.
+        energy_j: what it was compared by.
+        violation: what is missing to the SLOs, weighted; 0 where all are kept.
+        tried: every candidate that was played.
+    """
+
+    knobs: Knobs
+    forecast: Forecast
+    energy_j: float
+    violation: float
+    tried: tuple[Tried, ...]
+
+
+def decision(found: Found, state: Snapshot, note: str = "") -> Decision:
+    """The decision, what else was looked at, and why each of those was refused."""
+    others = sorted((t for t in found.tried if t.knobs != found.knobs), key=lambda t: t.energy_j)
+    alternatives = tuple(
+        Alternative(t.knobs, t.energy_j, _refused(t, found), None if t.feasible else t.request_id)
+        for t in others
+    )
+    return Decision(
+        found.knobs, found.forecast, _why(found, alternatives) + note, alternatives, state.now_ms
+    )
+
+
+def _why(found: Found, alternatives: tuple[Alternative, ...]) -> str:
+    forecast = found.forecast
+    if not forecast.feasible:
+        missed = _missed(forecast.ttft_excess_ms, forecast.tbt_excess_ms)
+        return f"nothing keeps every SLO; this misses least ({missed})"
+    cheaper = next((a for a in alternatives if a.energy_j < found.energy_j), None)
+    if cheaper is None:
+        return f"the least energy, {found.energy_j:.0f} J"
+    return (
+        f"the least energy that keeps every SLO, {found.energy_j:.0f} J; cheaper: {cheaper.refused}"
+    )
+
+
+def _refused(tried: Tried, found: Found) -> str:
+    if tried.feasible or not found.forecast.feasible:
+        more_j = tried.energy_j - found.energy_j
+        if tried.feasible or more_j >= 0.0:
+            return f"{more_j:+.1f} J"
+    who = f" of {tried.request_id}" if tried.request_id else ""
+    return f"{_missed(tried.ttft_excess_ms, tried.tbt_excess_ms)}{who}"
+
+
+def _missed(ttft_excess_ms: float, tbt_excess_ms: float) -> str:
+    if tbt_excess_ms > SAME_MS:
+        return f"TBT {tbt_excess_ms:.0f} ms over SLO less margin"
+    return f"TTFT {ttft_excess_ms:.0f} ms over SLO less margin"
