@@ -25,7 +25,7 @@ def test_flag_before_variable_before_file_before_default(tmp_path: Path) -> None
     assert [spec.origins[key] for key in ("seed", "trials", "budget", "tp")] == [
         "--seed",
         "BEAM_TRIALS",
-        sweep,
+        "mine.toml",
         "default",
     ]
 
