@@ -56,12 +56,9 @@ class StepIssued(NamedTuple):
 
 
 class StepFinished(NamedTuple):
-    """The oldest step is back; ``issued_ms`` only where it was not reported when issued."""
+    """The oldest step in the pipeline is back."""
 
     at_ms: float
-    decodes: tuple[str, ...]
-    chunks: tuple[tuple[str, int], ...]
-    issued_ms: float | None
 
 
 class ClockConfirmed(NamedTuple):
@@ -79,6 +76,12 @@ class ClockRefused(NamedTuple):
     error: ClockError
 
 
+class Resume(NamedTuple):
+    """Somebody asks BEAM to steer again after it was switched off."""
+
+    at_ms: float
+
+
 Event = (
     Arrival
     | FirstToken
@@ -89,7 +92,8 @@ Event = (
     | StepFinished
     | ClockConfirmed
     | ClockRefused
+    | Resume
 )
 
 # After these the best knobs may be others; the rest only keeps the picture up to date.
-ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption)
+ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption, Resume)

@@ -15,8 +15,8 @@ from beam_runtime.calibration import Calibration, CalibrationRules
 from beam_runtime.clock_state import ClockState
 from beam_runtime.cost import StepCost
 from beam_runtime.decisions import DecisionLog, decision_fields
-from beam_runtime.engines.base import EngineAdapter, Orders
-from beam_runtime.errors import ClockPermissionError, ClockUnavailableError
+from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
+from beam_runtime.errors import ClockPermissionError, ClockUnavailableError, TableError
 from beam_runtime.events import (
     ASK_FOR_A_DECISION,
     Abort,
@@ -27,6 +27,7 @@ from beam_runtime.events import (
     Event,
     FirstToken,
     Preemption,
+    Resume,
     StepFinished,
     StepIssued,
 )
@@ -69,6 +70,7 @@ class Counts:
     """What has happened so far; goes on while fallen back."""
 
     events: int = 0
+    broken_events: int = 0
     decisions: int = 0
     late_decisions: int = 0
     failed_searches: int = 0
@@ -83,11 +85,11 @@ class Steering:
     """Decides from events.
 
     Args:
-        cost: step costs; None = there is no usable table, and ``no_table`` says why.
+        cost: step costs, or why there are none.
         limits: of the engine.
         own: the engine's own settings, given back whenever BEAM does not steer.
         search: finds the best knobs for a snapshot.
-        search_unlocked: the same at the highest clock only, for when clocks cannot be set.
+        search_unlocked: the same at the highest clock only; taken where clocks cannot be set.
         now_ms: the time axis of all events.
         want_clock: asks for a clock, None to release; the answer comes as an event.
         slos: named classes; ``default`` is for requests that name none.
@@ -95,16 +97,15 @@ class Steering:
         engine: its adapter, where there is one.
         rules: how often, how long, how far.
         log: where decisions go.
-        no_table: why there is no table.
     """
 
     def __init__(
         self,
-        cost: StepCost | None,
+        cost: StepCost | TableError,
         limits: EngineLimits,
         own: Knobs,
-        search: Searcher,
-        search_unlocked: Searcher,
+        search: Searcher | None,
+        search_unlocked: Searcher | None,
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
         *,
@@ -113,9 +114,8 @@ class Steering:
         engine: EngineAdapter | None = None,
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
-        no_table: str = "",
     ) -> None:
-        self._cost = cost
+        self._cost = None if isinstance(cost, TableError) else cost
         self._limits = limits
         self._own = own
         self._search = search
@@ -124,21 +124,22 @@ class Steering:
         self._want_clock = want_clock
         self._slos = {"default": Slo(), **(slos or {})}
         self._engine = engine
-        self._rules = rules or SteeringRules()
+        self.rules = rules or SteeringRules()
         self._log = log
         self._tracker = Tracker(limits, kv_blocks)
-        self._calibration = Calibration(limits.pp, rules=self._rules.calibration)
-        self._steps = StepWatch(cost, limits, self._calibration)
-        self._clock = ClockState(own.clock_mhz if cost is None else int(cost.clocks_mhz[-1]))
-        self._fallback = Fallback(self._rules.fallback)
+        self._calibration = Calibration(limits.pp, rules=self.rules.calibration)
+        self._steps = StepWatch(self._cost, limits, self._calibration)
+        self._clock = ClockState(own.clock_mhz)
+        self._fallback = Fallback(self.rules.fallback)
         self._predicted_ttft_ms: Mapping[str, float] = {}
         self._asked = True
         self._release_failed = False
         self._last_ms = self._decided_ms = self._resynced_ms = float("-inf")
+        self._taken_in_ms = float("-inf")
         self.counts = Counts()
         self.orders = Orders(own, Rules.vanilla(), steering=False, why="nothing decided yet")
-        if cost is None:
-            self._fell(self._fallback.condition(Fault.TABLE, no_table, now_ms()))
+        if isinstance(cost, TableError):
+            self._fell(self._fallback.condition(Fault.TABLE, str(cost), now_ms()))
 
     # What others may ask
 
@@ -177,21 +178,26 @@ class Steering:
     def due_ms(self) -> float:
         """When advance() should be called next if nothing happens; infinite while idle."""
         if self._asked:
-            return self._decided_ms + self._rules.least_gap_ms
+            return self._decided_ms + self.rules.least_gap_ms
         if self._tracker.idle and self._fallback.steering:
             return float("inf")
-        return self._decided_ms + self._rules.refresh_ms
+        return self._decided_ms + self.rules.refresh_ms
 
     # The loop's body
 
     def advance(self, events: Sequence[Event]) -> Orders:
         """Absorb what happened, look after things, decide if that is asked for and due."""
+        self._taken_in_ms = self._now_ms()
         for event in events:
-            self._absorb(event)
+            try:
+                self._absorb(event)
+            except Exception:  # whatever an engine put into it
+                self.counts.broken_events += 1
+                _LOG.debug("broken event %r", event, exc_info=True)
         now_ms = self._time(self._now_ms())
         self._look_after(now_ms)
-        asked = self._asked or now_ms - self._decided_ms >= self._rules.refresh_ms
-        if asked and now_ms - self._decided_ms >= self._rules.least_gap_ms:
+        asked = self._asked or now_ms - self._decided_ms >= self.rules.refresh_ms
+        if asked and now_ms - self._decided_ms >= self.rules.least_gap_ms:
             self._asked = False
             self._decided_ms = now_ms
             if self._fallback.steering:
@@ -200,10 +206,14 @@ class Steering:
                 self._want_clock(None)
         return self.orders
 
-    def resume(self) -> None:
-        """Steer again, although it was switched off after too many failures."""
-        self._fallback.resume()
-        self._asked = True
+    def broken(self) -> None:
+        """advance() itself has failed: a bug in here, to be survived."""
+        _LOG.exception("a bug in BEAM")
+        self._fell(self._fallback.failed(Fault.SEARCH, "a bug in BEAM", self._last_ms))
+
+    def stop(self) -> None:
+        """The engine has its own settings from now on."""
+        self._publish(self._own_orders("BEAM has been stopped"))
 
     # Events
 
@@ -219,7 +229,7 @@ class Steering:
         match event:
             case Arrival(at_ms):
                 # It may have queued elsewhere before, but it cannot come from the future.
-                event = event._replace(at_ms=min(at_ms, self._time(self._now_ms())))
+                event = event._replace(at_ms=min(at_ms, self._taken_in_ms))
                 self._tracker.arrived(event, self._slo(event.slo))
             case FirstToken(at_ms, request_id):
                 self._first_token(request_id, self._time(at_ms))
@@ -229,12 +239,14 @@ class Steering:
                 self._tracker.preempted(request_id)
             case StepIssued():
                 self._issued(event.decodes, event.chunks, self._time(event.at_ms))
-            case StepFinished():
-                self._finished(event)
+            case StepFinished(at_ms):
+                self._finished(self._time(at_ms))
             case ClockConfirmed():
                 self._clock_confirmed(event)
             case ClockRefused():
                 self._clock_refused(event)
+            case Resume():
+                self._fallback.resume()
 
     def _slo(self, named: Slo | str | None) -> Slo:
         if isinstance(named, Slo):
@@ -266,10 +278,7 @@ class Steering:
         shape = self._tracker.issued(decodes, chunks, at_ms)
         self._steps.issued(shape, at_ms, self._clock.running_mhz)
 
-    def _finished(self, event: StepFinished) -> None:
-        if event.issued_ms is not None:
-            self._issued(event.decodes, event.chunks, event.issued_ms)
-        at_ms = self._time(event.at_ms)
+    def _finished(self, at_ms: float) -> None:
         self._tracker.finished(at_ms)
         drift = self._steps.finished(at_ms, self._clock.settled_ms)
         if drift is not None:
@@ -320,7 +329,7 @@ class Steering:
             self._asked = True
 
     def _resync(self, now_ms: float) -> None:
-        if self._engine is None or now_ms - self._resynced_ms < self._rules.resync_ms:
+        if self._engine is None or now_ms - self._resynced_ms < self.rules.resync_ms:
             return
         self._resynced_ms = now_ms
         try:
@@ -333,7 +342,7 @@ class Steering:
 
     def _stalled(self, now_ms: float) -> str:
         silent_ms = self._steps.silent_ms(now_ms)
-        if silent_ms < self._rules.stall_ms:
+        if silent_ms < self.rules.stall_ms:
             return ""
         return f"a step is in flight and none came back for {silent_ms / 1e3:.0f} s"
 
@@ -344,7 +353,7 @@ class Steering:
             ("decode_context_tokens", context_tokens),
         ):
             largest = cost.fit.largest[name]
-            if value > self._rules.coverage * largest:
+            if value > self.rules.coverage * largest:
                 return f"{value} {name.replace('_', ' ')}, measured up to {largest:.0f}"
         return ""
 
@@ -356,13 +365,17 @@ class Steering:
         self._write("steering", self._last_ms, steering=False, reason=self.reason)
         self._clock.ask(self._clock.top_mhz, self._last_ms)
         self._want_clock(None)
-        self._publish(
-            Orders(self._own, Rules.vanilla(), False, self.reason, None, self.orders.number + 1)
-        )
+        self._publish(self._own_orders(self.reason))
+
+    def _own_orders(self, why: str) -> Orders:
+        number = self.orders.number + 1
+        return Orders(self._own, Rules.vanilla(), steering=False, why=why, number=number)
 
     # Deciding
 
     def _decide(self, now_ms: float) -> None:
+        if self._search is None:
+            return
         state = self.snapshot(now_ms)
         try:
             decision = self._search(state)
@@ -375,7 +388,7 @@ class Steering:
             return
         self._fallback.succeeded(Fault.SEARCH)
         search_ms = self._now_ms() - now_ms
-        if search_ms > self._rules.deadline_ms:
+        if search_ms > self.rules.deadline_ms:
             self.counts.late_decisions += 1
             detail = f"{search_ms:.0f} ms for one decision"
             self._fell(self._fallback.failed(Fault.LATE, detail, now_ms))
@@ -385,8 +398,11 @@ class Steering:
         self._predicted_ttft_ms = decision.forecast.ttft_ms
         if self._clock.ask(decision.knobs.clock_mhz, now_ms):
             self._want_clock(decision.knobs.clock_mhz)
-        number = self.orders.number + 1
-        self._publish(Orders(decision.knobs, Rules(), True, decision.why, decision, number))
+        orders = Orders(
+            decision.knobs, Rules(), steering=True, why=decision.why,
+            correction=state.correction, decision=decision, number=self.orders.number + 1,
+        )  # fmt: skip
+        self._publish(orders)
         if self._log is not None:
             self._log.write("decision", now_ms, **decision_fields(decision, state, search_ms))
 
@@ -404,20 +420,3 @@ class Steering:
     def _write(self, kind: str, at_ms: float, **fields: Any) -> None:
         if self._log is not None:
             self._log.write(kind, at_ms, **fields)
-
-
-def check_knobs(knobs: Knobs, limits: EngineLimits) -> None:
-    """Refuse knobs that the engine was not started for.
-
-    Raises:
-        ValueError: a chunk over the engine's envelope, or any knob out of its range.
-    """
-    if not 1 <= knobs.chunk_tokens <= limits.max_batched_tokens:
-        raise ValueError(
-            f"chunk_tokens {knobs.chunk_tokens} is outside 1 to {limits.max_batched_tokens}, "
-            "what the engine was started for"
-        )
-    if not 1 <= knobs.microbatches <= limits.pp:
-        raise ValueError(f"microbatches {knobs.microbatches} is outside 1 to {limits.pp}")
-    if not knobs.pace_ms >= 0.0:
-        raise ValueError(f"pace_ms {knobs.pace_ms} is below 0")

@@ -4,15 +4,18 @@ A set takes 7-35 ms and a stuck driver call a second; neither the engine nor the
 for it. The same thread tells the guard that this process is well.
 """
 
+import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.guard import HEARTBEAT_S
 from beam_runtime.clocks.guarded import GuardedActuator
-from beam_runtime.clocks.lock import ClockLock
+from beam_runtime.clocks.lock import SETTLE_S, ClockLock
 from beam_runtime.errors import ClockError
+
+_LOG = logging.getLogger("beam_runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,51 +23,71 @@ class SetOutcome:
     """What came of a wish: ``clock_mhz`` None was a release; ``error`` None is success."""
 
     clock_mhz: int | None
-    error: ClockError | None
-    seconds: float
+    error: ClockError | None = None
 
 
 class ClockSetter:
-    """Carries out wishes for a clock.
+    """Carries out wishes for a clock, and gives the GPUs back at the end.
 
     Args:
-        lock: sets, reads back, releases.
-        report: called on the setter's thread after every wish and when the guard is lost.
-        guarded: the actuator under ``lock``, where it has a guard to be kept calm.
+        actuator: sets the clocks; a GuardedActuator is kept calm and closed, too.
+        report: called after every wish and when the guard is lost, on the setter's thread.
+        threaded: False = wishes are carried out at once, by whoever has them.
+        settle_s: see ClockLock.
     """
 
     def __init__(
         self,
-        lock: ClockLock,
+        actuator: ClockActuator,
         report: Callable[[SetOutcome], None],
-        guarded: GuardedActuator | None = None,
+        *,
+        threaded: bool = True,
+        settle_s: float = SETTLE_S,
     ) -> None:
-        self._lock = lock
+        self._lock = ClockLock(actuator, settle_s=settle_s)
+        self._guarded = actuator if isinstance(actuator, GuardedActuator) else None
         self._report = report
-        self._guarded = guarded
         self._wish: tuple[int | None] | None = None  # a wish in a box: None is a wish, too
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="beam-clocks", daemon=True)
+        self._thread = (
+            threading.Thread(target=self._run, name="beam-clocks", daemon=True)
+            if threaded
+            else None
+        )
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def open(self) -> None:
+        """Begin; in the main thread this also watches for fatal signals (see ClockLock)."""
+        self._lock.__enter__()
+        if self._thread is not None:
+            self._thread.start()
 
     def want(self, clock_mhz: int | None) -> None:
         """Wish for a clock, or for release with None; an older wish still waiting is dropped."""
+        if self._thread is None:
+            self._report(self._carry_out(clock_mhz))
+            return
         with self._changed:
             self._wish = (clock_mhz,)
             self._changed.notify()
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Finish the set under way, then end; the caller releases."""
+        """Finish the set under way, release, and end. Logs what could not be released."""
         with self._changed:
             self._closing = True
-            self._wish = None
             self._changed.notify()
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                # It sits in a driver call, as anything else here would. The guard hears no
+                # heartbeat any more, and releases.
+                _LOG.error("a clock call does not return; the guard will release the GPUs")
+                return
+        for give_back in (self._lock.close, *((self._guarded.close,) if self._guarded else ())):
+            try:
+                give_back()
+            except ClockError as error:
+                _LOG.error("a GPU may still be locked: %s", error)
 
     def _run(self) -> None:
         while True:
@@ -79,18 +102,16 @@ class ClockSetter:
             self._calm_guard()
 
     def _carry_out(self, clock_mhz: int | None) -> SetOutcome:
-        begin_s = time.monotonic()
-        error = None
         try:
             if clock_mhz is None:
                 self._lock.release()
             else:
                 self._lock.set(clock_mhz)
-        except ClockError as caught:
-            error = caught
-        except Exception as caught:  # an actuator's bug must not end the thread that releases
-            error = ClockError(f"{type(caught).__name__}: {caught}")
-        return SetOutcome(clock_mhz, error, time.monotonic() - begin_s)
+        except ClockError as error:
+            return SetOutcome(clock_mhz, error)
+        except Exception as error:  # an actuator's bug must not end the thread that releases
+            return SetOutcome(clock_mhz, ClockError(f"{type(error).__name__}: {error}"))
+        return SetOutcome(clock_mhz)
 
     def _calm_guard(self) -> None:
         if self._guarded is None:
@@ -98,4 +119,4 @@ class ClockSetter:
         try:
             self._guarded.beat()
         except ClockError as error:
-            self._report(SetOutcome(None, error, 0.0))
+            self._report(SetOutcome(None, error))

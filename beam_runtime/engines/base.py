@@ -5,10 +5,10 @@ before each step is enough. An adapter adds two things: orders are handed over a
 made, and the controller can ask the engine for its own view when events have been lost.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from beam_runtime.types import Decision, Knobs, Rules, Snapshot
+from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Rules, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Orders:
         rules: the composer's rules; Rules.vanilla() while BEAM does not steer.
         steering: whether BEAM steers; if not, knobs are the engine's own settings.
         why: one sentence.
+        correction: what calibration learnt; the composer keeps its margins.
         decision: behind it; None where there is none.
         number: counts up with every change.
     """
@@ -28,6 +29,7 @@ class Orders:
     rules: Rules
     steering: bool
     why: str
+    correction: Correction = field(default_factory=Correction)
     decision: Decision | None = None
     number: int = 0
 
@@ -46,3 +48,20 @@ class EngineAdapter(Protocol):
     def apply(self, orders: Orders) -> None:
         """Keep these orders for the steps to come; storing the reference is enough."""
         ...
+
+
+def check_knobs(knobs: Knobs, limits: EngineLimits) -> None:
+    """Refuse knobs that the engine was not started for.
+
+    Raises:
+        ValueError: a chunk over the engine's envelope, or any knob out of its range.
+    """
+    if not 1 <= knobs.chunk_tokens <= limits.max_batched_tokens:
+        raise ValueError(
+            f"chunk_tokens {knobs.chunk_tokens} is outside 1 to {limits.max_batched_tokens}, "
+            "what the engine was started for"
+        )
+    if not 1 <= knobs.microbatches <= limits.pp:
+        raise ValueError(f"microbatches {knobs.microbatches} is outside 1 to {limits.pp}")
+    if not knobs.pace_ms >= 0.0:
+        raise ValueError(f"pace_ms {knobs.pace_ms} is below 0")

@@ -7,7 +7,6 @@ import pytest
 
 from beam_runtime.clocks.base import ClockReading
 from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.errors import ClockError
 
@@ -30,32 +29,34 @@ class Gate(FakeActuator):
 
 def test_the_last_wish_wins() -> None:
     actuator, outcomes = Gate(), queue.SimpleQueue[SetOutcome]()
-    with ClockLock(actuator) as lock:
-        setter = ClockSetter(lock, outcomes.put)
-        setter.start()
-        setter.want(1005)
-        assert actuator.entered.acquire(timeout=PATIENCE_S)
-        for clock_mhz in (1020, 1035, 1200):  # overtaken while the first set is under way
-            setter.want(clock_mhz)
-        actuator.go.release(2)
-        told = [outcomes.get(timeout=PATIENCE_S) for _ in range(2)]
-        setter.close()
-    assert [(outcome.clock_mhz, outcome.error) for outcome in told] == [(1005, None), (1200, None)]
+    setter = ClockSetter(actuator, outcomes.put)
+    setter.open()
+    setter.want(1005)
+    assert actuator.entered.acquire(timeout=PATIENCE_S)
+    for clock_mhz in (1020, 1035, 1200):  # overtaken while the first set is under way
+        setter.want(clock_mhz)
+    actuator.go.release(2)
+    assert [outcomes.get(timeout=PATIENCE_S) for _ in range(2)] == [
+        SetOutcome(1005),
+        SetOutcome(1200),
+    ]
+    setter.close()
     assert actuator.calls == [("set", 1005), ("set", 1200), ("release", 0)]
     assert actuator.locked_mhz == [None, None]
 
 
-def test_a_wish_for_release_releases() -> None:
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_wish_for_release_releases(threaded: bool) -> None:
     actuator, outcomes = FakeActuator(), queue.SimpleQueue[SetOutcome]()
-    with ClockLock(actuator) as lock:
-        setter = ClockSetter(lock, outcomes.put)
-        setter.start()
-        setter.want(1005)
-        assert outcomes.get(timeout=PATIENCE_S).clock_mhz == 1005
-        setter.want(None)
-        assert outcomes.get(timeout=PATIENCE_S) == SetOutcome(None, None, pytest.approx(0, abs=60))
-        assert actuator.locked_mhz == [None]
-        setter.close()
+    setter = ClockSetter(actuator, outcomes.put, threaded=threaded)
+    setter.open()
+    setter.want(1005)
+    assert outcomes.get(timeout=PATIENCE_S) == SetOutcome(1005)
+    assert actuator.locked_mhz == [1005]
+    setter.want(None)
+    assert outcomes.get(timeout=PATIENCE_S) == SetOutcome(None)
+    assert actuator.locked_mhz == [None]
+    setter.close()
 
 
 class Buggy(FakeActuator):
@@ -72,22 +73,42 @@ class Buggy(FakeActuator):
 )
 def test_a_failure_is_told_and_the_thread_goes_on(actuator: FakeActuator, words: str) -> None:
     outcomes = queue.SimpleQueue[SetOutcome]()
-    with ClockLock(actuator, settle_s=0.0) as lock:
-        setter = ClockSetter(lock, outcomes.put)
-        setter.start()
-        for _ in range(2):
-            setter.want(1005)
-            outcome = outcomes.get(timeout=PATIENCE_S)
-            assert isinstance(outcome.error, ClockError)
-            assert words in str(outcome.error)
-            assert actuator.locked_mhz == [None]
-        setter.close()
-
-
-def test_closing_forgets_what_was_still_wished_for() -> None:
-    actuator = FakeActuator()
-    setter = ClockSetter(ClockLock(actuator), lambda outcome: None)
-    setter.want(1005)
+    setter = ClockSetter(actuator, outcomes.put, settle_s=0.0)
+    setter.open()
+    for _ in range(2):
+        setter.want(1005)
+        outcome = outcomes.get(timeout=PATIENCE_S)
+        assert isinstance(outcome.error, ClockError)
+        assert words in str(outcome.error)
+        assert actuator.locked_mhz == [None]
     setter.close()
-    setter.start()
-    assert actuator.calls == []
+
+
+def test_closing_forgets_what_was_still_wished_for_and_releases() -> None:
+    actuator, outcomes = Gate(), queue.SimpleQueue[SetOutcome]()
+    setter = ClockSetter(actuator, outcomes.put)
+    setter.open()
+    setter.want(1005)
+    assert actuator.entered.acquire(timeout=PATIENCE_S)
+    setter.want(1200)
+    closer = threading.Thread(target=setter.close)
+    closer.start()
+    actuator.go.release()
+    closer.join()
+    assert actuator.calls == [("set", 1005), ("release", 0)]
+    assert actuator.locked_mhz == [None, None]
+
+
+def test_a_driver_that_hangs_does_not_hang_the_engines_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    actuator = Gate()
+    setter = ClockSetter(actuator, lambda outcome: None)
+    setter.open()
+    setter.want(1005)
+    assert actuator.entered.acquire(timeout=PATIENCE_S)
+    setter.close(timeout_s=0.01)
+    assert "does not return" in caplog.text
+    actuator.go.release()
+    setter.close()
+    assert actuator.locked_mhz == [None, None]

@@ -1,0 +1,417 @@
+"""The controller: what a serving engine embeds.
+
+    with Controller.from_table("llama3-70b.parquet", EngineLimits(pp=4), gpus=range(8)) as beam:
+        beam.arrival("r1", prompt_tokens=1500)
+        beam.orders.knobs                            # before each step: what to do
+        beam.step_issued(["r0"], [("r1", 256)])
+        beam.step_finished()
+        beam.completion("r1")
+
+    engine's thread         beam-search              beam-clocks            guard process
+    hooks ─── queue ──────> absorb, search ─ wish ──> set, read back <─ ─ ─ watches
+    orders <─ reference ─── publish <─────── outcome ─┘
+
+Hooks append to a queue and return; they never raise. ``orders`` is one reference, read without
+a lock and always usable. Whatever goes wrong in here, the engine has its own settings back and
+the GPUs their own clocks.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.setter import ClockSetter, SetOutcome
+from beam_runtime.cost import StepCost
+from beam_runtime.decisions import SCHEMA, DecisionLog
+from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
+from beam_runtime.errors import BeamError, TableError
+from beam_runtime.events import (
+    Abort,
+    Arrival,
+    ClockConfirmed,
+    ClockRefused,
+    Completion,
+    Event,
+    FirstToken,
+    Preemption,
+    Resume,
+    StepFinished,
+    StepIssued,
+)
+from beam_runtime.resources import at_top_clock, open_clocks, open_cost
+from beam_runtime.steering import Counts, Searcher, Steering, SteeringRules
+from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
+
+_LOG = logging.getLogger("beam_runtime")
+
+# A worker that is this far behind will not catch up; what comes then is counted and dropped.
+MAX_BACKLOG = 100_000
+_JOIN_S = 5.0
+_LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How it goes.
+
+    Attributes:
+        steering: whether BEAM steers.
+        reason: why not; empty while it does.
+        clocks: how clocks are set, or why they are not.
+        counts: what has happened so far.
+        odd_events: events that contradicted what was known.
+        dropped_events: hooks' events that could not be kept.
+        correction: what calibration learnt.
+    """
+
+    steering: bool
+    reason: str
+    clocks: str
+    counts: Counts
+    odd_events: int
+    dropped_events: int
+    correction: Correction
+
+
+class Controller:
+    """Steers one replica, from ``with`` to the end of the block.
+
+    Args:
+        cost: step costs from its table; a TableError says why there are none: the engine then
+            keeps its own settings, and BEAM only counts.
+        limits: of the engine.
+        engine: its adapter; not needed where the engine calls hooks and reads ``orders``.
+        actuator: sets its GPUs' clocks; None = they stay as they are.
+        slos: classes by name; ``default`` is for requests that name none.
+        own: the engine's own settings; by default its largest step, clocks unlocked.
+        kv_blocks: its KV-cache blocks, where known.
+        rules: how often, how long, how far.
+        log: where decisions go; closed at the end.
+        search: finds the best knobs for a snapshot; by default the compiled search.
+        threads: False = nothing runs by itself: call advance().
+        now_ms: the time axis of all hooks.
+
+    Raises:
+        ValueError: ``own`` is outside what ``limits`` allow.
+    """
+
+    def __init__(
+        self,
+        cost: StepCost | TableError,
+        limits: EngineLimits,
+        *,
+        engine: EngineAdapter | None = None,
+        actuator: ClockActuator | None = None,
+        slos: Mapping[str, Slo] | None = None,
+        own: Knobs | None = None,
+        kv_blocks: int | None = None,
+        rules: SteeringRules | None = None,
+        log: DecisionLog | None = None,
+        search: Searcher | None = None,
+        threads: bool = True,
+        now_ms: Callable[[], float] | None = None,
+    ) -> None:
+        self._now_ms = now_ms or _monotonic_ms
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._open = False
+        self._pid = os.getpid()
+        self._log = log
+        self.clocks = "clocks stay as they are" if actuator is None else type(actuator).__name__
+        self._clocks = (
+            None if actuator is None
+            else ClockSetter(actuator, self._clock_outcome, threaded=threads)
+        )  # fmt: skip
+        self._no_table = cost if isinstance(cost, TableError) else TableError("no table")
+        top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
+        self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
+        check_knobs(self._own, limits)
+        self._search, unlocked = _searches(cost, limits, search)
+        self._limits = limits
+        self._steering = Steering(
+            cost, limits, self._own,
+            self._search if actuator is not None else unlocked, unlocked,
+            self._now_ms, self._want_clock,
+            slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
+        )  # fmt: skip
+        self._worker = (
+            threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
+        )
+
+    @classmethod
+    def from_table(
+        cls,
+        path: str | Path,
+        limits: EngineLimits,
+        *,
+        gpus: Sequence[str | int] = (),
+        model: str | None = None,
+        tp: int | None = None,
+        device: str | None = None,
+        idle_power_w: float | None = None,
+        decision_log: str | Path | None = None,
+        engine: EngineAdapter | None = None,
+        slos: Mapping[str, Slo] | None = None,
+        own: Knobs | None = None,
+        kv_blocks: int | None = None,
+        rules: SteeringRules | None = None,
+    ) -> Self:
+        """A controller from files: never raises for what it finds there.
+
+        Without a usable table BEAM does not steer, without a way to set clocks it turns the
+        other knobs, without a place for its log it keeps none; each is said once.
+
+        Args:
+            path: the perf-energy table; it must be for ``limits.pp``.
+            limits: of the engine.
+            gpus: the replica's GPUs, by UUID or NVML index; none = clocks stay as they are.
+            model: what the table must be for, where given.
+            tp: likewise.
+            device: likewise.
+            idle_power_w: a waiting stage's GPUs together, for a table that does not say.
+            decision_log: file for the decisions.
+            engine: see Controller.
+            slos: see Controller.
+            own: see Controller.
+            kv_blocks: see Controller.
+            rules: see Controller.
+        """
+        actuator, clocks = open_clocks(gpus)
+        cost = open_cost(
+            path, actuator, idle_power_w,
+            model=model, tp=tp, pp=limits.pp, device=device,
+        )  # fmt: skip
+        log = None
+        if decision_log is not None:
+            try:
+                log = DecisionLog(decision_log)
+            except BeamError as error:
+                _LOG.warning("%s", error)
+        controller = cls(
+            cost, limits,
+            engine=engine, actuator=actuator, slos=slos, own=own, kv_blocks=kv_blocks,
+            rules=rules, log=log,
+        )  # fmt: skip
+        controller.clocks = clocks
+        _LOG.info("%s", clocks)
+        return controller
+
+    # Lifetime
+
+    def __enter__(self) -> Self:
+        if self._log is not None:
+            self._log.write(
+                "start", self._now_ms(),
+                schema=SCHEMA, unix_s=time.time(), limits=asdict(self._limits),
+                clocks=self.clocks,
+            )  # fmt: skip
+        if self._clocks is not None:
+            self._clocks.open()
+        self._open = True
+        if self._worker is not None:
+            self._worker.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give clocks and settings back and stop. May be called twice; hooks stay harmless."""
+        if not self._open or os.getpid() != self._pid:
+            return
+        self._open = False
+        self._events.put(None)
+        if self._worker is not None:
+            self._worker.join(_JOIN_S)
+        self._steering.stop()
+        if self._clocks is not None:
+            self._clocks.close()
+        if self._log is not None:
+            self._log.write("stop", self._now_ms(), counts=asdict(self._steering.counts))
+            self._log.close()
+
+    # What the engine reads
+
+    @property
+    def orders(self) -> Orders:
+        """What to do from the next step on. Cheap: one attribute."""
+        return self._steering.orders
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is between ``with`` and the end of the block."""
+        return self._open
+
+    @property
+    def status(self) -> Status:
+        """How it goes."""
+        steering = self._steering
+        return Status(
+            steering=steering.orders.steering,
+            reason=steering.reason,
+            clocks=self.clocks,
+            counts=replace(steering.counts),
+            odd_events=steering.odd_events,
+            dropped_events=self._dropped,
+            correction=steering.calibration.correction,
+        )
+
+    def decide(self, state: Snapshot) -> Decision:
+        """The best knobs for a state, as a pure function: nothing is applied or remembered.
+
+        Raises:
+            TableError: there is no usable table.
+        """
+        if self._search is None:
+            raise self._no_table
+        return self._search(state)
+
+    def resume(self) -> None:
+        """Steer again although too many failures have switched it off."""
+        self._put(Resume(self._now_ms()))
+
+    def advance(self) -> Orders:
+        """Without threads: take in what the hooks were told, decide if it is time to."""
+        events, _ = self._drain()
+        return self._steering.advance(events)
+
+    # Hooks: what the engine tells. They never raise and never wait.
+
+    def arrival(
+        self,
+        request_id: str,
+        prompt_tokens: int,
+        *,
+        slo: Slo | str | None = None,
+        cached_tokens: int = 0,
+        at_ms: float | None = None,
+    ) -> None:
+        """A request has come in.
+
+        Args:
+            request_id: the engine's name for it.
+            prompt_tokens: of its prompt.
+            slo: its own, or a class by name, or the default.
+            cached_tokens: tokens of the prompt that a prefix cache holds.
+            at_ms: when, where that was earlier than now.
+        """
+        self._put(Arrival(self._at(at_ms), request_id, prompt_tokens, slo, cached_tokens))
+
+    def first_token(self, request_id: str, *, at_ms: float | None = None) -> None:
+        """A request has its first token."""
+        self._put(FirstToken(self._at(at_ms), request_id))
+
+    def completion(self, request_id: str, *, at_ms: float | None = None) -> None:
+        """A request has its last token."""
+        self._put(Completion(self._at(at_ms), request_id))
+
+    def abort(self, request_id: str, *, at_ms: float | None = None) -> None:
+        """A request is gone before its time."""
+        self._put(Abort(self._at(at_ms), request_id))
+
+    def preemption(self, request_id: str, *, at_ms: float | None = None) -> None:
+        """A running request has lost its KV blocks and waits again."""
+        self._put(Preemption(self._at(at_ms), request_id))
+
+    def step_issued(
+        self,
+        decodes: Iterable[str],
+        chunks: Iterable[tuple[str, int]] = (),
+        *,
+        at_ms: float | None = None,
+    ) -> None:
+        """A step has entered the pipeline.
+
+        Args:
+            decodes: requests that compute one token each.
+            chunks: (request, tokens) of prompts.
+            at_ms: when, where that was earlier than now.
+        """
+        try:
+            event = StepIssued(self._at(at_ms), tuple(decodes), tuple(chunks))
+        except Exception:  # not iterable, or its own iteration failed
+            self._dropped += 1
+            return
+        self._put(event)
+
+    def step_finished(self, *, at_ms: float | None = None) -> None:
+        """The oldest step in the pipeline is back, with a token for its requests."""
+        self._put(StepFinished(self._at(at_ms)))
+
+    # Inside
+
+    def _at(self, at_ms: float | None) -> float:
+        return self._now_ms() if at_ms is None else at_ms
+
+    def _put(self, event: Event) -> None:
+        # A forked child has this object and no thread behind it.
+        if not self._open or os.getpid() != self._pid or self._events.qsize() > MAX_BACKLOG:
+            self._dropped += 1
+            return
+        self._events.put(event)
+
+    def _run(self) -> None:
+        """The worker: sleep until something happens or is due, take all of it in, decide."""
+        closing = False
+        while not closing:
+            wait_ms = self._steering.due_ms() - self._now_ms()
+            events, closing = self._drain(max(0.0, wait_ms) / 1e3)
+            try:
+                self._steering.advance(events)
+            except Exception:
+                self._steering.broken()
+            # A storm of events is taken in together: at most so many awakenings a second.
+            time.sleep(self._steering.rules.least_gap_ms / 1e3)
+
+    def _drain(self, wait_s: float = 0.0) -> tuple[list[Event], bool]:
+        """(all events there are, after waiting for the first; whether to end)."""
+        events: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            event = self._events.get(wait_s > 0.0, min(wait_s, _LONGEST_WAIT_S))
+            while event is not None:
+                events.append(event)
+                event = self._events.get_nowait()
+            return events, True
+        return events, False
+
+    def _want_clock(self, clock_mhz: int | None) -> None:
+        if self._clocks is not None and self._open:
+            self._clocks.want(clock_mhz)
+
+    def _clock_outcome(self, outcome: SetOutcome) -> None:
+        now_ms = self._now_ms()
+        if outcome.error is None:
+            self._put(ClockConfirmed(now_ms, outcome.clock_mhz))
+        else:
+            self._put(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1e3
+
+
+def _searches(
+    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None
+) -> tuple[Searcher | None, Searcher | None]:
+    """(over all clocks, at the highest clock alone)."""
+    if given is not None:
+        return given, given
+    if isinstance(cost, TableError):
+        return None, None
+    from beam_runtime.search import Search
+
+    return Search(cost, limits).decide, Search(at_top_clock(cost), limits).decide

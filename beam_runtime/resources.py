@@ -1,0 +1,106 @@
+"""What a controller is built from, opened so that nothing missing stops the engine."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.choose import choose_actuator
+from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.clocks.spec import ActuatorKind
+from beam_runtime.cost import StepCost
+from beam_runtime.errors import BeamError, ClockError, TableError
+from beam_runtime.table import PerfTable
+
+# More clocks cost search time and save nothing: energy is flat around its optimum.
+MOST_CLOCKS = 32
+
+
+def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
+    """The best way to set these GPUs' clocks (None: no way), and one line that says why."""
+    choice = choose_actuator(gpus)
+    if choice.spec.kind is ActuatorKind.NONE:
+        return None, f"clocks stay as they are: {choice.reason}"
+    try:
+        actuator = choice.spec.open()
+        # By UUID from here on: an index changes when a GPU falls off the bus.
+        spec = replace(choice.spec, gpus=actuator.gpus)
+        return GuardedActuator(actuator, spec), str(choice)
+    except ClockError as error:
+        return None, f"clocks stay as they are: {error}"
+
+
+def open_cost(
+    path: str | Path,
+    actuator: ClockActuator | None,
+    idle_power_w: float | None = None,
+    *,
+    model: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    device: str | None = None,
+) -> StepCost | TableError:
+    """Step costs at the clocks that table and GPUs share; the error, where there are none."""
+    try:
+        table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
+        offered = () if actuator is None else actuator.supported_clocks_mhz()
+        cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
+        return with_idle_power(cost, idle_power_w)
+    except TableError as error:
+        return error
+    except BeamError as error:
+        return TableError(error.message, cause=error.cause, hint=error.hint)
+
+
+def with_idle_power(cost: StepCost, idle_power_w: float | None) -> StepCost:
+    """Fill in what a waiting stage's GPUs draw, where the table does not say.
+
+    Raises:
+        TableError: neither says: who ignores idle power picks the wrong microbatches.
+    """
+    if np.all(np.isfinite(cost.idle_power_w)):
+        return cost
+    if idle_power_w is None:
+        raise TableError(
+            "the table does not say what a waiting GPU draws",
+            cause="it has no idle rows",
+            hint="profile it again, or give idle_power_w (tp x 80 W on an A100)",
+        )
+    return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), float(idle_power_w)))
+
+
+def served_clocks(measured: Sequence[int], offered: Sequence[int]) -> tuple[int, ...]:
+    """The clocks to choose among: offered by the GPUs, inside what was measured, not too many.
+
+    Raises:
+        TableError: the GPUs offer no clock inside the measured range.
+    """
+    if not offered:
+        return tuple(measured)
+    inside = [clock for clock in offered if min(measured) <= clock <= max(measured)]
+    if not inside:
+        raise TableError(
+            f"the GPUs offer no clock between {min(measured)} and {max(measured)} MHz",
+            cause=f"they offer {min(offered)} to {max(offered)} MHz",
+            hint="is the table for this GPU?",
+        )
+    both = [clock for clock in inside if clock in set(measured)]
+    # A table of few clocks is interpolated between them: its costs are smooth in the clock.
+    clocks = both if len(both) >= MOST_CLOCKS // 2 else inside
+    every = -(-len(clocks) // MOST_CLOCKS)
+    return tuple(sorted({*clocks[::-1][::every], clocks[-1]}))
+
+
+def at_top_clock(cost: StepCost) -> StepCost:
+    """The same costs, with the highest clock to choose from alone."""
+    return replace(
+        cost,
+        clocks_mhz=cost.clocks_mhz[-1:],
+        linear_latency_ms=cost.linear_latency_ms[-1:],
+        linear_energy_j=cost.linear_energy_j[-1:],
+        attention_latency_ms=cost.attention_latency_ms[-1:],
+        attention_energy_j=cost.attention_energy_j[-1:],
+        idle_power_w=cost.idle_power_w[-1:],
+    )

@@ -1,0 +1,70 @@
+"""A small table that every test of the controller can afford: 4 stages, 5 clocks."""
+
+import numpy as np
+import pytest
+
+from beam_runtime.cost import StepCost
+from beam_runtime.table import PerfTable
+from beam_runtime.types import EngineLimits
+from beamprof.table_file import seal_table
+
+CLOCKS_MHZ = (510, 735, 960, 1185, 1410)
+CELLS = (
+    [(tokens, 0, 0, 0) for tokens in (8, 32, 64, 128, 256, 512)]
+    + [(0, 0, b, b * context) for b in (1, 8, 32, 64, 128) for context in (64, 512, 2048)]
+    + [(chunk, context, 0, 0) for chunk in (64, 256) for context in (512, 4096)]
+)
+
+
+def _latency_ms(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
+    """Weights to be read, then work by the token; an A100's order of magnitude."""
+    c, k, b, s = cell
+    work_ms = 8.0 + 0.05 * (c + b) + 1e-6 * c * k + 2e-6 * s
+    return work_ms * (0.5 + 0.5 * 1410 / clock_mhz)
+
+
+def _energy_j(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
+    power_w = 180.0 + 420.0 * (clock_mhz / 1410) ** 2.5
+    return power_w * _latency_ms(cell, clock_mhz) / 1e3
+
+
+@pytest.fixture(scope="session")
+def small_table() -> PerfTable:
+    """One stage of four, two GPUs each."""
+    rows = [("forward", clock, cell) for clock in CLOCKS_MHZ for cell in CELLS]
+    rows += [("idle", clock, (0, 0, 0, 0)) for clock in CLOCKS_MHZ]
+    forward = np.array([row[0] == "forward" for row in rows])
+    return seal_table(
+        {
+            "kind": np.array([row[0] for row in rows]),
+            "clock_mhz": np.array([row[1] for row in rows]),
+            "prefill_tokens": np.array([row[2][0] for row in rows]),
+            "prefill_context_tokens": np.array([row[2][1] for row in rows]),
+            "decode_requests": np.array([row[2][2] for row in rows]),
+            "decode_context_tokens": np.array([row[2][3] for row in rows]),
+            "latency_ms": np.where(forward, [_latency_ms(r[2], r[1]) for r in rows], 1000.0),
+            "energy_j": np.where(forward, [_energy_j(r[2], r[1]) for r in rows], 170.0),
+            "passes": np.ones(len(rows), dtype=np.int64),
+            "source": np.array(["measured"] * len(rows)),
+        },
+        {
+            "model": "small",
+            "tp": "2",
+            "pp": "4",
+            "stage_layers": "4",
+            "device": "paper",
+            "energy_source": "paper",
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def small_cost(small_table: PerfTable) -> StepCost:
+    """Its step costs."""
+    return StepCost.from_table(small_table)
+
+
+@pytest.fixture
+def limits() -> EngineLimits:
+    """The engine for it."""
+    return EngineLimits(pp=4, max_num_seqs=64, max_model_len=8192, host_gap_ms=2.0)
