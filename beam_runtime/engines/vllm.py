@@ -172,7 +172,6 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
     controller = Controller(
         cost,
         limits,
-        engine=embedded,
         actuator=actuator,
         slos={"default": config.slo, **config.classes},
         kv_blocks=view.free_blocks,

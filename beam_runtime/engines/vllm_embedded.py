@@ -1,4 +1,4 @@
-"""BEAM inside one vLLM scheduler: hooks on the engine's thread, orders from the controller's.
+"""BEAM inside one vLLM scheduler: hooks on the engine's thread, orders read from the controller.
 
     add_request          -> added
     schedule             -> gate, constrained (compose -> Plan), issued
@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,11 +26,9 @@ from beam_runtime.engines.vllm_gate import Gate
 from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
 from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
 from beam_runtime.pipeline import ClockPlan, Pipeline
-from beam_runtime.types import Correction, Slo, Snapshot, StepShape
+from beam_runtime.types import Slo, StepShape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from beam_runtime.controller import Controller
 
 _LOG = logging.getLogger("beam_runtime.vllm")
@@ -92,12 +90,10 @@ class Embedded:
         self._slo_of = slo_of
         self._now_ms = now_ms
         self._controller: Controller | None = None
-        self._orders: Orders | None = None
         self._plan: Plan | None = None
         self._planned_ms = float("-inf")
         self._planned_for: Orders | None = None
         self._idle_since_ms: float | None = None
-        self._known: Snapshot | None = None
 
     def connect(self, controller: "Controller") -> None:
         """From now on events go there."""
@@ -113,20 +109,7 @@ class Embedded:
     @property
     def steering(self) -> bool:
         """Whether steps are being constrained."""
-        orders = self._orders
-        return self._steers and not self.failure and orders is not None and orders.steering
-
-    # The controller's thread
-
-    def apply(self, orders: Orders) -> None:
-        """Keep orders for the steps to come."""
-        self._orders = orders
-
-    def snapshot(self) -> Snapshot:
-        """The requests as the engine's thread saw them last. Raises LookupError before that."""
-        if self._known is None:
-            raise LookupError("the engine has not been asked yet")
-        return self._known
+        return self._steers and not self.failure and self.controller.orders.steering
 
     # The engine's thread
 
@@ -167,33 +150,32 @@ class Embedded:
             return Gate.COLLECT
         return Gate.WAIT
 
-    def constrained(self) -> AbstractContextManager[None]:
+    def constrained(self) -> AbstractContextManager[object]:
         """Around vLLM's schedule(): the budget and what it gets to see."""
-        planned = self._plan_step()
-        return nullcontext() if planned is None else self._applied(planned)
+        return self._constrain() or nullcontext()
 
     @_never_raises
-    def _plan_step(self) -> Plan | None:
+    def _constrain(self) -> ExitStack | None:
         planned = self._current_plan(self._now_ms())
         self._plan = None
         self.view.chunk_owed = planned is not None and planned.chunk_owed
-        return planned
+        return None if planned is None else self._applied(planned)
 
-    @contextmanager
-    def _applied(self, planned: Plan) -> "Iterator[None]":
+    def _applied(self, planned: Plan) -> ExitStack:
+        """Constrain the scheduler; the stack takes everything back."""
         scheduler = self.view.scheduler
-        own_tokens = scheduler.max_num_scheduled_tokens
         with ExitStack() as undo:
-            undo.callback(setattr, scheduler, "max_num_scheduled_tokens", own_tokens)
+            undo.callback(
+                setattr, scheduler, "max_num_scheduled_tokens", scheduler.max_num_scheduled_tokens
+            )
             scheduler.max_num_scheduled_tokens = planned.budget_tokens
             if planned.hidden:
-                hide = (
+                undo.enter_context(
                     hidden_by_step(scheduler.running, planned.hidden)
                     if self._features.eligible_step
                     else hidden_by_list(scheduler, planned.hidden)
                 )
-                undo.enter_context(hide)
-            yield
+            return undo.pop_all()
 
     @_never_raises
     def issued(self, output: Any) -> None:
@@ -250,21 +232,21 @@ class Embedded:
 
     def _current_plan(self, now_ms: float) -> Plan | None:
         """The plan for a step now; None = vLLM's own way."""
-        if not self.steering or self._orders is None:
+        orders = self.controller.orders
+        if not (self._steers and orders.steering):
             return None
         old = self._plan
-        if old is not None and self._planned_for is self._orders:
+        if old is not None and self._planned_for is orders:
             if old.holds and now_ms < old.until_ms:
                 return self._unless_stuck(old, now_ms)
             if not old.holds and now_ms - self._planned_ms < _FRESH_MS:
                 return old
-        self._plan = self._make_plan(now_ms, self._orders)
-        self._planned_ms, self._planned_for = now_ms, self._orders
+        self._plan = self._make_plan(now_ms, orders)
+        self._planned_ms, self._planned_for = now_ms, orders
         return None if self._plan is None else self._unless_stuck(self._plan, now_ms)
 
     def _make_plan(self, now_ms: float, orders: Orders) -> Plan | None:
         state = self.view.snapshot(now_ms, orders.knobs, orders.correction)
-        self._known = state
         rules = orders.rules
         if not self._features.pollable:
             rules = replace(rules, just_in_time=False)
@@ -289,12 +271,10 @@ class Embedded:
 
     def _stage_ms(self, shape: StepShape) -> float:
         """What a stage is expected to take, host gap included."""
-        return self._pipeline(self._orders).travel(shape, 0.0, (0.0,))[0].end_ms
+        return self._pipeline(self.controller.orders).travel(shape, 0.0, (0.0,))[0].end_ms
 
-    def _pipeline(self, orders: Orders | None) -> Pipeline:
+    def _pipeline(self, orders: Orders) -> Pipeline:
         """Step costs at the clock in force; a change under way is not seen here."""
-        top_mhz = int(self._cost.clocks_mhz[-1])
-        clock_mhz = top_mhz if orders is None else orders.knobs.clock_mhz
-        correction = Correction() if orders is None else orders.correction
+        clock_mhz = orders.knobs.clock_mhz
         clock = ClockPlan(clock_mhz, clock_mhz, float("-inf"))
-        return Pipeline(self._cost, self.view.limits, correction, clock)
+        return Pipeline(self._cost, self.view.limits, orders.correction, clock)

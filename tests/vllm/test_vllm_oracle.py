@@ -7,11 +7,11 @@ end or are aborted, how long a prefix-cache hit is, and which preempted requests
 the return of steps from before their preemption.
 """
 
-import json
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,15 +29,10 @@ from beam_runtime.types import (  # noqa: E402
     Snapshot,
 )
 
+Rig = Callable[..., Any]
 MODEL_LEN = 1024
 BATCHED_TOKENS = 512
 PLENTY = 4_000  # KV blocks: more than all requests of a workload can hold
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-    "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "num_hidden_layers": 4, "vocab_size": 1024, "max_position_embeddings": MODEL_LEN,
-    "torch_dtype": "float32",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,136 +54,6 @@ class Workload:
     prefix_caching: bool = False
     changing_budget: bool = False
     aborts: bool = False
-
-
-class VllmOracle:
-    """vLLM's Scheduler without a model."""
-
-    def __init__(self, model: Path, load: Workload) -> None:
-        import torch
-        from vllm.config import (
-            CacheConfig,
-            DeviceConfig,
-            ModelConfig,
-            ParallelConfig,
-            SchedulerConfig,
-            VllmConfig,
-        )
-        from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.kv_cache_interface import (
-            FullAttentionSpec,
-            KVCacheConfig,
-            KVCacheGroupSpec,
-        )
-        from vllm.v1.structured_output import StructuredOutputManager
-
-        self.block_size = 16
-        model_config = ModelConfig(
-            model=str(model), skip_tokenizer_init=True, max_model_len=MODEL_LEN, dtype="float32"
-        )
-        scheduler_config = SchedulerConfig(
-            max_num_seqs=load.max_num_seqs,
-            max_num_batched_tokens=BATCHED_TOKENS,
-            max_model_len=MODEL_LEN,
-            is_encoder_decoder=False,
-            enable_chunked_prefill=True,
-        )
-        cache_config = CacheConfig(
-            block_size=self.block_size, enable_prefix_caching=load.prefix_caching
-        )
-        config = VllmConfig(
-            model_config=model_config,
-            scheduler_config=scheduler_config,
-            cache_config=cache_config,
-            parallel_config=ParallelConfig(pipeline_parallel_size=load.pp),
-            device_config=DeviceConfig("cpu"),
-        )
-        cache_config.block_size = self.block_size
-        cache_config.num_gpu_blocks = load.num_blocks
-        scheduler_config.async_scheduling = False
-        spec = FullAttentionSpec(
-            block_size=self.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
-        )
-        self.scheduler = Scheduler(
-            vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=load.num_blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-            ),
-            structured_output_manager=StructuredOutputManager(config),
-            block_size=self.block_size,
-            log_stats=False,
-        )
-        self.hasher = None
-        if load.prefix_caching:
-            from vllm.utils.hashing import get_hash_fn_by_name
-            from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-
-            hash_fn = get_hash_fn_by_name(cache_config.prefix_caching_hash_algo)
-            init_none_hash(hash_fn)
-            self.hasher = get_request_block_hasher(self.block_size, hash_fn)
-
-    def add(self, name: str, prompt: list[int], max_tokens: int) -> None:
-        from vllm import SamplingParams
-        from vllm.v1.request import Request
-
-        self.scheduler.add_request(
-            Request(
-                request_id=name,
-                prompt_token_ids=prompt,
-                sampling_params=SamplingParams(
-                    max_tokens=max_tokens, ignore_eos=True, detokenize=False
-                ),
-                pooling_params=None,
-                block_hasher=self.hasher,
-            )
-        )
-
-    def abort(self, name: str) -> None:
-        from vllm.v1.request import RequestStatus
-
-        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
-
-    def schedule(self, budget: int):
-        self.scheduler.max_num_scheduled_tokens = budget
-        output = self.scheduler.schedule()
-        requests = self.scheduler.requests
-        # The model samples for requests whose last known token is in the step.
-        sampled = {
-            name
-            for name in output.num_scheduled_tokens
-            if requests[name].num_computed_tokens >= requests[name].num_tokens
-        }
-        return output, sampled
-
-    def update(self, output, sampled: set[str]) -> set[str]:
-        """Give the step's tokens back; returns the requests that ended."""
-        from vllm.v1.outputs import ModelRunnerOutput
-
-        names = list(output.num_scheduled_tokens)
-        before = set(self.scheduler.requests)
-        result = ModelRunnerOutput(
-            req_ids=names,
-            req_id_to_index={name: i for i, name in enumerate(names)},
-            sampled_token_ids=[[7] if name in sampled else [] for name in names],
-            logprobs=None,
-            prompt_logprobs_dict={},
-            pooler_output=[],
-        )
-        self.scheduler.update_from_output(output, result)
-        return before - set(self.scheduler.requests)
-
-    @property
-    def stale(self) -> set[str]:
-        """Preempted requests that vLLM does not admit before their earlier steps are back."""
-        return {
-            r.request_id for r in self.scheduler.waiting if getattr(r, "num_stale_output_tokens", 0)
-        }
-
-    @property
-    def free_blocks(self) -> int:
-        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
 
 class Composed:
@@ -258,10 +123,15 @@ class Seen:
     mixed: int = 0
 
 
-def run(model: Path, load: Workload) -> Seen:
+def run(rig: Rig, load: Workload) -> Seen:
     """Both engines side by side until all requests are gone; raises on the first difference."""
     rng = random.Random(load.seed)
-    oracle = VllmOracle(model, load)
+    oracle = rig(
+        pp=load.pp,
+        max_num_seqs=load.max_num_seqs,
+        num_blocks=load.num_blocks,
+        prefix_caching=load.prefix_caching,
+    )
     paper = Composed(load, oracle.free_blocks)
     longest = min(MODEL_LEN, (load.num_blocks - 1) * oracle.block_size) - 1
     families = [[rng.randrange(1000) for _ in range(400)] for _ in range(3)]
@@ -327,30 +197,23 @@ def run(model: Path, load: Workload) -> Seen:
     return seen
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
-
-
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_every_step_equals_vllm_s(model: Path, pp: int) -> None:
-    seen = [run(model, Workload(seed, pp)) for seed in range(25)]
+def test_every_step_equals_vllm_s(rig: Rig, pp: int) -> None:
+    seen = [run(rig, Workload(seed, pp)) for seed in range(25)]
     assert sum(one.mixed for one in seen) > 100
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_with_a_budget_that_changes_every_step(model: Path, pp: int) -> None:
+def test_with_a_budget_that_changes_every_step(rig: Rig, pp: int) -> None:
     for seed in range(25):
-        run(model, Workload(1000 + seed, pp, changing_budget=True))
+        run(rig, Workload(1000 + seed, pp, changing_budget=True))
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_preemption_when_kv_blocks_are_few(model: Path, pp: int) -> None:
+def test_preemption_when_kv_blocks_are_few(rig: Rig, pp: int) -> None:
     seen = [
         run(
-            model,
+            rig,
             Workload(
                 2000 + seed, pp, num_blocks=(45, 60, 80)[seed % 3], changing_budget=seed % 2 == 0
             ),
@@ -361,25 +224,25 @@ def test_preemption_when_kv_blocks_are_few(model: Path, pp: int) -> None:
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_prefix_cache_hits(model: Path, pp: int) -> None:
-    seen = [run(model, Workload(3000 + seed, pp, prefix_caching=True)) for seed in range(25)]
+def test_prefix_cache_hits(rig: Rig, pp: int) -> None:
+    seen = [run(rig, Workload(3000 + seed, pp, prefix_caching=True)) for seed in range(25)]
     assert sum(one.hits for one in seen) > 50
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_aborts_at_any_moment(model: Path, pp: int) -> None:
+def test_aborts_at_any_moment(rig: Rig, pp: int) -> None:
     seen = [
-        run(model, Workload(4000 + seed, pp, aborts=True, changing_budget=seed % 2 == 0))
+        run(rig, Workload(4000 + seed, pp, aborts=True, changing_budget=seed % 2 == 0))
         for seed in range(25)
     ]
     assert sum(one.aborts for one in seen) > 50
 
 
-def test_everything_at_once(model: Path) -> None:
+def test_everything_at_once(rig: Rig) -> None:
     rng = random.Random(0)
     for seed in range(60):
         run(
-            model,
+            rig,
             Workload(
                 5000 + seed,
                 pp=rng.choice((1, 2, 4)),

@@ -1,0 +1,414 @@
+"""make_scheduler without a model: vLLM's real schedulers, the real hooks and gate, fake passes.
+
+A copy of EngineCore's loop drives them through the wrapped step functions. Orders come from a
+stand-in for the controller, changing all the time; what must hold for all of them: every
+request gets all its tokens, budgets and pipeline depth are kept, and every event is told.
+"""
+
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
+pytestmark = pytest.mark.filterwarnings("default")
+
+from beam_runtime.engines import vllm_features, vllm_gate  # noqa: E402
+from beam_runtime.engines.base import Orders  # noqa: E402
+from beam_runtime.engines.vllm import make_scheduler  # noqa: E402
+from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
+
+BATCHED_TOKENS = 512
+
+
+class Director:
+    """Stands in for the controller: gives orders, keeps what it is told."""
+
+    def __init__(self, knobs: Callable[[], Knobs]) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self._knobs = knobs
+        self.reorder()
+
+    def reorder(self) -> None:
+        margins = Correction(ttft_margin_ms=0.0, tbt_margin_ms=0.0)
+        self.orders = Orders(self._knobs(), Rules(), True, "a test's", margins)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.events.append((name, args))
+
+    def count(self) -> Counter[str]:
+        return Counter(name for name, _ in self.events)
+
+
+class Core:
+    """EngineCore's two step functions, over passes that take a simulated time."""
+
+    def __init__(self, rig: Any, clock: "Clock", pp: int) -> None:
+        self.rig = rig
+        self.scheduler = rig.scheduler
+        self.clock = clock
+        self.pp = pp
+        self.batch_queue_size = pp + rig.scheduler.scheduler_config.async_scheduling
+        self.batch_queue: deque | None = deque() if self.batch_queue_size > 1 else None
+        self.free_ms = [0.0] * pp
+        self.batches: list[dict[str, int]] = []
+        self.deepest = 0
+
+    def execute(self, output: Any) -> float:
+        """When it will be back."""
+        tokens = output.total_num_scheduled_tokens
+        ready_ms = self.clock.now_ms
+        if tokens:
+            for stage in range(self.pp):
+                self.free_ms[stage] = max(ready_ms, self.free_ms[stage]) + 2 + 0.03 * tokens
+                ready_ms = self.free_ms[stage]
+        else:
+            ready_ms = max(ready_ms, self.free_ms[-1])
+        return ready_ms
+
+    def scheduled(self) -> Any:
+        output, sampled = self.rig.schedule()
+        if output.num_scheduled_tokens:
+            self.batches.append(dict(output.num_scheduled_tokens))
+        return output, sampled
+
+    def step(self) -> tuple[Any, bool]:
+        if not self.scheduler.has_requests():
+            return {}, False
+        output, sampled = self.scheduled()
+        self.clock.now_ms = self.execute(output)
+        self.rig.update(output, sampled)
+        return {}, output.total_num_scheduled_tokens > 0
+
+    def step_with_batch_queue(self) -> tuple[Any, bool]:
+        queue = self.batch_queue
+        assert queue is not None
+        assert len(queue) < self.batch_queue_size
+        executed = False
+        if self.scheduler.has_requests():
+            output, sampled = self.scheduled()
+            executed = output.total_num_scheduled_tokens > 0
+            queue.appendleft((Future(), output, sampled, self.execute(output)))
+            self.deepest = max(self.deepest, sum(1 for one in queue if one[1].num_scheduled_tokens))
+            if len(queue) < self.batch_queue_size and (executed or self.scheduler.has_requests()):
+                return None, executed
+        elif not queue:
+            return None, False
+        _, output, sampled, back_ms = queue.pop()
+        self.clock.now_ms = max(self.clock.now_ms, back_ms)
+        self.rig.update(output, sampled)
+        return {}, executed
+
+
+class Clock:
+    """Simulated time; naps of the gate let it pass."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000.0
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    def nap(seconds: float) -> None:
+        clock.now_ms += max(1.0, seconds * 1e3)
+
+    fake = SimpleNamespace(
+        sleep=nap, monotonic=lambda: clock.now_ms / 1e3, time=lambda: 1e9 + clock.now_ms / 1e3
+    )
+    for module in ("vllm", "vllm_gate", "vllm_embedded"):
+        monkeypatch.setattr(f"beam_runtime.engines.{module}.time", fake)
+    return clock
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_table: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration for pp 1 that steers; tests write over its table for other layouts."""
+    tiny_table(tmp_path / "table.parquet", pp=1)
+    file = tmp_path / "beam.toml"
+    file.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 100\n')
+    monkeypatch.setenv("BEAM_CONFIG", str(file))
+    return file
+
+
+def drive(
+    rig: Any,
+    clock: Clock,
+    director: Director | None,
+    seed: int,
+    pp: int,
+    *,
+    aborts: bool = False,
+    equal: int = 0,
+) -> tuple[Core, dict[str, int]]:
+    """Serve a workload to the end; returns the core and each request's wanted tokens.
+
+    It is random, or ``equal`` requests that come at once.
+    """
+    rng = random.Random(seed)
+    core_class = type("GatedCore", (Core,), dict(vars(Core)))
+    vllm_gate.install(core_class)
+    core = core_class(rig, clock, pp)
+    if director is not None:
+        # The controller made at construction goes; from here on the test gives the orders.
+        rig.scheduler.beam.controller.close()
+        rig.scheduler.beam.connect(director)
+    wanted: dict[str, int] = {}
+    arrivals: deque[tuple[float, str, int, int]] = deque()
+    at_ms = clock.now_ms
+    for number in range(equal or rng.randint(6, 24)):
+        at_ms += 0.0 if equal else rng.choice((0.0, 0.0, 3.0, 20.0, 90.0))
+        prompt, outputs = (20, 30) if equal else (rng.randint(1, 400), rng.randint(1, 40))
+        arrivals.append((at_ms, f"r{number}", prompt, outputs))
+    step = core.step if core.batch_queue is None else core.step_with_batch_queue
+    turns = 0
+    while arrivals or rig.scheduler.has_requests() or core.batch_queue:
+        turns += 1
+        assert turns < 60_000, "the workload does not end"
+        while arrivals and arrivals[0][0] <= clock.now_ms:
+            _, name, prompt, outputs = arrivals.popleft()
+            rig.add(name, [1] * prompt, outputs)
+            wanted[name] = outputs
+        if aborts and rng.random() < 0.02 and rig.scheduler.requests:
+            gone = rng.choice(sorted(rig.scheduler.requests))
+            rig.abort(gone)
+            wanted.pop(gone)
+        if director is not None and rng.random() < 0.3:
+            director.reorder()
+        before_ms = clock.now_ms
+        step()
+        if clock.now_ms == before_ms:
+            clock.now_ms += 0.2  # EngineCore's own round
+    return core, wanted
+
+
+def any_knobs(rng: random.Random, pp: int) -> Callable[[], Knobs]:
+    return lambda: Knobs(
+        rng.choice((600, 900, 1200)),
+        rng.choice((32, 64, 100, 256, 512)),
+        rng.randint(1, pp),
+        rng.choice((0.0, 0.0, 10.0, 60.0)),
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_any_orders_serve_every_request(
+    rig: Any, simulated: Clock, config: Path, tiny_table: Any, pp: int, asynchronous: bool
+) -> None:
+    tiny_table(config.parent / "table.parquet", pp=pp)
+    for seed in range(12):
+        engine = rig(
+            make=make_scheduler, pp=pp, asynchronous=asynchronous,
+            num_blocks=(40, 4_000)[seed % 2],
+        )  # fmt: skip
+        assert engine.scheduler.beam is not None
+        director = Director(any_knobs(random.Random(seed), pp))
+        core, wanted = drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
+        assert engine.scheduler.beam.failure == ""
+        assert {name: engine.given[name] for name in wanted} == wanted
+        assert max(sum(batch.values()) for batch in core.batches) <= BATCHED_TOKENS
+        assert core.deepest <= core.batch_queue_size
+        told = director.count()
+        assert told["step_issued"] == told["step_finished"] == len(core.batches)
+        assert told["arrival"] == told["completion"] + told["abort"]
+        assert told["first_token"] >= told["completion"]
+        assert engine.scheduler.beam.view.followed == {}
+        assert engine.scheduler.max_num_scheduled_tokens == BATCHED_TOKENS
+
+
+def test_the_chunk_knob_is_the_step_s_budget(rig: Any, simulated: Clock, config: Path) -> None:
+    for chunk in (64, 256):
+        engine = rig(make=make_scheduler)
+        core, _ = drive(engine, simulated, Director(lambda c=chunk: Knobs(1200, c)), 3, 1)
+        assert max(sum(batch.values()) for batch in core.batches) == chunk
+
+
+def test_microbatches_split_the_decodes_of_a_pipeline(
+    rig: Any, simulated: Clock, config: Path, tiny_table: Any
+) -> None:
+    tiny_table(config.parent / "table.parquet", pp=2)
+
+    def largest_decode(microbatches: int) -> int:
+        engine = rig(make=make_scheduler, pp=2)
+        director = Director(lambda: Knobs(1200, 512, microbatches))
+        core, _ = drive(engine, simulated, director, 0, 2, equal=12)
+        last = core.batches[len(core.batches) // 2 :]
+        return max(len(batch) for batch in last if max(batch.values()) == 1)
+
+    assert largest_decode(2) <= -(-largest_decode(1) // 2) + 1
+
+
+def test_a_paced_batch_is_held_without_being_sent_empty(
+    rig: Any, simulated: Clock, config: Path
+) -> None:
+    def run(pace_ms: float) -> tuple[int, float]:
+        begin_ms = simulated.now_ms
+        engine = rig(make=make_scheduler)
+        director = Director(lambda: Knobs(1200, 512, 1, pace_ms))
+        core, _ = drive(engine, simulated, director, 1, 1, equal=4)
+        assert engine.scheduler.beam.failure == ""
+        return len(core.batches), simulated.now_ms - begin_ms
+
+    (steps, plain_ms), (paced_steps, paced_ms) = run(0.0), run(60.0)
+    assert paced_steps <= steps
+    assert paced_ms > 2 * plain_ms
+
+
+def test_a_failing_hook_leaves_the_engine_to_itself(
+    rig: Any,
+    simulated: Clock,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = iter(range(1000))
+
+    def broken(*_: Any) -> None:
+        if next(calls) > 5:
+            raise ZeroDivisionError("a planted bug")
+
+    engine = rig(make=make_scheduler)
+    monkeypatch.setattr(type(engine.scheduler.beam.view), "snapshot", broken)
+    director = Director(lambda: Knobs(1200, 64))
+    with caplog.at_level(logging.ERROR, logger="beam_runtime.vllm"):
+        _, wanted = drive(engine, simulated, director, 5, 1)
+    assert {name: engine.given[name] for name in wanted} == wanted
+    assert sum("stays out" in r.getMessage() for r in caplog.records) == 1
+    assert engine.scheduler.max_num_scheduled_tokens == BATCHED_TOKENS
+
+
+def test_observing_touches_nothing(
+    rig: Any, simulated: Clock, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = drive(rig(), simulated, None, 7, 1)
+    monkeypatch.setenv("BEAM_POLICY", "observe")
+    simulated.now_ms = 1_000.0
+    engine = rig(make=make_scheduler)
+    director = Director(lambda: Knobs(600, 32, 1, 50.0))
+    watched, _ = drive(engine, simulated, director, 7, 1)
+    assert watched.batches == plain.batches
+    assert director.count()["step_finished"] == len(plain.batches)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "BEAM_CONFIG is not set"),
+        ('table = "nowhere.parquet"', "no table at"),
+        ("log = 'x.jsonl'", "names no table"),
+        ('table = "other.parquet"', "a table for pp 4"),
+        ('table = "strange.parquet"', "for another model"),
+        ('tabel = "table.parquet"', "no field tabel"),
+        ('table = "table.parquet"\n[slo]\nttft_ms = -1', "slo.ttft_ms"),
+        ("table = [", "cannot read the configuration"),
+    ],
+)
+def test_without_a_usable_table_vllm_serves_alone_and_says_why_once(
+    rig: Any,
+    simulated: Clock,
+    config: Path,
+    tiny_table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    text: str | None,
+    said: str,
+) -> None:
+    tiny_table(config.parent / "other.parquet", pp=4)
+    tiny_table(config.parent / "strange.parquet", pp=1, model_shape='{"layers": 80}')
+    if text is None:
+        monkeypatch.delenv("BEAM_CONFIG")
+    else:
+        config.write_text(text)
+    with caplog.at_level(logging.WARNING, logger="beam_runtime.vllm"):
+        engine = rig(make=make_scheduler)
+        core, wanted = drive(engine, simulated, None, 2, 1)
+    lines = [r.getMessage() for r in caplog.records if r.name == "beam_runtime.vllm"]
+    assert len(lines) == 1
+    assert lines[0].startswith("vLLM serves without BEAM: ")
+    assert said in lines[0]
+    assert getattr(engine.scheduler, "beam", None) is None
+    simulated.now_ms = 1_000.0
+    plain, _ = drive(rig(), simulated, None, 2, 1)
+    assert core.batches == plain.batches
+    assert {name: engine.given[name] for name in wanted} == wanted
+
+
+def test_a_vllm_without_an_expected_attribute_is_left_alone_and_named(
+    rig: Any, config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    class Future013(Scheduler):
+        """Keeps its running requests elsewhere."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.active = self.__dict__.pop("running")
+
+    monkeypatch.setattr("vllm.v1.core.sched.scheduler.Scheduler", Future013)
+    with caplog.at_level(logging.WARNING, logger="beam_runtime.vllm"):
+        engine = rig(make=make_scheduler)
+    assert engine.scheduler.beam is None
+    assert "lacks what BEAM needs: Scheduler.running" in caplog.text
+
+
+def test_features_are_told_from_the_classes() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.request import Request
+
+    assert vllm_features.missing(Scheduler, Request) == ()
+    found = vllm_features.features(Request, EngineCore)
+    assert found.pollable
+    bare = type("Request", (), {"__init__": lambda self: None})
+    assert vllm_features.missing(Scheduler, bare)[0] == "Request.request_id"
+    assert not vllm_features.features(bare, None).eligible_step
+    assert not vllm_features.features(bare, None).pollable
+
+
+@pytest.mark.parametrize("by_step", [True, False], ids=["eligible step", "running list"])
+def test_both_ways_of_hiding_requests(
+    rig: Any,
+    simulated: Clock,
+    config: Path,
+    tiny_table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    by_step: bool,
+) -> None:
+    tiny_table(config.parent / "table.parquet", pp=4)
+    monkeypatch.setattr(
+        vllm_features, "features", lambda *_: vllm_features.Features(by_step, pollable=True)
+    )
+    for seed in range(6):
+        engine = rig(make=make_scheduler, pp=4, max_num_seqs=8)
+        director = Director(lambda: Knobs(1200, 128, 4))
+        core, wanted = drive(engine, simulated, director, seed, 4)
+        assert {name: engine.given[name] for name in wanted} == wanted
+        assert max(len(batch) for batch in core.batches) <= 8
+
+
+def test_a_request_names_its_own_slo(rig: Any, config: Path) -> None:
+    from beam_runtime.engines.config import EmbeddedConfig
+    from beam_runtime.engines.vllm_limits import slo_of
+
+    config.write_text("[slo]\nttft_ms = 900\n[slo.batch]\nttft_ms = 9000\ntbt_ms = 400\n")
+    promised = slo_of(EmbeddedConfig.from_environment())
+
+    def asked(**extra: object) -> Slo:
+        return promised(SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra)))
+
+    assert asked() == Slo(900.0, 200.0)
+    assert asked(beam_class="batch") == Slo(9000.0, 400.0)
+    assert asked(beam_class="batch", beam_tbt_ms="50") == Slo(9000.0, 50.0)
+    assert asked(beam_class="nobody", beam_ttft_ms="soon", beam_tbt_ms=-1) == Slo(900.0, 200.0)
+    assert promised(SimpleNamespace()) == Slo(900.0, 200.0)
