@@ -126,12 +126,12 @@ def _decodes_alone(
     ready = [r for r in decoding if new_tokens(r, state)]
     if not ready:
         return Hold(math.inf, "nothing is ready")
-    step = _decode_only(state, _earliest_due(ready, _group(decoding, knobs), state))
+    group = _group(decoding, knobs)
     if rules.pace and knobs.pace_ms > 0.0:
-        until_ms = _hold_until_ms(step, ready, state, knobs, now_ms, finish_ms)
+        until_ms = _hold_until_ms(ready, decoding, group, state, knobs, now_ms, finish_ms)
         if now_ms < until_ms - SAME_MS:
             return Hold(until_ms, "paced: no token is due yet")
-    return step
+    return _decode_only(state, _earliest_due(ready, group, state))
 
 
 def _decoding(state: Snapshot) -> list[RequestState]:
@@ -148,8 +148,9 @@ def _decode_only(state: Snapshot, decodes: Sequence[RequestState]) -> Step:
 
 
 def _hold_until_ms(
-    step: Step,
     ready: Sequence[RequestState],
+    decoding: Sequence[RequestState],
+    group: int,
     state: Snapshot,
     knobs: Knobs,
     now_ms: float,
@@ -157,15 +158,20 @@ def _hold_until_ms(
 ) -> float:
     """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
 
-    What does not fit into one microbatch goes one stage's time later each.
+    In time is reckoned with a full microbatch, for what is in flight may join until then; and
+    each further microbatch goes one stage's time after the one before.
     """
-    steps_behind = -(-len(ready) // max(1, len(step.decodes))) - 1
+    full = StepShape(
+        decode_requests=group,
+        decode_context_tokens=sum(r.computed_tokens for r in decoding) * group // len(decoding),
+    )
+    further = -(-len(ready) // group) - 1
     pace_end_ms = min(last_token_ms(r, state) for r in ready) + knobs.pace_ms
     until_ms = now_ms
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
-        travel_ms = finish_ms(step.shape, until_ms) - until_ms
-        latest_ms = due_ms(ready, state) - travel_ms - steps_behind * travel_ms / state.limits.pp
+        travel_ms = finish_ms(full, until_ms) - until_ms
+        latest_ms = due_ms(ready, state) - travel_ms - further * travel_ms / state.limits.pp
         until_ms = min(latest_ms, pace_end_ms)
         if until_ms <= now_ms:
             break

@@ -277,14 +277,21 @@ def smallest(values: Floats, n: int, rank: int) -> float:
 
 
 @compiled
-def hold_until_ms(s: State, b: Batch, now_ms: float, k: Setting, e: Engine, t: Tables) -> float:
-    steps_behind = -(-s.at[N_READY] // max(1, b.decodes)) - 1
+def hold_until_ms(s: State, group: int, now_ms: float, k: Setting, e: Engine, t: Tables) -> float:
+    context = 0
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        kind = s.requests[KIND, row]
+        if kind == READY or kind == DECODING:
+            context += s.requests[COMPUTED, row]
+    full = Batch(0, 0, 0, 0, 0, 0, 0.0, group, context * group // s.at[N_DECODING])
+    further = -(-s.at[N_READY] // group) - 1
+    pace_end_ms = s.clock[READY_SINCE] + k.pace_ms
     until_ms = now_ms
     for _ in range(2):
-        travel_ms = finish_ms(s, b, until_ms, k, e, t) - until_ms
-        latest_ms = s.clock[DUE] - e.tbt_margin_ms
-        latest_ms = latest_ms - travel_ms - steps_behind * travel_ms / e.pp
-        until_ms = min(latest_ms, s.clock[READY_SINCE] + k.pace_ms)
+        travel_ms = finish_ms(s, full, until_ms, k, e, t) - until_ms
+        latest_ms = s.clock[DUE] - e.tbt_margin_ms - travel_ms - further * travel_ms / e.pp
+        until_ms = min(latest_ms, pace_end_ms)
         if until_ms <= now_ms:
             break
     return until_ms
@@ -322,9 +329,8 @@ def compose(
     if ready == 0:
         return HOLD, math.inf, nothing, False
 
-    step = fill(s, min(chosen, e.max_batched), all_shown, False, e)
     if e.pace and k.pace_ms > 0.0:
-        until_ms = hold_until_ms(s, step, now_ms, k, e, t)
+        until_ms = hold_until_ms(s, group, now_ms, k, e, t)
         if now_ms < until_ms - SAME_MS:
             return HOLD, until_ms, nothing, False
-    return STEP, now_ms, step, False
+    return STEP, now_ms, fill(s, min(chosen, e.max_batched), all_shown, False, e), False

@@ -1,9 +1,12 @@
 """The compiler: the only place that imports numba."""
 
+import hashlib
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -29,5 +32,23 @@ def inlined(function: Function) -> Function:
 
 def entry(function: Function) -> Function:
     """Called from Python: compiled with all it calls, and kept on disk."""
-    outer: Function = numba.njit(cache=True, **_OPTIONS)(function)
-    return outer
+    outer: Any = numba.njit(**_OPTIONS)(function)
+    outer._cache = _PackageCache(function)
+    entered: Function = outer
+    return entered
+
+
+class _PackageCache(FunctionCache):  # type: ignore[misc]
+    """Machine code on disk, good for these sources.
+
+    numba alone asks only whether the entry's own file changed, not the files of what it calls.
+    """
+
+    def _index_key(self, sig: object, codegen: object) -> tuple[object, ...]:
+        return (*super()._index_key(sig, codegen), _sources())
+
+
+def _sources() -> str:
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), here.parent / "types.py", here.parent / "emulator.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -43,12 +43,15 @@ from beam_runtime.kernel.state import TTFT as TTFT_NOTED
 from beam_runtime.kernel.steady import Decoding, Prices, equal_work, everyone, net_w, steady
 from beam_runtime.types import SAME_MS
 
-# How wrong an estimate may be before its line was played, and after.
+# How far an estimated energy may be off before its line was played, and after: shares.
 UNTRIED, TRIED = 0.02, 0.0005
-# Room in an estimated TTFT or TBT that is not yet proven to break its SLO: shares of the SLO.
-ROOM_UNTRIED, ROOM_TRIED = 0.08, 0.01
+# The same for TTFT and TBT, in shares of their SLO; a sketch knows little about TBT.
+TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
+# After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
+# plays of the fastest entries: those whose time is within this factor.
+MISSES, TRIES, ABOUT = 3, 16, 1.015
 # Violations closer than this (in shares of one SLO) are the same.
-SAME_VIOLATION = 2e-3
+SAME_VIOLATION = 0.02
 
 
 class Grid(NamedTuple):
@@ -72,9 +75,10 @@ class Room(NamedTuple):
     """Everything a search writes to; made once.
 
     Attributes:
-        estimate: (4, lines, M) energy, TTFT excess, TTFT violation, TBT excess.
-        state: (lines, M) OPEN, DROPPED or PLAYED.
-        line: (4, lines) chunk, microbatches, pace share's index, whether it was played.
+        estimate: (5, lines, M) energy, TTFT excess, TTFT violation, TBT excess, and the time
+            that a clock is slower by than another.
+        state: (lines, M) OPEN, DROPPED or CLOSED (played, or no candidate).
+        line: (4, lines) chunk, microbatches, pace share's index, clock of the last play.
         shift: (3, lines) play less estimate of the last play: energy, TTFT, TBT.
         steady: (M, 2) microbatches and pace share's index that are best after the prefill.
         log: (plays, 8) clock, chunk, microbatches, share's index, energy, TTFT excess, TBT
@@ -89,10 +93,11 @@ class Room(NamedTuple):
     log: Floats
 
 
-OPEN, DROPPED, PLAYED = range(3)
-# What the search is doing: 1 and 2 of the docstring; then its last paragraph.
-CHEAPEST, LEAST_LATE, LOWEST = range(3)
-ENERGY, TTFT, TTFT_SUM, TBT = range(4)
+# DROPPED may come back where nothing keeps the SLOs, CLOSED does not.
+OPEN, DROPPED, CLOSED = range(3)
+# What the search is doing: 1 to 3 of the docstring; then its last paragraph.
+CHEAPEST, LEAST_LATE, NO_WORSE = range(3)
+ENERGY, TTFT, TTFT_SUM, TBT, SLOW = range(5)
 
 
 class Choice(NamedTuple):
@@ -148,11 +153,11 @@ def play_one(
     k = setting_of(c, chunk, m, g.pace_shares[share] * tbt_ms, now_ms, g)
     o = forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
     energy_j, violation = energy_of(o, c, g), violation_of(o, g)
-    w.state[line, c] = PLAYED
-    w.line[3, line] = 1
+    w.state[line, c] = CLOSED
+    w.line[3, line] = c
     w.shift[0, line] = energy_j - w.estimate[ENERGY, line, c]
-    w.shift[1, line] = o.ttft_excess_ms - w.estimate[TTFT, line, c] if o.ttft_row >= 0 else 0.0
-    w.shift[2, line] = o.tbt_excess_ms - w.estimate[TBT, line, c] if o.tbt_row >= 0 else 0.0
+    w.shift[1, line] = learnt(o.ttft_excess_ms, w.estimate[TTFT, line, c])
+    w.shift[2, line] = learnt(o.tbt_excess_ms, w.estimate[TBT, line, c])
     entry = w.log[plays]
     entry[0], entry[1], entry[2], entry[3] = c, chunk, m, share
     entry[4], entry[5], entry[6] = energy_j, o.ttft_excess_ms, o.tbt_excess_ms
@@ -160,6 +165,15 @@ def play_one(
     return Choice(
         c, chunk, m, share, energy_j, violation, violation == 0.0, plays + 1, room, line, o
     )  # fmt: skip
+
+
+@compiled
+def learnt(played_ms: float, estimated_ms: float) -> float:
+    """By how much to shift estimates; a setting in time says nothing bad about others."""
+    if played_ms == -math.inf or estimated_ms == -math.inf:
+        return 0.0
+    shift_ms = played_ms - estimated_ms
+    return shift_ms if played_ms > SAME_MS else min(0.0, shift_ms)
 
 
 @compiled
@@ -183,14 +197,17 @@ def prepare_prefill(
     first_ms = max(0.0, s.clock[STAGE_FREE] - now_ms)
     prompts = line_up(s, x, e)
     clocks = len(t.idle_w)
+    steps, pairs, contexts = 0, 0.0, 0.0
     for line in range(len(g.chunks)):
         chunk = legal_chunk(s, g.chunks[line], e)
         k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
         w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, 0
-        twin = line > 0 and w.line[0, line - 1] == chunk
+        # A chunk that changes nothing is left out: too small to be legal, or larger than needed.
+        twin = k.steps == steps and k.pairs == pairs and k.context == contexts
+        steps, pairs, contexts = k.steps, k.pairs, k.context
         for c in range(clocks):
             if twin or not k.done:
-                w.state[line, c] = DROPPED
+                w.state[line, c] = CLOSED
                 continue
             m, share = w.steady[c, 0], w.steady[c, 1]
             after = steady(later, c, m, g.pace_shares[share] * d.tbt_ms, e, t)
@@ -211,6 +228,7 @@ def note_estimate(line: int, c: int, found: Estimate, g: Grid, w: Room) -> None:
     w.estimate[TTFT, line, c] = found.ttft_excess_ms
     w.estimate[TTFT_SUM, line, c] = found.ttft_violation
     w.estimate[TBT, line, c] = found.tbt_excess_ms
+    w.estimate[SLOW, line, c] = found.slow_ms
 
 
 @compiled
@@ -247,49 +265,90 @@ def prepare_decode(
                 energy_j = (one.active_w + one.idle_w) * lookahead_ms / 1e3
                 owed = (p.tokens_per_ms - one.tokens_per_ms) * lookahead_ms
                 energy_j += p.standing_w * (p.window_ms - lookahead_ms) / 1e3 + p.token_j * owed
-                excess_ms = one.cycle_ms + e.tbt_margin_ms - tbt_ms
-                note_estimate(line, c, Estimate(energy_j, -math.inf, 0.0, excess_ms, 0.0), g, w)
+                slow_ms = steady(d, c, m, 0.0, e, t).cycle_ms
+                # A pace never makes late by itself, so what counts is the cycle without it.
+                excess_ms = slow_ms + e.tbt_margin_ms - tbt_ms
+                note_estimate(line, c, Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms), g, w)
+                # A longer pace that the SLO cuts to the same cycle is the same setting.
+                if share > 0 and w.estimate[ENERGY, line - 1, c] == w.estimate[ENERGY, line, c]:
+                    w.state[line, c] = CLOSED
     return e.pp * shares
 
 
 @compiled
 def cheapest(
-    lines: int, best_j: float, tbt_ms: float, ttft_ms: float, found: bool, w: Room
-) -> tuple[int, int]:
-    """The open entry to play next, (-1, -1) if none could beat ``best_j``, once one is found."""
-    at_line, at_clock, least_j = -1, -1, best_j if found else math.inf
+    lines: int, best_j: float, late_ms: float, gap_ms: float, ttft_ms: float, tbt_ms: float,
+    trust: float, w: Room,
+) -> tuple[int, int]:  # fmt: skip
+    """The open entry to play next, expected below ``best_j`` and these excesses; else (-1, -1).
+
+    What a play taught about a line counts in full for lower clocks. For higher ones bad news
+    counts by ``trust`` and dearer not at all: being late, which made it dear, may be over there.
+    """
+    at_line, at_clock, least_j = -1, -1, best_j
     for line in range(lines):
-        tried = w.line[3, line] == 1
-        doubt = TRIED if tried else UNTRIED
-        room = ROOM_TRIED if tried else ROOM_UNTRIED
+        played = w.line[3, line]
+        doubt = UNTRIED if played < 0 else TRIED
         for c in range(w.state.shape[1]):
             if w.state[line, c] != OPEN:
                 continue
-            if w.estimate[TTFT, line, c] + w.shift[1, line] > room * ttft_ms:
-                continue
-            if w.estimate[TBT, line, c] + w.shift[2, line] > room * tbt_ms:
-                continue
-            energy_j = w.estimate[ENERGY, line, c] + w.shift[0, line]
+            energy_j = w.estimate[ENERGY, line, c]
+            late, gap = w.estimate[TTFT, line, c], w.estimate[TBT, line, c]
+            if played < 0:
+                late -= TTFT_DOUBT * ttft_ms
+                gap -= TBT_DOUBT * tbt_ms
+            else:
+                higher = c > played
+                energy_j += min(w.shift[0, line], 0.0) if higher else w.shift[0, line]
+                late += w.shift[1, line] * (trust if higher and w.shift[1, line] > 0.0 else 1.0)
+                gap += w.shift[2, line] * (trust if higher and w.shift[2, line] > 0.0 else 1.0)
+                late -= TRIED_DOUBT * ttft_ms
+                gap -= TRIED_DOUBT * tbt_ms
             energy_j -= doubt * abs(energy_j)
-            if energy_j < least_j:
+            if energy_j < least_j and late <= late_ms and gap <= gap_ms:
                 at_line, at_clock, least_j = line, c, energy_j
     return at_line, at_clock
 
 
 @compiled
 def least_late(
-    lines: int, c: int, limit: float, requests: int, tbt_ms: float, g: Grid, w: Room
-) -> int:
-    """The line not yet played at clock ``c`` with the least estimated violation, under a limit."""
-    at, least = -1, limit
+    lines: int, limit: float, requests: int, tbt_ms: float, g: Grid, w: Room
+) -> tuple[int, int]:
+    """Of the entries that are about as fast as their line can be, the least late, by estimate."""
+    at_line, at_clock, least = -1, -1, limit
     for line in range(lines):
-        if w.state[line, c] != OPEN:
-            continue
-        late = g.ttft_weight * w.estimate[TTFT_SUM, line, c]
-        late += g.tbt_weight * requests * max(0.0, w.estimate[TBT, line, c]) / max(tbt_ms, 1.0)
-        if late < least:
-            at, least = line, late
-    return at
+        fastest_ms = math.inf
+        for c in range(w.state.shape[1]):
+            if g.only in (-1, c) and w.estimate[SLOW, line, c] > 0.0:
+                fastest_ms = min(fastest_ms, w.estimate[SLOW, line, c])
+        for c in range(w.state.shape[1]):
+            if w.state[line, c] == CLOSED or w.estimate[SLOW, line, c] > fastest_ms * ABOUT:
+                continue
+            late = g.ttft_weight * w.estimate[TTFT_SUM, line, c]
+            late += g.tbt_weight * requests * max(0.0, w.estimate[TBT, line, c]) / tbt_ms
+            # Of equals the shortest pace, then the fastest.
+            late += 1e-6 * w.line[2, line] + 1e-9 * w.estimate[SLOW, line, c]
+            if late < least:
+                at_line, at_clock, least = line, c, late
+    return at_line, at_clock
+
+
+@compiled
+def reopen(w: Room) -> None:
+    """Nothing keeps the SLOs: what was dropped for missing them is no worse for that."""
+    for line in range(w.state.shape[0]):
+        for c in range(w.state.shape[1]):
+            if w.state[line, c] == DROPPED:
+                w.state[line, c] = OPEN
+
+
+@compiled
+def drop_slower(line: int, c: int, w: Room) -> None:
+    """An entry broke an SLO: those of its line that are no faster will too."""
+    for other in range(w.state.shape[1]):
+        slower = w.estimate[SLOW, line, other] >= w.estimate[SLOW, line, c]
+        if slower and w.state[line, other] == OPEN:
+            w.state[line, other] = DROPPED
 
 
 @entry
@@ -303,30 +362,39 @@ def search(
     clear(g, w)
     if prefill_pending(start, e):
         lines = prepare_prefill(start, g, now_ms, lookahead_ms, p, w, x, e, t)
+        trust = 0.5
     else:
         lines = prepare_decode(start, legal_chunk(start, chunk, e), g, lookahead_ms, p, w, e, t)
+        trust = 1.0
     tbt_ms = everyone(start, e).tbt_ms
     ttft_ms = tightest_ttft_ms(start)
-    top = g.only if g.only >= 0 else len(t.idle_w) - 1
     requests = start.times.shape[1]
     best = untried()
-    phase, plays, work = CHEAPEST, 0, 0
-    low, high = -1, 0  # LOWEST: a clock too low, and the lowest that is not
+    least = math.inf  # the least violation seen
+    phase, plays, work, misses = CHEAPEST, 0, 0, 0
     while plays < g.most_plays:
+        line, c = -1, -1
         if phase == CHEAPEST:
-            line, c = cheapest(lines, best.energy_j, tbt_ms, ttft_ms, best.feasible, w)
-            if line < 0 or work > g.most_work:
+            if work <= g.most_work and (misses < MISSES or best.feasible):
+                most_j = best.energy_j if best.feasible else math.inf
+                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, trust, w)
+            if line < 0:
                 if best.feasible:
                     break
-                phase = LEAST_LATE
+                phase, misses = LEAST_LATE, 0
         if phase == LEAST_LATE:
-            limit = best.violation * 1.5 + 1e-9
-            line, c = least_late(lines, top, limit, start.at[N_RUNNING], tbt_ms, g, w), top
-            if line < 0 or (work > g.most_work and best.clock >= 0):
-                phase, high = LOWEST, best.clock
-        if phase == LOWEST:
-            line, c = best.line, (low + high) // 2
-            if g.only >= 0 or high - low < 2 or work > 2 * g.most_work:
+            if misses < TRIES and (work <= g.most_work or misses == 0):
+                limit = least * 1.5 + 0.01 if misses > 0 else math.inf
+                line, c = least_late(lines, limit, start.at[N_RUNNING], tbt_ms, g, w)
+            if line < 0:
+                phase = NO_WORSE
+                reopen(w)
+        if phase == NO_WORSE:
+            if work <= 2 * g.most_work:
+                o = best.outcome
+                late_ms, gap_ms = max(0.0, o.ttft_excess_ms), max(0.0, o.tbt_excess_ms)
+                line, c = cheapest(lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, trust, w)
+            if line < 0:
                 break
 
         room = 1 - best.room
@@ -334,32 +402,26 @@ def search(
         one = play_one(s, start, c, line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t)
         plays += 1
         work += one.outcome.steps * (requests + 32)
-        if phase == LOWEST:
-            if one.violation > best.violation + SAME_VIOLATION:
-                low = c
-            else:
-                high = c
-                if one.energy_j < best.energy_j:
-                    best = one
-            continue
-        if better(one, best):
+        least = min(least, one.violation)
+        if better(one, best, least):
             best = one
         if one.feasible:
             phase = CHEAPEST
         else:
-            for lower in range(c):
-                w.state[line, lower] = max(w.state[line, lower], DROPPED)
+            misses += 1
+            if phase == CHEAPEST or (phase == NO_WORSE and best.clock != c):
+                drop_slower(line, c, w)
     return with_plays(best, plays)
 
 
 @compiled
-def better(one: Choice, best: Choice) -> bool:
-    """Keeping the SLOs first, then the least violation, then the least energy."""
+def better(one: Choice, best: Choice, least: float) -> bool:
+    """The least energy among those that violate no more than the least does."""
+    if (one.violation <= least + SAME_VIOLATION) != (best.violation <= least + SAME_VIOLATION):
+        return one.violation < best.violation
     if one.feasible != best.feasible:
         return one.feasible
-    if one.feasible or abs(one.violation - best.violation) <= SAME_VIOLATION:
-        return one.energy_j < best.energy_j
-    return one.violation < best.violation
+    return one.energy_j < best.energy_j
 
 
 @compiled
@@ -379,11 +441,11 @@ def with_plays(c: Choice, plays: int) -> Choice:
 @compiled
 def clear(g: Grid, w: Room) -> None:
     for line in range(w.state.shape[0]):
-        w.line[3, line] = 0
+        w.line[3, line] = -1
         for i in range(3):
             w.shift[i, line] = 0.0
         for c in range(w.state.shape[1]):
-            w.state[line, c] = OPEN if g.only in (-1, c) else DROPPED
+            w.state[line, c] = OPEN if g.only in (-1, c) else CLOSED
 
 
 @compiled
@@ -419,17 +481,20 @@ def exhaustive(
     prefill = prefill_pending(start, e)
     chunks = len(g.chunks) if prefill else 1
     best = untried()
-    for i in range(chunks):
-        w.line[0, 0] = (
-            legal_chunk(start, g.chunks[i], e) if prefill else legal_chunk(start, chunk, e)
-        )
-        for m in range(1, e.pp + 1):
-            for share in range(len(g.pace_shares)):
-                w.line[1, 0], w.line[2, 0] = m, share
-                for c in range(len(t.idle_w)):
-                    one = play_one(
-                        a, start, c, 0, 0, 0, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
-                    )
-                    if better(one, best):
-                        best = one
+    least = math.inf
+    for _ in range(2):  # once for the least violation, once for the least energy at it
+        for i in range(chunks):
+            w.line[0, 0] = legal_chunk(start, g.chunks[i] if prefill else chunk, e)
+            for m in range(1, e.pp + 1):
+                for share in range(len(g.pace_shares)):
+                    w.line[1, 0], w.line[2, 0] = m, share
+                    for c in range(len(t.idle_w)):
+                        one = play_one(
+                            a, start, c, 0, 0, 0, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
+                        )
+                        least = min(least, one.violation)
+                        if better(one, best, least):
+                            best = one
+        if least == 0.0:
+            break
     return best

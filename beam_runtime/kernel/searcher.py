@@ -59,7 +59,7 @@ class Searcher:
         lines = max(len(chunks), limits.pp * len(pace_shares))
         clocks = len(cost.clocks_mhz)
         self._room = compiled.Room(
-            estimate=np.zeros((4, lines, clocks)),
+            estimate=np.zeros((5, lines, clocks)),
             state=np.zeros((lines, clocks), dtype=np.int64),
             line=np.zeros((4, lines), dtype=np.int64),
             shift=np.zeros((3, lines)),

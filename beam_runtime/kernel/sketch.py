@@ -214,7 +214,7 @@ class Estimate(NamedTuple):
     ttft_excess_ms: float
     ttft_violation: float
     tbt_excess_ms: float
-    prefill_ms: float
+    slow_ms: float
 
 
 @compiled
@@ -256,4 +256,4 @@ def estimate(
         worst_ms = max(worst_ms, excess_ms)
         violation += max(0.0, excess_ms) / x.ttft[2, i]
     tbt_ms = gap_ms + e.tbt_margin_ms - d.tbt_ms if d.requests > 0 else -math.inf
-    return Estimate(energy_j, worst_ms, violation, tbt_ms, prefill_ms)
+    return Estimate(energy_j, worst_ms, violation, tbt_ms, total_ms)

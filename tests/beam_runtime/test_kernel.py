@@ -24,8 +24,8 @@ from beam_runtime.types import (
 
 pytest.importorskip("numba", reason="the kernel is compiled by numba")
 
-from beam_runtime.kernel.searcher import Searcher  # noqa: E402
-from beam_runtime.steady import PACE_SHARES  # noqa: E402
+from beam_runtime.kernel.searcher import Searcher
+from beam_runtime.steady import PACE_SHARES
 
 CLOCKS_MHZ = (510, 900, 1200, 1410)
 LOOKAHEAD_MS = 250.0
@@ -38,7 +38,7 @@ def up_to(most: float, least: float = 0.0) -> st.SearchStrategy[float]:
 @st.composite
 def costs(draw: st.DrawFn) -> StepCost:
     """Any table: stairs of any height, attention of any weight, faster at higher clocks."""
-    edges = sorted(draw(st.sets(st.integers(2, 500), min_size=1, max_size=6))) + [600]
+    edges = [*sorted(draw(st.sets(st.integers(2, 500), min_size=1, max_size=6))), 600]
     base = np.cumsum([draw(up_to(20.0, 0.5)) for _ in range(len(edges) + 1)])
     slow = np.sort([draw(up_to(3.0, 1.0)) for _ in CLOCKS_MHZ])[::-1]
     watts = np.array([draw(up_to(0.9, 0.1)) for _ in CLOCKS_MHZ])
