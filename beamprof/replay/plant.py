@@ -108,6 +108,7 @@ class _Plant:
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
         self.believed = pack_tables(site.believed, largest)
         self.true = pack_tables(site.cost, largest)
+        self.arrived_tokens = np.cumsum(self.workload.input_tokens)
         self.random = np.random.default_rng(site.seed)
         self.state = _empty_state(self.limits, site.kv_blocks, _FIRST_ROWS)
         self.plant = _empty_plant(_FIRST_ROWS, trace.requests)
@@ -115,7 +116,7 @@ class _Plant:
         self.steps: list[NDArray[np.float64]] = []
         self.tokens: list[NDArray[np.float64]] = []
         top = int(site.cost.clocks_mhz[-1])
-        self.view = View(site.believed, self.limits, site.slo, Knobs(top, 1))
+        self.view = View(site.believed, self.limits, site.slo, site.kv_blocks, Knobs(top, 1))
         self.clock_changes = 0
         self.idle_j = 0.0
         self.idle_until_ms = 0.0
@@ -164,17 +165,14 @@ class _Plant:
         began_s = time.perf_counter()
         view, now_ms = self.view, float(self.plant.clock[loop.NOW])
         view.now_ms, view.state = now_ms, self.state
-        view.tokens_out = int(self.plant.at[loop.N_TOKENS]) + self.tokens_before
+        arrived = int(self.plant.at[loop.NEXT_ARRIVAL])
+        view.arrived_tokens = int(self.arrived_tokens[arrived - 1]) if arrived else 0
         view.returned = self._newly_returned(now_ms)
         knobs = self.policy.decide(view)
         if knobs is not view.knobs and knobs != view.knobs:
             self._set(knobs, now_ms)
         self.decisions += 1
         self.decision_s += time.perf_counter() - began_s
-
-    @property
-    def tokens_before(self) -> int:
-        return sum(map(len, self.tokens))
 
     def _newly_returned(self, now_ms: float) -> NDArray[np.float64]:
         steps = self.plant.steps[: self.plant.at[loop.N_STEPS]]
@@ -210,7 +208,10 @@ class _Plant:
 
     def _engine(self) -> Engine:
         snapshot = Snapshot(0.0, self.limits, self.view.knobs, correction=self.policy.correction)
-        return pack_engine(snapshot, self.policy.rules)
+        engine = pack_engine(snapshot, self.policy.rules)
+        if self.policy.one_step_per_microbatch:
+            return engine._replace(max_in_flight=self.view.knobs.microbatches)
+        return engine
 
     def _idle_up_to(self, until_ms: float) -> None:
         """Count what all stages would draw waiting, at the clocks that were in effect."""
@@ -227,8 +228,8 @@ class _Plant:
         return self.random.lognormal(-(sigma**2) / 2, sigma, _STEPS)
 
     def _empty_records(self) -> None:
-        """Take steps and tokens out of the loop's records; steps still under way stay."""
-        at, now_ms = self.plant.at, self.plant.clock[loop.NOW]
+        """Take the loop's records. A policy is not told of the few steps under way at that time."""
+        at = self.plant.at
         steps = self.plant.steps[: at[loop.N_STEPS]]
         self.steps.append(steps.copy())
         at[loop.N_STEPS] = 0
@@ -236,7 +237,6 @@ class _Plant:
         self.returned = 0
         self.tokens.append(self.plant.tokens[: at[loop.N_TOKENS]].copy())
         at[loop.N_TOKENS] = 0
-        del now_ms
 
     def _grow(self) -> None:
         """Twice the room for requests that are present at one time."""

@@ -16,6 +16,7 @@ from beam_runtime.kernel.state import (
     GENERATED,
     LAST,
     N_FLYING,
+    N_PREFILL,
     N_RUNNING,
     N_WAITING,
     RUNNING,
@@ -47,21 +48,26 @@ class View:
         limits: of the engine.
         cost: the controller's table; the plant's may be another.
         slo: what requests are promised.
-        steps: records of the steps that were issued since the policy was last asked, columns
-            as in event_loop; of those not back yet a policy must not read the outcome.
+        kv_blocks: KV-cache blocks of the replica.
+        returned: the steps that came back since the policy was last asked; columns STEP_* of
+            event_loop, the clock as an index.
+        arrived_tokens: prompt tokens that have arrived so far.
     """
 
-    def __init__(self, cost: StepCost, limits: EngineLimits, slo: Slo, knobs: Knobs) -> None:
+    def __init__(
+        self, cost: StepCost, limits: EngineLimits, slo: Slo, kv_blocks: int, knobs: Knobs
+    ) -> None:
         self.cost = cost
         self.limits = limits
         self.slo = slo
+        self.kv_blocks = kv_blocks
+        self.arrived_tokens = 0
         self.knobs = knobs
         self.now_ms = 0.0
         self.clock_since_ms = float("-inf")
         self.previous_clock_mhz: int | None = None
         self.state: State
         self.returned: NDArray[np.float64]
-        self.tokens_out = 0
 
     @property
     def running(self) -> NDArray[np.int64]:
@@ -77,6 +83,11 @@ class View:
             WAITING, (s.at[WAIT_HEAD] + np.arange(s.at[N_WAITING])) % n
         ]
         return queue
+
+    @property
+    def prefill_waits(self) -> bool:
+        """Whether any prompt token is still to be computed."""
+        return bool(self.state.at[N_PREFILL] > 0 or self.state.at[N_WAITING] > 0)
 
     def pending_prefill_tokens(self) -> NDArray[np.int64]:
         """Prompt tokens not computed yet, of every request without its first token, FCFS."""
@@ -97,6 +108,10 @@ class View:
         """(requests that decode, their KV tokens together)."""
         rows = self.running[self._decoding(self.running)]
         return len(rows), int(self.state.requests[COMPUTED, rows].sum())
+
+    def prefill_running(self) -> bool:
+        """Whether some prompt is half done."""
+        return bool(self.state.at[N_PREFILL] > 0)
 
     def _decoding(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         r = self.state.requests

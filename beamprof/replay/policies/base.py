@@ -31,6 +31,8 @@ class Policy(ABC):
         correction: scales and margins that the composer works with.
         wakes: the events after which ``decide`` is called.
         tick_ms: it is also called this often.
+        one_step_per_microbatch: as many steps in flight as there are microbatches, which is
+            what brings decodes together that went apart; else as many as the engine takes.
         max_batched_tokens: the largest step that its engine was started for.
     """
 
@@ -38,6 +40,7 @@ class Policy(ABC):
     correction: Correction = Correction()
     wakes: Wake = Wake.NEVER
     tick_ms: float = math.inf
+    one_step_per_microbatch: bool = False
     max_batched_tokens: int = 512
 
     def __init__(self, name: str) -> None:

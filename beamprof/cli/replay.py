@@ -1,0 +1,108 @@
+"""`beam replay`: what would each policy have cost on this trace?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beamprof.console import emit, note
+from beamprof.traces.policies import OverLimit
+from beamprof.units import parse_duration_s, parse_power_w
+
+DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
+
+
+def command(
+    table: Annotated[Path, typer.Option("--table", "-t", help="What the policies know.")],
+    trace: Annotated[Path, typer.Option("--trace", help="Requests, in any known format.")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            help="Names with commas: vanilla[:CHUNK], static:MHZ|knee, window-dvfs, "
+            "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
+        ),
+    ] = DEFAULT_POLICIES,
+    slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
+    slo_tbt: Annotated[
+        str, typer.Option("--slo-tbt", "--slo-itl", help="Time between tokens.")
+    ] = "200ms",
+    plant_table: Annotated[
+        Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option("--noise", help="Deviation of a step's time, as a share.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise.", min=0)] = 0,
+    idle_power: Annotated[
+        str | None,
+        typer.Option("--idle-power", help="Of a waiting GPU, e.g. 45W; over the table's."),
+    ] = None,
+    host_gap: Annotated[
+        str, typer.Option("--host-gap", help="Time per stage and step that no pass covers.")
+    ] = "5.5ms",
+    kv_blocks: Annotated[
+        int | None, typer.Option("--kv-blocks", help="KV-cache blocks of 16 tokens.", min=1)
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Most input + output tokens.", min=2)
+    ] = None,
+    over_limit: Annotated[
+        OverLimit, typer.Option("--over-limit", help="What happens to longer requests.")
+    ] = OverLimit.ERROR,
+    model: Annotated[str | None, typer.Option("--model", help="The table must be for it.")] = None,
+    tp: Annotated[int | None, typer.Option("--tp", help="Likewise.", min=1)] = None,
+    pp: Annotated[int | None, typer.Option("--pp", help="Likewise.", min=1)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for requests.parquet and steps.parquet."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side."""
+    from beam_runtime.table import PerfTable
+    from beam_runtime.types import Slo
+    from beamprof.replay.ladder import ReplayOptions, replay
+    from beamprof.report.plain import plain
+    from beamprof.report.replay_views import show_replay
+    from beamprof.traces.importing import open_trace
+
+    options = ReplayOptions(
+        slo=Slo(
+            parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
+            parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
+        ),
+        noise=noise,
+        seed=seed,
+        host_gap_ms=parse_duration_s(host_gap, "--host-gap") * 1e3,
+        idle_power_w=None if idle_power is None else parse_power_w(idle_power, "--idle-power"),
+        kv_blocks=kv_blocks,
+        max_model_len=max_model_len,
+        over_limit=over_limit,
+    )
+    known = PerfTable.load(table, model=model, tp=tp, pp=pp)
+    true = None if plant_table is None else PerfTable.load(plant_table, model=model, tp=tp, pp=pp)
+    report = replay(
+        known,
+        open_trace(trace),
+        policy.split(","),
+        options,
+        plant_table=true,
+        output=output,
+        force=force,
+        progress=lambda name: note(f"playing {name}"),
+    )
+    for assumed in report.notes:
+        note(assumed)
+    following = (
+        f"beam table inspect {table}"
+        if output
+        else f"beam replay --table {table} --trace {trace} --output FOLDER"
+    )
+    emit(
+        "replay",
+        plain(report),
+        lambda console: show_replay(report, following, console),
+        as_json=as_json,
+    )

@@ -1,0 +1,223 @@
+"""What a replay says: energy, TTFT, TBT, attainment, and how the knobs were used.
+
+Percentiles are exact: every token's gap is kept until they are taken.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.cost import StepCost
+from beam_runtime.types import SAME_MS, EngineLimits, StepShape, chunk_pairs
+from beamprof.replay import event_loop as loop
+from beamprof.replay.played import Floats, Played
+
+J_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Milliseconds: mean, exact percentiles, largest. All 0 where nothing was measured."""
+
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, values: Floats) -> "Spread":
+        """The spread of ``values``, any shape."""
+        if values.size == 0:
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0)
+        p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+        return cls(float(values.mean()), p50, p90, p99, float(values.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """Shares, 0 to 1, of what was kept.
+
+    Attributes:
+        ttft: of requests whose first token came in time.
+        ttft_possible: the same among the requests that any policy could have served in time:
+            those whose prompt, alone on an idle engine at the best setting, is in time.
+        tbt: of tokens after the first that came in time after the one before.
+        tbt_requests: of requests, all of whose tokens did.
+        requests: of requests that kept both.
+        impossible: requests that no policy could have served in time.
+    """
+
+    ttft: float
+    ttft_possible: float
+    tbt: float
+    tbt_requests: float
+    requests: float
+    impossible: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One policy on one trace.
+
+    Attributes:
+        policy: its name.
+        energy_j: of all GPUs until the trace's stated duration, or the last token if later.
+        prefill_energy_j, decode_energy_j: of steps that carry prefill, and of the others.
+        idle_energy_j: of GPU-time that no pass covers.
+        energy_kwh: the same as energy_j.
+        mean_power_w: energy over that time.
+        j_per_token: per output token; j_per_request: per request.
+        ttft, tbt: spreads over requests, and over tokens after the first.
+        attainment: shares kept.
+        busy: share of stage-time that a pass covers.
+        steps: engine steps; steps_per_s: per second of the trace.
+        clock_share, chunk_share, microbatches_share, pace_share: share of the trace's time that
+            steps were issued under each value of the knob (pace in ms).
+        clock_changes: how often another clock was asked for.
+        preemptions: requests that lost their KV blocks.
+        decisions: how often the policy was asked; decision_mean_us: what one took.
+        wall_s: the time that the replay took.
+    """
+
+    policy: str
+    energy_j: float
+    prefill_energy_j: float
+    decode_energy_j: float
+    idle_energy_j: float
+    energy_kwh: float
+    mean_power_w: float
+    j_per_token: float
+    j_per_request: float
+    ttft: Spread
+    tbt: Spread
+    attainment: Attainment
+    busy: float
+    steps: int
+    steps_per_s: float
+    clock_share: dict[int, float]
+    chunk_share: dict[int, float]
+    microbatches_share: dict[int, float]
+    pace_share: dict[int, float]
+    clock_changes: int
+    preemptions: int
+    decisions: int
+    decision_mean_us: float
+    wall_s: float
+
+
+def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
+    """All numbers of one replay.
+
+    Args:
+        played: the replay.
+        possible: (R,) whether any policy could have served the request in time.
+    """
+    steps = played.steps
+    step_j = steps[:, loop.STEP_J]
+    prefill = steps[:, loop.STEP_CHUNK] > 0
+    end_s = played.end_ms / 1e3
+    tokens = int(played.output_tokens.sum())
+    return Metrics(
+        policy=played.policy,
+        energy_j=played.energy_j,
+        prefill_energy_j=float(step_j[prefill].sum()),
+        decode_energy_j=float(step_j[~prefill].sum()),
+        idle_energy_j=played.idle_energy_j,
+        energy_kwh=played.energy_j / J_PER_KWH,
+        mean_power_w=played.energy_j / end_s,
+        j_per_token=played.energy_j / tokens,
+        j_per_request=played.energy_j / len(played.arrival_ms),
+        ttft=Spread.of(ttft_ms(played)),
+        tbt=Spread.of(played.tokens[:, loop.TOKEN_GAP_MS]),
+        attainment=attainment(played, possible),
+        busy=played.busy_ms / played.pp / played.end_ms,
+        steps=len(steps),
+        steps_per_s=len(steps) / end_s,
+        clock_share=_share_of_time(played, loop.STEP_CLOCK),
+        chunk_share=_share_of_time(played, loop.STEP_BUDGET),
+        microbatches_share=_share_of_time(played, loop.STEP_MICROBATCHES),
+        pace_share=_share_of_time(played, loop.STEP_PACE_MS),
+        clock_changes=played.clock_changes,
+        preemptions=played.preemptions,
+        decisions=played.decisions,
+        decision_mean_us=played.decision_s / max(1, played.decisions) * 1e6,
+        wall_s=played.wall_s,
+    )
+
+
+def ttft_ms(played: Played) -> Floats:
+    """(R,) from arrival to first token."""
+    return played.first_token_ms - played.arrival_ms
+
+
+def attainment(played: Played, possible: NDArray[np.bool_]) -> Attainment:
+    """Which promises were kept."""
+    first = ttft_ms(played) <= played.slo.ttft_ms + SAME_MS
+    late = played.tokens[:, loop.TOKEN_GAP_MS] > played.slo.tbt_ms + SAME_MS
+    steady = np.ones(len(first), dtype=bool)
+    steady[played.tokens[late, loop.TOKEN_REQUEST].astype(np.int64)] = False
+    return Attainment(
+        ttft=float(first.mean()),
+        ttft_possible=float(first[possible].mean()) if possible.any() else 0.0,
+        tbt=1.0 - float(late.mean()) if len(late) else 1.0,
+        tbt_requests=float(steady.mean()),
+        requests=float((first & steady).mean()),
+        impossible=int((~possible).sum()),
+    )
+
+
+def servable_in_time(
+    input_tokens: NDArray[np.int64],
+    ttft_slo_ms: float,
+    cost: StepCost,
+    limits: EngineLimits,
+    largest_step: int,
+) -> NDArray[np.bool_]:
+    """(R,) whether a prompt alone on an idle engine could have its first token in time.
+
+    At the fastest clock and the best chunk size up to ``largest_step``. Optimistic: what other
+    requests take away in a burst is not counted.
+    """
+    longest = int(input_tokens.max())
+    # A longer prompt takes longer: look for the longest that is in time, by halving.
+    in_time, too_long = 0, longest + 1
+    while too_long - in_time > 1:
+        middle = (in_time + too_long) // 2
+        if _alone_ms(middle, cost, limits, largest_step) <= ttft_slo_ms + SAME_MS:
+            in_time = middle
+        else:
+            too_long = middle
+    fits: NDArray[np.bool_] = input_tokens <= in_time
+    return fits
+
+
+def _alone_ms(prompt: int, cost: StepCost, limits: EngineLimits, largest_step: int) -> float:
+    edges = [int(edge) for edge in cost.edges_tokens if 1 <= edge < largest_step]
+    return min(_chunked_ms(prompt, chunk, cost, limits) for chunk in (*edges, largest_step))
+
+
+def _chunked_ms(prompt: int, chunk: int, cost: StepCost, limits: EngineLimits) -> float:
+    free_ms = [0.0] * limits.pp
+    for computed in range(0, prompt, chunk):
+        tokens = min(chunk, prompt - computed)
+        step = StepShape(tokens, computed, 0, 0, chunk_pairs(tokens, computed))
+        pass_ms = float(cost.latency_ms(step).min()) + limits.host_gap_ms
+        ready_ms = 0.0
+        for stage in range(limits.pp):
+            free_ms[stage] = max(ready_ms, free_ms[stage]) + pass_ms
+            ready_ms = free_ms[stage] + limits.transfer_ms
+    return free_ms[-1]
+
+
+def _share_of_time(played: Played, column: int) -> dict[int, float]:
+    """Each value holds from the issue of its step to the issue of the next."""
+    if len(played.steps) == 0:
+        return {}
+    issued_ms = played.steps[:, loop.ISSUED_MS]
+    lasts_ms = np.diff(issued_ms, append=max(played.end_ms, issued_ms[-1]))
+    lasts_ms[0] += issued_ms[0]
+    values, at = np.unique(played.steps[:, column].round().astype(np.int64), return_inverse=True)
+    shares = np.bincount(at, weights=lasts_ms) / lasts_ms.sum()
+    return dict(zip(values.tolist(), shares.tolist(), strict=True))
