@@ -11,8 +11,8 @@ cycle, which is exact. Then the entries are played in the order of their estimat
 3. stop when nothing left is estimated to be cheaper than the best that was played.
 
 Nothing is dropped on monotony in chunk, which energy does not have. Where nothing keeps the
-SLOs, lines are played at the highest clock in the order of estimated violation, and the clock
-of the least one goes down as far as the violation does not grow.
+SLOs, the fastest entries are played in the order of estimated violation; then cheaper entries
+of the same speed; and the clock of the best goes down as far as the violation does not grow.
 """
 
 import math
@@ -96,7 +96,7 @@ class Room(NamedTuple):
 # DROPPED may come back where nothing keeps the SLOs, CLOSED does not.
 OPEN, DROPPED, CLOSED = range(3)
 # What the search is doing: 1 to 3 of the docstring; then its last paragraph.
-CHEAPEST, LEAST_LATE, NO_WORSE = range(3)
+CHEAPEST, LEAST_LATE, NO_WORSE, LOWER = range(4)
 ENERGY, TTFT, TTFT_SUM, TBT, SLOW = range(5)
 
 
@@ -219,7 +219,8 @@ def prepare_prefill(
 @compiled
 def legal_chunk(s: State, chunk: int, e: Engine) -> int:
     """Never under running decodes + minimum chunk, nor over what the engine was started for."""
-    return min(max(chunk, s.at[N_DECODING] + e.min_chunk), e.max_batched)
+    legal: int = min(max(chunk, s.at[N_DECODING] + e.min_chunk), e.max_batched)
+    return legal
 
 
 @compiled
@@ -278,7 +279,7 @@ def prepare_decode(
 @compiled
 def cheapest(
     lines: int, best_j: float, late_ms: float, gap_ms: float, ttft_ms: float, tbt_ms: float,
-    trust: float, w: Room,
+    slow_ms: float, trust: float, w: Room,
 ) -> tuple[int, int]:  # fmt: skip
     """The open entry to play next, expected below ``best_j`` and these excesses; else (-1, -1).
 
@@ -290,7 +291,7 @@ def cheapest(
         played = w.line[3, line]
         doubt = UNTRIED if played < 0 else TRIED
         for c in range(w.state.shape[1]):
-            if w.state[line, c] != OPEN:
+            if w.state[line, c] != OPEN or w.estimate[SLOW, line, c] > slow_ms:
                 continue
             energy_j = w.estimate[ENERGY, line, c]
             late, gap = w.estimate[TTFT, line, c], w.estimate[TBT, line, c]
@@ -326,7 +327,10 @@ def least_late(
                 continue
             late = g.ttft_weight * w.estimate[TTFT_SUM, line, c]
             late += g.tbt_weight * requests * max(0.0, w.estimate[TBT, line, c]) / tbt_ms
-            # Of equals the shortest pace, then the fastest.
+            # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
+            played = w.line[3, line]
+            if played >= 0 and w.estimate[SLOW, line, played] <= fastest_ms * ABOUT:
+                late += 1e-3
             late += 1e-6 * w.line[2, line] + 1e-9 * w.estimate[SLOW, line, c]
             if late < least:
                 at_line, at_clock, least = line, c, late
@@ -372,12 +376,13 @@ def search(
     best = untried()
     least = math.inf  # the least violation seen
     phase, plays, work, misses = CHEAPEST, 0, 0, 0
+    low, high = -1, 0  # LOWER: a clock that is too low, and the lowest that is not
     while plays < g.most_plays:
         line, c = -1, -1
         if phase == CHEAPEST:
             if work <= g.most_work and (misses < MISSES or best.feasible):
                 most_j = best.energy_j if best.feasible else math.inf
-                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, trust, w)
+                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, math.inf, trust, w)
             if line < 0:
                 if best.feasible:
                     break
@@ -387,14 +392,21 @@ def search(
                 limit = least * 1.5 + 0.01 if misses > 0 else math.inf
                 line, c = least_late(lines, limit, start.at[N_RUNNING], tbt_ms, g, w)
             if line < 0:
-                phase = NO_WORSE
+                phase, misses = NO_WORSE, 0
                 reopen(w)
         if phase == NO_WORSE:
-            if work <= 2 * g.most_work:
+            if misses < 2 * MISSES and work <= g.most_work:
                 o = best.outcome
                 late_ms, gap_ms = max(0.0, o.ttft_excess_ms), max(0.0, o.tbt_excess_ms)
-                line, c = cheapest(lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, trust, w)
+                slow_ms = w.estimate[SLOW, best.line, best.clock] * ABOUT
+                line, c = cheapest(
+                    lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, slow_ms, trust, w
+                )  # fmt: skip
             if line < 0:
+                phase, low, high = LOWER, -1, best.clock
+        if phase == LOWER:
+            line, c = best.line, (low + high) // 2
+            if g.only >= 0 or high - low < 2 or work > 2 * g.most_work:
                 break
 
         room = 1 - best.room
@@ -407,10 +419,15 @@ def search(
             best = one
         if one.feasible:
             phase = CHEAPEST
-        else:
-            misses += 1
-            if phase == CHEAPEST or (phase == NO_WORSE and best.clock != c):
-                drop_slower(line, c, w)
+            continue
+        misses += 1
+        if phase == CHEAPEST:
+            drop_slower(line, c, w)
+        if phase == LOWER:
+            if one.violation <= least + SAME_VIOLATION:
+                high = c
+            else:
+                low = c
     return with_plays(best, plays)
 
 
