@@ -8,20 +8,22 @@
         beam.completion("r1")
 
     engine's thread         beam-search              beam-clocks            guard process
-    hooks ─── queue ──────> absorb, search ─ wish ──> set, read back <─ ─ ─ watches
+    hooks ─── deque ──────> absorb, search ─ wish ──> set, read back <─ ─ ─ watches
     orders <─ reference ─── publish <─────── outcome ─┘
 
-Hooks append to a queue and return; they never raise. ``orders`` is one reference, read without
-a lock and always usable. Whatever goes wrong in here, the engine has its own settings back and
-the GPUs their own clocks.
+Hooks append and return; they never raise, and wake nobody (a wake-up costs the waker more than
+everything else in a hook): the search looks by itself every few milliseconds. ``orders`` is one
+reference, read without a lock and always usable. Whatever goes wrong in here, the engine has
+its own settings back and the GPUs their own clocks.
 """
 
 import contextlib
 import logging
 import os
-import queue
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,10 +55,9 @@ from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, S
 
 _LOG = logging.getLogger("beam_runtime")
 
-# A worker that is this far behind will not catch up; what comes then is counted and dropped.
+# A worker that is this far behind will not catch up; the oldest events go.
 MAX_BACKLOG = 100_000
 _JOIN_S = 5.0
-_LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,12 @@ class Controller:
         now_ms: Callable[[], float] | None = None,
     ) -> None:
         self._now_ms = now_ms or _monotonic_ms
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: deque[Event] = deque(maxlen=MAX_BACKLOG)
+        self._append: Callable[[Event], None] = self._drop
+        self._closing = threading.Event()
         self._dropped = 0
         self._open = False
-        self._pid = os.getpid()
+        _tell_children(self)
         self._log = log
         self.clocks = "clocks stay as they are" if actuator is None else type(actuator).__name__
         self._clocks = (
@@ -217,6 +220,7 @@ class Controller:
         if self._clocks is not None:
             self._clocks.open()
         self._open = True
+        self._append = self._events.append
         if self._worker is not None:
             self._worker.start()
         return self
@@ -231,10 +235,11 @@ class Controller:
 
     def close(self) -> None:
         """Give clocks and settings back and stop. May be called twice; hooks stay harmless."""
-        if not self._open or os.getpid() != self._pid:
+        if not self._open:
             return
         self._open = False
-        self._events.put(None)
+        self._append = self._drop
+        self._closing.set()
         if self._worker is not None:
             self._worker.join(_JOIN_S)
         self._steering.stop()
@@ -282,11 +287,14 @@ class Controller:
 
     def resume(self) -> None:
         """Steer again although too many failures have switched it off."""
-        self._put(Resume(self._now_ms()))
+        self._append(Resume(self._now_ms()))
 
     def advance(self) -> Orders:
-        """Without threads: take in what the hooks were told, decide if it is time to."""
-        events, _ = self._drain()
+        """Take in what the hooks were told, decide if it is time to. For use without threads."""
+        events = []
+        with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
+            while True:
+                events.append(self._events.popleft())
         return self._steering.advance(events)
 
     # Hooks: what the engine tells. They never raise and never wait.
@@ -309,23 +317,31 @@ class Controller:
             cached_tokens: tokens of the prompt that a prefix cache holds.
             at_ms: when, where that was earlier than now.
         """
-        self._put(Arrival(self._at(at_ms), request_id, prompt_tokens, slo, cached_tokens))
+        self._append(
+            Arrival(
+                self._now_ms() if at_ms is None else at_ms,
+                request_id,
+                prompt_tokens,
+                slo,
+                cached_tokens,
+            )
+        )
 
     def first_token(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A request has its first token."""
-        self._put(FirstToken(self._at(at_ms), request_id))
+        self._append(FirstToken(self._now_ms() if at_ms is None else at_ms, request_id))
 
     def completion(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A request has its last token."""
-        self._put(Completion(self._at(at_ms), request_id))
+        self._append(Completion(self._now_ms() if at_ms is None else at_ms, request_id))
 
     def abort(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A request is gone before its time."""
-        self._put(Abort(self._at(at_ms), request_id))
+        self._append(Abort(self._now_ms() if at_ms is None else at_ms, request_id))
 
     def preemption(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A running request has lost its KV blocks and waits again."""
-        self._put(Preemption(self._at(at_ms), request_id))
+        self._append(Preemption(self._now_ms() if at_ms is None else at_ms, request_id))
 
     def step_issued(
         self,
@@ -342,51 +358,37 @@ class Controller:
             at_ms: when, where that was earlier than now.
         """
         try:
-            event = StepIssued(self._at(at_ms), tuple(decodes), tuple(chunks))
+            event = StepIssued(
+                self._now_ms() if at_ms is None else at_ms, tuple(decodes), tuple(chunks)
+            )
         except Exception:  # not iterable, or its own iteration failed
             self._dropped += 1
             return
-        self._put(event)
+        self._append(event)
 
     def step_finished(self, *, at_ms: float | None = None) -> None:
         """The oldest step in the pipeline is back, with a token for its requests."""
-        self._put(StepFinished(self._at(at_ms)))
+        self._append(StepFinished(self._now_ms() if at_ms is None else at_ms))
 
     # Inside
 
-    def _at(self, at_ms: float | None) -> float:
-        return self._now_ms() if at_ms is None else at_ms
+    def _drop(self, event: Event) -> None:
+        """What takes the place of append before and after its life."""
+        self._dropped += 1
 
-    def _put(self, event: Event) -> None:
-        # A forked child has this object and no thread behind it.
-        if not self._open or os.getpid() != self._pid or self._events.qsize() > MAX_BACKLOG:
-            self._dropped += 1
-            return
-        self._events.put(event)
+    def _orphaned(self) -> None:
+        """In a forked child: no thread is behind this object, and nothing here is its own."""
+        self._open = False
+        self._append = self._drop
 
     def _run(self) -> None:
-        """The worker: sleep until something happens or is due, take all of it in, decide."""
-        closing = False
-        while not closing:
-            wait_ms = self._steering.due_ms() - self._now_ms()
-            events, closing = self._drain(max(0.0, wait_ms) / 1e3)
+        """The worker: every few milliseconds take in together whatever has happened."""
+        pause_s = self._steering.rules.least_gap_ms / 1e3
+        while not self._closing.wait(pause_s):
             try:
-                self._steering.advance(events)
+                self.advance()
             except Exception:
                 self._steering.broken()
-            # A storm of events is taken in together: at most so many awakenings a second.
-            time.sleep(self._steering.rules.least_gap_ms / 1e3)
-
-    def _drain(self, wait_s: float = 0.0) -> tuple[list[Event], bool]:
-        """(all events there are, after waiting for the first; whether to end)."""
-        events: list[Event] = []
-        with contextlib.suppress(queue.Empty):
-            event = self._events.get(wait_s > 0.0, min(wait_s, _LONGEST_WAIT_S))
-            while event is not None:
-                events.append(event)
-                event = self._events.get_nowait()
-            return events, True
-        return events, False
 
     def _want_clock(self, clock_mhz: int | None) -> None:
         if self._clocks is not None and self._open:
@@ -395,9 +397,21 @@ class Controller:
     def _clock_outcome(self, outcome: SetOutcome) -> None:
         now_ms = self._now_ms()
         if outcome.error is None:
-            self._put(ClockConfirmed(now_ms, outcome.clock_mhz))
+            self._append(ClockConfirmed(now_ms, outcome.clock_mhz))
         else:
-            self._put(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
+            self._append(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
+
+
+def _tell_children(controller: Controller) -> None:
+    """Let forked children know that they are not the controller."""
+    reference = weakref.ref(controller)
+
+    def tell() -> None:
+        parent = reference()
+        if parent is not None:
+            parent._orphaned()
+
+    os.register_at_fork(after_in_child=tell)
 
 
 def _monotonic_ms() -> float:

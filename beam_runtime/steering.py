@@ -46,7 +46,7 @@ class SteeringRules:
     """How often, how long, how far.
 
     Attributes:
-        least_gap_ms: between two decisions; a storm of events waits for the next one.
+        least_gap_ms: between two decisions; what happens in between is taken in together.
         refresh_ms: a decision this old is made anew while there are requests.
         deadline_ms: a decision that took longer describes an engine that is gone.
         stall_ms: steps in flight and none back for this long: the engine hangs.
@@ -174,14 +174,6 @@ class Steering:
             previous_clock_mhz=self._clock.previous_mhz,
             correction=self._calibration.correction,
         )
-
-    def due_ms(self) -> float:
-        """When advance() should be called next if nothing happens; infinite while idle."""
-        if self._asked:
-            return self._decided_ms + self.rules.least_gap_ms
-        if self._tracker.idle and self._fallback.steering:
-            return float("inf")
-        return self._decided_ms + self.rules.refresh_ms
 
     # The loop's body
 

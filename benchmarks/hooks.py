@@ -1,0 +1,179 @@
+"""What the controller costs the engine's thread, and what building one takes.
+
+    python benchmarks/hooks.py --table 70b.parquet [--seconds 10] [--json]
+
+An engine's thread serves 32 running requests, with steps that take what the table says, and an
+arrival, a first token and a completion every 2.5 ms, so that the search on its own thread is
+never idle (200 decisions a second, its ceiling). Every call is timed by itself, in two ways:
+``paced`` sleeps between bursts as an engine waits for its GPUs, ``busy`` computes between them
+and so holds the interpreter's lock whenever the search does not. ``alone`` is the same without
+a controller behind the hooks: what timing and cold caches cost. Build times are those of new
+processes, with an empty and with a filled numba cache.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from beam_runtime.controller import Controller
+from beam_runtime.cost import StepCost
+from beam_runtime.table import PerfTable
+from beam_runtime.types import EngineLimits, StepShape
+
+RUNNING = 32
+CONTEXT_TOKENS = 1200
+BURST_EVERY_S = 0.0025
+
+BUILD = """
+import sys, time
+begin = time.perf_counter()
+from beam_runtime.controller import Controller
+from beam_runtime.types import EngineLimits
+controller = Controller.from_table(sys.argv[1], EngineLimits(pp=int(sys.argv[2])))
+assert not controller.status.reason, controller.status.reason
+print(time.perf_counter() - begin)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """One way of calling them.
+
+    Attributes:
+        calls: how many were timed.
+        decisions_per_s: what the search did meanwhile.
+        p50_us, p99_us, p999_us, max_us: time of one call.
+    """
+
+    calls: int
+    decisions_per_s: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+
+class Deaf:
+    """A controller's hooks with nobody behind them."""
+
+    def arrival(self, request_id: str, prompt_tokens: int) -> None: ...
+    def step_issued(self, decodes: list[str], chunks: list[tuple[str, int]]) -> None: ...
+    def step_finished(self) -> None: ...
+    def first_token(self, request_id: str) -> None: ...
+    def completion(self, request_id: str) -> None: ...
+
+
+def measure(
+    beam: Controller | Deaf, seconds: float, stage_s: float, pp: int, *, busy: bool
+) -> Hooks:
+    """Call all hooks for a while and time each call."""
+    times_ns: list[int] = []
+    clock = time.perf_counter_ns
+
+    def timed(hook: object, *arguments: object) -> None:
+        begin = clock()
+        hook(*arguments)  # type: ignore[operator]
+        times_ns.append(clock() - begin)
+
+    serving: list[str] = []
+    number = count()
+    in_flight: deque[float] = deque()  # when each step is back
+    before = beam.status.counts.decisions if isinstance(beam, Controller) else 0
+    begin_s = next_issue_s = time.perf_counter()
+    while (now_s := time.perf_counter()) - begin_s < seconds:
+        new = f"r{next(number)}"
+        timed(beam.arrival, new, CONTEXT_TOKENS)
+        while in_flight and in_flight[0] <= now_s:
+            in_flight.popleft()
+            timed(beam.step_finished)
+        if now_s >= next_issue_s:
+            next_issue_s = now_s + stage_s
+            in_flight.append(now_s + pp * stage_s)
+            timed(beam.step_issued, serving, [(new, 256)])
+        timed(beam.first_token, new)
+        serving.append(new)
+        if len(serving) > RUNNING:
+            timed(beam.completion, serving.pop(0))
+        while (left_s := now_s + BURST_EVERY_S - time.perf_counter()) > 0.0:
+            if not busy:
+                time.sleep(left_s)
+    elapsed_s = time.perf_counter() - begin_s
+    after = beam.status.counts.decisions if isinstance(beam, Controller) else 0
+    us = np.array(times_ns[100:]) / 1e3
+    return Hooks(
+        calls=len(us),
+        decisions_per_s=(after - before) / elapsed_s,
+        p50_us=float(np.percentile(us, 50)),
+        p99_us=float(np.percentile(us, 99)),
+        p999_us=float(np.percentile(us, 99.9)),
+        max_us=float(us.max()),
+    )
+
+
+def build_s(table: Path, pp: int) -> tuple[float, float]:
+    """Seconds to import and build a controller: with numba's cache empty, and filled."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        cold, warm = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", BUILD, str(table), str(pp)],
+                    env=environment,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+            for _ in range(2)
+        )
+    return cold, warm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--no-build", action="store_true", help="leave build times out")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    table = PerfTable.load(arguments.table)
+    limits = EngineLimits(pp=table.pp, host_gap_ms=5.5)
+    cost = StepCost.from_table(table)
+    shape = StepShape(256, 0, RUNNING, RUNNING * CONTEXT_TOKENS)
+    stage_s = (float(cost.latency_ms(shape)[-1]) + limits.host_gap_ms) / 1e3
+    with Controller(cost, limits) as beam:
+        found = {
+            "alone": measure(Deaf(), arguments.seconds / 5, stage_s, table.pp, busy=False),
+            "paced": measure(beam, arguments.seconds, stage_s, table.pp, busy=False),
+            "busy": measure(beam, arguments.seconds, stage_s, table.pp, busy=True),
+        }
+        assert not beam.status.reason, beam.status.reason
+    report: dict[str, object] = {name: asdict(one) for name, one in found.items()}
+    if not arguments.no_build:
+        cold_s, warm_s = build_s(arguments.table, table.pp)
+        report["build"] = {"cold_s": cold_s, "warm_s": warm_s}
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
+    for name, one in found.items():
+        print(
+            f"{name:>6}: p50 {one.p50_us:.2f} us, p99 {one.p99_us:.2f} us, p99.9 "
+            f"{one.p999_us:.1f} us, max {one.max_us:.0f} us; {one.calls} calls, "
+            f"{one.decisions_per_s:.0f} decisions/s"
+        )
+    if "build" in report:
+        print(f" build: {cold_s:.2f} s with an empty numba cache, {warm_s:.2f} s with a filled one")
+
+
+if __name__ == "__main__":
+    main()
