@@ -50,6 +50,8 @@ TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 # After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
 # plays of the fastest entries: those whose time is within this factor.
 MISSES, TRIES, ABOUT = 3, 16, 1.015
+# A measured table is monotone in the clock but for this.
+NOISE = 1.003
 # Violations closer than this (in shares of one SLO) are the same.
 SAME_VIOLATION = 0.02
 
@@ -347,11 +349,14 @@ def reopen(w: Room) -> None:
 
 
 @compiled
-def drop_slower(line: int, c: int, w: Room) -> None:
-    """An entry broke an SLO: those of its line that are no faster will too."""
+def drop_slower(line: int, c: int, g: Grid, w: Room) -> None:
+    """An entry broke an SLO: those of its line that are clearly slower will too.
+
+    The clock in force is spared: it alone needs no change, and so no delay.
+    """
     for other in range(w.state.shape[1]):
-        slower = w.estimate[SLOW, line, other] >= w.estimate[SLOW, line, c]
-        if slower and w.state[line, other] == OPEN:
+        slower = w.estimate[SLOW, line, other] > w.estimate[SLOW, line, c] * NOISE
+        if slower and other != g.asked and w.state[line, other] == OPEN:
             w.state[line, other] = DROPPED
 
 
@@ -422,7 +427,7 @@ def search(
             continue
         misses += 1
         if phase == CHEAPEST:
-            drop_slower(line, c, w)
+            drop_slower(line, c, g, w)
         if phase == LOWER:
             if one.violation <= least + SAME_VIOLATION:
                 high = c
