@@ -1,4 +1,4 @@
-"""BEAM's online half: load a perf-energy table, predict what an engine step costs.
+"""BEAM's online half: load a perf-energy table, predict what a step costs, steer an engine.
 
 Names resolve on first use, so that ``import beam_runtime`` loads nothing outside
 the standard library and costs a serving engine next to nothing.
@@ -8,12 +8,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from beam_runtime.controller import Controller, Status
     from beam_runtime.cost import StepCost, StepForecast
+    from beam_runtime.decisions import DecisionLog, read_log
+    from beam_runtime.engines.base import EngineAdapter, Orders
     from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
+    from beam_runtime.explain import explain
+    from beam_runtime.search import Policy, Search
+    from beam_runtime.steering import SteeringRules
     from beam_runtime.table import PerfTable
-    from beam_runtime.types import Origin, Source, StepShape
+    from beam_runtime.types import (
+        Decision,
+        EngineLimits,
+        Forecast,
+        Knobs,
+        Origin,
+        RequestState,
+        Slo,
+        Snapshot,
+        Source,
+        StepShape,
+    )
 
 _HOME = {
+    "Controller": "controller",
+    "Status": "controller",
+    "SteeringRules": "steering",
+    "EngineAdapter": "engines.base",
+    "Orders": "engines.base",
+    "Search": "search",
+    "Policy": "search",
+    "DecisionLog": "decisions",
+    "read_log": "decisions",
+    "explain": "explain",
+    "Decision": "types",
+    "EngineLimits": "types",
+    "Forecast": "types",
+    "Knobs": "types",
+    "RequestState": "types",
+    "Slo": "types",
+    "Snapshot": "types",
     "BeamError": "errors",
     "ClockError": "errors",
     "CoverageError": "errors",
@@ -27,6 +61,23 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022 - in the order a reader meets them
+    "Controller",
+    "EngineLimits",
+    "Slo",
+    "Orders",
+    "Knobs",
+    "Status",
+    "SteeringRules",
+    "EngineAdapter",
+    "Search",
+    "Policy",
+    "Snapshot",
+    "RequestState",
+    "Decision",
+    "Forecast",
+    "explain",
+    "DecisionLog",
+    "read_log",
     "PerfTable",
     "StepCost",
     "StepForecast",

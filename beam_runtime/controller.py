@@ -26,6 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -134,15 +135,18 @@ class Controller:
             None if actuator is None
             else ClockSetter(actuator, self._clock_outcome, threaded=threads)
         )  # fmt: skip
-        self._no_table = cost if isinstance(cost, TableError) else TableError("no table")
+        self._cost, self._given_search = cost, search
         top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
-        self._search, unlocked = _searches(cost, limits, search)
+        steered = _search(cost, limits, search)
+        unlocked = (
+            steered if isinstance(cost, TableError) else _search(at_top_clock(cost), limits, search)
+        )
         self._limits = limits
         self._steering = Steering(
             cost, limits, self._own,
-            self._search if actuator is not None else unlocked, unlocked,
+            steered if actuator is not None else unlocked, unlocked,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
         )  # fmt: skip
@@ -281,9 +285,7 @@ class Controller:
         Raises:
             TableError: there is no usable table.
         """
-        if self._search is None:
-            raise self._no_table
-        return self._search(state)
+        return self._decide(state)
 
     def resume(self) -> None:
         """Steer again although too many failures have switched it off."""
@@ -296,6 +298,11 @@ class Controller:
             while True:
                 events.append(self._events.popleft())
         return self._steering.advance(events)
+
+    @cached_property
+    def _decide(self) -> Searcher:
+        # Not the worker's: that one may be searching right now.
+        return _search(self._cost, self._limits, self._given_search)
 
     # Hooks: what the engine tells. They never raise and never wait.
 
@@ -418,14 +425,19 @@ def _monotonic_ms() -> float:
     return time.monotonic() * 1e3
 
 
-def _searches(
-    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None
-) -> tuple[Searcher | None, Searcher | None]:
-    """(over all clocks, at the highest clock alone)."""
-    if given is not None:
-        return given, given
+def _search(cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None) -> Searcher:
+    """The search of one thread: its arrays are its own."""
     if isinstance(cost, TableError):
-        return None, None
+        return _refuses(cost)
+    if given is not None:
+        return given
     from beam_runtime.search import Search
 
-    return Search(cost, limits).decide, Search(at_top_clock(cost), limits).decide
+    return Search(cost, limits)
+
+
+def _refuses(error: TableError) -> Searcher:
+    def search(state: Snapshot) -> Decision:
+        raise error
+
+    return search

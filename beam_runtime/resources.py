@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.cost import StepCost
 from beam_runtime.errors import BeamError, ClockError, TableError
+from beam_runtime.search import with_idle_power
 from beam_runtime.table import PerfTable
+
+__all__ = ["at_top_clock", "open_clocks", "open_cost", "served_clocks", "with_idle_power"]
 
 # More clocks cost search time and save nothing: energy is flat around its optimum.
 MOST_CLOCKS = 32
@@ -52,23 +53,6 @@ def open_cost(
         return error
     except BeamError as error:
         return TableError(error.message, cause=error.cause, hint=error.hint)
-
-
-def with_idle_power(cost: StepCost, idle_power_w: float | None) -> StepCost:
-    """Fill in what a waiting stage's GPUs draw, where the table does not say.
-
-    Raises:
-        TableError: neither says: who ignores idle power picks the wrong microbatches.
-    """
-    if np.all(np.isfinite(cost.idle_power_w)):
-        return cost
-    if idle_power_w is None:
-        raise TableError(
-            "the table does not say what a waiting GPU draws",
-            cause="it has no idle rows",
-            hint="profile it again, or give idle_power_w (tp x 80 W on an A100)",
-        )
-    return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), float(idle_power_w)))
 
 
 def served_clocks(measured: Sequence[int], offered: Sequence[int]) -> tuple[int, ...]:

@@ -104,8 +104,8 @@ class Steering:
         cost: StepCost | TableError,
         limits: EngineLimits,
         own: Knobs,
-        search: Searcher | None,
-        search_unlocked: Searcher | None,
+        search: Searcher,
+        search_unlocked: Searcher,
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
         *,
@@ -366,8 +366,6 @@ class Steering:
     # Deciding
 
     def _decide(self, now_ms: float) -> None:
-        if self._search is None:
-            return
         state = self.snapshot(now_ms)
         try:
             decision = self._search(state)
