@@ -1,0 +1,37 @@
+"""The small site that replays are tested on."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.cost import StepCost
+from beam_runtime.table import PerfTable
+from beam_runtime.types import EngineLimits, Slo
+from beamprof.replay.plant import Site
+
+sys.path.insert(0, str(Path(__file__).parent))  # for replay_cases
+from replay_cases import make_table
+
+
+@pytest.fixture(scope="session")
+def table() -> PerfTable:
+    return make_table()
+
+
+@pytest.fixture(scope="session")
+def cost(table) -> StepCost:
+    return StepCost.from_table(table)
+
+
+@pytest.fixture(scope="session")
+def site(cost) -> Site:
+    limits = EngineLimits(pp=4, host_gap_ms=2.0, transfer_ms=0.5, max_num_seqs=32)
+    return Site(cost, cost, limits, 1 << 20, Slo(1000.0, 150.0))
+
+
+@pytest.fixture(scope="session")
+def tight(site) -> Site:
+    """Hardly any KV memory: requests are preempted."""
+    return replace(site, kv_blocks=60)
