@@ -1,6 +1,5 @@
 """A decision in words: the state, the knobs, what they promise, what was refused and why."""
 
-import math
 from dataclasses import dataclass
 
 from beam_runtime.composer import total_tokens
@@ -18,12 +17,13 @@ class Work:
     Attributes:
         prompt_tokens: of prompts.
         output_tokens: of answers.
-        energy_per_token_j: all energy of the horizon, idle power included, over both.
+        energy_per_token_j: all energy of the horizon, idle power included, over both; None
+            where no token is computed.
     """
 
     prompt_tokens: float
     output_tokens: float
-    energy_per_token_j: float
+    energy_per_token_j: float | None
 
 
 def work(
@@ -54,7 +54,7 @@ def work(
     outputs = played.prefill.decodes + rate * rest_ms
     tokens = prompts + outputs
     energy_j = forecast.active_energy_j + forecast.idle_energy_j
-    return Work(prompts, outputs, energy_j / tokens if tokens else math.nan)
+    return Work(prompts, outputs, energy_j / tokens if tokens else None)
 
 
 def explain(state: Snapshot, decision: Decision, cost: StepCost | None = None) -> str:
@@ -82,7 +82,8 @@ def explain(state: Snapshot, decision: Decision, cost: StepCost | None = None) -
     text = f"energy    {energy_j:.0f} J in the next {forecast.horizon_ms:.0f} ms"
     if cost is not None:
         done = work(state, decision.knobs, forecast, cost)
-        text += f", {done.energy_per_token_j:.2f} J/token"
+        if done.energy_per_token_j is not None:
+            text += f", {done.energy_per_token_j:.2f} J/token"
     lines.append(text)
     refused = cheapest_refused(decision)
     if refused is not None:
