@@ -3,6 +3,7 @@
     table = "llama3-70b-tp2-pp4.parquet"   # beside this file, or an absolute path
     policy = "observe"                     # off | observe | steer (default)
     log = "decisions.jsonl"
+    metrics_port = 9464                    # on the loopback interface: /metrics, /status, /control
 
     [slo]                                  # what every request is promised
     ttft_ms = 1000

@@ -17,6 +17,7 @@ from typing import Any
 
 from beam_runtime.engines import vllm_features
 from beam_runtime.engines.config import EmbeddedConfig, EmbeddedPolicy
+from beam_runtime.engines.vllm_control import Control, add_utilities, serve
 from beam_runtime.engines.vllm_embedded import Embedded
 from beam_runtime.engines.vllm_gate import install
 from beam_runtime.engines.vllm_limits import engine_limits, load_table, slo_of
@@ -167,7 +168,13 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
     limits = engine_limits(vllm_config, scheduler, table)
     view = SchedulerView(scheduler, limits, PipelineTimes(limits.pp, limits.transfer_ms))
     embedded = Embedded(
-        view, cost, features, steers=steers, slo_of=slo_of(config), now_ms=_monotonic_ms
+        view,
+        cost,
+        features,
+        policy=config.policy,
+        slo=config.slo,
+        slo_of=slo_of(config),
+        now_ms=_monotonic_ms,
     )
     controller = Controller(
         cost,
@@ -179,13 +186,28 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
         now_ms=_monotonic_ms,
     )
     embedded.connect(controller.__enter__())
-    if features.pollable and core_class is not None:
-        install(core_class)
+    if core_class is not None:
+        add_utilities(core_class)
+        if features.pollable:
+            install(core_class)
+    _serve_metrics(embedded, config.metrics_port)
     _LOG.warning(
         "BEAM %ss this engine: pp %d, %s; %s",
         config.policy, limits.pp, config.table, clocks,
     )  # fmt: skip
     return embedded
+
+
+def _serve_metrics(embedded: Embedded, port: int | None) -> None:
+    if port is None:
+        return
+    try:
+        server = serve(Control(embedded), port)
+    except BeamError as error:  # nobody's service depends on being watched
+        _LOG.warning("%s", error)
+        return
+    embedded.at_close(server.shutdown)
+    embedded.at_close(server.server_close)
 
 
 def _engine_core_class() -> type | None:

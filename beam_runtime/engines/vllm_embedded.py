@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from beam_runtime.composer import Hold, compose
 from beam_runtime.cost import StepCost
 from beam_runtime.engines.base import Orders
+from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_features import Features
 from beam_runtime.engines.vllm_gate import Gate
 from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
+from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
 from beam_runtime.pipeline import ClockPlan, Pipeline
 from beam_runtime.types import Slo, StepShape
@@ -67,8 +69,9 @@ class Embedded:
         view: reads the scheduler.
         cost: step costs, for when a step will be back.
         features: what this vLLM can do.
-        steers: False = watch, predict and log without touching anything.
-        slo_of: what a request was promised; None, or a class's name, asks the controller.
+        policy: observe = watch, predict and log without touching anything.
+        slo: what requests are promised that say nothing themselves.
+        slo_of: what one request was promised, given that.
         now_ms: the controller's time axis.
     """
 
@@ -78,18 +81,22 @@ class Embedded:
         cost: StepCost,
         features: Features,
         *,
-        steers: bool,
-        slo_of: Callable[[Any], Slo],
+        policy: EmbeddedPolicy,
+        slo: Slo,
+        slo_of: Callable[[Any, Slo], Slo],
         now_ms: Callable[[], float],
     ) -> None:
         self.view = view
         self.failure = ""
+        self.policy = policy
+        self.slo = slo
+        self.tally = Tally()
         self._cost = cost
         self._features = features
-        self._steers = steers
         self._slo_of = slo_of
         self._now_ms = now_ms
         self._controller: Controller | None = None
+        self._closing: list[Callable[[], None]] = []
         self._plan: Plan | None = None
         self._planned_ms = float("-inf")
         self._planned_for: Orders | None = None
@@ -109,7 +116,8 @@ class Embedded:
     @property
     def steering(self) -> bool:
         """Whether steps are being constrained."""
-        return self._steers and not self.failure and self.controller.orders.steering
+        may = self.policy is EmbeddedPolicy.STEER and not self.failure
+        return may and self.controller.orders.steering
 
     # The engine's thread
 
@@ -118,7 +126,7 @@ class Embedded:
         """A request came in."""
         now_ms = self._now_ms()
         self._plan = None
-        known = Followed(arrival_ms(request, now_ms, time.time), self._slo_of(request))
+        known = Followed(arrival_ms(request, now_ms, time.time), self._slo_of(request, self.slo))
         self.view.followed[request.request_id] = known
         self.controller.arrival(
             request.request_id, request.num_prompt_tokens, slo=known.slo, at_ms=known.arrival_ms
@@ -131,6 +139,7 @@ class Embedded:
         self._plan = None
         for name in names:
             if self.view.followed.pop(name, None) is not None:
+                self.tally.aborts += 1
                 self.controller.abort(name, at_ms=now_ms)
 
     def gate(self, oldest_is_back: bool) -> Gate:
@@ -143,6 +152,7 @@ class Embedded:
         planned = self._current_plan(now_ms)
         if planned is None or not planned.holds:
             return Gate.GO
+        self.tally.holds += 1
         if not self.view.flying:
             return Gate.WAIT
         back_ms = self.view.times.finishes_ms()[0]
@@ -182,11 +192,17 @@ class Embedded:
         """A step was scheduled."""
         now_ms = self._now_ms()
         for name in getattr(output, "preempted_req_ids", None) or ():
+            self.tally.preemptions += 1
             self.controller.preemption(name, at_ms=now_ms)
         step = self.view.issued(output)
         if step is None:
             return
-        self.view.times.issue(now_ms, self._stage_ms(self.view.shape(step)))
+        passed = self._pipeline(self.controller.orders).travel(self.view.shape(step), 0.0, (0.0,))[
+            0
+        ]
+        self.view.times.issue(now_ms, passed.end_ms)
+        self.tally.steps += 1
+        self.tally.active_energy_j += passed.energy_j * self.view.limits.pp
         self.controller.step_issued(step.decodes, step.chunks, at_ms=now_ms)
 
     @_never_raises
@@ -208,16 +224,32 @@ class Embedded:
         if known is None:
             return
         if one.new_token_ids:
-            if known.first_token_ms is None:
-                known.first_token_ms = now_ms
-                self.controller.first_token(one.request_id, at_ms=now_ms)
+            if known.last_token_ms is not None:
+                self.tally.gap(now_ms - known.last_token_ms, known.slo)
+            else:
+                self._first_token(one.request_id, known, now_ms)
             known.last_token_ms = now_ms
         if one.finish_reason is not None:
+            self.tally.completions += 1
             del self.view.followed[one.request_id]
             self.controller.completion(one.request_id, at_ms=now_ms)
 
+    def _first_token(self, name: str, known: Followed, now_ms: float) -> None:
+        known.first_token_ms = now_ms
+        decision = self.controller.orders.decision
+        predicted_ms = None if decision is None else decision.forecast.ttft_ms.get(name)
+        self.tally.first(now_ms - known.arrival_ms, predicted_ms, known.slo)
+        self.controller.first_token(name, at_ms=now_ms)
+
+    def at_close(self, action: Callable[[], None]) -> None:
+        """Have something done when the engine shuts down."""
+        self._closing.append(action)
+
     def close(self) -> None:
         """The engine shuts down: give the clocks back."""
+        for action in self._closing:
+            action()
+        self._closing.clear()
         if self._controller is not None:
             self._controller.close()
 
@@ -233,7 +265,7 @@ class Embedded:
     def _current_plan(self, now_ms: float) -> Plan | None:
         """The plan for a step now; None = vLLM's own way."""
         orders = self.controller.orders
-        if not (self._steers and orders.steering):
+        if self.policy is not EmbeddedPolicy.STEER or not orders.steering:
             return None
         old = self._plan
         if old is not None and self._planned_for is orders:
@@ -268,10 +300,6 @@ class Embedded:
         if self._idle_since_ms is None:
             self._idle_since_ms = now_ms
         return planned if now_ms - self._idle_since_ms < LONGEST_HOLD_MS else None
-
-    def _stage_ms(self, shape: StepShape) -> float:
-        """What a stage is expected to take, host gap included."""
-        return self._pipeline(self.controller.orders).travel(shape, 0.0, (0.0,))[0].end_ms
 
     def _pipeline(self, orders: Orders) -> Pipeline:
         """Step costs at the clock in force; a change under way is not seen here."""

@@ -83,7 +83,7 @@ def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
             )
 
 
-def slo_of(config: EmbeddedConfig) -> Callable[[Any], Slo]:
+def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
     """What a request was promised: its extra_args name a class, or say it in milliseconds.
 
     SamplingParams.extra_args is "vllm_xargs" in an HTTP request:
@@ -91,9 +91,9 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any], Slo]:
     What is not understood counts as the default: a request is never refused for it.
     """
 
-    def promised(request: Any) -> Slo:
+    def promised(request: Any, default: Slo) -> Slo:
         extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
-        base = config.classes.get(str(extra.get("beam_class")), config.slo)
+        base = config.classes.get(str(extra.get("beam_class")), default)
         return Slo(
             ttft_ms=_positive(extra.get("beam_ttft_ms"), base.ttft_ms),
             tbt_ms=_positive(extra.get("beam_tbt_ms"), base.tbt_ms),

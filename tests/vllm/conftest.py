@@ -15,8 +15,8 @@ import pytest
 MODEL_LEN = 1024
 BATCHED_TOKENS = 512
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-    "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
+    "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4,
     "num_hidden_layers": 4, "vocab_size": 1024, "max_position_embeddings": MODEL_LEN,
     "torch_dtype": "float32",
 }  # fmt: skip

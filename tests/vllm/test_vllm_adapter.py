@@ -404,11 +404,14 @@ def test_a_request_names_its_own_slo(rig: Any, config: Path) -> None:
     config.write_text("[slo]\nttft_ms = 900\n[slo.batch]\nttft_ms = 9000\ntbt_ms = 400\n")
     promised = slo_of(EmbeddedConfig.from_environment())
 
-    def asked(**extra: object) -> Slo:
-        return promised(SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra)))
+    default = Slo(900.0, 200.0)
 
-    assert asked() == Slo(900.0, 200.0)
+    def asked(**extra: object) -> Slo:
+        params = SimpleNamespace(extra_args=extra)
+        return promised(SimpleNamespace(sampling_params=params), default)
+
+    assert asked() == default
     assert asked(beam_class="batch") == Slo(9000.0, 400.0)
     assert asked(beam_class="batch", beam_tbt_ms="50") == Slo(9000.0, 50.0)
-    assert asked(beam_class="nobody", beam_ttft_ms="soon", beam_tbt_ms=-1) == Slo(900.0, 200.0)
-    assert promised(SimpleNamespace()) == Slo(900.0, 200.0)
+    assert asked(beam_class="nobody", beam_ttft_ms="soon", beam_tbt_ms=-1) == default
+    assert promised(SimpleNamespace(), default) == default
