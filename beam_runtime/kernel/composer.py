@@ -56,8 +56,8 @@ HOLD, STEP = range(2)
 @compiled
 def step_cost(what: int, c: int, b: Batch, t: Tables) -> float:
     """StepCost of one pass, latency or energy, at clock ``c``."""
-    tokens = min(b.chunk + b.decodes, t.step.shape[2] - 1)
-    value: float = t.step[what, c, tokens] + t.attention[what, c, 0] * b.pairs
+    tokens = min(b.chunk + b.decodes, t.step.shape[1] - 1)
+    value: float = t.step[what, tokens, c] + t.attention[what, c, 0] * b.pairs
     value += t.attention[what, c, 1] * b.context
     value += t.attention[what, c, 2] * b.decode_context
     value += t.attention[what, c, 3] * b.decodes

@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from beam_runtime.composer import cached_tokens, last_token_ms, servable
+from beam_runtime.composer import cached_tokens, servable
 from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.cost_fit import FEATURES
 from beam_runtime.kernel.state import (
-    ARRIVAL,
-    CACHED,
     CHUNK_OWED,
     COMPUTED,
     DUE,
@@ -17,7 +15,6 @@ from beam_runtime.kernel.state import (
     GAP,
     GENERATED,
     KEY,
-    LAST,
     N_FLYING,
     N_RUNNING,
     N_WAITING,
@@ -25,10 +22,6 @@ from beam_runtime.kernel.state import (
     ROOM,
     RUNNING,
     STAGE_FREE,
-    TBT_SLO,
-    TOTAL,
-    TTFT,
-    TTFT_SLO,
     WAITING,
     Engine,
     State,
@@ -69,7 +62,7 @@ def _dense(cost: StepCost, linear: FloatArray, max_tokens: int) -> FloatArray:
     right = np.clip(np.searchsorted(edges, tokens), 1, len(edges) - 1)
     weight = (tokens - edges[right - 1]) / (edges[right] - edges[right - 1])
     dense: FloatArray = (1 - weight) * linear[:, right - 1] + weight * linear[:, right]
-    return dense
+    return np.ascontiguousarray(dense.T)
 
 
 def pack_engine(state: Snapshot, rules: Rules) -> Engine:
@@ -105,20 +98,23 @@ def pack_state(state: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     slots = max(flying, state.limits.max_steps_in_flight) + 1
     rows = np.zeros((FLY + slots, n), dtype=np.int64)
     times = np.zeros((KEY + 1, n))
-    rows[TOTAL] = [r.prompt_tokens + r.generated_tokens for r in requests]
-    rows[COMPUTED] = [r.computed_tokens for r in requests]
-    rows[GENERATED] = [r.generated_tokens for r in requests]
-    rows[CACHED] = [cached_tokens(r) if r.cached_tokens else 0 for r in requests]
+    rows[: GENERATED + 1] = (
+        [r.prompt_tokens + r.generated_tokens for r in requests],
+        [r.computed_tokens for r in requests],
+        [cached_tokens(r) if r.cached_tokens else 0 for r in requests],
+        [r.generated_tokens for r in requests],
+    )
     rows[ROOM] = -rows[COMPUTED] % state.limits.block_size
     rows[RUNNING] = np.arange(n)
-    rows[WAITING, : n - running] = np.arange(running, n)
-    times[ARRIVAL] = [r.arrival_ms for r in requests]
-    times[LAST] = [last_token_ms(r, state) for r in requests]
-    times[TTFT_SLO] = [r.slo.ttft_ms for r in requests]
-    times[TBT_SLO] = [r.slo.tbt_ms for r in requests]
-    times[TTFT] = np.where(rows[GENERATED] == 0, np.inf, np.nan)
-    times[GAP] = -1.0
-
+    rows[WAITING, : n - running] = rows[RUNNING, running:]
+    times[: GAP + 1] = (
+        [r.arrival_ms for r in requests],
+        [state.now_ms if r.last_token_ms is None else r.last_token_ms for r in requests],
+        [r.slo.ttft_ms for r in requests],
+        [r.slo.tbt_ms for r in requests],
+        [np.nan if r.generated_tokens else np.inf for r in requests],
+        [-1.0] * n,
+    )
     at = np.zeros(FLY_COUNT + slots, dtype=np.int64)
     at[[N_RUNNING, N_WAITING, N_FLYING]] = running, n - running, flying
     at[[FREE_BLOCKS, CHUNK_OWED]] = state.free_blocks, state.chunk_owed

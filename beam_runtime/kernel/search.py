@@ -40,7 +40,17 @@ from beam_runtime.kernel.state import (
     Tables,
 )
 from beam_runtime.kernel.state import TTFT as TTFT_NOTED
-from beam_runtime.kernel.steady import Decoding, Prices, equal_work, everyone, net_w, steady
+from beam_runtime.kernel.steady import (
+    Decoding,
+    Prices,
+    equal_work,
+    everyone,
+    net_w,
+    rounds,
+    settlement_j,
+    steady,
+    steady_of,
+)
 from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
@@ -199,14 +209,16 @@ def prepare_prefill(
     first_ms = max(0.0, s.clock[STAGE_FREE] - now_ms)
     prompts = line_up(s, x, e)
     clocks = len(t.idle_w)
-    steps, pairs, contexts = 0, 0.0, 0.0
+    before, pending = 0, 0
+    for i in range(prompts):
+        pending += x.prompt[1, i]
     for line in range(len(g.chunks)):
         chunk = legal_chunk(s, g.chunks[line], e)
         k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
         w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, 0
         # A chunk that changes nothing is left out: too small to be legal, or larger than needed.
-        twin = k.steps == steps and k.pairs == pairs and k.context == contexts
-        steps, pairs, contexts = k.steps, k.pairs, k.context
+        twin = chunk == before or pending + s.at[N_DECODING] <= before
+        before = chunk
         for c in range(clocks):
             if twin or not k.done:
                 w.state[line, c] = CLOSED
@@ -239,10 +251,10 @@ def choose_steady(d: Decoding, p: Prices, g: Grid, w: Room, e: Engine, t: Tables
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for c in range(len(t.idle_w)):
         best_w, best_ms = math.inf, math.inf
-        w.steady[c, 0], w.steady[c, 1] = 1, 0
         for m in range(1, e.pp + 1):
+            apart, together = rounds(d, c, m, e, t)
             for share in range(len(g.pace_shares)):
-                one = steady(d, c, m, g.pace_shares[share] * d.tbt_ms, e, t)
+                one = steady_of(d, c, m, g.pace_shares[share] * d.tbt_ms, apart, together, e, t)
                 late_ms = max(0.0, one.cycle_ms + e.tbt_margin_ms - d.tbt_ms - SAME_MS)
                 one_w = net_w(one, p.token_j)
                 if late_ms < best_ms or (late_ms == best_ms and one_w < best_w):
@@ -261,15 +273,16 @@ def prepare_decode(
     shares = len(g.pace_shares)
     for c in range(len(t.idle_w)):
         for m in range(1, e.pp + 1):
+            apart, together = rounds(d, c, m, e, t)
+            # A pace never makes late by itself, so what counts is the cycle without it.
+            slow_ms = apart[0]
             for share in range(shares):
                 line = (m - 1) * shares + share
                 w.line[0, line], w.line[1, line], w.line[2, line] = chunk, m, share
-                one = steady(d, c, m, g.pace_shares[share] * pace_tbt_ms, e, t)
+                pace_ms = g.pace_shares[share] * pace_tbt_ms
+                one = steady_of(d, c, m, pace_ms, apart, together, e, t)
                 energy_j = (one.active_w + one.idle_w) * lookahead_ms / 1e3
-                owed = (p.tokens_per_ms - one.tokens_per_ms) * lookahead_ms
-                energy_j += p.standing_w * (p.window_ms - lookahead_ms) / 1e3 + p.token_j * owed
-                slow_ms = steady(d, c, m, 0.0, e, t).cycle_ms
-                # A pace never makes late by itself, so what counts is the cycle without it.
+                energy_j += settlement_j(p, lookahead_ms, one.tokens_per_ms * lookahead_ms)
                 excess_ms = slow_ms + e.tbt_margin_ms - tbt_ms
                 note_estimate(line, c, Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms), g, w)
                 # A longer pace that the SLO cuts to the same cycle is the same setting.

@@ -15,6 +15,8 @@ from beam_runtime.reasons import Found, Tried
 from beam_runtime.types import EngineLimits, Forecast, Knobs, RequestState, Rules, Snapshot
 
 MOST_PLAYS = 48
+# Of the plays, how many a decision tells of.
+MOST_TOLD = 8
 # Steps times requests that one decision may play: about a millisecond.
 MOST_WORK = 100_000
 
@@ -84,10 +86,7 @@ class Searcher:
             forecast=unpack(choice.outcome, played, requests, state),
             energy_j=choice.energy_j,
             violation=choice.violation,
-            tried=tuple(
-                self._tried(entry, requests, tbt_ms)
-                for entry in self._room.log[: choice.plays].tolist()
-            ),
+            tried=self._tried(choice.plays, requests, tbt_ms),
         )
 
     def best_of_all(self, state: Snapshot) -> Found:
@@ -161,12 +160,17 @@ class Searcher:
         )
 
     def _tried(
-        self, entry: list[float], requests: tuple[RequestState, ...], tbt_ms: float
-    ) -> Tried:
-        clock, chunk, microbatches, share, energy_j, ttft_ms, tbt_excess_ms, row = entry
-        missed = requests[int(row)].request_id if row >= 0 else None
-        knobs = self._knobs(clock, chunk, microbatches, share, tbt_ms)
-        return Tried(knobs, energy_j, ttft_ms, tbt_excess_ms, missed)
+        self, plays: int, requests: tuple[RequestState, ...], tbt_ms: float
+    ) -> tuple[Tried, ...]:
+        """The cheapest that were played."""
+        log = self._room.log[:plays]
+        tried = []
+        for entry in log[np.argsort(log[:, 4])[:MOST_TOLD]].tolist():
+            clock, chunk, microbatches, share, energy_j, ttft_ms, tbt_excess_ms, row = entry
+            missed = requests[int(row)].request_id if row >= 0 else None
+            knobs = self._knobs(clock, chunk, microbatches, share, tbt_ms)
+            tried.append(Tried(knobs, energy_j, ttft_ms, tbt_excess_ms, missed))
+        return tuple(tried)
 
     def tightest_tbt_ms(self, requests: tuple[RequestState, ...]) -> float:
         """What pace shares are shares of."""

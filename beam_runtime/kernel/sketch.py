@@ -203,7 +203,7 @@ def summed(what: int, c: int, k: Sketch, x: Paper, t: Tables) -> float:
     )
     value += a[what, c, 3] * k.decodes + a[what, c, 5] * k.mixed
     for i in range(k.runs):
-        value += x.runs[1, i] * t.step[what, c, min(x.runs[0, i], t.step.shape[2] - 1)]
+        value += x.runs[1, i] * t.step[what, min(x.runs[0, i], t.step.shape[1] - 1), c]
     return value
 
 

@@ -51,7 +51,7 @@ class Tables(NamedTuple):
     """StepCost as lookups: quantity 0 is milliseconds, 1 is joules.
 
     Attributes:
-        step: (2, M, T) by tokens.
+        step: (2, T, M) by tokens and clock.
         attention: (2, M, F) by cost_fit.FEATURES.
         idle_w: (M,) a stage that waits.
     """

@@ -61,14 +61,35 @@ def round_of(d: Decoding, c: int, groups: int, e: Engine, t: Tables) -> tuple[fl
 
 @compiled
 def steady(d: Decoding, c: int, microbatches: int, pace_ms: float, e: Engine, t: Tables) -> Steady:
-    """steady.steady."""
+    """steady.steady, at one clock."""
+    apart, together = rounds(d, c, microbatches, e, t)
+    return steady_of(d, c, microbatches, pace_ms, apart, together, e, t)
+
+
+@compiled
+def rounds(
+    d: Decoding, c: int, microbatches: int, e: Engine, t: Tables
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """A round of the groups as they are, and one of as few as the microbatches allow."""
+    if d.requests == 0:
+        return (1.0, 0.0, 0.0), (1.0, 0.0, 0.0)
+    apart = round_of(d, c, max(microbatches, d.groups), e, t)
+    if e.pace and d.groups > microbatches:
+        return apart, round_of(d, c, microbatches, e, t)
+    return apart, apart
+
+
+@compiled
+def steady_of(
+    d: Decoding, c: int, microbatches: int, pace_ms: float,
+    apart: tuple[float, float, float], together: tuple[float, float, float], e: Engine, t: Tables,
+) -> Steady:  # fmt: skip
+    """From the two rounds: which of them a pace leads to, and how it stretches that."""
     if d.requests == 0:
         return Steady(0.0, 0.0, t.idle_w[c] * e.pp, 0.0)
     groups = max(microbatches, d.groups)
-    one = round_of(d, c, groups, e, t)
-    if e.pace and groups > microbatches and pace_ms >= one[0] * (1.0 - 1.0 / groups):
-        one = round_of(d, c, microbatches, e, t)
-    return paced(d, c, one, pace_ms, e, t)
+    merge = pace_ms >= apart[0] * (1.0 - 1.0 / groups)
+    return paced(d, c, together if merge else apart, pace_ms, e, t)
 
 
 @compiled
