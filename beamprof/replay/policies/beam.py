@@ -35,19 +35,23 @@ class Beam(Policy):
     ) -> None:
         super().__init__(name)
         self.rules = rules or Rules()
-        self.correction = correction or Correction()
+        self._floor = correction or Correction()
         self._policy = search
 
     def start(self, view: View) -> Knobs:
         """Compile the search; begin fast."""
-        self._calibration = Calibration(view.limits.pp, self.correction)
+        self.correction = self._floor
+        self._calibration = Calibration(view.limits.pp, self._floor)
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=self._policy)
         return Knobs(int(view.cost.clocks_mhz[-1]), self._search.chunks[-1])
 
     def decide(self, view: View) -> Knobs:
         """Learn from the steps that came back, then search."""
+        switched_ms = view.clock_since_ms + view.limits.clock_delay_ms
         for step in view.returned:
-            self._learn(step, view)
+            # A step under way when the clock changed says nothing about either clock.
+            if not step[loop.ISSUED_MS] < switched_ms < step[loop.FINISHED_MS]:
+                self._learn(step, view)
         self.correction = self._calibration.correction
         return self._search.decide(view.snapshot(self.correction)).knobs
 

@@ -1,0 +1,218 @@
+"""Metrics by hand; the Parquet files; the ladder; `beam replay` as people and scripts meet it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from replay_cases import make_table, make_trace, random_trace
+
+from beam_runtime.types import EngineLimits, Slo
+from beamprof.cli.main import main
+from beamprof.errors import OutputError, ReplayError, TraceError
+from beamprof.replay import event_loop as loop
+from beamprof.replay.ladder import ReplayOptions, replay
+from beamprof.replay.metrics import Spread, measure, servable_in_time
+from beamprof.replay.plant import play
+from beamprof.replay.policies.registry import policy_named
+from beamprof.replay.results import request_frame, step_frame
+from beamprof.table_file import write_table
+from beamprof.traces.policies import OverLimit
+from beamprof.traces.trace_file import save_trace
+
+
+@pytest.fixture(scope="module")
+def played(table, site):
+    trace = random_trace(5, requests=80, rate=8.0)
+    return play(trace, policy_named("static:1000", table), replace(site, slo=Slo(150.0, 90.0)))
+
+
+def test_percentiles_are_those_of_every_value():
+    spread = Spread.of(np.arange(101.0))
+    assert (spread.mean_ms, spread.p50_ms, spread.p90_ms, spread.p99_ms, spread.max_ms) == (
+        50.0, 50.0, 90.0, 99.0, 100.0,
+    )  # fmt: skip
+    assert Spread.of(np.array([])) == Spread(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_attainment_counts_requests_and_tokens(played):
+    possible = np.ones(80, dtype=bool)
+    possible[:10] = False
+    kept = measure(played, possible).attainment
+    in_time = [
+        first - arrival <= 150.0
+        for first, arrival in zip(played.first_token_ms, played.arrival_ms, strict=True)
+    ]
+    gaps = {request: [] for request in range(80)}
+    for request, _, gap in played.tokens.tolist():
+        gaps[int(request)].append(gap)
+    steady = [all(gap <= 90.0 for gap in gaps[r]) for r in range(80)]
+    every = [gap for one in gaps.values() for gap in one]
+    assert 0 < sum(in_time) < 80 and 0 < sum(steady) < 80  # the case tells them apart
+    assert kept.ttft == pytest.approx(sum(in_time) / 80)
+    assert kept.ttft_possible == pytest.approx(sum(in_time[10:]) / 70)
+    assert kept.tbt == pytest.approx(sum(gap <= 90.0 for gap in every) / len(every))
+    assert kept.tbt_requests == pytest.approx(sum(steady) / 80)
+    assert kept.requests == pytest.approx(
+        sum(a and b for a, b in zip(in_time, steady, strict=True)) / 80
+    )
+    assert kept.impossible == 10
+
+
+def test_energy_in_every_unit_and_shares_of_time_add_up(played):
+    m = measure(played, np.ones(80, dtype=bool))
+    tokens = played.output_tokens.sum()
+    assert m.energy_j == pytest.approx(m.prefill_energy_j + m.decode_energy_j + m.idle_energy_j)
+    assert m.energy_kwh * 3.6e6 == pytest.approx(m.energy_j)
+    assert m.mean_power_w * played.end_ms / 1e3 == pytest.approx(m.energy_j)
+    assert m.j_per_token * tokens == pytest.approx(m.energy_j)
+    assert m.j_per_request * 80 == pytest.approx(m.energy_j)
+    for shares in (m.clock_share, m.chunk_share, m.microbatches_share, m.pace_share):
+        assert sum(shares.values()) == pytest.approx(1.0)
+    assert m.clock_share == {1000: pytest.approx(1.0)}
+    assert 0.0 < m.busy < 1.0
+
+
+def test_only_prompts_too_long_for_the_fastest_setting_are_impossible(cost):
+    limits = EngineLimits(pp=4, host_gap_ms=2.0)
+    # One chunk at the top is quickest here: 4 x (8 + 3.2 + 2) ms for 64 tokens.
+    exact = 4 * (8.0 + 0.05 * 64 + 2.0)
+    lengths = np.array([1, 63, 64, 65, 5000])
+    fits = servable_in_time(lengths, exact, cost, limits, 512)
+    assert fits.tolist() == [True, True, True, False, False]
+
+
+def test_no_policy_serves_what_is_called_impossible(table, site):
+    where = replace(site, slo=Slo(120.0, 1000.0))
+    trace = make_trace([(3.0 * i, 300 + 100 * i, 1) for i in range(10)], 40)
+    possible = servable_in_time(trace.input_tokens, 120.0, where.cost, where.limits, 512)
+    assert 0 < possible.sum() < 10
+    for name in ("vanilla", "beam", "beam-paper", "vanilla:512"):
+        one = play(trace, policy_named(name, table), where)
+        assert not ((one.first_token_ms - one.arrival_ms <= 120.0) & ~possible).any()
+
+
+def test_frames_hold_every_request_and_every_step(played):
+    requests = request_frame(played, pl.Series(range(100, 180)))
+    assert requests["request_id"].to_list() == list(range(100, 180))
+    late = played.tokens[:, loop.TOKEN_GAP_MS] > 90.0
+    assert requests["late_tokens"].sum() == late.sum() > 0
+    assert requests["tbt_max_ms"].max() == played.tokens[:, loop.TOKEN_GAP_MS].max()
+    mean = requests["tbt_mean_ms"] * (requests["output_tokens"] - 1)
+    assert mean.sum() == pytest.approx(played.tokens[:, loop.TOKEN_GAP_MS].sum())
+    steps = step_frame(played)
+    assert steps["prefill_tokens"].sum() == played.input_tokens.sum()
+    assert steps["energy_j"].sum() == pytest.approx(played.active_energy_j)
+    assert set(steps["clock_mhz"]) == {1000}
+
+
+def test_the_ladder_always_has_both_baselines_and_the_bound(table):
+    report = replay(table, random_trace(1), ["static:600", "oracle"])
+    names = [rung.metrics.policy for rung in report.rungs]
+    assert names == ["vanilla", "static:knee", "static:600"]
+    assert report.rungs[0].to_vanilla == 1.0
+    assert report.rungs[1].to_knee == 1.0
+    assert report.oracle_j < min(rung.metrics.energy_j for rung in report.rungs)
+
+
+def test_a_wrong_table_of_the_controllers_is_not_the_plants(table):
+    slower = make_table(latency=1.5)
+    trace = random_trace(1)
+    truth = replay(slower, trace, ["beam"], ReplayOptions())
+    misled = replay(table, trace, ["beam"], ReplayOptions(), plant_table=slower)
+    # Vanilla does not look at a table: it must cost the same; beam decides otherwise.
+    assert misled.vanilla.energy_j == truth.vanilla.energy_j
+    assert misled.rungs[2].metrics.energy_j != truth.rungs[2].metrics.energy_j
+
+
+def test_long_prompts_are_refused_dropped_or_cut_and_counted(table):
+    trace = make_trace([(0, 100, 10), (1, 900, 10), (2, 50, 5)], 5)
+
+    def at(policy):
+        return replay(table, trace, [], ReplayOptions(max_model_len=500, over_limit=policy))
+
+    with pytest.raises(TraceError, match="1 of 3 requests exceed 500 tokens"):
+        at(OverLimit.ERROR)
+    dropped, cut = at(OverLimit.DROP), at(OverLimit.TRUNCATE)
+    assert (dropped.requests, dropped.dropped["over_max_total_tokens"]) == (2, 1)
+    assert (cut.requests, cut.dropped["truncated_requests"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise": 1.5}, {"noise": -0.1}, {"kv_blocks": 0}, {"host_gap_ms": -1.0}]
+)
+def test_options_that_make_no_sense(options):
+    with pytest.raises(ReplayError):
+        ReplayOptions(**options)
+
+
+def test_two_tables_for_different_layouts(table):
+    with pytest.raises(ReplayError, match="something else") as caught:
+        replay(table, random_trace(1), [], plant_table=make_table(pp=2))
+    assert "pp2" in caught.value.cause
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, table):
+    monkeypatch.chdir(tmp_path)
+    write_table(table.columns, table.metadata, tmp_path / "small.parquet")
+    save_trace(random_trace(4, requests=30), tmp_path / "day.parquet")
+    return ["replay", "--table", "small.parquet", "--trace", "day.parquet"]
+
+
+def test_the_command_says_it_in_a_sentence_and_writes_parquet(files, tmp_path, capsys):
+    assert main([*files, "--policy", "static:800,oracle", "-o", "."]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "of vanilla's and" in lines[0] or "saves energy" in lines[0]
+    for word in ("vanilla", "static:knee", "static:800", "oracle (bound)", "wrote", "next: beam"):
+        assert word in out
+    assert all(len(line.rstrip()) <= 100 for line in lines if "next:" not in line)
+    assert "playing static:800" in err
+    requests = pl.read_parquet(tmp_path / "requests.parquet")
+    assert requests.height == 3 * 30
+    assert pl.read_parquet(tmp_path / "steps.parquet")["policy"].n_unique() == 3
+
+
+def test_files_are_not_replaced_before_or_after_a_replay(files, tmp_path, capsys):
+    (tmp_path / "steps.parquet").write_text("mine")
+    assert main([*files, "--policy", "vanilla", "-o", "."]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "steps.parquet").read_text() == "mine"
+    with pytest.raises(OutputError):
+        replay(make_table(), random_trace(1), [], output=tmp_path)
+
+
+def test_the_command_as_json(files, capsys):
+    assert main([*files, "--policy", "vanilla", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["schema"], answer["command"]) == ("beam.cli/1", "replay")
+    rung = answer["data"]["rungs"][0]
+    assert rung["metrics"]["policy"] == "vanilla" and rung["to_vanilla"] == 1.0
+    assert rung["metrics"]["tbt"]["p99_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--policy", "fastest"], "no policy is called 'fastest'"),
+        (["--slo-ttft", "1"], "1s"),
+        (["--pp", "8"], "pp"),
+        (["--noise", "2"], "noise"),
+        (["--max-model-len", "60"], "exceed 60 tokens"),
+        (["--plant-table", "none.parquet"], "none.parquet"),
+        (["-o", "nowhere"], "no directory nowhere"),
+    ],
+)
+def test_bad_input_is_exit_2_with_cause_or_hint(files, capsys, words, said):
+    assert main([*files, *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_trace_is_refused(files, tmp_path, capsys):
+    (tmp_path / "empty.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    assert main([*files[:-1], "empty.csv"]) == 2
+    assert "no requests" in capsys.readouterr().err
