@@ -23,7 +23,7 @@ def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
     """The best way to set these GPUs' clocks (None: no way), and one line that says why."""
     choice = choose_actuator(gpus)
     if choice.spec.kind is ActuatorKind.NONE:
-        return None, f"clocks stay as they are: {choice.reason}"
+        return None, str(choice)
     try:
         actuator = choice.spec.open()
         # By UUID from here on: an index changes when a GPU falls off the bus.

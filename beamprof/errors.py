@@ -9,6 +9,7 @@ BeamError
 ├── ImportFormatError   a foreign file that is not what it should be
 ├── TraceError          a request trace that is broken, empty or unsafe, or a transform of it
 ├── ReplayError         a replay that cannot be played as asked
+├── StateError          a state of an engine that cannot be understood
 ├── OutputError         a file that exists or cannot be written
 └── AnswerIsNo          the command worked and its answer is no (exit code 1)
 """
@@ -42,6 +43,10 @@ class ImportFormatError(BeamError):
 
 class TraceError(BeamError):
     """A request trace, native or foreign, that cannot be used as it is."""
+
+
+class StateError(BeamError):
+    """An engine's state, given as flags or JSON, that cannot be understood or cannot be."""
 
 
 class OutputError(BeamError):

@@ -27,6 +27,8 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
+        if self.spec.kind is ActuatorKind.NONE:
+            return f"clocks stay as they are: {self.reason}"
         return f"clocks through {self.spec.kind}: {self.reason}"
 
 

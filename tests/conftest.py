@@ -1,4 +1,4 @@
-"""A small table that every test of the controller can afford: 4 stages, 5 clocks."""
+"""A small table that every test of the controller and its commands can afford: 5 clocks."""
 
 import numpy as np
 import pytest

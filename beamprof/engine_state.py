@@ -1,0 +1,175 @@
+"""An engine's state as a person writes it, as flags or as JSON, made into a Snapshot.
+
+--waiting 1500,300            two prompts have just come in
+--running 32x1200,4x3000      36 requests decode over contexts of 1200 and 3000 tokens
+--state state.json            the same and more:
+
+{"waiting": [{"prompt_tokens": 1500, "waited_ms": 40, "slo": {"ttft_ms": 500}}],
+ "running": [{"context_tokens": 1200, "since_token_ms": 15}],
+ "clock_mhz": 1410, "free_blocks": 4096}
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from beam_runtime.types import EngineLimits, Knobs, RequestState, Slo, Snapshot
+from beamprof.errors import StateError
+
+_PLENTY_OF_BLOCKS = 1 << 30
+_MOST_REQUESTS = 4096
+
+Tokens = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Promise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SloSpec(_Strict):
+    """A request's own promises; what is left out is the default."""
+
+    ttft_ms: Promise | None = None
+    tbt_ms: Promise | None = None
+
+    def over(self, default: Slo) -> Slo:
+        """The default, with these in its place."""
+        return Slo(self.ttft_ms or default.ttft_ms, self.tbt_ms or default.tbt_ms)
+
+
+class WaitingSpec(_Strict):
+    """A prompt that waits."""
+
+    prompt_tokens: Tokens
+    waited_ms: Milliseconds = 0.0
+    cached_tokens: Annotated[int, Field(ge=0)] = 0
+    slo: SloSpec = SloSpec()
+
+
+class RunningSpec(_Strict):
+    """A request that decodes."""
+
+    context_tokens: Tokens
+    since_token_ms: Milliseconds = 0.0
+    slo: SloSpec = SloSpec()
+
+
+class StateSpec(_Strict):
+    """All of it."""
+
+    waiting: tuple[WaitingSpec, ...] = ()
+    running: tuple[RunningSpec, ...] = ()
+    clock_mhz: Annotated[int, Field(ge=1)] | None = None
+    free_blocks: Annotated[int, Field(ge=0)] = _PLENTY_OF_BLOCKS
+
+    def snapshot(self, limits: EngineLimits, slo: Slo, clock_mhz: int) -> Snapshot:
+        """The engine at this moment, nothing in flight.
+
+        Args:
+            limits: of the engine.
+            slo: for what makes no promise of its own.
+            clock_mhz: where the state does not tell.
+        """
+        return Snapshot(
+            now_ms=0.0,
+            limits=limits,
+            knobs=Knobs(self.clock_mhz or clock_mhz, limits.max_batched_tokens),
+            running=tuple(
+                RequestState(
+                    f"running{number}",
+                    one.context_tokens,
+                    arrival_ms=-one.since_token_ms,
+                    slo=one.slo.over(slo),
+                    computed_tokens=one.context_tokens,
+                    generated_tokens=1,
+                    first_token_ms=-one.since_token_ms,
+                    last_token_ms=-one.since_token_ms,
+                )
+                for number, one in enumerate(self.running)
+            ),
+            waiting=tuple(
+                RequestState(
+                    f"waiting{number}",
+                    one.prompt_tokens,
+                    arrival_ms=-one.waited_ms,
+                    slo=one.slo.over(slo),
+                    cached_tokens=min(one.cached_tokens, one.prompt_tokens - 1),
+                )
+                for number, one in enumerate(self.waiting)
+            ),
+            stage_free_ms=(0.0,) * limits.pp,
+            free_blocks=self.free_blocks,
+        )
+
+
+def read_state(path: Path) -> StateSpec:
+    """A state from a JSON file.
+
+    Raises:
+        StateError: no such file, no JSON, an unknown key or a value that cannot be.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"cannot read the state {path}", cause=str(error)) from error
+    try:
+        return StateSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise _explained(error, path) from None
+
+
+def state_of(waiting: str, running: str) -> StateSpec:
+    """A state from what was typed: ``1500,300`` and ``32x1200,4x3000``. Raises StateError."""
+    return StateSpec(
+        waiting=tuple(
+            WaitingSpec(prompt_tokens=tokens) for tokens in _tokens(waiting, "--waiting")
+        ),
+        running=tuple(
+            RunningSpec(context_tokens=tokens) for tokens in _tokens(running, "--running")
+        ),
+    )
+
+
+def _tokens(text: str, flag: str) -> list[int]:
+    tokens: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(?:([0-9]+)\s*x\s*)?([0-9]+)", part)
+        times, size = (int(match.group(1) or 1), int(match.group(2))) if match else (0, 0)
+        if times < 1 or size < 1:
+            raise StateError(
+                f"{flag}: expected tokens such as 1500 or 32x1200, found {part!r}",
+                hint=f"for example {flag} 1500,300 or {flag} 32x1200",
+            )
+        if len(tokens) + times > _MOST_REQUESTS:
+            raise StateError(f"{flag}: more than {_MOST_REQUESTS} requests")
+        tokens += [size] * times
+    return tokens
+
+
+def _explained(error: ValidationError, path: Path) -> StateError:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return StateError(f"{path}: {where or 'the whole'}: {first['msg']}", cause=_found(first))
+    key = str(first["loc"][-1])
+    near = difflib.get_close_matches(key, _keys(), n=1)
+    return StateError(
+        f"{path}: unknown key {where}",
+        cause=f"known keys: {', '.join(_keys())}",
+        hint=f"did you mean {near[0]}?" if near else None,
+    )
+
+
+def _found(error: Any) -> str:
+    return f"found {error['input']!r}"[:200]
+
+
+def _keys() -> list[str]:
+    models: Iterable[type[BaseModel]] = (StateSpec, WaitingSpec, RunningSpec, SloSpec)
+    return sorted({key for model in models for key in model.model_fields})

@@ -1,0 +1,155 @@
+"""A decision as people see it: the knobs, the promise, the space, and what was refused."""
+
+from shlex import quote
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from beam_runtime.explain import describe_knobs
+from beamprof.decide import Answer, Point, Space
+from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
+
+# More rows or columns than this do not fit a screen; every other one is left out evenly.
+MOST_CLOCKS = 24
+MOST_CHUNKS = 12
+MOST_ROWS = 6
+
+
+def show_decision(answer: Answer, path: str, console: Console) -> None:
+    """`beam decide`."""
+    chosen = answer.chosen
+    kept = "keeps every SLO" if chosen.feasible else f"misses: {chosen.verdict}"
+    sentence(console, f"{describe_knobs(chosen.knobs)}: {kept}.")
+    block(console, _facts(answer))
+    if len(answer.space.chunks) > 1 and answer.settings > 1:
+        heading(
+            console, "Search space", "MHz against tokens of a chunk; best microbatches and pace"
+        )
+        block(console, space_picture(answer.space, chosen, ascii_only=console.options.ascii_only))
+        block(console, _legend(ascii_only=console.options.ascii_only))
+    if answer.cheaper:
+        heading(console, "Cheaper and refused", "the cheapest of each clock")
+        block(console, _points(answer.cheaper[:MOST_ROWS]))
+        _more(console, len(answer.cheaper))
+    if answer.frontier:
+        heading(console, "Frontier", "what more energy buys in slack; every SLO kept")
+        block(console, _points(_evenly(answer.frontier, MOST_ROWS)))
+    next_command(console, f"beam table inspect {quote(path)}")
+
+
+def space_picture(space: Space, chosen: Point, *, ascii_only: bool) -> Text:
+    """Clock upwards, chunk to the right: per cent over the optimum, or the SLO that is missed."""
+    clocks = _thinned(space.clocks_mhz, MOST_CLOCKS, chosen.knobs.clock_mhz)
+    chunks = _thinned(space.chunks, MOST_CHUNKS, chosen.knobs.chunk_tokens)
+    picture = Text(f"{'':>5}" + "".join(f"{chunk:>7}" for chunk in chunks), "dim")
+    for clock in reversed(clocks):
+        picture.append(f"\n{clock:>5}", "dim")
+        for chunk in chunks:
+            best = space.best[space.clocks_mhz.index(clock)][space.chunks.index(chunk)]
+            here = (clock, chunk) == (chosen.knobs.clock_mhz, chosen.knobs.chunk_tokens)
+            picture.append(*_cell(best, here, ascii_only))
+    return picture
+
+
+def _cell(point: Point, chosen: bool, ascii_only: bool) -> tuple[str, str]:
+    if chosen:
+        return f"{BEST_ASCII if ascii_only else BEST:>7}", "bold bright_white"
+    if not point.feasible:
+        missed = {True: "TTFT", False: "TBT"}["TTFT" in point.verdict]
+        both = "TTFT" in point.verdict and "TBT" in point.verdict
+        return f"{'both' if both else missed:>7}", "dim"
+    over = max(0.0, point.over_best)
+    shade = next(i for i, bound in enumerate(SHADE_BOUNDS) if over <= bound)
+    return f"{f'+{over:.0%}':>7}", SHADE_STYLES[shade]
+
+
+def _legend(*, ascii_only: bool) -> Text:
+    return (
+        Text(BEST_ASCII if ascii_only else BEST, "bold bright_white")
+        .append(" chosen   ", "not bold default")
+        .append("+3%", SHADE_STYLES[1])
+        .append(" energy over it   ")
+        .append("TTFT TBT both", "dim")
+        .append(" which SLO is missed")
+    )
+
+
+def _facts(answer: Answer) -> Table:
+    chosen = answer.chosen
+    facts = plain_table()
+    facts.show_header = False
+    facts.add_row("table", answer.table)
+    facts.add_row("state", answer.state)
+    facts.add_row("because", answer.why)
+    facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, answer.slo.ttft_ms))
+    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, answer.slo.tbt_ms))
+    total_j = answer.active_energy_j + answer.idle_energy_j
+    per_token = answer.work.energy_per_token_j
+    facts.add_row(
+        "energy",
+        f"{total_j:.0f} J in {answer.horizon_ms:.0f} ms ({answer.idle_energy_j:.0f} J idle)"
+        + ("" if per_token is None else f", {per_token:.3g} J per token"),
+    )
+    facts.add_row("search", f"{answer.search_us:.0f} us over {answer.settings:,} settings")
+    return facts
+
+
+def _promise(worst_ms: float | None, excess_ms: float | None, slo_ms: float) -> str:
+    if worst_ms is None or excess_ms is None:
+        return f"nothing to promise (SLO {slo_ms:.0f} ms)"
+    side = "inside" if excess_ms <= 0.0 else "over"
+    return f"{worst_ms:.0f} ms at worst, {abs(excess_ms):.0f} ms {side} SLO less margin"
+
+
+def _points(points: tuple[Point, ...]) -> Table:
+    table = plain_table()
+    for title in (
+        "MHz",
+        "chunk",
+        "batches",
+        "pace ms",
+        "energy J",
+        "TTFT ms",
+        "TBT ms",
+        "SLO used",
+    ):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for point in points:
+        knobs = point.knobs
+        table.add_row(
+            str(knobs.clock_mhz),
+            str(knobs.chunk_tokens),
+            str(knobs.microbatches),
+            f"{knobs.pace_ms:.0f}",
+            f"{point.energy_j:.0f} ({point.over_best:+.0%})",
+            _ms(point.ttft_ms),
+            _ms(point.tbt_ms),
+            f"{point.slo_used:.0%}",
+            point.verdict or "kept",
+        )
+    return table
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _more(console: Console, number: int) -> None:
+    if number > MOST_ROWS:
+        block(console, Text(f"and {number - MOST_ROWS} more clocks; --json has the space", "dim"))
+
+
+def _evenly(points: tuple[Point, ...], most: int) -> tuple[Point, ...]:
+    if len(points) <= most:
+        return points
+    return tuple(points[round(at * (len(points) - 1) / (most - 1))] for at in range(most))
+
+
+def _thinned(values: tuple[int, ...], most: int, keep: int) -> list[int]:
+    if len(values) <= most:
+        return list(values)
+    every = -(-len(values) // most)
+    return sorted({*values[::-1][::every], keep} & set(values))
