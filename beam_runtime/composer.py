@@ -114,7 +114,7 @@ def _with_prefill(
         return None
     ask = rules.decode_first_when_late and mixed.chunks and riding and not state.chunk_owed
     if ask and finish_ms(mixed.shape, now_ms) > due_ms(riding, state) + SAME_MS:
-        return replace(_decode_only(state, riding), chunk_owed=True)
+        return replace(_decode_only(state, riding, budget), chunk_owed=True)
     return mixed
 
 
@@ -131,7 +131,8 @@ def _decodes_alone(
         until_ms = _hold_until_ms(ready, decoding, group, state, knobs, now_ms, finish_ms)
         if now_ms < until_ms - SAME_MS:
             return Hold(until_ms, "paced: no token is due yet")
-    return _decode_only(state, _earliest_due(ready, group, state))
+    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+    return _decode_only(state, _earliest_due(ready, group, state), budget)
 
 
 def _decoding(state: Snapshot) -> list[RequestState]:
@@ -143,8 +144,8 @@ def _group(decoding: Sequence[RequestState], knobs: Knobs) -> int:
     return -(-len(decoding) // knobs.microbatches)
 
 
-def _decode_only(state: Snapshot, decodes: Sequence[RequestState]) -> Step:
-    return fill(state, min(len(decodes), state.limits.max_batched_tokens), decodes, prefill=False)
+def _decode_only(state: Snapshot, decodes: Sequence[RequestState], budget: int) -> Step:
+    return fill(state, min(len(decodes), budget), decodes, prefill=False)
 
 
 def _hold_until_ms(

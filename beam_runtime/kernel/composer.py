@@ -313,19 +313,20 @@ def compose(
     group = -(-s.at[N_DECODING] // k.microbatches)
     all_shown = ready <= group
     chosen = min(ready, group)
+    budget = max(k.chunk, s.at[N_DECODING] + e.min_chunk) if e.min_chunk > 0 else k.chunk
+    budget = min(budget, e.max_batched)
     if not all_shown:
         choose_earliest_due(s, group)
     if prefill_pending(s, e):
         all_ride = e.ride_along or all_shown
         riding = ready if all_ride else chosen
-        budget = max(k.chunk, s.at[N_DECODING] + e.min_chunk) if e.min_chunk > 0 else k.chunk
-        mixed = fill(s, min(budget, e.max_batched), all_ride, True, e)
+        mixed = fill(s, budget, all_ride, True, e)
         if mixed.chunk > 0 or mixed.preempted > 0:
             ask = e.decode_first and mixed.chunk > 0 and riding > 0 and s.at[CHUNK_OWED] == 0
             in_time_ms = s.clock[DUE] - e.tbt_margin_ms + SAME_MS
             if not ask or finish_ms(s, mixed, now_ms, k, e, t) <= in_time_ms:
                 return STEP, now_ms, mixed, False
-            return STEP, now_ms, fill(s, min(riding, e.max_batched), all_ride, False, e), True
+            return STEP, now_ms, fill(s, min(riding, budget), all_ride, False, e), True
     if ready == 0:
         return HOLD, math.inf, nothing, False
 
@@ -333,4 +334,4 @@ def compose(
         until_ms = hold_until_ms(s, group, now_ms, k, e, t)
         if now_ms < until_ms - SAME_MS:
             return HOLD, until_ms, nothing, False
-    return STEP, now_ms, fill(s, min(chosen, e.max_batched), all_shown, False, e), False
+    return STEP, now_ms, fill(s, min(chosen, budget), all_shown, False, e), False
