@@ -1,0 +1,86 @@
+"""Serve a Poisson load twice, as vLLM would and under BEAM, and compare the energy.
+
+    beam profile --model llama3-70b --tp 2 --pp 4 --output 70b.parquet
+    python examples/embed_toy_engine.py 70b.parquet --rate 2 --seconds 60
+
+The engine is made of paper: it runs the real step composer in virtual time, its steps take and
+cost what the table says, its clocks follow a few milliseconds late. The controller is the real
+one, except that it has no thread: virtual time has none to wait in, so the engine's loop calls
+``advance()``. How a real engine calls the hooks is in docs/embedding.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from beam_runtime import Controller, EngineLimits, PerfTable, Slo, StepCost
+from beam_runtime.clocks.fake import FakeActuator
+from beam_runtime.engines.fake import FakeEngine, FakeRequest, Ledger
+from beam_runtime.resources import with_idle_power
+
+
+def poisson_load(rate: float, seconds: float, slo: Slo, seed: int) -> list[FakeRequest]:
+    """Conversation-like requests: about 1000 tokens in, 150 out."""
+    random = np.random.default_rng(seed)
+    arrivals_ms = np.cumsum(random.exponential(1e3 / rate, int(rate * seconds)))
+    prompts = random.lognormal(np.log(1000), 0.5, len(arrivals_ms)).clip(16, 6000)
+    outputs = random.lognormal(np.log(150), 0.5, len(arrivals_ms)).clip(2, 800)
+    return [
+        FakeRequest(f"r{n}", float(at_ms), int(prompt), int(output), slo)
+        for n, (at_ms, prompt, output) in enumerate(zip(arrivals_ms, prompts, outputs, strict=True))
+    ]
+
+
+def serve_vanilla(cost: StepCost, limits: EngineLimits, requests: list[FakeRequest]) -> Ledger:
+    """Clocks unlocked, the largest step, decodes as they come."""
+    return FakeEngine(cost, limits, requests).run()
+
+
+def serve_with_beam(cost: StepCost, limits: EngineLimits, requests: list[FakeRequest]) -> Ledger:
+    """The same requests; BEAM chooses clock, chunk, microbatches and pace."""
+    gpus = FakeActuator(gpus=2 * limits.pp)
+    engine = FakeEngine(cost, limits, requests, gpu_clock_mhz=lambda: gpus.locked_mhz[0])
+    beam = Controller(
+        cost, limits, actuator=gpus, threads=False, now_ms=lambda: engine.now_ms
+    )  # fmt: skip
+    with beam:
+        ledger = engine.run(beam)
+        print(f"BEAM made {beam.status.counts.decisions} decisions; the last: {beam.orders.why}")
+    return ledger
+
+
+def report(name: str, ledger: Ledger) -> None:
+    tokens = sum(len(tokens) for tokens in ledger.outputs.values())
+    ttft_ms = np.array(list(ledger.ttft_ms.values()))
+    print(
+        f"{name:<8} {ledger.energy_j / 1e3:8.1f} kJ {ledger.energy_j / tokens:7.2f} J/token   "
+        f"TTFT p50 {np.median(ttft_ms):5.0f} ms, kept {1 - ledger.late_ttft / len(ttft_ms):.1%}   "
+        f"TBT p50 {np.median(ledger.tbt_ms):4.0f} ms, kept "
+        f"{1 - ledger.late_tbt / len(ledger.tbt_ms):.2%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    table = PerfTable.load(arguments.table)
+    cost = with_idle_power(StepCost.from_table(table), None)
+    limits = EngineLimits(pp=table.pp, max_num_seqs=128, host_gap_ms=5.5)
+    load = poisson_load(arguments.rate, arguments.seconds, Slo(1000.0, 200.0), arguments.seed)
+
+    vanilla = serve_vanilla(cost, limits, load)
+    beam = serve_with_beam(cost, limits, load)
+    report("vanilla", vanilla)
+    report("BEAM", beam)
+    same = "the same" if vanilla.outputs == beam.outputs else "NOT the same"
+    print(f"energy: {beam.energy_j / vanilla.energy_j:.2f} of vanilla's; tokens: {same}")
+
+
+if __name__ == "__main__":
+    main()
