@@ -2,6 +2,11 @@
 the composer's rules, and calibration by the steps that came back.
 
 It runs what an engine would run: ``Search.decide`` on a Snapshot, corrected by ``Calibration``.
+
+Its settings were found on the headline hour (benchmarks/energy.py shows what they give elsewhere):
+a TTFT margin that leaves room for prompts not yet arrived, a TBT margin that only noise needs to
+be wider, and chunks just above the half of the largest step, where a prompt's chunk still fits
+beside all the decodes that ride in it.
 """
 
 from beam_runtime.calibration import Calibration, StepKind
@@ -12,6 +17,10 @@ from beamprof.replay import event_loop as loop
 from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
 
+TTFT_MARGIN, TBT_MARGIN = 0.15, 0.025  # shares of the SLO; calibration may widen them
+# In 32nds of the largest step.
+CHUNKS_32 = (8, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 28, 32)
+
 
 class Beam(Policy):
     """Joint, idle-aware, paced, calibrated.
@@ -19,8 +28,8 @@ class Beam(Policy):
     Args:
         name: as the user writes it.
         rules: of the composer; all four by default.
-        correction: the margins to begin with.
-        search: horizon, dwell, weights.
+        correction: the least margins; by default shares of the SLO.
+        search: horizon, dwell, weights; by default the library's, with CHUNKS_32.
     """
 
     rules = Rules()
@@ -35,14 +44,19 @@ class Beam(Policy):
     ) -> None:
         super().__init__(name)
         self.rules = rules or Rules()
-        self._floor = correction or Correction()
+        self._floor = correction
         self._policy = search
 
     def start(self, view: View) -> Knobs:
         """Compile the search; begin fast."""
-        self.correction = self._floor
-        self._calibration = Calibration(view.limits.pp, self._floor)
-        self._search = Search(view.cost, view.limits, rules=self.rules, policy=self._policy)
+        slo, largest = view.slo, view.limits.max_batched_tokens
+        self.correction = self._floor or Correction(
+            ttft_margin_ms=TTFT_MARGIN * slo.ttft_ms, tbt_margin_ms=TBT_MARGIN * slo.tbt_ms
+        )
+        chunks = tuple(share * largest // 32 for share in CHUNKS_32)
+        policy = self._policy or SearchPolicy(chunk_tokens=chunks)
+        self._calibration = Calibration(view.limits.pp, self.correction)
+        self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
         return Knobs(int(view.cost.clocks_mhz[-1]), self._search.chunks[-1])
 
     def decide(self, view: View) -> Knobs:
