@@ -139,14 +139,16 @@ class Controller:
         top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
-        steered = _search(cost, limits, search)
-        unlocked = (
-            steered if isinstance(cost, TableError) else _search(at_top_clock(cost), limits, search)
-        )
+        if actuator is None:
+            steered = unlocked = _search(_unlocked(cost), limits, search)
+        else:
+            steered = _search(cost, limits, search)
+            # For the day on which clocks cannot be set any more.
+            unlocked = _lazily(lambda: _search(_unlocked(cost), limits, search))
         self._limits = limits
         self._steering = Steering(
             cost, limits, self._own,
-            steered if actuator is not None else unlocked, unlocked,
+            steered, unlocked,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
         )  # fmt: skip
@@ -434,6 +436,21 @@ def _search(cost: StepCost | TableError, limits: EngineLimits, given: Searcher |
     from beam_runtime.search import Search
 
     return Search(cost, limits)
+
+
+def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:
+    return cost if isinstance(cost, TableError) else at_top_clock(cost)
+
+
+def _lazily(make: Callable[[], Searcher]) -> Searcher:
+    made: list[Searcher] = []
+
+    def search(state: Snapshot) -> Decision:
+        if not made:
+            made.append(make())
+        return made[0](state)
+
+    return search
 
 
 def _refuses(error: TableError) -> Searcher:

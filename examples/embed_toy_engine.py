@@ -83,8 +83,9 @@ def main() -> None:
     beam = serve_with_beam(cost, limits, load)
     # BEAM's last answers take longer, as they may: both are counted over the same time.
     end_ms = max(vanilla.end_ms, beam.end_ms)
-    stay_on(vanilla, end_ms, float(cost.idle_power_w[-1]) * limits.pp)
-    stay_on(beam, end_ms, float(cost.idle_power_w[0]) * limits.pp)
+    rest_w = float(cost.idle_power_w.min()) * limits.pp
+    stay_on(vanilla, end_ms, rest_w)
+    stay_on(beam, end_ms, rest_w)
     report("vanilla", vanilla)
     report("BEAM", beam)
     same = "the same" if vanilla.outputs == beam.outputs else "NOT the same"
