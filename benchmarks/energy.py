@@ -10,6 +10,7 @@ wrong. Targets are for the headline hour; the exit code is 1 where one of them i
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,28 +42,29 @@ class Study:
     report: ReplayReport
 
 
-def studies(table: PerfTable, trace: Trace, options: ReplayOptions, *, quick: bool) -> list[Study]:
+def studies(
+    table: PerfTable, trace: Trace, options: ReplayOptions, *, quick: bool
+) -> Iterator[Study]:
     """The ladder, then the variations."""
-    done = [Study("ladder", replay(table, trace, LADDER, options))]
+    yield Study("ladder", replay(table, trace, LADDER, options))
     if quick:
-        return done
-    done.append(Study("ablation: one rule off", replay(table, trace, RULES, options)))
+        return
     for watts in WAITING_W:
         at = replace(options, idle_power_w=watts)
-        done.append(Study(f"{watts:g} W per waiting GPU", replay(table, trace, ["beam"], at)))
+        yield Study(f"{watts:g} W per waiting GPU", replay(table, trace, ["beam"], at))
     for share in (0.5, 2.0):
         slo = replace(
             options.slo, ttft_ms=options.slo.ttft_ms * share, tbt_ms=options.slo.tbt_ms * share
         )
         one = replay(table, trace, ["beam"], replace(options, slo=slo))
-        done.append(Study(f"SLOs times {share:g}", one))
+        yield Study(f"SLOs times {share:g}", one)
     for title, wrong in (
         (f"controller's latencies {BIAS:.0%} too low", biased(table, 1 - BIAS)),
         (f"controller's table with {NOISE:.0%} noise", noisy(table, NOISE)),
     ):
         one = replay(wrong, trace, ["beam"], options, plant_table=table)
-        done.append(Study(title, one))
-    return done
+        yield Study(title, one)
+    yield Study("ablation: one rule off", replay(table, trace, RULES, options))
 
 
 def biased(table: PerfTable, factor: float) -> PerfTable:
@@ -98,26 +100,25 @@ def missed(beam: Rung) -> list[str]:
     ]
 
 
-def show(found: list[Study], console: Console) -> None:
-    for study in found:
-        page = Table(
-            "policy", "of vanilla", "of knee", "J/token", "TTFT p99 ms", "kept %", "points",
-            "TBT p99 ms", "kept %", "steps/s", "decide us", title=study.title, box=None,
-            title_justify="left",
+def show(study: Study, console: Console) -> None:
+    page = Table(
+        "policy", "of vanilla", "of knee", "J/token", "TTFT p99 ms", "kept %", "points",
+        "TBT p99 ms", "kept %", "steps/s", "decide us", title=study.title, box=None,
+        title_justify="left",
+    )  # fmt: skip
+    for rung in study.report.rungs:
+        m, kept = rung.metrics, rung.metrics.attainment
+        page.add_row(
+            m.policy, f"{rung.to_vanilla:.3f}", f"{rung.to_knee:.3f}", f"{m.j_per_token:.2f}",
+            f"{m.ttft.p99_ms:.0f}", f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
+            f"{m.tbt.p99_ms:.0f}", f"{100 * kept.tbt:.3f}", f"{m.steps / m.wall_s:,.0f}",
+            f"{m.decision_mean_us:.0f}",
         )  # fmt: skip
-        for rung in study.report.rungs:
-            m, kept = rung.metrics, rung.metrics.attainment
-            page.add_row(
-                m.policy, f"{rung.to_vanilla:.3f}", f"{rung.to_knee:.3f}", f"{m.j_per_token:.2f}",
-                f"{m.ttft.p99_ms:.0f}", f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
-                f"{m.tbt.p99_ms:.0f}", f"{100 * kept.tbt:.3f}", f"{m.steps / m.wall_s:,.0f}",
-                f"{m.decision_mean_us:.0f}",
-            )  # fmt: skip
-        if study.report.oracle_j is not None:
-            of_vanilla = study.report.oracle_j / study.report.vanilla.energy_j
-            page.add_row("oracle (bound)", f"{of_vanilla:.3f}")
-        console.print(page)
-        console.print()
+    if study.report.oracle_j is not None:
+        of_vanilla = study.report.oracle_j / study.report.vanilla.energy_j
+        page.add_row("oracle (bound)", f"{of_vanilla:.3f}")
+    console.print(page)
+    console.print()
 
 
 def main() -> int:
@@ -137,15 +138,18 @@ def main() -> int:
         tbt_ms=parse_duration_s(asked.slo_tbt, "--slo-tbt") * 1e3,
     )
     options = replace(options, slo=slo)
-    found = studies(
+    found = []
+    for study in studies(
         PerfTable.load(asked.table), open_trace(asked.trace), options, quick=asked.quick
-    )
+    ):
+        found.append(study)
+        if not asked.json:
+            show(study, Console(width=120))
     beam = next(rung for rung in found[0].report.rungs if rung.metrics.policy == "beam")
     failed = missed(beam)
     if asked.json:
         print(json.dumps({"studies": plain(found), "targets": TARGETS, "missed": failed}, indent=1))
     else:
-        show(found, Console(width=120))
         print(f"headline targets missed: {'; '.join(failed) or 'none'}")
     return 1 if failed else 0
 
