@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,20 +38,20 @@ from beam_runtime.decisions import SCHEMA, DecisionLog
 from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.events import (
-    Abort,
-    Arrival,
     ClockConfirmed,
     ClockRefused,
-    Completion,
     Event,
-    FirstToken,
-    Preemption,
     Resume,
-    StepFinished,
-    StepIssued,
 )
-from beam_runtime.resources import at_top_clock, open_clocks, open_cost
-from beam_runtime.steering import Counts, Searcher, Steering, SteeringRules
+from beam_runtime.hooks import Hooks
+from beam_runtime.resources import (
+    Searcher,
+    open_clocks,
+    open_cost,
+    open_search,
+    open_searches,
+)
+from beam_runtime.steering import Counts, Steering, SteeringRules
 from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
@@ -84,7 +84,7 @@ class Status:
     correction: Correction
 
 
-class Controller:
+class Controller(Hooks):
     """Steers one replica, from ``with`` to the end of the block.
 
     Args:
@@ -122,7 +122,7 @@ class Controller:
         threads: bool = True,
         now_ms: Callable[[], float] | None = None,
     ) -> None:
-        self._now_ms = now_ms or _monotonic_ms
+        super().__init__(now_ms or _monotonic_ms, self._drop)
         self._events: deque[Event] = deque(maxlen=MAX_BACKLOG)
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
@@ -139,12 +139,7 @@ class Controller:
         top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
-        if actuator is None:
-            steered = unlocked = _search(_unlocked(cost), limits, search)
-        else:
-            steered = _search(cost, limits, search)
-            # For the day on which clocks cannot be set any more.
-            unlocked = _lazily(lambda: _search(_unlocked(cost), limits, search))
+        steered, unlocked = open_searches(cost, limits, search, clocks=actuator is not None)
         self._limits = limits
         self._steering = Steering(
             cost, limits, self._own,
@@ -304,80 +299,7 @@ class Controller:
     @cached_property
     def _decide(self) -> Searcher:
         # Not the worker's: that one may be searching right now.
-        return _search(self._cost, self._limits, self._given_search)
-
-    # Hooks: what the engine tells. They never raise and never wait.
-
-    def arrival(
-        self,
-        request_id: str,
-        prompt_tokens: int,
-        *,
-        slo: Slo | str | None = None,
-        cached_tokens: int = 0,
-        at_ms: float | None = None,
-    ) -> None:
-        """A request has come in.
-
-        Args:
-            request_id: the engine's name for it.
-            prompt_tokens: of its prompt.
-            slo: its own, or a class by name, or the default.
-            cached_tokens: tokens of the prompt that a prefix cache holds.
-            at_ms: when, where that was earlier than now.
-        """
-        self._append(
-            Arrival(
-                self._now_ms() if at_ms is None else at_ms,
-                request_id,
-                prompt_tokens,
-                slo,
-                cached_tokens,
-            )
-        )
-
-    def first_token(self, request_id: str, *, at_ms: float | None = None) -> None:
-        """A request has its first token."""
-        self._append(FirstToken(self._now_ms() if at_ms is None else at_ms, request_id))
-
-    def completion(self, request_id: str, *, at_ms: float | None = None) -> None:
-        """A request has its last token."""
-        self._append(Completion(self._now_ms() if at_ms is None else at_ms, request_id))
-
-    def abort(self, request_id: str, *, at_ms: float | None = None) -> None:
-        """A request is gone before its time."""
-        self._append(Abort(self._now_ms() if at_ms is None else at_ms, request_id))
-
-    def preemption(self, request_id: str, *, at_ms: float | None = None) -> None:
-        """A running request has lost its KV blocks and waits again."""
-        self._append(Preemption(self._now_ms() if at_ms is None else at_ms, request_id))
-
-    def step_issued(
-        self,
-        decodes: Iterable[str],
-        chunks: Iterable[tuple[str, int]] = (),
-        *,
-        at_ms: float | None = None,
-    ) -> None:
-        """A step has entered the pipeline.
-
-        Args:
-            decodes: requests that compute one token each.
-            chunks: (request, tokens) of prompts.
-            at_ms: when, where that was earlier than now.
-        """
-        try:
-            event = StepIssued(
-                self._now_ms() if at_ms is None else at_ms, tuple(decodes), tuple(chunks)
-            )
-        except Exception:  # not iterable, or its own iteration failed
-            self._dropped += 1
-            return
-        self._append(event)
-
-    def step_finished(self, *, at_ms: float | None = None) -> None:
-        """The oldest step in the pipeline is back, with a token for its requests."""
-        self._append(StepFinished(self._now_ms() if at_ms is None else at_ms))
+        return open_search(self._cost, self._limits, self._given_search)
 
     # Inside
 
@@ -425,36 +347,3 @@ def _tell_children(controller: Controller) -> None:
 
 def _monotonic_ms() -> float:
     return time.monotonic() * 1e3
-
-
-def _search(cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None) -> Searcher:
-    """The search of one thread: its arrays are its own."""
-    if isinstance(cost, TableError):
-        return _refuses(cost)
-    if given is not None:
-        return given
-    from beam_runtime.search import Search
-
-    return Search(cost, limits)
-
-
-def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:
-    return cost if isinstance(cost, TableError) else at_top_clock(cost)
-
-
-def _lazily(make: Callable[[], Searcher]) -> Searcher:
-    made: list[Searcher] = []
-
-    def search(state: Snapshot) -> Decision:
-        if not made:
-            made.append(make())
-        return made[0](state)
-
-    return search
-
-
-def _refuses(error: TableError) -> Searcher:
-    def search(state: Snapshot) -> Decision:
-        raise error
-
-    return search

@@ -1,6 +1,6 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,21 @@ from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.cost import StepCost
 from beam_runtime.errors import BeamError, ClockError, TableError
-from beam_runtime.search import with_idle_power
+from beam_runtime.search import Search, with_idle_power
 from beam_runtime.table import PerfTable
+from beam_runtime.types import Decision, EngineLimits, Snapshot
 
-__all__ = ["at_top_clock", "open_clocks", "open_cost", "served_clocks", "with_idle_power"]
+__all__ = [
+    "at_top_clock",
+    "open_clocks",
+    "open_cost",
+    "open_search",
+    "open_searches",
+    "served_clocks",
+    "with_idle_power",
+]
+
+Searcher = Callable[[Snapshot], Decision]
 
 # More clocks cost search time and save nothing: energy is flat around its optimum.
 MOST_CLOCKS = 32
@@ -88,3 +99,49 @@ def at_top_clock(cost: StepCost) -> StepCost:
         attention_energy_j=cost.attention_energy_j[-1:],
         idle_power_w=cost.idle_power_w[-1:],
     )
+
+
+def open_searches(
+    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None, *, clocks: bool
+) -> tuple[Searcher, Searcher]:
+    """(the search to begin with, the one for when clocks cannot be set)."""
+    if not clocks:
+        search = open_search(_unlocked(cost), limits, given)
+        return search, search
+    # The second is made when it is needed: the day may never come.
+    return open_search(cost, limits, given), _lazily(
+        lambda: open_search(_unlocked(cost), limits, given)
+    )
+
+
+def open_search(
+    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None
+) -> Searcher:
+    """The search of one thread: its arrays are its own."""
+    if isinstance(cost, TableError):
+        return _refuses(cost)
+    if given is not None:
+        return given
+    return Search(cost, limits)
+
+
+def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:
+    return cost if isinstance(cost, TableError) else at_top_clock(cost)
+
+
+def _lazily(make: Callable[[], Searcher]) -> Searcher:
+    made: list[Searcher] = []
+
+    def search(state: Snapshot) -> Decision:
+        if not made:
+            made.append(make())
+        return made[0](state)
+
+    return search
+
+
+def _refuses(error: TableError) -> Searcher:
+    def search(state: Snapshot) -> Decision:
+        raise error
+
+    return search

@@ -32,13 +32,12 @@ from beam_runtime.events import (
     StepIssued,
 )
 from beam_runtime.fallback import Fallback, FallbackRules, Fault
+from beam_runtime.resources import Searcher
 from beam_runtime.step_watch import StepWatch
 from beam_runtime.tracker import Tracker
-from beam_runtime.types import Decision, EngineLimits, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import EngineLimits, Knobs, Rules, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
-
-Searcher = Callable[[Snapshot], Decision]
 
 
 @dataclass(frozen=True, slots=True)
