@@ -76,7 +76,8 @@ class Calibration:
 
     Args:
         pp: stages that a token passes; one step's error comes back in each of them.
-        floor: the smallest margins; its scales are the start.
+        floor: margins for what no step's error shows (jitter of hosts and clocks), to which
+            the table's error comes on top; its scales are the start.
         rules: how to learn.
     """
 
@@ -142,8 +143,8 @@ class Calibration:
         return Correction(
             prefill_scale=scales[StepKind.PREFILL],
             decode_scale=scales[StepKind.DECODE],
-            ttft_margin_ms=max(self._floor.ttft_margin_ms, pass_ms, self._ttft.margin_ms(1.0)),
-            tbt_margin_ms=max(self._floor.tbt_margin_ms, pass_ms),
+            ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms(1.0)),
+            tbt_margin_ms=self._floor.tbt_margin_ms + pass_ms,
         )
 
 

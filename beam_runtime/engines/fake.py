@@ -132,7 +132,9 @@ class FakeEngine:
 
     def apply(self, orders: Orders) -> None:
         """Serve the next steps like this."""
-        self._orders = orders
+        if orders is not self._orders:
+            self._orders = orders
+            self._state = replace(self._state, correction=orders.correction)
 
     # The engine's loop
 

@@ -405,6 +405,24 @@ class TestModel:
         assert bench.after.correction.decode_scale == pytest.approx(1.3, rel=0.03)
         assert bench.after.steering, "and it never stopped"
 
+    def test_the_real_search_keeps_promises_on_a_slower_engine(self, bench: Bench) -> None:
+        clocks: list[int] = []
+
+        def watch(controller: Controller, now_ms: float) -> None:
+            clocks.append(controller.orders.knobs.clock_mhz)
+
+        ledger = bench.run(
+            requests(60, every_ms=200.0, tokens=80),
+            search=None,
+            engine={"slowdown": lambda now_ms: 1.3 if now_ms > 3000.0 else 1.0},
+            meanwhile=watch,
+        )
+        assert bench.after.counts.falls == 0
+        assert bench.after.correction.decode_scale > 1.15
+        assert ledger.late_ttft == 0
+        assert ledger.late_tbt / len(ledger.tbt_ms) < 0.02, "but for the moment it slowed down"
+        assert min(clocks) < 1410, "and it saved energy meanwhile"
+
     def test_a_table_far_off_is_not_used_until_it_is_right_again(self, bench: Bench) -> None:
         reasons: list[str] = []
 
