@@ -103,7 +103,8 @@ def test_fair_noise_leaves_a_token_no_later_than_the_table_would(seed: int, nois
         observed_ms <= correction.decode_scale * predicted_ms + correction.tbt_margin_ms / PP
         for predicted_ms, observed_ms in to_come
     )
-    assert kept / len(to_come) > 0.975
+    # The 99 % quantile of 512 values is itself unsure by half a per cent: five of those.
+    assert kept / len(to_come) > 0.965
 
 
 def test_a_stall_is_not_a_slow_table() -> None:
