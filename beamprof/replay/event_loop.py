@@ -83,7 +83,9 @@ TOKEN_COLUMNS = 3
 
 
 class Workload(NamedTuple):
-    """The trace, by arrival."""
+    """The trace, by arrival; idling counts until ``duration_ms``."""
+
+    duration_ms: float
 
     arrival_ms: Floats
     input_tokens: Ints
@@ -156,13 +158,14 @@ def advance(
             continue
         if p.at[N_STEPS] == p.steps.shape[0]:
             return FULL
-        send(s, p, b, owed, now_ms, k, e, true)
+        send(s, p, b, owed, now_ms, w.duration_ms, k, e, true)
 
 
 @compiled
 def send(
-    s: State, p: Plant, b: Batch, owed: bool, now_ms: float, k: Setting, e: Engine, true: Tables
-) -> None:
+    s: State, p: Plant, b: Batch, owed: bool, now_ms: float, duration_ms: float, k: Setting,
+    e: Engine, true: Tables,
+) -> None:  # fmt: skip
     """Issue a step; its passes take what the plant's table and this step's noise say."""
     line = p.at[N_STEPS]
     factor = p.noise[line]
@@ -172,7 +175,7 @@ def send(
         e.just_in_time, e.ride_along, e.decode_first, e.pace, e.lead_ms, e.min_chunk,
     )  # fmt: skip
     if b.items > 0:
-        p.clock[COVERED_IDLE_J] += covered_idle_j(s, b, now_ms, k, real, true)
+        p.clock[COVERED_IDLE_J] += covered_idle_j(s, b, now_ms, duration_ms, k, real, true)
     busy_ms, joules, _ = issue(s, b, owed, now_ms, k, real, true)
     p.at[PREEMPTED] += b.preempted
     if b.items == 0:  # everything in it was preempted
@@ -193,16 +196,17 @@ def send(
 
 @compiled
 def covered_idle_j(
-    s: State, b: Batch, now_ms: float, k: Setting, real: Engine, true: Tables
+    s: State, b: Batch, now_ms: float, duration_ms: float, k: Setting, real: Engine, true: Tables
 ) -> float:
-    """What the stages would have drawn waiting while they compute this step."""
+    """What the stages would have drawn waiting while they compute this step, up to the end."""
     after_ms, before_ms = pass_ms(k.clock, b, real, true), pass_ms(k.clock_before, b, real, true)
     ready_ms, joules = now_ms, 0.0
     for stage in range(real.pp):
         start_ms = max(ready_ms, s.clock[STAGE_FREE + stage])
         early = start_ms < k.switch_ms
         one_ms = before_ms if early else after_ms
-        joules += true.idle_w[k.clock_before if early else k.clock] * one_ms / 1e3
+        inside_ms = max(0.0, min(start_ms + one_ms, duration_ms) - start_ms)
+        joules += true.idle_w[k.clock_before if early else k.clock] * inside_ms / 1e3
         ready_ms = start_ms + one_ms + real.gap_ms + real.transfer_ms
     return joules
 

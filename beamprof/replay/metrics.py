@@ -63,11 +63,11 @@ class Metrics:
 
     Attributes:
         policy: its name.
-        energy_j: of all GPUs until the trace's stated duration, or the last token if later.
+        energy_j: of all GPUs: every pass, and idling until the trace's stated duration.
         prefill_energy_j, decode_energy_j: of steps that carry prefill, and of the others.
         idle_energy_j: of GPU-time that no pass covers.
         energy_kwh: the same as energy_j.
-        mean_power_w: energy over that time.
+        mean_power_w: energy over the stated duration.
         j_per_token: per output token; j_per_request: per request.
         ttft, tbt: spreads over requests, and over tokens after the first.
         attainment: shares kept.
@@ -126,7 +126,7 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         decode_energy_j=float(step_j[~prefill].sum()),
         idle_energy_j=played.idle_energy_j,
         energy_kwh=played.energy_j / J_PER_KWH,
-        mean_power_w=played.energy_j / end_s,
+        mean_power_w=played.energy_j / played.duration_ms * 1e3,
         j_per_token=played.energy_j / tokens,
         j_per_request=played.energy_j / len(played.arrival_ms),
         ttft=Spread.of(ttft_ms(played)),

@@ -99,6 +99,7 @@ class _Plant:
         _check_servable(trace, self.limits, site.kv_blocks)
         ones = np.ones(trace.requests)
         self.workload = loop.Workload(
+            trace.duration_s * 1e3,
             trace.arrival_s * 1e3,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
@@ -188,7 +189,7 @@ class _Plant:
         if clock == setting.clock:
             self.setting = self._setting(knobs, setting.clock_before, setting.switch_ms)
         else:
-            self._idle_up_to(now_ms)
+            self._idle_up_to(min(now_ms, self.workload.duration_ms))
             current = setting.clock_before if now_ms < setting.switch_ms else setting.clock
             switch_ms = now_ms + self.limits.clock_delay_ms
             self.setting = self._setting(knobs, current, switch_ms)
@@ -214,7 +215,11 @@ class _Plant:
         return engine
 
     def _idle_up_to(self, until_ms: float) -> None:
-        """Count what all stages would draw waiting, at the clocks that were in effect."""
+        """Count what all stages would draw waiting, at the clocks that were in effect.
+
+        Until the trace's stated duration: what its last requests need after that is passes, and
+        in a service that goes on others would share the waiting.
+        """
         idle_w = self.true.idle_w * self.limits.pp
         from_ms, setting = self.idle_until_ms, self.setting
         switch_ms = min(max(setting.switch_ms, from_ms), until_ms)
@@ -260,7 +265,7 @@ class _Plant:
         plant, trace = self.plant, self.trace
         duration_ms = trace.duration_s * 1e3
         end_ms = max(duration_ms, float(plant.finish_ms.max()))
-        self._idle_up_to(end_ms)
+        self._idle_up_to(duration_ms)
         steps = np.concatenate(self.steps)
         steps[:, loop.STEP_CLOCK] = self.site.cost.clocks_mhz[
             steps[:, loop.STEP_CLOCK].astype(np.int64)

@@ -20,14 +20,14 @@ class Played:
         slo: what requests were promised.
         pp: pipeline stages.
         duration_ms: the trace's stated duration.
-        end_ms: until when energy is counted: the duration, or the last token if later.
+        end_ms: the duration, or the last token if later.
         arrival_ms, input_tokens, output_tokens: (R,) the requests.
         first_token_ms, finish_ms: (R,) NaN where it never came.
         tokens: (T, 3) request, moment and gap of every token after a request's first;
             columns TOKEN_* of event_loop.
         steps: (S, 15) every step; columns STEP_* of event_loop, STEP_CLOCK in MHz.
-        active_energy_j: all passes of all stages.
-        idle_energy_j: every GPU-second that no pass covers.
+        active_energy_j: all passes of all stages, until the last token.
+        idle_energy_j: every GPU-second until the duration that no pass covers.
         busy_ms: passes, summed over the stages.
         preemptions: requests that lost their KV blocks.
         clock_changes: how often another clock was asked for.

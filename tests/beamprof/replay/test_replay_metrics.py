@@ -65,7 +65,7 @@ def test_energy_in_every_unit_and_shares_of_time_add_up(played):
     tokens = played.output_tokens.sum()
     assert m.energy_j == pytest.approx(m.prefill_energy_j + m.decode_energy_j + m.idle_energy_j)
     assert m.energy_kwh * 3.6e6 == pytest.approx(m.energy_j)
-    assert m.mean_power_w * played.end_ms / 1e3 == pytest.approx(m.energy_j)
+    assert m.mean_power_w * played.duration_ms / 1e3 == pytest.approx(m.energy_j)
     assert m.j_per_token * tokens == pytest.approx(m.energy_j)
     assert m.j_per_request * 80 == pytest.approx(m.energy_j)
     for shares in (m.clock_share, m.chunk_share, m.microbatches_share, m.pace_share):

@@ -146,9 +146,17 @@ def test_every_token_is_served_once_and_energy_adds_up(site, tight, memory):
         assert steps[:, loop.STEP_CHUNK].sum() == trace.input_tokens.sum()
         assert steps[:, loop.STEP_DECODES].sum() == len(played.tokens)
     assert played.active_energy_j == pytest.approx(steps[:, loop.STEP_J].sum())
-    waiting_s = 4 * played.end_ms / 1e3 - played.busy_ms / 1e3
-    assert played.idle_energy_j == pytest.approx(IDLE_W * waiting_s)
-    assert played.end_ms >= trace.duration_s * 1e3
+    # Idling counts until the stated duration, whenever the last token came.
+    for duration_s in (trace.duration_s, 300.0):
+        longer = play(
+            replace(trace, duration_s=duration_s),
+            Fixed(Knobs(1000, 256, 1, 150.0), Rules()),
+            where,
+        )
+        assert longer.active_energy_j == played.active_energy_j
+    assert longer.end_ms == 300e3
+    assert longer.idle_energy_j == pytest.approx(IDLE_W * (4 * 300 - played.busy_ms / 1e3))
+    assert 0.0 < played.idle_energy_j < IDLE_W * 4 * trace.duration_s
 
 
 def test_an_idle_hour_is_all_idle_power(site):
