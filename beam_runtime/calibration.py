@@ -39,8 +39,8 @@ class CalibrationRules:
         prior_steps: how many steps the table's own word counts for at first.
         clamp: the scale's lowest and highest value.
         window: latest steps of a kind that margins are taken from.
-        prior_margin_steps: errors of zero that a window is thought to hold besides, so that
-            the first outlier of a run is not taken for the rule.
+        least_window: a window with fewer steps is judged as if it held so many, all others
+            without error, so that the first outlier of a run is not taken for the rule.
         outlier: a step is counted as this many times its prediction at most; a stall says
             nothing about the table.
         drift: share off the table that counts as drift.
@@ -53,7 +53,7 @@ class CalibrationRules:
     prior_steps: int = 20
     clamp: tuple[float, float] = (0.5, 2.0)
     window: int = 512
-    prior_margin_steps: int = 100
+    least_window: int = 100
     outlier: float = 4.0
     drift: float = 0.15
     drift_steps: int = 64
@@ -201,7 +201,8 @@ class _Window:
     def margin_ms(self, scale: float) -> float:
         """The quantile of what is left of the error once predictions are scaled; 0 or more."""
         size = min(self._seen, self._rules.window)
-        may_exceed = math.floor((1.0 - self._rules.share) * (size + self._rules.prior_margin_steps))
+        judged = max(size, self._rules.least_window)
+        may_exceed = math.floor((1.0 - self._rules.share) * judged)
         if may_exceed >= size:
             return 0.0
         late_ms = self._observed_ms[:size] - scale * self._predicted_ms[:size]

@@ -81,30 +81,27 @@ def test_noise_never_loosens_an_slo(steps: list[tuple[StepKind, float, float]]) 
             PP * (observed - scale * predicted) > correction.tbt_margin_ms * (1 + 1e-9)
             for predicted, observed in seen
         )
-        assert late <= (1 - RULES.share) * (len(seen) + RULES.prior_margin_steps)
+        assert late <= (1 - RULES.share) * max(len(seen), RULES.least_window) + 1e-9
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.3))
-def test_fair_noise_leaves_a_token_no_later_than_the_table_would(seed: int, noise: float) -> None:
-    """Noise around the table's truth: promise and margin together still cover what is to come."""
-    random = np.random.default_rng(seed)
-    calibration = Calibration(PP, Correction(tbt_margin_ms=0.0, ttft_margin_ms=0.0))
+@pytest.mark.parametrize("noise", [0.03, 0.1, 0.3])
+def test_fair_noise_leaves_a_token_no_later_than_the_table_would(noise: float) -> None:
+    """Noise around the table's truth: promise and margin together cover what is still to come."""
 
-    def steps(number: int) -> list[tuple[float, float]]:
-        predicted = random.uniform(10.0, 40.0, number)
-        return list(zip(predicted, predicted * random.lognormal(0.0, noise, number), strict=True))
+    def covered(seed: int) -> float:
+        random = np.random.default_rng(seed)
+        calibration = Calibration(PP, Correction(tbt_margin_ms=0.0, ttft_margin_ms=0.0))
+        predicted_ms = random.uniform(10.0, 40.0, 4800)
+        observed_ms = predicted_ms * random.lognormal(0.0, noise, 4800)
+        for predicted, observed in zip(predicted_ms[:800], observed_ms[:800], strict=True):
+            calibration.observe_step(StepKind.DECODE, predicted, observed)
+        correction = calibration.correction
+        promised_ms = correction.decode_scale * predicted_ms + correction.tbt_margin_ms / PP
+        return float(np.mean(observed_ms[800:] <= promised_ms[800:]))
 
-    for predicted_ms, observed_ms in steps(800):
-        calibration.observe_step(StepKind.DECODE, predicted_ms, observed_ms)
-    correction = calibration.correction
-    to_come = steps(4000)
-    kept = sum(
-        observed_ms <= correction.decode_scale * predicted_ms + correction.tbt_margin_ms / PP
-        for predicted_ms, observed_ms in to_come
-    )
-    # The 99 % quantile of 512 values is itself unsure by half a per cent: five of those.
-    assert kept / len(to_come) > 0.965
+    shares = [covered(seed) for seed in range(20)]
+    assert np.mean(shares) == pytest.approx(RULES.share, abs=0.005)
+    assert min(shares) > 0.96, "a quantile of 512 values is itself unsure"
 
 
 def test_a_stall_is_not_a_slow_table() -> None:
