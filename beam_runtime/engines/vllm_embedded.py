@@ -24,10 +24,10 @@ from beam_runtime.engines.base import Orders
 from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_features import Features
 from beam_runtime.engines.vllm_gate import Gate
+from beam_runtime.engines.vllm_passes import Passes
 from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
-from beam_runtime.pipeline import ClockPlan, Pipeline
 from beam_runtime.types import Slo, StepShape
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Embedded:
         self.policy = policy
         self.slo = slo
         self.tally = Tally()
-        self._cost = cost
+        self._passes = Passes(cost, view.limits)
         self._features = features
         self._slo_of = slo_of
         self._now_ms = now_ms
@@ -197,12 +197,13 @@ class Embedded:
         step = self.view.issued(output)
         if step is None:
             return
-        passed = self._pipeline(self.controller.orders).travel(self.view.shape(step), 0.0, (0.0,))[
-            0
-        ]
-        self.view.times.issue(now_ms, passed.end_ms)
+        shape, orders = self.view.shape(step), self.controller.orders
+        clock_mhz = orders.knobs.clock_mhz
+        pass_ms = self._passes.pass_ms(shape, clock_mhz, orders.correction)
+        self.view.times.issue(now_ms, pass_ms)
         self.tally.steps += 1
-        self.tally.active_energy_j += passed.energy_j * self.view.limits.pp
+        pass_j = self._passes.energy_j(shape, clock_mhz)
+        self.tally.active_energy_j += pass_j * self.view.limits.pp
         self.controller.step_issued(step.decodes, step.chunks, at_ms=now_ms)
 
     @_never_raises
@@ -278,14 +279,36 @@ class Embedded:
         return None if self._plan is None else self._unless_stuck(self._plan, now_ms)
 
     def _make_plan(self, now_ms: float, orders: Orders) -> Plan | None:
+        return self._plain_plan(now_ms, orders) or self._composed_plan(now_ms, orders)
+
+    def _plain_plan(self, now_ms: float, orders: Orders) -> Plan | None:
+        """The composer's answer where it can only be "all ready decodes, now".
+
+        That is most steps of most engines, and asking costs several microseconds per request.
+        Tests hold it equal to the composed plan.
+        """
+        knobs, rules, view = orders.knobs, orders.rules, self.view
+        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or not view.decodes_alone:
+            return None
+        if view.flying:
+            full = len(view.flying) >= view.limits.max_steps_in_flight
+            early = now_ms < view.times.stage_free_ms()[0] - rules.lead_ms
+            if full or (rules.just_in_time and self._features.pollable and early):
+                return None
+        least = len(view.scheduler.running) + rules.min_chunk_tokens
+        budget = min(max(knobs.chunk_tokens, least), view.limits.max_batched_tokens)
+        return Plan(budget)
+
+    def _composed_plan(self, now_ms: float, orders: Orders) -> Plan | None:
         state = self.view.snapshot(now_ms, orders.knobs, orders.correction)
         rules = orders.rules
         if not self._features.pollable:
             rules = replace(rules, just_in_time=False)
-        pipeline = self._pipeline(orders)
+        clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
 
         def finish_ms(shape: StepShape, issue_ms: float) -> float:
-            return pipeline.travel(shape, issue_ms, state.stage_free_ms)[-1].end_ms
+            pass_ms = self._passes.pass_ms(shape, clock_mhz, correction)
+            return self._passes.finish_ms(pass_ms, issue_ms, state.stage_free_ms)
 
         move = compose(state, orders.knobs, now_ms, finish_ms, rules)
         if isinstance(move, Hold) and not state.in_flight and move.until_ms == float("inf"):
@@ -300,9 +323,3 @@ class Embedded:
         if self._idle_since_ms is None:
             self._idle_since_ms = now_ms
         return planned if now_ms - self._idle_since_ms < LONGEST_HOLD_MS else None
-
-    def _pipeline(self, orders: Orders) -> Pipeline:
-        """Step costs at the clock in force; a change under way is not seen here."""
-        clock_mhz = orders.knobs.clock_mhz
-        clock = ClockPlan(clock_mhz, clock_mhz, float("-inf"))
-        return Pipeline(self._cost, self.view.limits, orders.correction, clock)

@@ -80,6 +80,23 @@ class SchedulerView:
         """KV blocks that nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
+    @property
+    def decodes_alone(self) -> bool:
+        """Whether nobody waits, every running request decodes, and one of them is ready."""
+        scheduler = self.scheduler
+        if scheduler.waiting or getattr(scheduler, "kv_holding_waiting", ()):
+            return False
+        ready = False
+        for request in scheduler.running:
+            if not request.num_output_tokens:
+                return False
+            placeholders = getattr(request, "num_output_placeholders", 0)
+            pending = request.num_tokens + placeholders - request.num_computed_tokens
+            if placeholders or pending > 1:
+                return False
+            ready = ready or pending == 1
+        return ready
+
     def snapshot(self, now_ms: float, knobs: Knobs, correction: Correction) -> Snapshot:
         """The engine as the next step will find it."""
         finishes_ms = self.times.finishes_ms()

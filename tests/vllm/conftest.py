@@ -141,11 +141,19 @@ class SchedulerRig:
 
     def update(self, output, sampled: set[str]) -> set[str]:
         """Give the step's tokens back; returns the requests that ended."""
+        before = set(self.scheduler.requests)
+        outputs = self.scheduler.update_from_output(output, self.result(output, sampled))
+        for client in outputs.values():
+            for one in client.outputs:
+                self.given[one.request_id] += len(one.new_token_ids)
+        return before - set(self.scheduler.requests)
+
+    def result(self, output, sampled: set[str]):
+        """What the model's runner would say of a step."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         names = list(output.num_scheduled_tokens)
-        before = set(self.scheduler.requests)
-        result = ModelRunnerOutput(
+        return ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: i for i, name in enumerate(names)},
             sampled_token_ids=[[7] if name in sampled else [] for name in names],
@@ -153,11 +161,6 @@ class SchedulerRig:
             prompt_logprobs_dict={},
             pooler_output=[],
         )
-        outputs = self.scheduler.update_from_output(output, result)
-        for client in outputs.values():
-            for one in client.outputs:
-                self.given[one.request_id] += len(one.new_token_ids)
-        return before - set(self.scheduler.requests)
 
     @property
     def stale(self) -> set[str]:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 from beam_runtime.engines import vllm_features, vllm_gate  # noqa: E402
 from beam_runtime.engines.base import Orders  # noqa: E402
 from beam_runtime.engines.vllm import make_scheduler  # noqa: E402
+from beam_runtime.engines.vllm_embedded import Embedded  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
 
 BATCHED_TOKENS = 512
@@ -224,6 +225,34 @@ def test_any_orders_serve_every_request(
         assert told["first_token"] >= told["completion"]
         assert engine.scheduler.beam.view.followed == {}
         assert engine.scheduler.max_num_scheduled_tokens == BATCHED_TOKENS
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_the_short_way_to_a_plan_is_the_composer_s(
+    rig: Any,
+    simulated: Clock,
+    config: Path,
+    tiny_table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    pp: int,
+) -> None:
+    tiny_table(config.parent / "table.parquet", pp=pp)
+    compared = Counter()
+
+    def both(self: Embedded, now_ms: float, orders: Orders) -> Any:
+        short, long = self._plain_plan(now_ms, orders), self._composed_plan(now_ms, orders)
+        compared["short" if short else "long"] += 1
+        assert short is None or short == long
+        return long
+
+    monkeypatch.setattr(Embedded, "_make_plan", both)
+    for seed in range(8):
+        engine = rig(make=make_scheduler, pp=pp)
+        chunks = random.Random(seed)
+        director = Director(lambda c=chunks: Knobs(1200, c.choice((32, 64, 256))))
+        drive(engine, simulated, director, seed, pp)
+        assert engine.scheduler.beam.failure == ""
+    assert compared["short"] > 100
 
 
 def test_the_chunk_knob_is_the_step_s_budget(rig: Any, simulated: Clock, config: Path) -> None:

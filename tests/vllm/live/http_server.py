@@ -69,7 +69,7 @@ def serve(model: Path, metrics_port: int) -> dict:
             stdout=sink, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        for _ in range(240):
+        for _ in range(480):  # a busy machine needs two minutes to import vLLM twice
             with contextlib.suppress(OSError, urllib.error.URLError):
                 get(f"http://127.0.0.1:{port}/health")
                 break
