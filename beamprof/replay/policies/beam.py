@@ -9,6 +9,8 @@ be wider, and chunks just above the half of the largest step, where a prompt's c
 beside all the decodes that ride in it.
 """
 
+from dataclasses import replace
+
 from beam_runtime.calibration import Calibration, StepKind
 from beam_runtime.search import Policy as SearchPolicy
 from beam_runtime.search import Search
@@ -18,6 +20,7 @@ from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
 
 TTFT_MARGIN, TBT_MARGIN = 0.15, 0.025  # shares of the SLO; calibration may widen them
+SEATS = 0.75  # share of max_num_seqs above which nothing is paced
 # In 32nds of the largest step.
 CHUNKS_32 = (8, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 28, 32)
 
@@ -67,7 +70,11 @@ class Beam(Policy):
             if not step[loop.ISSUED_MS] < switched_ms < step[loop.FINISHED_MS]:
                 self._learn(step, view)
         self.correction = self._calibration.correction
-        return self._search.decide(view.snapshot(self.correction)).knobs
+        knobs = self._search.decide(view.snapshot(self.correction)).knobs
+        # Paced requests stay longer, so more of them run at one time (Little's law); the search
+        # does not know who will come, so seats are kept free for them here.
+        crowded = len(view.running) > SEATS * view.limits.max_num_seqs
+        return replace(knobs, pace_ms=0.0) if crowded else knobs
 
     def _learn(self, step: "loop.Floats", view: View) -> None:
         shape = StepShape(

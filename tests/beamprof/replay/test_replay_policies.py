@@ -195,3 +195,16 @@ def test_a_cost_at_other_clocks_is_refused(site, table):
     other = StepCost.from_table(table, [600, 1400])
     with pytest.raises(ReplayError, match="same clocks"):
         replace(site, believed=other)
+
+
+def test_beam_does_not_pace_when_seats_run_out(table, site):
+    # Eight seats, and a request every 0.4 s that a paced engine would hold for six seconds.
+    where = replace(site, limits=replace(site.limits, max_num_seqs=8), slo=Slo(1000.0, 300.0))
+    trace = make_trace([(0.4 * i, 32, 20) for i in range(60)], 30)
+    played = play(trace, policy_named("beam", table), where)
+    steps = played.steps[played.steps[:, loop.STEP_CHUNK] == 0]
+    crowded = steps[:, loop.STEP_RUNNING] > 6
+    assert crowded.any()
+    assert (steps[crowded, loop.STEP_PACE_MS] == 0.0).all()
+    assert (steps[~crowded, loop.STEP_PACE_MS] > 0.0).any()
+    assert (played.first_token_ms - played.arrival_ms <= 1000.0).mean() > 0.9
