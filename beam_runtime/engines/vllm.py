@@ -175,6 +175,7 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
         slo=config.slo,
         slo_of=slo_of(config),
         now_ms=_monotonic_ms,
+        sets_clocks=actuator is not None,
     )
     controller = Controller(
         cost,

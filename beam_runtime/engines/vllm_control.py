@@ -72,6 +72,11 @@ class Control:
         # OFF is decided before vLLM starts: hooks that are there keep watching.
         if policy is not None and policy not in (EmbeddedPolicy.OBSERVE, EmbeddedPolicy.STEER):
             raise BeamError(f"policy must be observe or steer, found {policy!r}")
+        if policy == EmbeddedPolicy.OBSERVE and self._embedded.sets_clocks:
+            raise BeamError(
+                "BEAM sets this engine's clocks and cannot leave them alone while it serves",
+                hint="restart with BEAM_POLICY=observe",
+            )
         promised = None if slo is None else _slo(slo, self._embedded.slo)
         if policy is not None:
             self._embedded.policy = EmbeddedPolicy(policy)

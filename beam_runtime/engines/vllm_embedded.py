@@ -73,6 +73,7 @@ class Embedded:
         slo: what requests are promised that say nothing themselves.
         slo_of: what one request was promised, given that.
         now_ms: the controller's time axis.
+        sets_clocks: whether the controller has a way to set clocks.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class Embedded:
         slo: Slo,
         slo_of: Callable[[Any, Slo], Slo],
         now_ms: Callable[[], float],
+        sets_clocks: bool = False,
     ) -> None:
         self.view = view
         self.failure = ""
+        self.sets_clocks = sets_clocks
         self.policy = policy
         self.slo = slo
         self.tally = Tally()

@@ -41,6 +41,7 @@ class FakeEmbedded:
     tally: Tally = field(default_factory=Tally)
     failure: str = ""
     steering: bool = True
+    sets_clocks: bool = False
 
     @property
     def view(self) -> Any:
@@ -70,6 +71,13 @@ def test_changes_take_effect_whole_or_not_at_all() -> None:
     with pytest.raises(BeamError, match="above 0"):
         control.change({"policy": "steer", "slo": {"ttft_ms": 0}})
     assert embedded.policy is EmbeddedPolicy.OBSERVE
+
+
+def test_who_sets_clocks_does_not_pretend_to_observe() -> None:
+    embedded = FakeEmbedded(sets_clocks=True)
+    with pytest.raises(BeamError, match="cannot leave them alone"):
+        Control(embedded).change({"policy": "observe"})  # type: ignore[arg-type]
+    assert embedded.policy is EmbeddedPolicy.STEER
 
 
 def test_over_http() -> None:
