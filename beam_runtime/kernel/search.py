@@ -60,6 +60,8 @@ TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 # After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
 # plays of the fastest entries: those whose time is within this factor.
 MISSES, TRIES, ABOUT = 3, 16, 1.015
+# A miss may shrink faster from clock to clock than it did so far, by this factor.
+STEEPER = 3.0
 # A measured table is monotone in the clock but for this.
 NOISE = 1.003
 # Violations closer than this (in shares of one SLO) are the same.
@@ -91,7 +93,8 @@ class Room(NamedTuple):
             that a clock is slower by than another.
         state: (lines, M) OPEN, DROPPED or CLOSED (played, or no candidate).
         line: (4, lines) chunk, microbatches, pace share's index, clock of the last play.
-        shift: (3, lines) play less estimate of the last play: energy, TTFT, TBT.
+        shift: (5, lines) of the last play: energy, TTFT and TBT less their estimates; by how
+            much a miss shrinks from one clock to the next, and that miss.
         steady: (M, 2) microbatches and pace share's index that are best after the prefill.
         log: (plays, 8) clock, chunk, microbatches, share's index, energy, TTFT excess, TBT
             excess, request that misses.
@@ -165,6 +168,13 @@ def play_one(
     k = setting_of(c, chunk, m, g.pace_shares[share] * tbt_ms, now_ms, g)
     o = forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
     energy_j, violation = energy_of(o, c, g), violation_of(o, g)
+    # How fast a miss shrinks from clock to clock, once two of them are known.
+    missed_ms, before_ms = max(o.ttft_excess_ms, o.tbt_excess_ms), w.shift[4, line]
+    steps = c - w.line[3, line]
+    w.shift[3, line] = (
+        (before_ms - missed_ms) / steps if before_ms > missed_ms and steps > 0 else 0.0
+    )
+    w.shift[4, line] = max(0.0, missed_ms)
     w.state[line, c] = CLOSED
     w.line[3, line] = c
     w.shift[0, line] = energy_j - w.estimate[ENERGY, line, c]
@@ -200,7 +210,6 @@ def prepare_prefill(
         if s.requests[KIND, row] != PREFILL and s.requests[KIND, row] != OTHER:
             context += s.requests[COMPUTED, row]
     d = everyone(s, e)
-    now = Decoding(s.at[N_DECODING], context, d.tbt_ms, e.pp)
     later = Decoding(d.requests, d.context_tokens, d.tbt_ms, e.pp)
     choose_steady(later, p, g, w, e, t)
     lead_in_ms = 0.0
@@ -219,6 +228,11 @@ def prepare_prefill(
         # A chunk that changes nothing is left out: too small to be legal, or larger than needed.
         twin = chunk == before or pending + s.at[N_DECODING] <= before
         before = chunk
+        # Prompts that are done decode while others are not, if that takes long enough.
+        riders = s.at[N_DECODING]
+        if riders == 0 and k.steps > 2 * e.pp:
+            riders = prompts - 1
+        now = Decoding(riders, context, d.tbt_ms, e.pp)
         for c in range(clocks):
             if twin or not k.done:
                 w.state[line, c] = CLOSED
@@ -315,6 +329,9 @@ def cheapest(
                 gap -= TBT_DOUBT * tbt_ms
             else:
                 higher = c > played
+                shrinks_ms = STEEPER * w.shift[3, line] * (c - played)
+                if higher and shrinks_ms > 0.0 and w.shift[4, line] > shrinks_ms:
+                    continue
                 energy_j += min(w.shift[0, line], 0.0) if higher else w.shift[0, line]
                 late += w.shift[1, line] * (trust if higher and w.shift[1, line] > 0.0 else 1.0)
                 gap += w.shift[2, line] * (trust if higher and w.shift[2, line] > 0.0 else 1.0)
@@ -477,7 +494,7 @@ def with_plays(c: Choice, plays: int) -> Choice:
 def clear(g: Grid, w: Room) -> None:
     for line in range(w.state.shape[0]):
         w.line[3, line] = -1
-        for i in range(3):
+        for i in range(5):
             w.shift[i, line] = 0.0
         for c in range(w.state.shape[1]):
             w.state[line, c] = OPEN if g.only in (-1, c) else CLOSED

@@ -64,7 +64,7 @@ class Searcher:
             estimate=np.zeros((5, lines, clocks)),
             state=np.zeros((lines, clocks), dtype=np.int64),
             line=np.zeros((4, lines), dtype=np.int64),
-            shift=np.zeros((3, lines)),
+            shift=np.zeros((5, lines)),
             steady=np.zeros((clocks, 2), dtype=np.int64),
             log=np.zeros((MOST_PLAYS, 8)),
         )
