@@ -46,7 +46,7 @@ class Beam(Policy):
         search: SearchPolicy | None = None,
     ) -> None:
         super().__init__(name)
-        self.rules = rules or Rules()
+        self._rules = rules or Rules()
         self._floor = correction
         self._policy = search
 
@@ -57,6 +57,12 @@ class Beam(Policy):
             ttft_margin_ms=TTFT_MARGIN * slo.ttft_ms, tbt_margin_ms=TBT_MARGIN * slo.tbt_ms
         )
         chunks = tuple(share * largest // 32 for share in CHUNKS_32)
+        self.rules = self._rules
+        if not self._half_fits(view):
+            # Decodes that ride in any chunk worth its weights are late. To send them ahead of
+            # each would halve the prompts' pace and still be late: keep to one chunk size.
+            chunks = (largest // 2,)
+            self.rules = replace(self._rules, decode_first_when_late=False)
         policy = self._policy or SearchPolicy(chunk_tokens=chunks)
         self._calibration = Calibration(view.limits.pp, self.correction)
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
@@ -75,6 +81,12 @@ class Beam(Policy):
         # does not know who will come, so seats are kept free for them here.
         crowded = len(view.running) > SEATS * view.limits.max_num_seqs
         return replace(knobs, pace_ms=0.0) if crowded else knobs
+
+    def _half_fits(self, view: View) -> bool:
+        """Whether a token that rides in a chunk of half the largest step can be in time."""
+        step = StepShape(view.limits.max_batched_tokens // 2)
+        pass_ms = float(view.cost.latency_ms(step).min()) + view.limits.host_gap_ms
+        return view.limits.pp * pass_ms + self.correction.tbt_margin_ms <= view.slo.tbt_ms
 
     def _learn(self, step: "loop.Floats", view: View) -> None:
         shape = StepShape(

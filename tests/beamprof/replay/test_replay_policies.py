@@ -208,3 +208,18 @@ def test_beam_does_not_pace_when_seats_run_out(table, site):
     assert (steps[crowded, loop.STEP_PACE_MS] == 0.0).all()
     assert (steps[~crowded, loop.STEP_PACE_MS] > 0.0).any()
     assert (played.first_token_ms - played.arrival_ms <= 1000.0).mean() > 0.9
+
+
+def test_beam_keeps_up_where_no_chunk_can_be_in_time(table, site):
+    # A chunk of 256 takes 4 x 23 ms at the top: tokens that ride in it are late for 60 ms.
+    where = replace(site, slo=Slo(400.0, 60.0))
+    trace = random_trace(21, requests=80, rate=3.0)
+
+    def ttft_kept(name):
+        played = play(trace, policy_named(name, table), where)
+        return (played.first_token_ms - played.arrival_ms <= 400.0).mean(), played
+
+    vanilla, _ = ttft_kept("vanilla")
+    beam, played = ttft_kept("beam")
+    assert beam >= vanilla - 0.03
+    assert set(played.steps[:, loop.STEP_BUDGET]) == {256}
