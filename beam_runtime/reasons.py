@@ -50,39 +50,47 @@ class Found:
 
 def decision(found: Found, state: Snapshot, note: str = "") -> Decision:
     """The decision, what else was looked at, and why each of those was refused."""
-    others = sorted((t for t in found.tried if t.knobs != found.knobs), key=lambda t: t.energy_j)
+    others = {t.knobs: t for t in found.tried if t.knobs != found.knobs}
     alternatives = tuple(
         Alternative(t.knobs, t.energy_j, _refused(t, found), None if t.feasible else t.request_id)
-        for t in others
+        for t in sorted(others.values(), key=lambda t: t.energy_j)
     )
-    return Decision(
-        found.knobs, found.forecast, _why(found, alternatives) + note, alternatives, state.now_ms
-    )
+    why = _why(found, alternatives) + note
+    return Decision(found.knobs, found.forecast, why, alternatives, state.now_ms)
 
 
 def _why(found: Found, alternatives: tuple[Alternative, ...]) -> str:
     forecast = found.forecast
     if not forecast.feasible:
-        missed = _missed(forecast.ttft_excess_ms, forecast.tbt_excess_ms)
+        worst = forecast.tbt_worst if forecast.tbt_excess_ms > SAME_MS else forecast.ttft_worst
+        missed = _missed(forecast.ttft_excess_ms, forecast.tbt_excess_ms, worst)
         return f"nothing keeps every SLO; this misses least ({missed})"
     cheaper = next((a for a in alternatives if a.energy_j < found.energy_j), None)
     if cheaper is None:
         return f"the least energy, {found.energy_j:.0f} J"
     return (
-        f"the least energy that keeps every SLO, {found.energy_j:.0f} J; cheaper: {cheaper.refused}"
+        f"the least energy that keeps every SLO, {found.energy_j:.0f} J; cheaper, "
+        f"{cheaper.energy_j:.0f} J: {_said(cheaper.knobs)}: {cheaper.refused}"
     )
 
 
 def _refused(tried: Tried, found: Found) -> str:
-    if tried.feasible or not found.forecast.feasible:
-        more_j = tried.energy_j - found.energy_j
-        if tried.feasible or more_j >= 0.0:
-            return f"{more_j:+.1f} J"
-    who = f" of {tried.request_id}" if tried.request_id else ""
-    return f"{_missed(tried.ttft_excess_ms, tried.tbt_excess_ms)}{who}"
+    more_j = tried.energy_j - found.energy_j
+    if tried.feasible or (not found.forecast.feasible and more_j >= 0.0):
+        return f"{more_j:+.1f} J"
+    return _missed(tried.ttft_excess_ms, tried.tbt_excess_ms, tried.request_id)
 
 
-def _missed(ttft_excess_ms: float, tbt_excess_ms: float) -> str:
-    if tbt_excess_ms > SAME_MS:
-        return f"TBT {tbt_excess_ms:.0f} ms over SLO less margin"
-    return f"TTFT {ttft_excess_ms:.0f} ms over SLO less margin"
+def _missed(ttft_excess_ms: float, tbt_excess_ms: float, request_id: str | None) -> str:
+    late_tbt = tbt_excess_ms > SAME_MS
+    excess_ms = tbt_excess_ms if late_tbt else ttft_excess_ms
+    return (
+        f"{'TBT' if late_tbt else 'TTFT'} of {request_id} {excess_ms:.0f} ms late, margin included"
+    )
+
+
+def _said(knobs: Knobs) -> str:
+    return (
+        f"{knobs.clock_mhz} MHz, chunk {knobs.chunk_tokens}, {knobs.microbatches} microbatches, "
+        f"pace {knobs.pace_ms:.0f} ms"
+    )
