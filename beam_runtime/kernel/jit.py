@@ -31,8 +31,11 @@ def inlined(function: Function) -> Function:
 
 
 def entry(function: Function) -> Function:
-    """Called from Python: compiled with all it calls, and kept on disk."""
-    outer: Any = numba.njit(**_OPTIONS)(function)
+    """Called from Python: compiled with all it calls, kept on disk, and run without the GIL.
+
+    The engine's thread goes on while a search runs on its own.
+    """
+    outer: Any = numba.njit(nogil=True, **_OPTIONS)(function)
     outer._cache = _PackageCache(function)
     entered: Function = outer
     return entered
