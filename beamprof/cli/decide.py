@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from beamprof.cli.first_compile import say_if_first
 from beamprof.console import emit
 from beamprof.units import parse_duration_s, parse_power_w
 
@@ -65,6 +66,7 @@ def command(
     known = PerfTable.load(table)
     spec = read_state(state) if state is not None else state_of(waiting, running)
     spec = spec if clock is None else spec.model_copy(update={"clock_mhz": clock})
+    say_if_first("beam_runtime.kernel")
     answer = decide(
         known,
         spec,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from beamprof.cli.first_compile import say_if_first
 from beamprof.console import emit, note
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
@@ -83,6 +84,7 @@ def command(
     )
     known = PerfTable.load(table, model=model, tp=tp, pp=pp)
     true = None if plant_table is None else PerfTable.load(plant_table, model=model, tp=tp, pp=pp)
+    say_if_first("beamprof.replay")
     report = replay(
         known,
         open_trace(trace),
