@@ -46,9 +46,9 @@ from beam_runtime.kernel.steady import (
     equal_work,
     everyone,
     net_w,
-    rounds,
+    round_of,
     settlement_j,
-    steady,
+    split,
     steady_of,
 )
 from beam_runtime.types import SAME_MS
@@ -95,7 +95,8 @@ class Room(NamedTuple):
         line: (4, lines) chunk, microbatches, pace share's index, clock of the last play.
         shift: (5, lines) of the last play: energy, TTFT and TBT less their estimates; by how
             much a miss shrinks from one clock to the next, and that miss.
-        steady: (M, 2) microbatches and pace share's index that are best after the prefill.
+        steady: (M, 2) microbatches and pace share's index that are best after the prefill,
+        after: (M, 4) and what they come to: lateness, net power, power, tokens.
         log: (plays, 8) clock, chunk, microbatches, share's index, energy, TTFT excess, TBT
             excess, request that misses.
     """
@@ -105,9 +106,11 @@ class Room(NamedTuple):
     line: Ints
     shift: Floats
     steady: Ints
+    after: Floats
     log: Floats
 
 
+LATE_MS, NET_W, POWER_W, TOKENS_PER_MS = range(4)
 # DROPPED may come back where nothing keeps the SLOs, CLOSED does not.
 OPEN, DROPPED, CLOSED = range(3)
 # What the search is doing: 1 to 3 of the docstring; then its last paragraph.
@@ -237,9 +240,10 @@ def prepare_prefill(
             if twin or not k.done:
                 w.state[line, c] = CLOSED
                 continue
-            m, share = w.steady[c, 0], w.steady[c, 1]
-            after = steady(later, c, m, g.pace_shares[share] * d.tbt_ms, e, t)
-            found = estimate(k, c, lead_in_ms, first_ms, now, after, lookahead_ms, p, x, e, t)
+            found = estimate(
+                k, c, lead_in_ms, first_ms, now, w.after[c, POWER_W], w.after[c, TOKENS_PER_MS],
+                lookahead_ms, p, x, e, t,
+            )  # fmt: skip
             note_estimate(line, c, found, g, w)
     return len(g.chunks)
 
@@ -264,16 +268,23 @@ def note_estimate(line: int, c: int, found: Estimate, g: Grid, w: Room) -> None:
 def choose_steady(d: Decoding, p: Prices, g: Grid, w: Room, e: Engine, t: Tables) -> None:
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for c in range(len(t.idle_w)):
-        best_w, best_ms = math.inf, math.inf
-        for m in range(1, e.pp + 1):
-            apart, together = rounds(d, c, m, e, t)
+        w.after[c, LATE_MS], w.after[c, NET_W] = math.inf, math.inf
+    for m in range(1, e.pp + 1):
+        passes, b = split(d, max(m, d.groups))
+        fewer, larger = split(d, m)
+        for c in range(len(t.idle_w)):
+            apart = round_of(passes, b, c, e, t)
+            together = round_of(fewer, larger, c, e, t)
             for share in range(len(g.pace_shares)):
                 one = steady_of(d, c, m, g.pace_shares[share] * d.tbt_ms, apart, together, e, t)
                 late_ms = max(0.0, one.cycle_ms + e.tbt_margin_ms - d.tbt_ms - SAME_MS)
                 one_w = net_w(one, p.token_j)
-                if late_ms < best_ms or (late_ms == best_ms and one_w < best_w):
+                least_ms = w.after[c, LATE_MS]
+                if late_ms < least_ms or (late_ms == least_ms and one_w < w.after[c, NET_W]):
                     w.steady[c, 0], w.steady[c, 1] = m, share
-                    best_w, best_ms = one_w, late_ms
+                    w.after[c, LATE_MS], w.after[c, NET_W] = late_ms, one_w
+                    w.after[c, POWER_W] = one.active_w + one.idle_w
+                    w.after[c, TOKENS_PER_MS] = one.tokens_per_ms
 
 
 @compiled
@@ -285,9 +296,12 @@ def prepare_decode(
     d = Decoding(requests, context, tbt_ms, groups)
     pace_tbt_ms = everyone(s, e).tbt_ms
     shares = len(g.pace_shares)
-    for c in range(len(t.idle_w)):
-        for m in range(1, e.pp + 1):
-            apart, together = rounds(d, c, m, e, t)
+    for m in range(1, e.pp + 1):
+        passes, b = split(d, max(m, d.groups))
+        fewer, larger = split(d, m)
+        for c in range(len(t.idle_w)):
+            apart = round_of(passes, b, c, e, t)
+            together = round_of(fewer, larger, c, e, t)
             # A pace never makes late by itself, so what counts is the cycle without it.
             slow_ms = apart[0]
             for share in range(shares):

@@ -16,9 +16,9 @@ from beam_runtime.types import EngineLimits, Forecast, Knobs, RequestState, Rule
 
 MOST_PLAYS = 48
 # Of the plays, how many a decision tells of.
-MOST_TOLD = 8
+MOST_TOLD = 5
 # Steps times requests that one decision may play: about a millisecond.
-MOST_WORK = 100_000
+MOST_WORK = 60_000
 
 
 class Searcher:
@@ -66,6 +66,7 @@ class Searcher:
             line=np.zeros((4, lines), dtype=np.int64),
             shift=np.zeros((5, lines)),
             steady=np.zeros((clocks, 2), dtype=np.int64),
+            after=np.zeros((clocks, 4)),
             log=np.zeros((MOST_PLAYS, 8)),
         )
 

@@ -45,7 +45,7 @@ from beam_runtime.kernel.state import (
     State,
     Tables,
 )
-from beam_runtime.kernel.steady import Decoding, Prices, Steady, round_of, settlement_j
+from beam_runtime.kernel.steady import Decoding, Prices, round_of, settlement_j, split
 
 
 class Paper(NamedTuple):
@@ -219,13 +219,14 @@ class Estimate(NamedTuple):
 
 @compiled
 def estimate(
-    k: Sketch, c: int, lead_in_ms: float, first_ms: float, d: Decoding, after: Steady,
-    lookahead_ms: float, p: Prices, x: Paper, e: Engine, t: Tables,
+    k: Sketch, c: int, lead_in_ms: float, first_ms: float, d: Decoding, after_w: float,
+    after_tokens_per_ms: float, lookahead_ms: float, p: Prices, x: Paper, e: Engine, t: Tables,
 ) -> Estimate:  # fmt: skip
     """Price a sketch at one clock.
 
     ``lead_in_ms`` is what is in flight already, summed over the stages; ``first_ms`` when the
-    first of them is free. ``d`` decodes meanwhile, ``after`` is the steady phase that follows.
+    first of them is free. ``d`` decodes meanwhile, ``after`` says what the steady phase that
+    follows burns and makes.
     """
     busy_ms = e.prefill_scale * summed(MS, c, k, x, t)
     active_j = e.pp * summed(JOULE, c, k, x, t)
@@ -234,8 +235,8 @@ def estimate(
     decodes = k.decodes
     if e.decode_first and d.requests > 0 and gap_ms + e.tbt_margin_ms > d.tbt_ms:
         # Decodes go ahead of every chunk: a pass more per step, and half as many ride.
-        size = Decoding(d.requests, d.context_tokens, d.tbt_ms, e.pp)
-        _, round_busy_ms, round_j = round_of(size, c, e.pp, e, t)
+        passes, b = split(d, e.pp)
+        _, round_busy_ms, round_j = round_of(passes, b, c, e, t)
         extra_ms = round_busy_ms / e.pp
         gap_ms = (e.pp - 1) * total_ms / k.steps + 2 * (extra_ms + e.gap_ms)
         busy_ms += k.steps * extra_ms
@@ -248,8 +249,8 @@ def estimate(
     rest_ms = max(0.0, lookahead_ms - prefill_ms)
     horizon_ms = max(prefill_ms, lookahead_ms)
     energy_j = active_j + t.idle_w[c] * (span_ms - lead_in_ms - e.pp * busy_ms) / 1e3
-    energy_j += (after.active_w + after.idle_w) * rest_ms / 1e3
-    energy_j += settlement_j(p, horizon_ms, decodes + after.tokens_per_ms * rest_ms)
+    energy_j += after_w * rest_ms / 1e3
+    energy_j += settlement_j(p, horizon_ms, decodes + after_tokens_per_ms * rest_ms)
     worst_ms, violation = -math.inf, 0.0
     for i in range(k.firsts):
         excess_ms = x.ttft[0, i] + x.ttft[1, i] * total_ms

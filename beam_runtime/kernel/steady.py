@@ -48,11 +48,20 @@ class Prices(NamedTuple):
 
 
 @compiled
-def round_of(d: Decoding, c: int, groups: int, e: Engine, t: Tables) -> tuple[float, float, float]:
-    """One round of all groups on one stage: (cycle ms, busy ms, joules)."""
+def split(d: Decoding, groups: int) -> tuple[int, Batch]:
+    """(passes, the batch of each) when the decodes go round in so many groups."""
+    if d.requests == 0:
+        return 0, Batch(0, 0, 0, 0, 0, 0, 0.0, 0, 0)
     size = -(-d.requests // min(groups, d.requests))
-    passes = -(-d.requests // size)
-    b = Batch(0, 0, 0, 0, 0, 0, 0.0, size, d.context_tokens * size // d.requests)
+    context = d.context_tokens * size // d.requests
+    return -(-d.requests // size), Batch(0, 0, 0, 0, 0, 0, 0.0, size, context)
+
+
+@compiled
+def round_of(passes: int, b: Batch, c: int, e: Engine, t: Tables) -> tuple[float, float, float]:
+    """One round of all groups on one stage: (cycle ms, busy ms, joules)."""
+    if passes == 0:
+        return 1.0, 0.0, 0.0
     busy_ms = pass_ms(c, b, e, t)
     cycle_ms = max(e.pp, passes) * (busy_ms + e.gap_ms)
     cycle_ms += (e.pp - 1) * e.transfer_ms
@@ -62,21 +71,13 @@ def round_of(d: Decoding, c: int, groups: int, e: Engine, t: Tables) -> tuple[fl
 @compiled
 def steady(d: Decoding, c: int, microbatches: int, pace_ms: float, e: Engine, t: Tables) -> Steady:
     """steady.steady, at one clock."""
-    apart, together = rounds(d, c, microbatches, e, t)
+    passes, b = split(d, max(microbatches, d.groups))
+    apart = round_of(passes, b, c, e, t)
+    together = apart
+    if d.groups > microbatches:
+        passes, b = split(d, microbatches)
+        together = round_of(passes, b, c, e, t)
     return steady_of(d, c, microbatches, pace_ms, apart, together, e, t)
-
-
-@compiled
-def rounds(
-    d: Decoding, c: int, microbatches: int, e: Engine, t: Tables
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """A round of the groups as they are, and one of as few as the microbatches allow."""
-    if d.requests == 0:
-        return (1.0, 0.0, 0.0), (1.0, 0.0, 0.0)
-    apart = round_of(d, c, max(microbatches, d.groups), e, t)
-    if e.pace and d.groups > microbatches:
-        return apart, round_of(d, c, microbatches, e, t)
-    return apart, apart
 
 
 @compiled
@@ -85,10 +86,8 @@ def steady_of(
     apart: tuple[float, float, float], together: tuple[float, float, float], e: Engine, t: Tables,
 ) -> Steady:  # fmt: skip
     """From the two rounds: which of them a pace leads to, and how it stretches that."""
-    if d.requests == 0:
-        return Steady(0.0, 0.0, t.idle_w[c] * e.pp, 0.0)
     groups = max(microbatches, d.groups)
-    merge = pace_ms >= apart[0] * (1.0 - 1.0 / groups)
+    merge = e.pace and pace_ms >= apart[0] * (1.0 - 1.0 / groups)
     return paced(d, c, together if merge else apart, pace_ms, e, t)
 
 
@@ -97,6 +96,8 @@ def paced(
     d: Decoding, c: int, one: tuple[float, float, float], pace_ms: float, e: Engine, t: Tables
 ) -> Steady:
     """A round stretched by the pace, as rates."""
+    if d.requests == 0:
+        return Steady(0.0, 0.0, t.idle_w[c] * e.pp, 0.0)
     cycle_ms, busy_ms, pass_j = one
     if e.pace and pace_ms > 0.0:
         allowed_ms = d.tbt_ms - e.tbt_margin_ms
@@ -154,9 +155,10 @@ def equal_work(s: State, lookahead_ms: float, pace_shares: Floats, e: Engine, t:
     token_j = token_price_j(d, e, t)
     best = Steady(0.0, 0.0, 0.0, 0.0)
     best_w = math.inf
-    for c in range(len(t.idle_w)):
-        for microbatches in range(1, e.pp + 1):
-            one = round_of(d, c, microbatches, e, t) if d.requests > 0 else (1.0, 0.0, 0.0)
+    for microbatches in range(1, e.pp + 1):
+        passes, b = split(d, microbatches)
+        for c in range(len(t.idle_w)):
+            one = round_of(passes, b, c, e, t)
             for share in pace_shares:
                 setting = paced(d, c, one, share * d.tbt_ms, e, t)
                 if setting.cycle_ms + e.tbt_margin_ms > d.tbt_ms + SAME_MS and d.requests > 0:
