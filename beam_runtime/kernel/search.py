@@ -172,11 +172,9 @@ def play_one(
     o = forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
     energy_j, violation = energy_of(o, c, g), violation_of(o, g)
     # How fast a miss shrinks from clock to clock, once two of them are known.
-    missed_ms, before_ms = max(o.ttft_excess_ms, o.tbt_excess_ms), w.shift[4, line]
-    steps = c - w.line[3, line]
-    w.shift[3, line] = (
-        (before_ms - missed_ms) / steps if before_ms > missed_ms and steps > 0 else 0.0
-    )
+    missed_ms, steps = max(o.ttft_excess_ms, o.tbt_excess_ms), c - w.line[3, line]
+    if w.line[3, line] >= 0 and steps > 0 and w.shift[4, line] > 0.0:
+        w.shift[3, line] = max(w.shift[3, line], (w.shift[4, line] - missed_ms) / steps)
     w.shift[4, line] = max(0.0, missed_ms)
     w.state[line, c] = CLOSED
     w.line[3, line] = c
@@ -415,7 +413,7 @@ def search(
     clear(g, w)
     if prefill_pending(start, e):
         lines = prepare_prefill(start, g, now_ms, lookahead_ms, p, w, x, e, t)
-        trust = 0.5
+        trust = 0.25
     else:
         lines = prepare_decode(start, legal_chunk(start, chunk, e), g, lookahead_ms, p, w, e, t)
         trust = 1.0
