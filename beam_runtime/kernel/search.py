@@ -161,26 +161,16 @@ def energy_of(o: Outcome, c: int, g: Grid) -> float:
 @inlined
 def play_one(
     s: State, start: State, c: int, line: int, room: int, plays: int, now_ms: float,
-    lookahead_ms: float,
-    tbt_ms: float, p: Prices, g: Grid, w: Room, e: Engine, t: Tables,
+    lookahead_ms: float, tbt_ms: float, p: Prices, g: Grid, w: Room, e: Engine, t: Tables,
 ) -> Choice:  # fmt: skip
-    """Play one entry, log it, and correct its line's estimates."""
+    """Play one entry and log it."""
     chunk, m, share = w.line[0, line], w.line[1, line], w.line[2, line]
     if m == 0:
         m, share = w.steady[c, 0], w.steady[c, 1]
     k = setting_of(c, chunk, m, g.pace_shares[share] * tbt_ms, now_ms, g)
     o = forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
     energy_j, violation = energy_of(o, c, g), violation_of(o, g)
-    # How fast a miss shrinks from clock to clock, once two of them are known.
-    missed_ms, steps = max(o.ttft_excess_ms, o.tbt_excess_ms), c - w.line[3, line]
-    if w.line[3, line] >= 0 and steps > 0 and w.shift[4, line] > 0.0:
-        w.shift[3, line] = max(w.shift[3, line], (w.shift[4, line] - missed_ms) / steps)
-    w.shift[4, line] = max(0.0, missed_ms)
     w.state[line, c] = CLOSED
-    w.line[3, line] = c
-    w.shift[0, line] = energy_j - w.estimate[ENERGY, line, c]
-    w.shift[1, line] = learnt(o.ttft_excess_ms, w.estimate[TTFT, line, c])
-    w.shift[2, line] = learnt(o.tbt_excess_ms, w.estimate[TBT, line, c])
     entry = w.log[plays]
     entry[0], entry[1], entry[2], entry[3] = c, chunk, m, share
     entry[4], entry[5], entry[6] = energy_j, o.ttft_excess_ms, o.tbt_excess_ms
@@ -188,6 +178,21 @@ def play_one(
     return Choice(
         c, chunk, m, share, energy_j, violation, violation == 0.0, plays + 1, room, line, o
     )  # fmt: skip
+
+
+@compiled
+def learn(one: Choice, w: Room) -> None:
+    """Correct a line's estimates by what one of its entries came to."""
+    line, c, o = one.line, one.clock, one.outcome
+    # How fast a miss shrinks from clock to clock, once two of them are known.
+    missed_ms, steps = max(o.ttft_excess_ms, o.tbt_excess_ms), c - w.line[3, line]
+    if w.line[3, line] >= 0 and steps > 0 and w.shift[4, line] > 0.0:
+        w.shift[3, line] = max(w.shift[3, line], (w.shift[4, line] - missed_ms) / steps)
+    w.shift[4, line] = max(0.0, missed_ms)
+    w.line[3, line] = c
+    w.shift[0, line] = one.energy_j - w.estimate[ENERGY, line, c]
+    w.shift[1, line] = learnt(o.ttft_excess_ms, w.estimate[TTFT, line, c])
+    w.shift[2, line] = learnt(o.tbt_excess_ms, w.estimate[TBT, line, c])
 
 
 @compiled
@@ -462,6 +467,9 @@ def search(
         plays += 1
         work += one.outcome.steps * (requests + 32)
         least = min(least, one.violation)
+        # A miss at the fastest clocks says less about the slower ones than their own do.
+        if phase != LEAST_LATE or one.feasible or w.line[3, line] < 0:
+            learn(one, w)
         if better(one, best, least):
             best = one
         if one.feasible:
