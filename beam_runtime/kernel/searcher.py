@@ -7,6 +7,7 @@ import numpy as np
 from beam_runtime.cost import StepCost
 from beam_runtime.kernel import search as compiled
 from beam_runtime.kernel.emulator import Outcome
+from beam_runtime.kernel.lines import Grid, Room
 from beam_runtime.kernel.pack import blank_like, pack_engine, pack_state, pack_tables
 from beam_runtime.kernel.sketch import Paper
 from beam_runtime.kernel.state import GAP, TTFT, Engine, Setting, State
@@ -60,7 +61,7 @@ class Searcher:
         self._tables = pack_tables(cost, most_tokens)
         lines = max(len(chunks), limits.pp * len(pace_shares))
         clocks = len(cost.clocks_mhz)
-        self._room = compiled.Room(
+        self._room = Room(
             estimate=np.zeros((5, lines, clocks)),
             state=np.zeros((lines, clocks), dtype=np.int64),
             line=np.zeros((4, lines), dtype=np.int64),
@@ -122,11 +123,11 @@ class Searcher:
 
     def _packed(
         self, state: Snapshot, only_mhz: int | None
-    ) -> tuple[State, tuple[RequestState, ...], Engine, compiled.Grid]:
+    ) -> tuple[State, tuple[RequestState, ...], Engine, Grid]:
         start, requests = pack_state(state)
         asked_mhz = state.knobs.clock_mhz
         plan = ClockPlan.asking_for(asked_mhz, state)
-        grid = compiled.Grid(
+        grid = Grid(
             chunks=self._chunks,
             pace_shares=self._pace_shares,
             asked=self._clock_mhz.index(asked_mhz) if asked_mhz in self._clock_mhz else -1,
