@@ -50,6 +50,7 @@ from beam_runtime.resources import (
     open_cost,
     open_search,
     open_searches,
+    open_stance,
 )
 from beam_runtime.steering import Counts, Steering, SteeringRules
 from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
@@ -139,11 +140,14 @@ class Controller(Hooks):
         top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
-        steered, unlocked = open_searches(cost, limits, search, clocks=actuator is not None)
         self._limits = limits
+        self._stance = open_stance(cost, limits, {"default": Slo(), **(slos or {})}["default"])
+        steered, unlocked = open_searches(
+            cost, limits, self._stance, search, clocks=actuator is not None
+        )
         self._steering = Steering(
             cost, limits, self._own,
-            steered, unlocked,
+            steered, unlocked, self._stance,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
         )  # fmt: skip
@@ -299,7 +303,7 @@ class Controller(Hooks):
     @cached_property
     def _decide(self) -> Searcher:
         # Not the worker's: that one may be searching right now.
-        return open_search(self._cost, self._limits, self._given_search)
+        return open_search(self._cost, self._limits, self._stance, self._given_search)
 
     # Inside
 

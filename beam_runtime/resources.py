@@ -10,9 +10,10 @@ from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.cost import StepCost
 from beam_runtime.errors import BeamError, ClockError, TableError
-from beam_runtime.search import Search, with_idle_power
+from beam_runtime.search import Policy, Search, with_idle_power
+from beam_runtime.stance import Stance, stance_for
 from beam_runtime.table import PerfTable
-from beam_runtime.types import Decision, EngineLimits, Snapshot
+from beam_runtime.types import Correction, Decision, EngineLimits, Rules, Slo, Snapshot
 
 __all__ = [
     "at_top_clock",
@@ -20,6 +21,7 @@ __all__ = [
     "open_cost",
     "open_search",
     "open_searches",
+    "open_stance",
     "served_clocks",
     "with_idle_power",
 ]
@@ -101,28 +103,40 @@ def at_top_clock(cost: StepCost) -> StepCost:
     )
 
 
+def open_stance(cost: StepCost | TableError, limits: EngineLimits, slo: Slo) -> Stance:
+    """How to steer; of no consequence without a table."""
+    if isinstance(cost, TableError):
+        return Stance(Rules(), Policy(), Correction())
+    return stance_for(cost, limits, slo)
+
+
 def open_searches(
-    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None, *, clocks: bool
+    cost: StepCost | TableError,
+    limits: EngineLimits,
+    stance: Stance,
+    given: Searcher | None,
+    *,
+    clocks: bool,
 ) -> tuple[Searcher, Searcher]:
     """(the search to begin with, the one for when clocks cannot be set)."""
     if not clocks:
-        search = open_search(_unlocked(cost), limits, given)
+        search = open_search(_unlocked(cost), limits, stance, given)
         return search, search
     # The second is made when it is needed: the day may never come.
-    return open_search(cost, limits, given), _lazily(
-        lambda: open_search(_unlocked(cost), limits, given)
+    return open_search(cost, limits, stance, given), _lazily(
+        lambda: open_search(_unlocked(cost), limits, stance, given)
     )
 
 
 def open_search(
-    cost: StepCost | TableError, limits: EngineLimits, given: Searcher | None
+    cost: StepCost | TableError, limits: EngineLimits, stance: Stance, given: Searcher | None
 ) -> Searcher:
     """The search of one thread: its arrays are its own."""
     if isinstance(cost, TableError):
         return _refuses(cost)
     if given is not None:
         return given
-    return Search(cost, limits)
+    return Search(cost, limits, rules=stance.rules, policy=stance.policy)
 
 
 def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:

@@ -59,6 +59,8 @@ class Policy:
         tbt_weight: the same for TBT.
         chunk_tokens: the chunk sizes to choose from; the table's staircase edges by default.
         most_chunks: of those edges, how many.
+        seats: share of max_num_seqs above which nothing is paced: paced requests stay longer, so
+            more of them run at one time (Little's law), and those to come need a seat as well.
     """
 
     lookahead_ms: float = LOOKAHEAD_MS
@@ -68,6 +70,7 @@ class Policy:
     tbt_weight: float = 4.0
     chunk_tokens: tuple[int, ...] = ()
     most_chunks: int = 12
+    seats: float = 0.75
 
 
 class Search:
@@ -131,12 +134,19 @@ class Search:
         if dwelling and asked_mhz in self.cost.clocks_mhz:
             found = self._find(state, asked_mhz)
             if found.violation == 0.0:
-                return decision(
-                    found, state, note="; its clock has not dwelt long enough to change"
-                )
-        return decision(self._find(state, None), state)
+                note = "; its clock has not dwelt long enough to change"
+                return decision(self._seated(found, state), state, note=note)
+        return decision(self._seated(self._find(state, None), state), state)
 
     decide = __call__
+
+    def _seated(self, found: Found, state: Snapshot) -> Found:
+        """Unpaced, where seats grow few."""
+        taken = len(state.running) / self.limits.max_num_seqs
+        if taken <= self.policy.seats or not found.knobs.pace_ms:
+            return found
+        knobs = replace(found.knobs, pace_ms=0.0)
+        return replace(found, knobs=knobs, forecast=self.forecast(state, knobs))
 
     def _find(self, state: Snapshot, only_mhz: int | None) -> Found:
         if self._searcher:

@@ -33,6 +33,7 @@ from beam_runtime.events import (
 )
 from beam_runtime.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.resources import Searcher
+from beam_runtime.stance import Stance
 from beam_runtime.step_watch import StepWatch
 from beam_runtime.tracker import Tracker
 from beam_runtime.types import EngineLimits, Knobs, Rules, Slo, Snapshot
@@ -89,6 +90,7 @@ class Steering:
         own: the engine's own settings, given back whenever BEAM does not steer.
         search: finds the best knobs for a snapshot.
         search_unlocked: the same at the highest clock only; taken where clocks cannot be set.
+        stance: the rules and margins that the searches were made with.
         now_ms: the time axis of all events.
         want_clock: asks for a clock, None to release; the answer comes as an event.
         slos: named classes; ``default`` is for requests that name none.
@@ -105,6 +107,7 @@ class Steering:
         own: Knobs,
         search: Searcher,
         search_unlocked: Searcher,
+        stance: Stance,
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
         *,
@@ -119,6 +122,7 @@ class Steering:
         self._own = own
         self._search = search
         self._search_unlocked = search_unlocked
+        self._stance = stance
         self._now_ms = now_ms
         self._want_clock = want_clock
         self._slos = {"default": Slo(), **(slos or {})}
@@ -126,7 +130,7 @@ class Steering:
         self.rules = rules or SteeringRules()
         self._log = log
         self._tracker = Tracker(limits, kv_blocks)
-        self._calibration = Calibration(limits.pp, rules=self.rules.calibration)
+        self._calibration = Calibration(limits.pp, stance.floor, self.rules.calibration)
         self._steps = StepWatch(self._cost, limits, self._calibration)
         self._clock = ClockState(own.clock_mhz)
         self._fallback = Fallback(self.rules.fallback)
@@ -388,7 +392,7 @@ class Steering:
         if self._clock.ask(decision.knobs.clock_mhz, now_ms):
             self._want_clock(decision.knobs.clock_mhz)
         orders = Orders(
-            decision.knobs, Rules(), steering=True, why=decision.why,
+            decision.knobs, self._stance.rules, steering=True, why=decision.why,
             correction=state.correction, decision=decision, number=self.orders.number + 1,
         )  # fmt: skip
         self._publish(orders)

@@ -6,11 +6,12 @@ search space is played, so that the picture is what is, and not what was looked 
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beam_runtime.cost import StepCost
 from beam_runtime.explain import Work, describe_state, work
-from beam_runtime.search import Search
+from beam_runtime.search import Search, with_idle_power
+from beam_runtime.stance import stance_for
 from beam_runtime.table import PerfTable
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot
 from beamprof.engine_state import StateSpec
@@ -151,9 +152,11 @@ def decide(
         TableError: the table cannot be used.
     """
     slo, limits = slo or Slo(), limits or limits_of(table)
-    search = Search(StepCost.from_table(table), limits, idle_power_w=idle_power_w)
-    cost = search.cost
+    cost = with_idle_power(StepCost.from_table(table), idle_power_w)
+    stance = stance_for(cost, limits, slo)
+    search = Search(cost, limits, rules=stance.rules, policy=stance.policy)
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
+    state = replace(state, correction=stance.floor)
     decision = search(state)
     best_j = decision.forecast.energy_j
     chosen = _point(decision.knobs, decision.forecast, state, best_j)
