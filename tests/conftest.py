@@ -1,5 +1,8 @@
 """A small table that every test of the controller and its commands can afford: 5 clocks."""
 
+import signal
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,14 @@ def _latency_ms(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
 def _energy_j(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
     power_w = 180.0 + 420.0 * (clock_mhz / 1410) ** 2.5
     return power_w * _latency_ms(cell, clock_mhz) / 1e3
+
+
+@pytest.fixture
+def mortal_children() -> Iterator[None]:
+    """Children die of a hangup, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -293,7 +293,9 @@ class TestDeath:
     """Point 3: the process ends, in any way, and no GPU stays locked."""
 
     @pytest.fixture
-    def server(self, small_table: PerfTable, tmp_path: Path) -> "subprocess.Popen[str]":
+    def server(
+        self, mortal_children: None, small_table: PerfTable, tmp_path: Path
+    ) -> "subprocess.Popen[str]":
         write_table(small_table.columns, small_table.metadata, tmp_path / "small.parquet")
         FileGpus.create(tmp_path / "gpus.json", 2)
         process = subprocess.Popen(

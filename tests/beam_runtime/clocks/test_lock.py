@@ -238,6 +238,7 @@ def end_of(tmp_path: Path, body: str, in_release: str = "pass") -> tuple[str, in
     return driver.read_text(), done.returncode
 
 
+@pytest.mark.usefixtures("mortal_children")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_deadly_signal_releases_and_still_kills(tmp_path: Path, number: signal.Signals) -> None:
     body = f"lock.__enter__(); lock.set(1005); os.kill(os.getpid(), {int(number)}); time.sleep(30)"
