@@ -1,12 +1,13 @@
 """The decision log: JSON lines of what was decided, why, and what came of it.
 
     start        schema, table, limits
-    decision     state in numbers, knobs, forecast, why, cheapest refused alternatives
+    decision     state in numbers, knobs, forecast, why, cheapest refused alternatives;
+                 while BEAM observes also ``own``, the forecast of the engine's own settings
     first_token  predicted and actual TTFT
-    steering     BEAM steers (again) or has fallen back, with the reason
+    steering     BEAM steers (again), has fallen back or was asked to observe, with the reason
     drift        a kind of step has left the table behind
     clock        a clock that was refused
-    stop         counts of the whole run
+    stop         counts of the whole run; a second one where the engine went on after SIGTERM
 
 Each line carries ``kind`` and ``at_ms`` (the controller's axis). A full disk or a file that
 has grown too large ends the log, never the serving.
@@ -29,7 +30,7 @@ _ALTERNATIVES = 3
 
 
 class DecisionLog:
-    """Appends records to a file; used by one thread.
+    """Appends records to a file, each by one system call: a signal handler may write, too.
 
     Args:
         path: created 0600 (it holds request ids); an existing file is continued.
@@ -44,35 +45,38 @@ class DecisionLog:
         self._room_bytes = max_bytes
         self.failure = ""
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise BeamError(
                 f"cannot open the decision log {self.path}",
                 cause=error.strerror,
                 hint="name a file in a folder that exists",
             ) from error
-        self._file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
 
     def write(self, kind: str, at_ms: float, **fields: Any) -> None:
         """Append one record; after a failure, nothing."""
         if self.failure:
             return
         record = {"kind": kind, "at_ms": round(at_ms, 3), **_finite(fields)}
-        line = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+        line = text.encode()
         self._room_bytes -= len(line)
         try:
             if self._room_bytes < 0:
                 raise OSError(0, "the log has reached its largest size")
-            self._file.write(line)
-        except (OSError, ValueError) as error:
-            self.failure = getattr(error, "strerror", None) or str(error)
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(0, "the disk is full")
+        except OSError as error:
+            self.failure = error.strerror or str(error)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        try:
-            self._file.close()
-        except OSError as error:
-            self.failure = error.strerror or str(error)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                self.failure = error.strerror or str(error)
 
 
 def read_log(path: str | Path) -> Iterator[dict[str, Any]]:

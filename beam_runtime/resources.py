@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from beam_runtime.clocks.base import ClockActuator
@@ -9,16 +10,27 @@ from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.cost import StepCost
+from beam_runtime.emulator import LOOKAHEAD_MS
 from beam_runtime.errors import BeamError, ClockError, TableError
-from beam_runtime.search import Policy, Search, with_idle_power
+from beam_runtime.search import Policy, Search, warm_up, with_idle_power
 from beam_runtime.stance import Stance, stance_for
 from beam_runtime.table import PerfTable
-from beam_runtime.types import Correction, Decision, EngineLimits, Rules, Slo, Snapshot
+from beam_runtime.types import (
+    Correction,
+    Decision,
+    EngineLimits,
+    Forecast,
+    Knobs,
+    Rules,
+    Slo,
+    Snapshot,
+)
 
 __all__ = [
     "at_top_clock",
     "open_clocks",
     "open_cost",
+    "open_own",
     "open_search",
     "open_searches",
     "open_stance",
@@ -137,6 +149,26 @@ def open_search(
     if given is not None:
         return given
     return Search(cost, limits, rules=stance.rules, policy=stance.policy)
+
+
+def open_own(
+    cost: StepCost | TableError, limits: EngineLimits, own: Knobs
+) -> Callable[[Snapshot], Forecast] | None:
+    """Forecasts of the engine's own settings; None where nothing compiled can make them."""
+    if isinstance(cost, TableError) or find_spec("numba") is None:
+        return None
+    from beam_runtime.kernel.searcher import Searcher as Compiled
+
+    player = Compiled(
+        cost, limits, Rules.vanilla(), (own.chunk_tokens,), (0.0,), LOOKAHEAD_MS, 0.0, (1.0, 1.0)
+    )
+
+    def foretell(state: Snapshot) -> Forecast:
+        return player.forecast(state, own)
+
+    # Compiled here, so that no request ever waits for it.
+    foretell(warm_up(limits, own.chunk_tokens, own.clock_mhz))
+    return foretell
 
 
 def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:

@@ -8,7 +8,7 @@ made, and the controller can ask the engine for its own view when events have be
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Rules, Snapshot
+from beam_runtime.types import Correction, Decision, EngineLimits, Forecast, Knobs, Rules, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,9 @@ class Orders:
         steering: whether BEAM steers; if not, knobs are the engine's own settings.
         why: one sentence.
         correction: what calibration learnt; the composer keeps its margins.
-        decision: behind it; None where there is none.
+        decision: behind it; None where there is none. An observer makes decisions, too.
+        expected: the forecast of what is in force, which is not the decision's where BEAM
+            observes.
         number: counts up with every change.
     """
 
@@ -31,6 +33,7 @@ class Orders:
     why: str
     correction: Correction = field(default_factory=Correction)
     decision: Decision | None = None
+    expected: Forecast | None = None
     number: int = 0
 
 

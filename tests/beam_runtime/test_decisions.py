@@ -111,10 +111,10 @@ def test_another_file_is_no_log(tmp_path: Path, text: str) -> None:
 def test_a_full_disk_ends_the_log_and_nothing_else(
     log: DecisionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(line: str) -> int:
+    def full(descriptor: int, line: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log._file, "write", full, raising=False)
+    monkeypatch.setattr("beam_runtime.decisions.os.write", full)
     log.write("stop", 1.0)
     assert log.failure == "No space left on device"
     log.write("stop", 2.0)
