@@ -34,6 +34,7 @@ from typing import Self
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.cost import StepCost
+from beam_runtime.counts import Counts
 from beam_runtime.decisions import SCHEMA, DecisionLog
 from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
 from beam_runtime.errors import BeamError, TableError
@@ -52,7 +53,7 @@ from beam_runtime.resources import (
     open_searches,
     open_stance,
 )
-from beam_runtime.steering import Counts, Steering, SteeringRules
+from beam_runtime.steering import Steering, SteeringRules
 from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")

@@ -19,6 +19,7 @@ class Fault(StrEnum):
     COVERAGE = "the table does not cover this load"
     CLOCK = "clocks do not follow"
     SEARCH = "the search fails"
+    ENGINE = "the engine refuses orders"
     LATE = "decisions come too late"
     MODEL = "steps are too far from the table"
     STALL = "the engine makes no steps"

@@ -11,10 +11,26 @@ what it takes per stage. Every term grows with t, so t follows:
 
 With t known, so is when this step left each stage, and the next one can be read. Exact for
 equal stages; what noise in single stages makes of it evens out over the steps.
+
+The base_s of the least term is where the step last waited for anybody: from there on it ran,
+and that time is all that was measured.
 """
 
 from collections import deque
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """What a stage took, host gap included, and the time that it was read from.
+
+    Attributes:
+        stage_ms: per stage.
+        since_ms: when the step last waited; it ran from then to its return.
+    """
+
+    stage_ms: float
+    since_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +62,21 @@ class PipelineTimes:
         """A step enters; ``stage_ms`` is what each stage is expected to take."""
         self._issued.append(_Issued(at_ms, stage_ms))
 
-    def finish(self, at_ms: float) -> float | None:
+    def finish(self, at_ms: float) -> StageTime | None:
         """The oldest step is back: what a stage took; None where that cannot be told."""
         if not self._issued:
             return None
         step = self._issued.popleft()
-        stage_ms = min(
-            (at_ms - base_ms - stages_left * self._transfer_ms) / (stages_left + 1)
-            for base_ms, stages_left in zip(
-                [max(step.at_ms, self._free_ms[0]), *self._free_ms[1:]],
-                reversed(range(self._pp)),
-                strict=True,
-            )
+        bases_ms = [max(step.at_ms, self._free_ms[0]), *self._free_ms[1:]]
+        stage_ms, since_ms = min(
+            ((at_ms - base_ms - (left - 1) * self._transfer_ms) / left, base_ms)
+            for base_ms, left in zip(bases_ms, range(self._pp, 0, -1), strict=True)
         )
         if stage_ms <= 0.0:  # times that went backwards
             self._free_ms = [max(at_ms, free_ms) for free_ms in self._free_ms]
             return None
         self._free_ms = self._through(_Issued(step.at_ms, stage_ms), self._free_ms)
-        return stage_ms
-
-    def drop_all(self) -> None:
-        """Forget what is in flight: it will not be told of."""
-        self._issued.clear()
+        return StageTime(stage_ms, since_ms)
 
     def finishes_ms(self) -> tuple[float, ...]:
         """When each step in flight is expected back, oldest first."""

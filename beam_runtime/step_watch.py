@@ -1,10 +1,31 @@
-"""Follows every step from issue to return, and lets calibration learn from it."""
+"""Follows every step from issue to return, and lets calibration learn from it.
+
+A step that met two clocks teaches as well, where it hardly matters when exactly the one became
+the other: a controller may change clocks faster than a step travels.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from beam_runtime.calibration import Calibration, Drift, StepKind
+from beam_runtime.clock_state import ClockState
 from beam_runtime.cost import StepCost
 from beam_runtime.pipeline import clock_index
 from beam_runtime.pipeline_times import PipelineTimes
 from beam_runtime.types import EngineLimits, StepShape
+
+# How much of a step's predicted time may hang on when exactly the clock changed under it. It
+# adds to what calibration takes for noise, which is about that much in a quiet engine.
+CLOCK_DOUBT = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    kind: StepKind
+    latency_ms: NDArray[np.float64]  # the table's, by clock
 
 
 class StepWatch:
@@ -13,54 +34,75 @@ class StepWatch:
     Args:
         cost: step costs; None = no table, nothing is learnt.
         limits: of the engine.
+        clock: what the GPUs run at.
         calibration: learns.
     """
 
     def __init__(
-        self, cost: StepCost | None, limits: EngineLimits, calibration: Calibration
+        self,
+        cost: StepCost | None,
+        limits: EngineLimits,
+        clock: ClockState,
+        calibration: Calibration,
     ) -> None:
         self._cost = cost
         self._limits = limits
+        self._clock = clock
         self._calibration = calibration
         self._times = PipelineTimes(limits.pp, limits.transfer_ms)
-        self._expected: list[tuple[StepKind, float, float]] = []  # kind, table's ms, issued
+        self._expected: deque[_Expected] = deque()
         self._progress_ms = float("-inf")
 
-    def issued(self, shape: StepShape, at_ms: float, clock_mhz: int) -> None:
-        """A step enters the pipeline while the GPUs run at this clock."""
+    def issued(self, shape: StepShape, at_ms: float) -> None:
+        """A step enters the pipeline."""
         if not self._times.in_flight:
             self._progress_ms = at_ms  # a stall is counted from when there was work
         kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
-        predicted_ms = 0.0
+        latency_ms, predicted_ms = np.empty(0), 0.0
         if self._cost is not None:
-            at = clock_index(self._cost, clock_mhz)
-            predicted_ms = float(self._cost.latency_ms(shape)[at])
+            latency_ms = self._cost.latency_ms(shape)
+            predicted_ms = float(latency_ms[clock_index(self._cost, self._clock.running_mhz)])
         correction = self._calibration.correction
         scale = correction.prefill_scale if shape.prefill_tokens else correction.decode_scale
         self._times.issue(at_ms, scale * predicted_ms + self._limits.host_gap_ms)
-        self._expected.append((kind, predicted_ms, at_ms))
+        self._expected.append(_Expected(kind, latency_ms))
 
-    def finished(self, at_ms: float, settled_ms: float) -> Drift | None:
+    def finished(self, at_ms: float) -> Drift | None:
         """The oldest step is back.
-
-        Args:
-            at_ms: when.
-            settled_ms: since when the clock has been the one asked for; infinite while it is
-                not. A step that met two clocks teaches nothing.
 
         Returns:
             Drift, where this step completes its report.
         """
         self._progress_ms = at_ms
-        stage_ms = self._times.finish(at_ms)
+        measured = self._times.finish(at_ms)
         if not self._expected:
             return None
-        kind, predicted_ms, issued_ms = self._expected.pop(0)
-        if stage_ms is None or issued_ms < settled_ms:
+        expected = self._expected.popleft()
+        if measured is None or self._cost is None:
+            return None
+        predicted_ms = self._predicted_ms(self._cost, expected, measured.since_ms, at_ms)
+        if predicted_ms is None:
             return None
         return self._calibration.observe_step(
-            kind, predicted_ms, stage_ms - self._limits.host_gap_ms
+            expected.kind, predicted_ms, measured.stage_ms - self._limits.host_gap_ms
         )
+
+    def _predicted_ms(
+        self, cost: StepCost, step: _Expected, from_ms: float, to_ms: float
+    ) -> float | None:
+        """The table's time for a stage, at the clocks of that time; None where they are unknown.
+
+        A clock that changes meanwhile changes the pace: passes per time add up, not times.
+        """
+        shares = self._clock.share_before(from_ms, to_ms)
+        if shares is None or not step.latency_ms.min() > 0.0:  # of no tokens, or nonsense
+            return None
+        now = 1.0 / float(step.latency_ms[clock_index(cost, self._clock.asked_mhz)])
+        before = 1.0 / float(step.latency_ms[clock_index(cost, self._clock.before_mhz)])
+        one_ms, other_ms = (1.0 / (share * before + (1.0 - share) * now) for share in shares)
+        if abs(one_ms - other_ms) > CLOCK_DOUBT * min(one_ms, other_ms):
+            return None
+        return (one_ms + other_ms) / 2.0
 
     def silent_ms(self, now_ms: float) -> float:
         """How long steps have been in flight without one coming back; 0 where none are."""

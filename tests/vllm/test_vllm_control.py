@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from beam_runtime.controller import Status
+from beam_runtime.counts import Counts
 from beam_runtime.engines.base import Orders
 from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_control import Control, exposition, serve
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.errors import BeamError
-from beam_runtime.steering import Counts
 from beam_runtime.types import Correction, Knobs, Rules, Slo
 
 ROOT = Path(__file__).parents[2]
