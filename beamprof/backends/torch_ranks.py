@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beam_runtime.errors import BeamError
 from beam_runtime.types import StepShape
-from beamprof.backends.torch_runner import StageRunner
+from beamprof.backends.measuring import StageRunner
 from beamprof.errors import BackendError
 
 

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
@@ -13,31 +12,6 @@ from beamprof.backends.torch_pass import Stage
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures batches up to this many tokens
 GRAPH_WARM_PASSES = 3  # PyTorch asks for some passes on a side stream before a capture
-
-
-class StageRunner(Protocol):
-    """A PassRunner (torch_timing) for any step of a stage."""
-
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether enqueue returns before the passes have run."""
-        ...
-
-    def prepare(self, step: StepShape) -> None:
-        """Make the step's pass the one to run. Raises BackendError if it does not fit."""
-        ...
-
-    def enqueue(self, passes: int) -> None:
-        """Hand over so many passes."""
-        ...
-
-    def collect(self) -> list[float]:
-        """Wait for the oldest passes handed over; milliseconds of each."""
-        ...
-
-    def close(self) -> None:
-        """Free the pass."""
-        ...
 
 
 class CpuRunner:

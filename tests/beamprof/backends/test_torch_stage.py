@@ -14,7 +14,7 @@ from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import ClockPermissionError
 from beam_runtime.schema import METADATA_KEYS, RowKind
 from beam_runtime.types import Source
-from beamprof.backends import torch_stage
+from beamprof.backends import measuring
 from beamprof.backends.allreduce import ModelledAllReduce
 from beamprof.backends.torch_sensors import cpu_sensors, gpu_sensors
 from beamprof.backends.torch_stage import TorchBackend
@@ -97,7 +97,7 @@ def test_assumed_energy_is_power_times_the_mean_pass(
     metadata = backend.open()
     assert metadata["allreduce"] == "left out: no device file"
     told = PassTimes(median_ms=10.0, median_ci_ms=0.1, mean_ms=12.5, passes=4)
-    monkeypatch.setattr(torch_stage, "time_passes", lambda *_, **__: told)
+    monkeypatch.setattr(measuring, "time_passes", lambda *_, **__: told)
     row = backend.run(chunk())
     backend.close()
     assert row.latency_ms == 10.0
