@@ -172,13 +172,14 @@ def _render_plan(planned: "DryRun", console: "Console") -> None:
 
 
 def _run(request: "ProfileRequest", *, as_json: bool) -> None:
+    from beamprof.cli.bar import Bar
     from beamprof.cli.progress import SweepProgress
     from beamprof.console import emit
     from beamprof.interrupt import stop_on_signals
     from beamprof.profile import profile
 
-    with stop_on_signals() as stop, SweepProgress() as progress:
-        result = profile(request, watcher=progress, stop=stop)
+    with stop_on_signals() as stop, Bar("trials") as bar:
+        result = profile(request, watcher=SweepProgress(bar), stop=stop)
     if result.follower:
         return
     status = "ok" if result.table is not None and not result.refused else "incomplete"

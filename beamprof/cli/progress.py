@@ -1,95 +1,39 @@
-"""How a sweep looks while it runs: a bar with ETA, and a line for the cell under way.
-
-Without a terminal: one plain line every 30 s. All on stderr.
-"""
-
-import time
-from types import TracebackType
-from typing import Self
-
-from rich.console import Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+"""A sweep's steps on the bar: which pass is under way, and what the last one measured."""
 
 from beam_runtime.schema import RowKind
 from beamprof.backends.base import Measurement
-from beamprof.console import note, stderr
+from beamprof.cli.bar import Bar
+from beamprof.console import note
 from beamprof.plan import Trial
 from beamprof.prepare import Prepared
 from beamprof.tables.grid import describe_step
-from beamprof.units import format_duration
-
-PLAIN_EVERY_S = 30.0
-REFRESH_PER_S = 8
 
 
 class SweepProgress:
-    """A profile.Watcher for people. Use it as a context manager: it gives the terminal back."""
+    """A profile.Watcher for people."""
 
-    def __init__(self) -> None:
-        self._console = stderr()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            auto_refresh=False,
-        )
-        self._now = Text("", style="dim", no_wrap=True, overflow="ellipsis")
-        self._live = Live(
-            Group(self._bar, self._now),
-            console=self._console,
-            refresh_per_second=REFRESH_PER_S,
-            transient=True,
-        )
-        self._task = self._bar.add_task("profile", total=None)
-        self._done = self._resumed = self._total = 0
-        self._began_s = self._spoke_s = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
 
     def begin(self, prepared: Prepared, done: int, total: int) -> None:
         """Draw the bar from ``done`` on."""
         if done:
             note(f"going on: {done} of {total} trials are in {prepared.journal}")
-        self._done, self._resumed, self._total = done, done, total
-        self._began_s = self._spoke_s = time.monotonic()
-        self._bar.update(self._task, description=prepared.model.name, total=total, completed=done)
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live.start()
+        self._bar.begin(prepared.model.name, done, total)
 
     def trial(self, trial: Trial) -> None:
         """Name the cell under way."""
-        self._now.plain = describe(trial)
-
-    def finished(self, trial: Trial, measurement: Measurement) -> None:
-        """Move the bar; say a line where there is none and half a minute has passed."""
-        self._done += 1
-        self._bar.update(self._task, completed=self._done)
-        now_s = time.monotonic()
-        if not self._live.is_started and now_s - self._spoke_s >= PLAIN_EVERY_S:
-            self._spoke_s = now_s
-            per_trial_s = (now_s - self._began_s) / (self._done - self._resumed)
-            left = format_duration(per_trial_s * (self._total - self._done))
-            note(
-                f"{self._done} of {self._total} trials, about {left} left; last: "
-                f"{describe(trial)}: {measurement.latency_ms:.2f} ms, {measurement.energy_j:.2f} J"
-            )
+        self._bar.now(describe(trial))
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, style="dim", markup=False)
+        self._bar.note(text)
+
+    def finished(self, trial: Trial, measurement: Measurement) -> None:
+        """Move the bar."""
+        self._bar.advance(
+            f"{describe(trial)}: {measurement.latency_ms:.2f} ms, {measurement.energy_j:.2f} J"
+        )
 
 
 def describe(trial: Trial) -> str:

@@ -4,7 +4,8 @@ from beam_runtime.schema import RowKind
 from beam_runtime.types import Source
 from beamprof.backends.base import Measurement
 from beamprof.cells import Cell
-from beamprof.cli import progress
+from beamprof.cli import bar as bar_module
+from beamprof.cli.bar import Bar
 from beamprof.cli.progress import SweepProgress, describe
 from beamprof.plan import Trial
 from beamprof.prepare import ProfileRequest, prepare
@@ -28,9 +29,10 @@ def test_a_cell_in_words(cell: Cell, words: str) -> None:
 def sweep(monkeypatch: pytest.MonkeyPatch, seconds_per_trial: float) -> None:
     """A hundred trials without a terminal, on a clock of our own."""
     now_s = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(bar_module.time, "monotonic", lambda: now_s[0])
     spec = resolve_spec({"model": "llama3-8b", "backend": "modelled"})
-    with SweepProgress() as watcher:
+    with Bar("trials") as bar:
+        watcher = SweepProgress(bar)
         watcher.begin(prepare(ProfileRequest(spec)), done=10, total=110)
         for _ in range(100):
             watcher.trial(TRIAL)
