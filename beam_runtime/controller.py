@@ -42,6 +42,7 @@ from beam_runtime.events import (
     ClockConfirmed,
     ClockRefused,
     Event,
+    Observe,
     Resume,
 )
 from beam_runtime.hooks import Hooks
@@ -49,6 +50,7 @@ from beam_runtime.resources import (
     Searcher,
     open_clocks,
     open_cost,
+    open_own,
     open_search,
     open_searches,
     open_stance,
@@ -101,6 +103,7 @@ class Controller(Hooks):
         rules: how often, how long, how far.
         log: where decisions go; closed at the end.
         search: finds the best knobs for a snapshot; by default the compiled search.
+        observing: see observe().
         threads: False = nothing runs by itself: call advance().
         now_ms: the time axis of all hooks.
 
@@ -121,6 +124,7 @@ class Controller(Hooks):
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
         search: Searcher | None = None,
+        observing: bool = False,
         threads: bool = True,
         now_ms: Callable[[], float] | None = None,
     ) -> None:
@@ -129,6 +133,7 @@ class Controller(Hooks):
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
         self._dropped = 0
+        self._last_words_after = -1
         self._open = False
         _tell_children(self)
         self._log = log
@@ -151,6 +156,8 @@ class Controller(Hooks):
             steered, unlocked, self._stance,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
+            foretell_own=None if search else open_own(cost, limits, self._own),
+            observing=observing,
         )  # fmt: skip
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
@@ -251,8 +258,9 @@ class Controller(Hooks):
         self._steering.stop()
         if self._clocks is not None:
             self._clocks.close()
+        if self._steering.counts.events != self._last_words_after:
+            self._write_stop("closed")
         if self._log is not None:
-            self._log.write("stop", self._now_ms(), counts=asdict(self._steering.counts))
             self._log.close()
 
     # What the engine reads
@@ -293,6 +301,19 @@ class Controller(Hooks):
         """Steer again although too many failures have switched it off."""
         self._append(Resume(self._now_ms()))
 
+    def observe(self) -> None:
+        """From now on decide and log, but order nothing; clocks are given back."""
+        self._append(Observe(self._now_ms(), observing=True))
+
+    def steer(self) -> None:
+        """Steer again after observe(): the next decision is put in force."""
+        self._append(Observe(self._now_ms(), observing=False))
+
+    def last_words(self, why: str) -> None:
+        """Write ``stop`` now, for who may be killed before close(). Fit for a signal handler."""
+        if self._open:
+            self._write_stop(why)
+
     def advance(self) -> Orders:
         """Take in what the hooks were told, decide if it is time to. For use without threads."""
         events = []
@@ -316,6 +337,12 @@ class Controller(Hooks):
         """In a forked child: no thread is behind this object, and nothing here is its own."""
         self._open = False
         self._append = self._drop
+
+    def _write_stop(self, why: str) -> None:
+        counts = self._steering.counts
+        self._last_words_after = counts.events
+        if self._log is not None:
+            self._log.write("stop", self._now_ms(), why=why, counts=asdict(counts))
 
     def _run(self) -> None:
         """The worker: every few milliseconds take in together whatever has happened."""

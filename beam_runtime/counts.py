@@ -10,7 +10,8 @@ class Counts:
     Attributes:
         events: taken in, of any kind.
         broken_events: of these, such as nothing could be made of.
-        decisions: that were put in force.
+        decisions: that were put in force, or would have been but for observing.
+        search_ms: what all searches took together, late ones included.
         late_decisions: dropped, as they took longer than SteeringRules.deadline_ms.
         failed_searches: that raised, or gave knobs the engine was not started for.
         clock_failures: clocks that could not be set, confirmed or released.
@@ -23,6 +24,7 @@ class Counts:
     events: int = 0
     broken_events: int = 0
     decisions: int = 0
+    search_ms: float = 0.0
     late_decisions: int = 0
     failed_searches: int = 0
     clock_failures: int = 0

@@ -82,6 +82,13 @@ class Resume(NamedTuple):
     at_ms: float
 
 
+class Observe(NamedTuple):
+    """Somebody asks BEAM to look on only, or to steer again."""
+
+    at_ms: float
+    observing: bool
+
+
 Event = (
     Arrival
     | FirstToken
@@ -93,7 +100,8 @@ Event = (
     | ClockConfirmed
     | ClockRefused
     | Resume
+    | Observe
 )
 
 # After these the best knobs may be others; the rest only keeps the picture up to date.
-ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption, Resume)
+ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption, Resume, Observe)

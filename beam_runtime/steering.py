@@ -9,24 +9,33 @@ a table, a search or a clock does; it falls back.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beam_runtime.calibration import Calibration, CalibrationRules
 from beam_runtime.conditions import conditions
 from beam_runtime.cost import StepCost
 from beam_runtime.counts import Counts
-from beam_runtime.decisions import DecisionLog, decision_fields
+from beam_runtime.decisions import DecisionLog, decision_fields, forecast_fields
 from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
 from beam_runtime.errors import ClockPermissionError, ClockUnavailableError, TableError
-from beam_runtime.events import ASK_FOR_A_DECISION, ClockConfirmed, ClockRefused, Event, Resume
+from beam_runtime.events import (
+    ASK_FOR_A_DECISION,
+    ClockConfirmed,
+    ClockRefused,
+    Event,
+    Observe,
+    Resume,
+)
 from beam_runtime.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.observer import Observer
 from beam_runtime.resources import Searcher
 from beam_runtime.stance import Stance
-from beam_runtime.types import Decision, EngineLimits, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
+
+_OBSERVES = "BEAM was asked to observe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,8 @@ class Steering:
         engine: its adapter, where there is one.
         rules: how often, how long, how far.
         log: where decisions go.
+        foretell_own: what to expect of the engine's own settings; None = nobody can say.
+        observing: decide and log, but order nothing and leave the clocks alone.
     """
 
     def __init__(
@@ -88,6 +99,8 @@ class Steering:
         engine: EngineAdapter | None = None,
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
+        foretell_own: Callable[[Snapshot], Forecast] | None = None,
+        observing: bool = False,
     ) -> None:
         self._cost = None if isinstance(cost, TableError) else cost
         self._limits = limits
@@ -100,6 +113,8 @@ class Steering:
         self._engine = engine
         self.rules = rules or SteeringRules()
         self._log = log
+        self._foretell_own = foretell_own
+        self._observing = observing
         self.counts = Counts()
         calibration = Calibration(limits.pp, stance.floor, self.rules.calibration)
         self._seen = Observer(
@@ -129,10 +144,10 @@ class Steering:
         self._look_after(now_ms)
         if self._due(now_ms):
             self._asked, self._decided_ms = False, now_ms
+            if self._release_failed and (self._observing or not self._fallback.steering):
+                self._want_clock(None)
             if self._fallback.steering:
                 self._decide(now_ms)
-            elif self._release_failed:
-                self._want_clock(None)
         return self.orders
 
     def broken(self) -> None:
@@ -176,6 +191,8 @@ class Steering:
                 self._clock_refused(event)
             case Resume():
                 self._fallback.resume()
+            case Observe(_, observing):
+                self._observe(observing)
 
     def _clock_refused(self, event: ClockRefused) -> None:
         at_ms = self._seen.last_ms
@@ -188,6 +205,17 @@ class Steering:
         elif self._search is not self._search_unlocked:
             _LOG.warning("clocks stay as they are: %s", event.error)
             self._search = self._search_unlocked
+
+    def _observe(self, observing: bool) -> None:
+        """Look on only, or steer again: then the next decision is put in force."""
+        if observing == self._observing:
+            return
+        self._observing = observing
+        if self._fallback.steering:
+            reason = _OBSERVES if observing else ""
+            self._write("steering", self._seen.last_ms, steering=not observing, reason=reason)
+            if observing:
+                self._give_back(_OBSERVES)
 
     # Look after
 
@@ -227,6 +255,7 @@ class Steering:
         try:
             decision = self._search(state)
             check_knobs(decision.knobs, self._limits)
+            expected = self._expected(decision, state)
         except Exception as error:
             self.counts.failed_searches += 1
             _LOG.debug("no decision", exc_info=True)
@@ -234,25 +263,37 @@ class Steering:
             return
         self._fallback.succeeded(Fault.SEARCH)
         search_ms = self._now_ms() - now_ms
+        self.counts.search_ms += search_ms
         if search_ms > self.rules.deadline_ms:
             self.counts.late_decisions += 1
             self._failed(Fault.LATE, f"{search_ms:.0f} ms for one decision", now_ms)
             return
         self._fallback.succeeded(Fault.LATE)
-        self._put_in_force(decision, state)
-        if self._log is not None:
-            self._log.write("decision", now_ms, **decision_fields(decision, state, search_ms))
-
-    def _put_in_force(self, decision: Decision, state: Snapshot) -> None:
         self.counts.decisions += 1
-        self._seen.predicted_ttft_ms = decision.forecast.ttft_ms
+        self._seen.predicted_ttft_ms = expected.ttft_ms
+        orders = self._own_orders(_OBSERVES) if self._observing else self._in_force(decision, state)
+        self._publish(
+            replace(orders, correction=state.correction, decision=decision, expected=expected)
+        )
+        if self._log is not None:
+            fields = decision_fields(decision, state, search_ms)
+            if self._observing:
+                fields["own"] = forecast_fields(expected)
+            self._log.write("decision", now_ms, **fields)
+
+    def _expected(self, decision: Decision, state: Snapshot) -> Forecast:
+        """The forecast of what will be in force."""
+        if self._observing and self._foretell_own is not None:
+            return self._foretell_own(state)
+        return decision.forecast
+
+    def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
         if self._seen.clock.ask(decision.knobs.clock_mhz, state.now_ms):
             self._want_clock(decision.knobs.clock_mhz)
-        orders = Orders(
+        return Orders(
             decision.knobs, self._stance.rules, steering=True, why=decision.why,
-            correction=state.correction, decision=decision, number=self.orders.number + 1,
+            number=self.orders.number + 1,
         )  # fmt: skip
-        self._publish(orders)
 
     def _publish(self, orders: Orders) -> None:
         self.orders = orders
@@ -278,9 +319,12 @@ class Steering:
         self.counts.falls += 1
         _LOG.warning("BEAM does not steer, the engine has its own settings: %s", self.reason)
         self._write("steering", self._seen.last_ms, steering=False, reason=self.reason)
+        self._give_back(self.reason)
+
+    def _give_back(self, why: str) -> None:
         self._seen.clock.ask(self._own.clock_mhz, self._seen.last_ms)
         self._want_clock(None)
-        self._publish(self._own_orders(self.reason))
+        self._publish(self._own_orders(why))
 
     def _own_orders(self, why: str) -> Orders:
         number = self.orders.number + 1

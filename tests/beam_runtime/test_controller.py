@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from beam_runtime import emulator
 from beam_runtime.clocks.fake import FakeActuator
 from beam_runtime.clocks.file_gpus import FileGpus
 from beam_runtime.clocks.guarded import GuardedActuator
@@ -24,7 +25,15 @@ from beam_runtime.decisions import DecisionLog, read_log
 from beam_runtime.engines.base import Orders
 from beam_runtime.errors import ClockError
 from beam_runtime.table import PerfTable
-from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Snapshot
+from beam_runtime.types import (
+    Decision,
+    EngineLimits,
+    Forecast,
+    Knobs,
+    RequestState,
+    Rules,
+    Snapshot,
+)
 from beamprof.table_file import write_table
 
 # How long a test waits for what takes milliseconds before it calls it missing.
@@ -377,3 +386,76 @@ def test_the_error_of_a_refused_clock_reaches_the_status(
             )
         wait_for(lambda: beam.status.reason == "clocks do not follow: the driver failed")
     assert actuator.locked_mhz == [None] * 8
+
+
+def test_asked_to_observe_it_gives_everything_back_and_goes_on_deciding(
+    controller: Controller, actuator: FakeActuator
+) -> None:
+    with controller as beam:
+        beam.arrival("a", 100)
+        wait_for(lambda: actuator.locked_mhz == [735] * 8)
+        beam.observe()
+        wait_for(lambda: actuator.locked_mhz == [None] * 8)
+        decisions, calls = beam.status.counts.decisions, len(actuator.calls)
+        beam.arrival("b", 100)
+        wait_for(lambda: beam.status.counts.decisions > decisions + 1)
+        orders = beam.orders
+        assert (orders.knobs, orders.rules, orders.steering) == (
+            Knobs(1410, 512),
+            Rules.vanilla(),
+            False,
+        )
+        assert orders.decision is not None
+        assert orders.decision.knobs.clock_mhz == 960, "it says what it would have done"
+        assert "set" not in dict(actuator.calls[calls:])
+        assert beam.status.reason == ""
+        beam.steer()
+        wait_for(lambda: actuator.locked_mhz == [960] * 8)
+        assert beam.orders.steering
+    assert actuator.locked_mhz == [None] * 8
+
+
+def test_an_observer_foretells_the_engine_s_own_settings(
+    small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator, tmp_path: Path
+) -> None:
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    with Controller(small_cost, limits, actuator=actuator, log=log, observing=True) as beam:
+        beam.arrival("a", 3000)
+        wait_for(lambda: beam.orders.expected is not None and "a" in beam.orders.expected.ttft_ms)
+        expected, decision = beam.orders.expected, beam.orders.decision
+        assert expected is not None
+        assert decision is not None
+        own = emulator.forecast(
+            Snapshot(0.0, limits, Knobs(1410, 512), waiting=(RequestState("a", 3000, 0.0),)),
+            Knobs(1410, 512), small_cost, rules=Rules.vanilla(),
+        )  # fmt: skip
+        # It had waited a few milliseconds by then, and no other knob or rule was at work.
+        assert 0.0 <= expected.ttft_ms["a"] - own.ttft_ms["a"] < PATIENCE_S * 1e3
+        assert decision.forecast.ttft_ms["a"] > expected.ttft_ms["a"], (
+            "it would save, and take longer"
+        )
+    assert "set" not in dict(actuator.calls)
+    decided = [record for record in read_log(log.path) if record["kind"] == "decision"]
+    assert all("own" in record for record in decided)
+
+
+def test_last_words_are_written_at_once_and_only_repeated_where_more_has_happened(
+    small_cost: StepCost, limits: EngineLimits, tmp_path: Path
+) -> None:
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+
+    def stops() -> list[str]:
+        return [r["why"] for r in read_log(log.path) if r["kind"] == "stop"]
+
+    with Controller(small_cost, limits, log=log, search=by_load, threads=False) as beam:
+        beam.arrival("a", 100)
+        beam.advance()
+        beam.last_words("SIGTERM")
+        assert stops() == ["SIGTERM"]
+    assert stops() == ["SIGTERM"]
+
+    with Controller(small_cost, limits, log=DecisionLog(log.path), search=by_load) as beam:
+        beam.last_words("SIGTERM")
+        beam.arrival("a", 100)
+        wait_for(lambda: beam.status.counts.events > 0)
+    assert stops() == ["SIGTERM", "SIGTERM", "closed"]
