@@ -9,7 +9,7 @@ that a prefix cache keeps for nobody.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from beam_runtime.composer import blocks
+from beam_runtime.composer import blocks, cached_tokens
 from beam_runtime.events import Arrival
 from beam_runtime.types import (
     EngineLimits,
@@ -104,11 +104,12 @@ class Tracker:
         if event.request_id in self._running or event.request_id in self._waiting:
             self.odd_events += 1
             return
-        prompt_tokens = max(1, event.prompt_tokens)
-        # The last token is always computed, for its logits.
-        cached_tokens = min(max(0, event.cached_tokens), prompt_tokens - 1)
         self._waiting[event.request_id] = _Request(
-            event.request_id, prompt_tokens, event.at_ms, slo, cached_tokens
+            event.request_id,
+            max(1, event.prompt_tokens),
+            event.at_ms,
+            slo,
+            max(0, event.cached_tokens),
         )
 
     def ended(self, request_id: str) -> None:
@@ -241,7 +242,7 @@ class Tracker:
         if request is None:
             self.odd_events += 1
             return None
-        request.computed_tokens = request.cached_tokens
+        request.computed_tokens = cached_tokens(request.state())
         self._running[request_id] = request
         for other in self._waiting.values():
             if other.arrival_ms < request.arrival_ms and other.overtaken_ms is None:

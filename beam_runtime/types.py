@@ -100,10 +100,18 @@ class Knobs:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What one request was promised: time to first token, and between two tokens."""
+    """What one request was promised: time to first token, and between two tokens.
+
+    Raises:
+        ValueError: one of them is not above 0.
+    """
 
     ttft_ms: float = 1000.0
     tbt_ms: float = 200.0
+
+    def __post_init__(self) -> None:
+        if not (self.ttft_ms > 0.0 and self.tbt_ms > 0.0):
+            raise ValueError(f"an SLO is a time above 0, found {self.ttft_ms} and {self.tbt_ms} ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,8 @@ class RequestState:
         slo: what it was promised.
         computed_tokens: tokens with a place in the KV cache, those of issued steps included.
         generated_tokens: tokens it has been given so far.
-        cached_tokens: prompt tokens that a prefix cache holds; computed on admission.
+        cached_tokens: prompt tokens that a prefix cache holds; computed on admission, but for
+            the prompt's last one.
         first_token_ms: when it got its first token.
         last_token_ms: when it got its latest token.
     """

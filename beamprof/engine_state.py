@@ -99,7 +99,7 @@ class StateSpec(_Strict):
                     one.prompt_tokens,
                     arrival_ms=-one.waited_ms,
                     slo=one.slo.over(slo),
-                    cached_tokens=min(one.cached_tokens, one.prompt_tokens - 1),
+                    cached_tokens=one.cached_tokens,
                 )
                 for number, one in enumerate(self.waiting)
             ),

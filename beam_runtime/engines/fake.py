@@ -169,7 +169,7 @@ class FakeEngine:
                 continue
             request = RequestState(
                 new.request_id, new.prompt_tokens, new.arrival_ms, new.slo,
-                cached_tokens=min(new.cached_tokens, new.prompt_tokens - 1),
+                cached_tokens=new.cached_tokens,
             )  # fmt: skip
             self._state = replace(self._state, waiting=(*self._state.waiting, request))
 

@@ -2,10 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from beam_runtime.composer import Hold, Step, compose
+from beam_runtime.composer import Hold, Step, blocks, compose
+from beam_runtime.emulator import finish, issue
+from beam_runtime.pipeline import Pass
 from beam_runtime.types import (
     Correction,
     EngineLimits,
@@ -48,14 +53,14 @@ AT_256 = Knobs(1410, 256)
 QUICK = takes(0.1)
 
 
-def step(snapshot: Snapshot, knobs=AT_256, now_ms=0.0, finish=QUICK, rules=None):
-    found = compose(snapshot, knobs, now_ms, finish, rules)
+def step(snapshot: Snapshot, knobs=AT_256, now_ms=0.0, finish_ms=QUICK, rules=None):
+    found = compose(snapshot, knobs, now_ms, finish_ms, rules)
     assert isinstance(found, Step), found
     return found
 
 
-def hold(snapshot: Snapshot, knobs=AT_256, now_ms=0.0, finish=QUICK, rules=None):
-    found = compose(snapshot, knobs, now_ms, finish, rules)
+def hold(snapshot: Snapshot, knobs=AT_256, now_ms=0.0, finish_ms=QUICK, rules=None):
+    found = compose(snapshot, knobs, now_ms, finish_ms, rules)
     assert isinstance(found, Hold), found
     return found
 
@@ -172,22 +177,22 @@ class TestDecodeFirstWhenLate:
     late = state(decode("d", last_ms=-150.0), prompt("p", 2000, computed=256))
 
     def test_a_chunk_that_would_make_a_rider_late_goes_after_a_decode_only_step(self):
-        found = step(self.late, finish=takes(0.2))  # 256 tokens take 51 ms, 40 are left
+        found = step(self.late, finish_ms=takes(0.2))  # 256 tokens take 51 ms, 40 are left
         assert (found.decodes, found.chunks) == (("d",), ())
         assert found.chunk_owed
 
     def test_the_chunk_goes_next_whatever_is_late(self):
         owed = state(decode("d", last_ms=-150.0), prompt("p", 2000, 256), chunk_owed=True)
-        assert step(owed, finish=takes(0.2)).chunks == (("p", 255),)
+        assert step(owed, finish_ms=takes(0.2)).chunks == (("p", 255),)
 
     def test_in_time_they_ride(self):
-        found = step(self.late, finish=takes(0.15))  # 38 ms
+        found = step(self.late, finish_ms=takes(0.15))  # 38 ms
         assert found.decodes == ("d",)
         assert found.chunks == (("p", 255),)
         assert not found.chunk_owed
 
     def test_switched_off_they_ride_and_are_late(self):
-        found = step(self.late, finish=takes(0.2), rules=Rules(decode_first_when_late=False))
+        found = step(self.late, finish_ms=takes(0.2), rules=Rules(decode_first_when_late=False))
         assert found.decodes == ("d",)
         assert found.chunks
 
@@ -198,31 +203,31 @@ class TestPace:
     def test_ready_decodes_are_held_until_the_earliest_is_due(self):
         held = state(decode("a", last_ms=-20.0), decode("b", last_ms=-5.0))
         # due at -20 + 200 - 10 (margin); the pass takes 30
-        assert hold(held, self.paced, finish=takes(0.0, 30.0)).until_ms == pytest.approx(140.0)
-        both = step(held, self.paced, now_ms=140.0, finish=takes(0.0, 30.0))
+        assert hold(held, self.paced, finish_ms=takes(0.0, 30.0)).until_ms == pytest.approx(140.0)
+        both = step(held, self.paced, now_ms=140.0, finish_ms=takes(0.0, 30.0))
         assert both.decodes == ("a", "b")
 
     def test_a_pace_ends_before_the_due_time(self):
         held = state(decode("a", last_ms=-20.0))
         knobs = Knobs(1410, 256, pace_ms=50.0)
-        assert hold(held, knobs, finish=takes(0.0, 30.0)).until_ms == pytest.approx(30.0)
+        assert hold(held, knobs, finish_ms=takes(0.0, 30.0)).until_ms == pytest.approx(30.0)
 
     def test_the_pass_is_reckoned_at_the_clock_it_will_meet(self):
         def slower_later(_: StepShape, issue_ms: float) -> float:
             return issue_ms + (10.0 if issue_ms < 25.0 else 30.0)
 
-        assert hold(state(decode("a")), self.paced, finish=slower_later).until_ms == 160.0
+        assert hold(state(decode("a")), self.paced, finish_ms=slower_later).until_ms == 160.0
 
     def test_it_reckons_with_those_in_flight_that_may_join(self):
         flying = RequestState("f", 100, 0.0, computed_tokens=101, generated_tokens=1)
-        found = hold(state(decode("a"), flying), self.paced, finish=takes(10.0))
+        found = hold(state(decode("a"), flying), self.paced, finish_ms=takes(10.0))
         assert found.until_ms == pytest.approx(190.0 - 20.0)
 
     def test_microbatches_behind_the_first_go_in_time_too(self):
         held = state(*(decode(f"d{i}") for i in range(4)))
         knobs = Knobs(1410, 256, microbatches=2, pace_ms=1000.0)
         # the second microbatch goes one stage's time (40 / 4) after the first
-        assert hold(held, knobs, finish=takes(0.0, 40.0)).until_ms == pytest.approx(140.0)
+        assert hold(held, knobs, finish_ms=takes(0.0, 40.0)).until_ms == pytest.approx(140.0)
 
     def test_switched_off_nothing_is_held(self):
         assert step(state(decode("a")), self.paced, rules=Rules(pace=False)).decodes == ("a",)
@@ -240,6 +245,47 @@ class TestMicrobatches:
     def test_a_tighter_slo_is_due_earlier(self):
         decodes = [decode("a", -10.0), decode("b", -5.0, tbt_ms=50.0)]
         assert step(state(*decodes), Knobs(1410, 256, microbatches=2)).decodes == ("b",)
+
+
+PROMPTS = st.lists(
+    st.tuples(st.integers(1, 60), st.integers(-5, 90), st.integers(1, 40)), min_size=1, max_size=6
+)
+
+
+@given(PROMPTS, st.sampled_from((1, 4, 7)), st.integers(20, 60))
+@settings(deadline=None)
+def test_kv_blocks_are_neither_lost_nor_made(
+    prompts: list[tuple[int, int, int]], block_size: int, tokens: int
+) -> None:
+    """Whatever a prefix cache claims to hold of a prompt, to its last token and beyond."""
+    limits = EngineLimits(pp=2, block_size=block_size, max_num_seqs=4, max_batched_tokens=24)
+    every_block = -(-100 // block_size)  # one request always fits
+    now = state(
+        waiting=[prompt(f"w{i}", tokens, cached=hit) for i, (tokens, hit, _) in enumerate(prompts)],
+        limits=limits, free_blocks=every_block,
+    )  # fmt: skip
+    outputs = {f"w{i}": last for i, (_, _, last) in enumerate(prompts)}
+    for at in range(10_000):
+        held = {r.request_id: blocks(r.computed_tokens, r, block_size) for r in now.running}
+        assert now.free_blocks + sum(held.values()) == every_block
+        assert now.free_blocks >= 0
+        assert all(number > 0 for number in held.values()), "its last token is its own"
+        if not (now.running or now.waiting):
+            return
+        move = compose(now, Knobs(1410, tokens), float(at), QUICK, Rules.vanilla())
+        if isinstance(move, Step):
+            route = (Pass(float(at), 0.0, 0.0),) * 2 if move.shape.tokens else ()
+            now = issue(now, move, route)
+        else:
+            now = finish(now, float(at))
+            ended = [r for r in now.running if r.generated_tokens >= outputs[r.request_id]]
+            freed = sum(blocks(r.computed_tokens, r, block_size) for r in ended)
+            now = replace(
+                now,
+                running=tuple(r for r in now.running if r not in ended),
+                free_blocks=now.free_blocks + freed,
+            )
+    raise AssertionError("it never ends")
 
 
 def test_an_empty_engine_waits():

@@ -343,6 +343,7 @@ class TestInputs:
         def nonsense(controller: Controller, now_ms: float) -> None:
             controller.arrival([], "many")  # type: ignore[arg-type]
             controller.arrival("x", None)  # type: ignore[arg-type]
+            controller.arrival("y", 10, cached_tokens="all")  # type: ignore[arg-type]
             controller.step_issued(None)  # type: ignore[arg-type]
             controller.completion({})  # type: ignore[arg-type]
             controller.first_token("r0", at_ms="soon")  # type: ignore[arg-type]

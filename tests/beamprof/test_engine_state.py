@@ -58,7 +58,7 @@ def test_json_says_more(tmp_path: Path) -> None:
     )  # fmt: skip
     state = read_state(path).snapshot(LIMITS, SLO, 1410)
     (waiting,), (running,) = state.waiting, state.running
-    assert (waiting.arrival_ms, waiting.cached_tokens) == (-40.0, 899)
+    assert (waiting.arrival_ms, waiting.cached_tokens) == (-40.0, 900)
     assert waiting.slo == Slo(300.0, 200.0)
     assert (running.last_token_ms, running.slo) == (-15.0, Slo(1000.0, 80.0))
     assert (state.knobs.clock_mhz, state.free_blocks) == (960, 77)
