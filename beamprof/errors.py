@@ -9,6 +9,7 @@ BeamError
 ├── ImportFormatError   a foreign file that is not what it should be
 ├── TraceError          a request trace that is broken, empty or unsafe, or a transform of it
 ├── ReplayError         a replay that cannot be played as asked
+├── ReportError         a file that no report can be made of
 ├── StateError          a state of an engine that cannot be understood
 ├── OutputError         a file that exists or cannot be written
 └── AnswerIsNo          the command worked and its answer is no (exit code 1)
@@ -61,3 +62,7 @@ class AnswerIsNo(BeamError):  # noqa: N818 - not a failure: a negative answer
 
 class ReplayError(BeamError):
     """A replay that cannot be played as asked."""
+
+
+class ReportError(BeamError):
+    """A result, study or log that cannot be made into a report."""

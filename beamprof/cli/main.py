@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     words = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = typer.main.get_command(app).main(args=words, prog_name="beam", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=words, prog_name="beam", standalone_mode=False, obj=words
+        )
     except BeamError as error:
         return _failed(error, as_json=as_json, debug=debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,5 +1,6 @@
 """`beam replay`: what would each policy have cost on this trace?"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
 
 
 def command(
+    context: typer.Context,
     table: Annotated[Path, typer.Option("--table", "-t", help="What the policies know.")],
     trace: Annotated[Path, typer.Option("--trace", help="Requests, in any known format.")],
     policy: Annotated[
@@ -56,7 +58,7 @@ def command(
     pp: Annotated[int | None, typer.Option("--pp", help="Likewise.", min=1)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for requests.parquet and steps.parquet."),
+        typer.Option("--output", "-o", help="Folder for requests, steps and gaps (Parquet)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -93,12 +95,13 @@ def command(
         plant_table=true,
         output=output,
         force=force,
+        command=shlex.join(["beam", *context.obj]),
         progress=lambda name: note(f"playing {name}"),
     )
     for assumed in report.notes:
         note(assumed)
     following = (
-        f"beam table inspect {table}"
+        f"beam report {output}"
         if output
         else f"beam replay --table {table} --trace {trace} --output FOLDER"
     )

@@ -19,7 +19,9 @@ from beamprof.replay.metrics import Metrics, measure, servable_in_time
 from beamprof.replay.plant import Site, play
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
-from beamprof.replay.results import check_frames_writable, request_frame, step_frame, write_frames
+from beamprof.replay.record import Record
+from beamprof.replay.results import check_frames_writable, frames_of, write_frames
+from beamprof.report.plain import plain
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
@@ -134,6 +136,7 @@ def replay(
     plant_table: PerfTable | None = None,
     output: Path | None = None,
     force: bool = False,
+    command: str = "",
     progress: Callable[[str], None] = lambda name: None,
 ) -> ReplayReport:
     """Play ``trace`` under every policy.
@@ -144,8 +147,9 @@ def replay(
         policies: names, see policies.registry.
         options: SLO, noise, engine.
         plant_table: what is true; the policies' table by default.
-        output: folder for requests.parquet and steps.parquet; None = nothing is written.
+        output: folder for results.FILES; None = nothing is written.
         force: replace files that exist.
+        command: the command line that asked, for the record.
         progress: told the name of the policy that is about to be played.
 
     Raises:
@@ -156,27 +160,27 @@ def replay(
     """
     options = options or ReplayOptions()
     if output is not None:
-        check_frames_writable(("requests", "steps"), output, force=force)
+        check_frames_writable(output, force=force)
     names = _names(policies)
     playable = [policy_named(name, table) for name in names if name != ORACLE]
     if options.max_model_len is not None:
         trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
-    site, notes = _site(table, plant_table or table, options)
+    plant_table = plant_table or table
+    site, notes = _site(table, plant_table, options)
     largest = max(policy.max_batched_tokens for policy in playable)
     possible = servable_in_time(
         trace.input_tokens, options.slo.ttft_ms, site.cost, site.limits, largest
     )
     measured: list[Metrics] = []
-    frames: dict[str, list[pl.DataFrame]] = {"requests": [], "steps": []}
+    frames: list[dict[str, pl.DataFrame]] = []
     for policy in playable:
         progress(policy.name)
         played = play(trace, policy, site)
         measured.append(measure(played, possible))
         if output is not None:
-            frames["requests"].append(request_frame(played, trace.frame["request_id"]))
-            frames["steps"].append(step_frame(played))
+            frames.append(frames_of(played, trace.frame["request_id"]))
     asked_oracle = ORACLE in names
-    return ReplayReport(
+    report = ReplayReport(
         model=table.model,
         device=table.device,
         tp=table.tp,
@@ -192,8 +196,12 @@ def replay(
         ),
         dropped=_dropped(trace),
         notes=notes,
-        paths=() if output is None else write_frames(frames, output, force=force),
     )
+    if output is None:
+        return report
+    record = Record.of(table, plant_table, trace, command)
+    metadata = {"report": plain(report), "record": plain(record)}
+    return replace(report, paths=write_frames(frames, metadata, output, force=force))
 
 
 def _names(policies: Sequence[str]) -> list[str]:

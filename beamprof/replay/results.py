@@ -1,15 +1,30 @@
-"""A replay's rows as Parquet: one line per request, one line per step."""
+"""A replay's rows as Parquet: requests, steps, and how long tokens kept their reader waiting.
 
+    requests.parquet   one line per request
+    steps.parquet      one line per engine step
+    gaps.parquet       how many tokens came how long after the one before, to 0.1 ms
+
+Each file carries the whole answer and its record as metadata: none can lose where it comes from.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from beam_runtime.types import SAME_MS
 from beamprof.atomic_file import check_writable, written_whole
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
+
+SCHEMA = "beam.replay/1"
+METADATA_KEY = "beam.replay"
+FILES = ("requests", "steps", "gaps")
+GAP_MS = 0.1
 
 STEP_COLUMNS = (
     "issued_ms", "finished_ms", "clock_mhz", "prefill_tokens", "decode_requests",
@@ -58,28 +73,67 @@ def step_frame(played: Played) -> pl.DataFrame:
     )
 
 
+def gap_frame(played: Played) -> pl.DataFrame:
+    """How many tokens came ``gap_ms`` after the one before; gaps are rounded up to GAP_MS.
+
+    Up, so that no token that was late looks as if it had been in time.
+    """
+    tenths = np.ceil((played.tokens[:, loop.TOKEN_GAP_MS] - SAME_MS) / GAP_MS)
+    values, tokens = np.unique(tenths.astype(np.int64), return_counts=True)
+    return pl.DataFrame(
+        {
+            "policy": [played.policy] * len(values),
+            "gap_ms": np.round(values * GAP_MS, 1),
+            "tokens": tokens.astype(np.int64),
+        },
+        schema={"policy": pl.String, "gap_ms": pl.Float64, "tokens": pl.Int64},
+    )
+
+
+def frames_of(played: Played, request_id: pl.Series) -> dict[str, pl.DataFrame]:
+    """One frame for each of FILES."""
+    return {
+        "requests": request_frame(played, request_id),
+        "steps": step_frame(played),
+        "gaps": gap_frame(played),
+    }
+
+
 def write_frames(
-    frames: Mapping[str, Sequence[pl.DataFrame]], folder: Path, *, force: bool
+    policies: Sequence[Mapping[str, pl.DataFrame]],
+    metadata: Mapping[str, Any],
+    folder: Path,
+    *,
+    force: bool,
 ) -> tuple[Path, ...]:
-    """Write ``<name>.parquet``, all policies' rows below each other, into ``folder``.
+    """Write FILES into ``folder``, all policies' rows below each other.
+
+    Args:
+        policies: frames_of each.
+        metadata: JSON's own types, kept under METADATA_KEY.
+        folder: where to.
+        force: replace files that exist.
 
     Raises:
         OutputError: a file exists without force, or cannot be written.
     """
+    text = json.dumps({"schema": SCHEMA, **metadata}, allow_nan=False)
     paths = []
-    for name, parts in frames.items():
+    for name in FILES:
+        table = pl.concat([frames[name] for frames in policies]).to_arrow()
+        table = table.replace_schema_metadata({METADATA_KEY: text})
         path = folder / f"{name}.parquet"
         with written_whole(path, force=force) as temporary:
-            pl.concat(parts).write_parquet(temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd")
         paths.append(path)
     return tuple(paths)
 
 
-def check_frames_writable(names: Sequence[str], folder: Path, *, force: bool) -> None:
+def check_frames_writable(folder: Path, *, force: bool) -> None:
     """Refuse early what write_frames would refuse after the replay.
 
     Raises:
         OutputError: as write_frames.
     """
-    for name in names:
+    for name in FILES:
         check_writable(folder / f"{name}.parquet", force=force)
