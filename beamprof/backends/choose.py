@@ -1,11 +1,13 @@
 """Which backend measures, and why: chosen by what is here unless told, the reason kept.
 
 --backend given                      that one
-an NVIDIA GPU and torch with CUDA    torch: real passes
+tp NVIDIA GPUs and vLLM              vllm: real passes of the engine that will serve
+an NVIDIA GPU and torch with CUDA    torch: real passes of the model's kernels
 anything else                        modelled: computed from a device file
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,7 @@ from beamprof.model_shape import ModelShape, StageShape
 from beamprof.plan import ClockChoice, Plan
 from beamprof.spec import SweepSpec
 
-BACKENDS = ("modelled", "torch")
+BACKENDS = ("modelled", "torch", "vllm")
 DEFAULT_DEVICE = "a100-sxm4-80gb"
 CPU = "cpu"
 
@@ -70,15 +72,20 @@ def choose_backend(spec: SweepSpec, model: ModelShape, stage: StageShape) -> Cho
         )
     if spec.backend == "modelled":
         return _modelled(spec, model, stage, "modelled, as asked")
-    if spec.backend == "torch":
-        return _torch(spec, model, stage, find_gpu())
     gpu = find_gpu()
+    if spec.backend == "vllm":
+        _check_vllm(stage)
+    if spec.backend is not None:
+        return _measured(spec.backend, spec, model, stage, gpu)
     if spec.device == CPU:
-        return _torch(spec, model, stage, gpu)
+        return _measured("torch", spec, model, stage, gpu)
     obstacle = _obstacle_to_torch(spec, gpu)
     if gpu is None or obstacle:
         return _modelled(spec, model, stage, f"modelled, as {obstacle}")
-    return _torch(spec, model, stage, gpu)
+    obstacle = _obstacle_to_vllm(stage)
+    if obstacle:
+        return _measured("torch", spec, model, stage, gpu, f" ({obstacle})")
+    return _measured("vllm", spec, model, stage, gpu, ", as vLLM is installed")
 
 
 def _obstacle_to_torch(spec: SweepSpec, gpu: Gpu | None) -> str:
@@ -94,6 +101,34 @@ def _obstacle_to_torch(spec: SweepSpec, gpu: Gpu | None) -> str:
     if not _torch_sees_cuda():
         return f"this torch cannot use CUDA on the {gpu.name} here"
     return ""
+
+
+def _obstacle_to_vllm(stage: StageShape) -> str:
+    """Why vLLM cannot run the stage's shards on the GPUs here, in words; empty if it can."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed here: through it the engine's own steps would be measured"
+    if started_ranks() > 1:
+        return "torchrun started this; vLLM starts its own workers"
+    gpus = _torch_sees_gpus()
+    if gpus < stage.tp:
+        return f"vLLM needs {stage.tp} GPUs for tp {stage.tp}, {gpus} can be seen"
+    return ""
+
+
+def _check_vllm(stage: StageShape) -> None:
+    if find_spec("vllm") is None:
+        raise BackendError(
+            "the vllm backend needs vLLM",
+            cause="it is not installed beside this beam",
+            hint="install beamprof into vLLM's environment: pip install beamprof; or use "
+            "--backend torch",
+        )
+    if started_ranks() > 1:
+        raise BackendError(
+            "vLLM starts its tensor-parallel workers itself",
+            cause="torchrun started this process",
+            hint=f"the same without torchrun: beam profile --backend vllm --tp {stage.tp} ...",
+        )
 
 
 def find_gpu() -> Gpu | None:
@@ -124,21 +159,29 @@ def _modelled(spec: SweepSpec, model: ModelShape, stage: StageShape, reason: str
     return Choice("modelled", reason, _clocks(device), device, build)
 
 
-def _torch(spec: SweepSpec, model: ModelShape, stage: StageShape, gpu: Gpu | None) -> Choice:
+def _measured(
+    backend: str,
+    spec: SweepSpec,
+    model: ModelShape,
+    stage: StageShape,
+    gpu: Gpu | None,
+    why: str = "",
+) -> Choice:
+    """Real passes with ``backend``, on the GPU here or on the CPU; ``why`` ends the reason."""
     if spec.device == CPU or (gpu is None and spec.device is None):
-        why = "torch on this CPU, as asked" if spec.device else "torch on this CPU: no GPU is here"
+        on = f"{backend} on this CPU" + (", as asked" if spec.device else ": no GPU is here")
         clocks = ClockChoice(CPU, running_mhz=cpu_clock_mhz())
-        return _torch_choice(spec, model, stage, why, clocks, None)
+        return _measured_choice(backend, spec, model, stage, on, clocks, None)
     if gpu is None:
         raise BackendError(
-            f"--backend torch --device {spec.device}: no GPU is here",
+            f"--backend {backend} --device {spec.device}: no GPU is here",
             cause="the NVIDIA driver shows none, or there is no driver",
             hint=f"model it with --backend modelled, or measure this CPU with --device {CPU}",
         )
     known = detect_device(gpu.name)
     if spec.device is not None and spec.device != known:
         raise BackendError(
-            f"--backend torch --device {spec.device}: the GPU here is another one",
+            f"--backend {backend} --device {spec.device}: the GPU here is another one",
             cause=f"the driver calls it {gpu.name}" + (f", device {known}" if known else ""),
             hint="leave --device out to measure the GPU here, or use --backend modelled",
         )
@@ -149,12 +192,12 @@ def _torch(spec: SweepSpec, model: ModelShape, stage: StageShape, gpu: Gpu | Non
         gpu.supported_mhz,
         tuple(mhz for mhz in profile_mhz if mhz in gpu.supported_mhz),
     )
-    return _torch_choice(
-        spec, model, stage, f"torch, measuring the {gpu.name} here", clocks, device
-    )
+    reason = f"{backend}, measuring the {gpu.name} here{why}"
+    return _measured_choice(backend, spec, model, stage, reason, clocks, device)
 
 
-def _torch_choice(
+def _measured_choice(
+    backend: str,
     spec: SweepSpec,
     model: ModelShape,
     stage: StageShape,
@@ -162,7 +205,9 @@ def _torch_choice(
     clocks: ClockChoice,
     device: Device | None,
 ) -> Choice:
-    def build(plan: Plan) -> MeasureBackend:
+    place = "cpu" if clocks.device == CPU else "cuda"
+
+    def build_torch(plan: Plan) -> MeasureBackend:
         from beamprof.backends.allreduce import ModelledAllReduce
         from beamprof.backends.torch_stage import TorchBackend
         from beamprof.backends.torch_timing import TimingRules
@@ -170,14 +215,30 @@ def _torch_choice(
         return TorchBackend(
             model,
             stage,
-            place="cpu" if clocks.device == CPU else "cuda",
+            place=place,
             device=clocks.device,
             rules=TimingRules.within(plan.window_s),
             assume_power_w=spec.assume_power_w,
             allreduce=ModelledAllReduce(device, stage) if device and stage.tp > 1 else None,
         )
 
-    return Choice("torch", reason, clocks, device, build)
+    def build_vllm(plan: Plan) -> MeasureBackend:
+        from beamprof.backends.torch_timing import TimingRules
+        from beamprof.backends.vllm_stage import VllmBackend
+
+        return VllmBackend(
+            model,
+            stage,
+            named=spec.model or model.name,
+            steps=plan.steps,
+            place=place,
+            device=clocks.device,
+            rules=TimingRules.within(plan.window_s),
+            assume_power_w=spec.assume_power_w,
+        )
+
+    build = build_vllm if backend == "vllm" else build_torch
+    return Choice(backend, reason, clocks, device, build)
 
 
 def cpu_clock_mhz(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
@@ -202,3 +263,14 @@ def _torch_sees_cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _torch_sees_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def started_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(environment.get("WORLD_SIZE", "1"))

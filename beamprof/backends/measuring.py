@@ -139,10 +139,10 @@ class MeasuringBackend:
             hint="cool the GPU, see that it is yours alone, or leave this clock out of --clocks",
         )
 
-    def _measurement(self, times: PassTimes, sensors: Sensors, metered_ms: float) -> Measurement:
-        """A row's numbers; ``metered_ms`` of mean power make up the energy of one pass."""
+    def _measurement(self, times: PassTimes, sensors: Sensors, counted_ms: float) -> Measurement:
+        """A row's numbers; ``counted_ms`` of mean power make up the energy of one pass."""
         power_w = times.power_w if times.power_w is not None else sensors.assumed_power_w or 0.0
-        energy_j = power_w * metered_ms / 1e3 * self._devices_per_metered
+        energy_j = power_w * counted_ms / 1e3 * self._devices_per_metered
         relative = times.power_relative_ci or 0.0
         # The mean pass is known about as well as the median.
         relative = (relative**2 + (times.median_ci_ms / times.median_ms) ** 2) ** 0.5

@@ -7,7 +7,6 @@ Passes meet in their all-reduces (NCCL on GPUs, gloo on CPUs); orders travel by 
 """
 
 import os
-from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -18,11 +17,6 @@ from beam_runtime.errors import BeamError
 from beam_runtime.types import StepShape
 from beamprof.backends.measuring import StageRunner
 from beamprof.errors import BackendError
-
-
-def started_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks torchrun started; 1 without it."""
-    return int(environment.get("WORLD_SIZE", "1"))
 
 
 class Ranks:

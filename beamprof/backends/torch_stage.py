@@ -144,7 +144,8 @@ class TorchBackend(MeasuringBackend):
     # Opening
 
     def _join_ranks(self) -> None:
-        from beamprof.backends.torch_ranks import Ranks, started_ranks
+        from beamprof.backends.choose import started_ranks
+        from beamprof.backends.torch_ranks import Ranks
 
         size = started_ranks()
         if size == 1:

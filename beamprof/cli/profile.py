@@ -26,7 +26,10 @@ def command(
     pp: Annotated[int | None, typer.Option(help="Pipeline stages [default: 1].")] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="modelled or torch [default: torch where a GPU is found]."),
+        typer.Option(
+            help="modelled, torch or vllm [default: vllm or torch where a GPU is found and it is "
+            "installed, else modelled]."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Device file [default: the GPU here, else a100-sxm4-80gb].")

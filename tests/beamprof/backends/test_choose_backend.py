@@ -11,17 +11,20 @@ from beamprof.model_shape import resolve_model
 from beamprof.spec import resolve_spec
 
 MODEL = resolve_model("llama3-8b")
-STAGE = MODEL.shard(1, 1)
 A100 = Gpu("NVIDIA A100-SXM4-80GB", tuple(range(210, 1411, 15)))
 UNKNOWN = Gpu("NVIDIA Somewhat New 42GB", (600, 900, 1200))
 
 
-def pick(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, *, torch: str = "cuda",
-         **flags: str) -> choose.Choice:  # fmt: skip
+def pick(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, *, torch: str = "cuda", vllm: bool = False,
+    gpus: int = 1, tp: int = 1, **flags: str,
+) -> choose.Choice:  # fmt: skip
+    here = {"torch": torch != "absent", "vllm": vllm}
     monkeypatch.setattr(choose, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(choose, "find_spec", lambda name: None if torch == "absent" else object())
+    monkeypatch.setattr(choose, "find_spec", lambda name: object() if here[name] else None)
     monkeypatch.setattr(choose, "_torch_sees_cuda", lambda: torch == "cuda")
-    return choose_backend(resolve_spec(flags), MODEL, STAGE)
+    monkeypatch.setattr(choose, "_torch_sees_gpus", lambda: gpus)
+    return choose_backend(resolve_spec(flags), MODEL, MODEL.shard(tp, 1))
 
 
 def test_without_a_gpu_it_is_modelled_on_an_a100_and_says_why(
@@ -93,3 +96,42 @@ def test_the_clock_of_a_cpu(tmp_path: Path) -> None:
     cpuinfo.write_text("Processor : ARMv8\n")
     assert cpu_clock_mhz(cpuinfo) == 1
     assert cpu_clock_mhz(tmp_path / "none") == 1
+
+
+def test_with_vllm_on_a_gpu_the_engine_itself_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = pick(monkeypatch, A100, vllm=True)
+    assert (choice.backend, choice.clocks.device) == ("vllm", "a100-sxm4-80gb")
+    assert "vLLM is installed" in choice.reason
+    assert pick(monkeypatch, A100, vllm=True, backend="torch").backend == "torch"
+    assert pick(monkeypatch, None, vllm=True).backend == "modelled"
+
+
+@pytest.mark.parametrize(
+    ("vllm", "gpus", "ranks", "why"),
+    [
+        (False, 2, "1", "not installed"),
+        (True, 1, "1", "needs 2 GPUs for tp 2, 1 can be seen"),
+        (True, 2, "2", "torchrun"),
+    ],
+)
+def test_where_vllm_cannot_be_measured_torch_is_and_the_reason_told(
+    monkeypatch: pytest.MonkeyPatch, vllm: bool, gpus: int, ranks: str, why: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    choice = pick(monkeypatch, A100, vllm=vllm, gpus=gpus, tp=2)
+    assert choice.backend == "torch"
+    assert why in choice.reason
+
+
+def test_vllm_asked_for_and_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="needs vLLM") as caught:
+        pick(monkeypatch, None, backend="vllm")
+    assert "pip install beamprof" in str(caught.value.hint)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BackendError, match="workers itself"):
+        pick(monkeypatch, A100, vllm=True, backend="vllm")
+
+
+def test_vllm_without_a_gpu_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = pick(monkeypatch, None, vllm=True, backend="vllm")
+    assert (choice.backend, choice.clocks.device) == ("vllm", "cpu")
