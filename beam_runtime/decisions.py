@@ -2,8 +2,9 @@
 
     start        schema, table, limits
     decision     state in numbers, knobs, forecast, why, cheapest refused alternatives;
-                 while BEAM observes also ``own``, the forecast of the engine's own settings
-    first_token  predicted and actual TTFT
+                 while BEAM observes also ``own``, the forecast of the engine's own settings;
+                 ``since``, the gaps between tokens that were seen since the decision before
+    first_token  predicted and actual TTFT, and its SLO; null where no forecast was in force
     steering     BEAM steers (again), has fallen back or was asked to observe, with the reason
     drift        a kind of step has left the table behind
     clock        a clock that was refused

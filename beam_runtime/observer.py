@@ -29,7 +29,7 @@ from beam_runtime.events import (
     StepIssued,
 )
 from beam_runtime.step_watch import StepWatch
-from beam_runtime.tracker import Tracker
+from beam_runtime.tracker import Gaps, Tracker
 from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
@@ -136,6 +136,10 @@ class Observer:
             case ClockRefused(at_ms):
                 self.clock.refuse(self.time(at_ms))
 
+    def take_gaps(self) -> Gaps:
+        """Gaps between tokens since this was last asked."""
+        return self._tracker.take_gaps()
+
     def adopt(self, theirs: Snapshot) -> None:
         """Take the engine's own word for its requests."""
         self._counts.lost_requests += self._tracker.adopt(theirs)
@@ -158,14 +162,17 @@ class Observer:
         return self._slos[named or "default"]
 
     def _first_token(self, request_id: str, at_ms: float) -> None:
-        actual_ms = self._tracker.first_token(request_id, at_ms)
-        predicted_ms = self.predicted_ttft_ms.get(request_id)
-        if actual_ms is None or predicted_ms is None:
+        found = self._tracker.first_token(request_id, at_ms)
+        if found is None:
             return
-        self.calibration.observe_ttft(predicted_ms, actual_ms)
+        actual_ms, slo = found
+        predicted_ms = self.predicted_ttft_ms.get(request_id)
+        if predicted_ms is not None:
+            self.calibration.observe_ttft(predicted_ms, actual_ms)
         self._note(
             "first_token", at_ms,
             request_id=request_id, predicted_ms=predicted_ms, actual_ms=actual_ms,
+            slo_ms=slo.ttft_ms,
         )  # fmt: skip
 
     def _step_finished(self, at_ms: float) -> None:

@@ -9,7 +9,7 @@ a table, a search or a clock does; it falls back.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from beam_runtime.calibration import Calibration, CalibrationRules
@@ -277,6 +277,7 @@ class Steering:
         )
         if self._log is not None:
             fields = decision_fields(decision, state, search_ms)
+            fields["since"] = asdict(self._seen.take_gaps())
             if self._observing:
                 fields["own"] = forecast_fields(expected)
             self._log.write("decision", now_ms, **fields)

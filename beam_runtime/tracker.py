@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from beam_runtime.composer import blocks, cached_tokens
 from beam_runtime.events import Arrival
 from beam_runtime.types import (
+    SAME_MS,
     EngineLimits,
     RequestState,
     Slo,
@@ -62,6 +63,21 @@ class _Request:
         )
 
 
+@dataclass(slots=True)
+class Gaps:
+    """Tokens after their requests' first, over some time.
+
+    Attributes:
+        tokens: how many.
+        late_tokens: how many came later after the one before than their request's SLO.
+        worst_ms: the longest gap; 0 without any.
+    """
+
+    tokens: int = 0
+    late_tokens: int = 0
+    worst_ms: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineView:
     """The tracker's picture, ready for a Snapshot."""
@@ -87,6 +103,7 @@ class Tracker:
         self._waiting: dict[str, _Request] = {}
         self._tokens_ahead: list[tuple[str, ...]] = []  # whose tokens each step in flight brings
         self._last_step_ms = float("-inf")
+        self._gaps = Gaps()
         self.odd_events = 0  # events that contradict the picture: unknown, doubled, out of turn
 
     @property
@@ -168,8 +185,10 @@ class Tracker:
             if request is not None and request.complete:
                 self._token(request, at_ms)
 
-    def first_token(self, request_id: str, at_ms: float) -> float | None:
-        """A first token is out; its TTFT in milliseconds, None where the request is unknown.
+    def first_token(self, request_id: str, at_ms: float) -> tuple[float, Slo] | None:
+        """A first token is out; its TTFT in milliseconds and what was promised.
+
+        None where the request is unknown.
 
         Usually the step that brought it was reported just before, or is just about to be.
         """
@@ -181,7 +200,12 @@ class Tracker:
             request.computed_tokens = max(request.computed_tokens, request.prompt_tokens)
             self._token(request, at_ms)
         first_ms = at_ms if request.first_token_ms is None else request.first_token_ms
-        return first_ms - request.arrival_ms
+        return first_ms - request.arrival_ms, request.slo
+
+    def take_gaps(self) -> Gaps:
+        """Gaps between tokens since this was last asked."""
+        gaps, self._gaps = self._gaps, Gaps()
+        return gaps
 
     def forget_lost(self, now_ms: float) -> tuple[str, ...]:
         """Forget requests whose end was not reported; returns them."""
@@ -250,6 +274,11 @@ class Tracker:
         return request
 
     def _token(self, request: _Request, at_ms: float) -> None:
+        if request.last_token_ms is not None:
+            gap_ms = at_ms - request.last_token_ms
+            self._gaps.tokens += 1
+            self._gaps.late_tokens += gap_ms > request.slo.tbt_ms + SAME_MS
+            self._gaps.worst_ms = max(self._gaps.worst_ms, gap_ms)
         request.generated_tokens += 1
         request.last_token_ms = at_ms
         if request.first_token_ms is None:

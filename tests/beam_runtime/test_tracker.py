@@ -1,12 +1,15 @@
 """The tracker's picture is the engine's truth, and lies do not break it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_runtime.controller import Controller
 from beam_runtime.cost import StepCost
+from beam_runtime.decisions import DecisionLog, read_log
 from beam_runtime.engines.fake import FakeEngine, FakeRequest
 from beam_runtime.events import Arrival
 from beam_runtime.tracker import LOST_DECODE_MS, LOST_WAITING_MS, Tracker
@@ -105,7 +108,7 @@ def test_a_first_token_counts_once_whatever_is_told_first() -> None:
         tracker.issued([], [("a", 100)], 1.0)
         if step_first:
             tracker.finished(50.0)
-        assert tracker.first_token("a", 50.0) == 50.0
+        assert tracker.first_token("a", 50.0) == (50.0, Slo())
         if not step_first:
             tracker.finished(50.0)
         (request,) = tracker.view([]).running
@@ -192,3 +195,27 @@ def _snapshot(running: list[RequestState]) -> Snapshot:
     from beam_runtime.types import Knobs
 
     return Snapshot(0.0, LIMITS, Knobs(1410, 512), running=tuple(running))
+
+
+def test_the_log_says_what_was_served(
+    small_cost: StepCost, limits: EngineLimits, tmp_path: Path
+) -> None:
+    slo = Slo(400.0, 60.0)
+    requests = [FakeRequest(f"r{n}", 90.0 * n, 150 + 70 * (n % 5), 12, slo) for n in range(12)]
+    engine = FakeEngine(small_cost, limits, requests)
+    log = DecisionLog(tmp_path / "log.jsonl")
+    with Controller(
+        small_cost, limits, threads=False, now_ms=lambda: engine.now_ms, log=log
+    ) as beam:
+        ledger = engine.run(beam)
+        beam.arrival("last", 10)  # a decision more: its record has the gaps before it
+        engine.now_ms += 300.0
+        beam.advance()
+    records = list(read_log(log.path))
+    first = {r["request_id"]: r for r in records if r["kind"] == "first_token"}
+    assert {name: one["actual_ms"] for name, one in first.items()} == pytest.approx(ledger.ttft_ms)
+    assert {one["slo_ms"] for one in first.values()} == {400.0}
+    since = [r["since"] for r in records if r["kind"] == "decision"]
+    assert sum(one["tokens"] for one in since) == len(ledger.tbt_ms)
+    assert sum(one["late_tokens"] for one in since) == ledger.late_tbt
+    assert max(one["worst_ms"] for one in since) == pytest.approx(max(ledger.tbt_ms), abs=1e-3)
