@@ -156,6 +156,7 @@ class Controller(Hooks):
             steered, unlocked, self._stance,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
+            sets_clocks=actuator is not None,
             foretell_own=None if search else open_own(cost, limits, self._own),
             observing=observing,
         )  # fmt: skip

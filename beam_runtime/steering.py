@@ -79,6 +79,7 @@ class Steering:
         engine: its adapter, where there is one.
         rules: how often, how long, how far.
         log: where decisions go.
+        sets_clocks: whether there is a way to set them.
         foretell_own: what to expect of the engine's own settings; None = nobody can say.
         observing: decide and log, but order nothing and leave the clocks alone.
     """
@@ -99,6 +100,7 @@ class Steering:
         engine: EngineAdapter | None = None,
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
+        sets_clocks: bool = True,
         foretell_own: Callable[[Snapshot], Forecast] | None = None,
         observing: bool = False,
     ) -> None:
@@ -123,6 +125,7 @@ class Steering:
         )  # fmt: skip
         self._fallback = Fallback(self.rules.fallback)
         self._asked = True
+        self._sets_clocks = sets_clocks
         self._release_failed = False
         self._decided_ms = self._resynced_ms = float("-inf")
         self.orders = Orders(own, Rules.vanilla(), steering=False, why="nothing decided yet")
@@ -202,9 +205,9 @@ class Steering:
         self._write("clock", at_ms, clock_mhz=event.clock_mhz, error=event.error.message)
         if not isinstance(event.error, ClockPermissionError | ClockUnavailableError):
             self._failed(Fault.CLOCK, event.error.message, at_ms)
-        elif self._search is not self._search_unlocked:
+        elif self._sets_clocks:
             _LOG.warning("clocks stay as they are: %s", event.error)
-            self._search = self._search_unlocked
+            self._sets_clocks, self._search = False, self._search_unlocked
 
     def _observe(self, observing: bool) -> None:
         """Look on only, or steer again: then the next decision is put in force."""
@@ -289,8 +292,9 @@ class Steering:
         return decision.forecast
 
     def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
-        if self._seen.clock.ask(decision.knobs.clock_mhz, state.now_ms):
-            self._want_clock(decision.knobs.clock_mhz)
+        clock_mhz = decision.knobs.clock_mhz
+        if self._sets_clocks and self._seen.clock.ask(clock_mhz, state.now_ms):
+            self._want_clock(clock_mhz)
         return Orders(
             decision.knobs, self._stance.rules, steering=True, why=decision.why,
             number=self.orders.number + 1,
