@@ -1,24 +1,16 @@
-"""The controller with its threads, in real time; and processes that die under it."""
+"""The controller with its threads, in real time."""
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fault_bench import PATIENCE_S, wait_for
 
 from beam_runtime import emulator
 from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.file_gpus import FileGpus
-from beam_runtime.clocks.guarded import GuardedActuator
-from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
-from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.controller import Controller
 from beam_runtime.cost import StepCost
 from beam_runtime.decisions import DecisionLog, read_log
@@ -35,16 +27,6 @@ from beam_runtime.types import (
     Snapshot,
 )
 from beamprof.table_file import write_table
-
-# How long a test waits for what takes milliseconds before it calls it missing.
-PATIENCE_S = 20.0
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not what() and time.monotonic() < deadline_s:
-        time.sleep(0.002)
-    assert what()
 
 
 def by_load(state: Snapshot) -> Decision:
@@ -266,109 +248,6 @@ class TestFromFiles:
         with Controller.from_table(path, limits, decision_log="/nowhere/log.jsonl") as beam:
             wait_for(lambda: beam.orders.steering)
         assert "cannot open the decision log" in caplog.text
-
-
-SERVER = """
-    import sys, time
-    from pathlib import Path
-    from beam_runtime.clocks.guarded import GuardedActuator
-    from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
-    from beam_runtime.clocks.state_file import StateFile
-    from beam_runtime.controller import Controller
-    from beam_runtime.cost import StepCost
-    from beam_runtime.table import PerfTable
-    from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs
-
-    gpus, folder, table = sys.argv[1:]
-    spec = ActuatorSpec(ActuatorKind.FILE, file=gpus)
-    actuator = GuardedActuator(spec.open(), spec, StateFile(Path(folder)))
-    nothing = Forecast({}, {}, -1.0, -1.0, None, None, 0.0, 0.0, 250.0, 1.0, 1.0)
-
-    def search(state):
-        return Decision(Knobs(735 if len(state.waiting) % 2 else 960, 256), nothing, "")
-
-    cost = StepCost.from_table(PerfTable.load(table))
-    with Controller(cost, EngineLimits(pp=4), actuator=actuator, search=search) as beam:
-        number = 0
-        while True:
-            beam.arrival(f"r{number}", 100)
-            number += 1
-            print("token", flush=True)
-            time.sleep(0.02)
-"""
-
-
-class TestDeath:
-    """Point 3: the process ends, in any way, and no GPU stays locked."""
-
-    @pytest.fixture
-    def server(
-        self, mortal_children: None, small_table: PerfTable, tmp_path: Path
-    ) -> "subprocess.Popen[str]":
-        write_table(small_table.columns, small_table.metadata, tmp_path / "small.parquet")
-        FileGpus.create(tmp_path / "gpus.json", 2)
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                textwrap.dedent(SERVER),
-                str(tmp_path / "gpus.json"),
-                str(tmp_path / "state"),
-                str(tmp_path / "small.parquet"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        wait_for(lambda: bool(FileGpus.locked(tmp_path / "gpus.json")))
-        return process
-
-    @pytest.mark.parametrize(
-        "signals",
-        [
-            [signal.SIGKILL],
-            [signal.SIGTERM],
-            [signal.SIGINT, signal.SIGINT],
-            [signal.SIGHUP],
-            [signal.SIGSEGV],
-        ],
-    )
-    def test_it_dies(
-        self, server: "subprocess.Popen[str]", tmp_path: Path, signals: list[signal.Signals]
-    ) -> None:
-        for number in signals:
-            server.send_signal(number)
-        out, _ = server.communicate(timeout=PATIENCE_S)
-        assert set(out.split()) == {"token"}, "what was served was served as ever"
-        wait_for(lambda: not FileGpus.locked(tmp_path / "gpus.json"))
-        wait_for(lambda: not StateFile(tmp_path / "state").read())
-
-    def test_a_second_controller_is_refused_and_its_engine_serves(
-        self,
-        server: "subprocess.Popen[str]",
-        tmp_path: Path,
-        small_cost: StepCost,
-        limits: EngineLimits,
-    ) -> None:
-        gpus = tmp_path / "gpus.json"
-        spec = ActuatorSpec(ActuatorKind.FILE, file=str(gpus))
-        state = StateFile(tmp_path / "state")
-        second = Controller(
-            small_cost, limits, actuator=GuardedActuator(FileGpus(gpus), spec, state),
-            search=by_load, threads=False,
-        )  # fmt: skip
-        with second as beam:
-            for number in range(4):
-                beam.arrival(f"r{number}", 100)
-                beam.advance()
-                time.sleep(0.01)
-            assert f"held by process {server.pid}" in beam.status.reason
-            assert beam.orders.knobs == Knobs(1410, 512)
-            assert FileGpus.locked(gpus), "the first one's lock stands"
-        assert FileGpus.locked(gpus)
-        server.kill()
-        server.communicate()
-        wait_for(lambda: not FileGpus.locked(gpus))
 
 
 def test_the_error_of_a_refused_clock_reaches_the_status(

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from beam_runtime.clocks.fake_nvml import FakeGpu, FakeNvml, fake_gpus
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import NvmlGpus
-from beam_runtime.errors import ClockPermissionError
+from beam_runtime.errors import BeamError, ClockPermissionError
 from beam_runtime.schema import METADATA_KEYS, RowKind
 from beam_runtime.types import Source
 from beamprof.backends import measuring
@@ -351,6 +352,34 @@ def test_a_gpu_without_a_counter_needs_a_stated_power() -> None:
     sensors = gpu_sensors(["GPU-0"], 250.0, nvml)
     assert sensors.metadata["energy_source"] == "assumed 250 W"
     assert sensors.counter is None
+
+
+def absent(nvml: FakeNvml, world: Simulated) -> None:
+    nvml.fail("nvmlDeviceGetTotalEnergyConsumption", 3)
+
+
+def goes_back(nvml: FakeNvml, world: Simulated) -> None:
+    """Wraps or is reset, again and again."""
+    nvml.on_energy = lambda gpu: setattr(gpu, "energy_mj", int(world.now / 0.1) % 7 * 30_000)
+
+
+def stands_still(nvml: FakeNvml, world: Simulated) -> None:
+    nvml.on_energy = None
+
+
+@pytest.mark.parametrize("break_it", [absent, goes_back, stands_still])
+def test_a_counter_that_fails_leaves_no_gpu_locked(
+    break_it: Callable[[FakeNvml, Simulated], None],
+) -> None:
+    nvml = FakeNvml()
+    backend, world, _ = gpu_backend(nvml)
+    backend.run(chunk(clock_mhz=1005))
+    break_it(nvml, world)
+    with pytest.raises(BeamError) as caught:
+        backend.run(chunk(clock_mhz=1200))
+    assert "--assume-power" in str(caught.value.hint) or "counter" in str(caught.value)
+    backend.close()
+    assert nvml.locked == [None]
 
 
 def test_what_gpus_say_of_themselves() -> None:

@@ -1,0 +1,124 @@
+"""Point 7: the engine itself; and a search that fails or takes too long."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from fault_bench import Bench, forecast, requests
+
+from beam_runtime.controller import Controller
+from beam_runtime.engines.base import Orders
+from beam_runtime.types import Decision, Knobs, Snapshot
+
+
+def test_a_stall_gives_the_clocks_back(bench: Bench) -> None:
+    locked: list[tuple[float, int | None]] = []
+
+    def watch(controller: Controller, now_ms: float) -> None:
+        locked.append((now_ms, bench.actuator.locked_mhz[0]))
+
+    bench.run(requests(20), engine={"stall_ms": (800.0, 4000.0)}, meanwhile=watch)
+    assert {clock for at, clock in locked if 2000.0 < at < 4000.0} == {None}
+    assert bench.after.steering, "it came back with the engine"
+    assert bench.after.counts.falls == 1
+
+
+def test_a_preemption_storm(bench: Bench) -> None:
+    ledger = bench.run(requests(16, every_ms=5.0, tokens=60), engine={"kv_blocks": 70})
+    assert ledger.end_ms > 0.0
+    assert bench.after.odd_events == 0
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        Knobs(1410, 4096),
+        Knobs(1410, 0),
+        Knobs(1410, 256, 9),
+        Knobs(1410, 256, 0),
+        Knobs(1410, 256, 1, -1.0),
+        Knobs(1410, 256, 1, float("nan")),
+    ],
+)
+def test_knobs_beyond_the_envelope_are_refused(bench: Bench, knobs: Knobs) -> None:
+    bench.run(requests(4), search=lambda state: Decision(knobs, forecast(), "greedy"))
+    assert bench.after.counts.decisions == 0
+    assert bench.after.counts.failed_searches >= 3
+    assert bench.after.reason.startswith("the search fails: ValueError")
+    assert ("set", 1410) not in bench.actuator.calls
+
+
+def test_own_settings_beyond_the_envelope_are_a_programmers_error(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="started for"):
+        Controller(bench.cost, bench.limits, own=Knobs(1410, 100_000))
+
+
+class Deaf:
+    """An adapter that can give no snapshot; it takes orders, or it does not."""
+
+    def __init__(self, *, obeys: bool) -> None:
+        self.obeys = obeys
+
+    def snapshot(self) -> Snapshot:
+        raise RuntimeError("busy")
+
+    def apply(self, orders: Orders) -> None:
+        if not self.obeys:
+            raise RuntimeError("no")
+
+
+def test_an_adapter_that_gives_no_snapshot(bench: Bench) -> None:
+    bench.run(requests(), adapter=Deaf(obeys=True))
+    assert bench.after.steering, "events tell enough"
+
+
+def test_an_adapter_that_refuses_orders(bench: Bench) -> None:
+    bench.run(requests(60), adapter=Deaf(obeys=False))
+    assert bench.after.reason.startswith("the engine refuses orders: RuntimeError: no")
+    assert "off until asked" in bench.after.reason
+    assert bench.after.counts.falls == 3
+
+
+def test_async_scheduling_has_one_step_more_in_flight(bench: Bench) -> None:
+    bench.limits = replace(bench.limits, max_steps_in_flight=bench.limits.pp + 1)
+    bench.run(requests())
+    assert bench.after.odd_events == 0
+
+
+def test_it_raises(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(state: Snapshot) -> Decision:
+        raise ZeroDivisionError("a bug")
+
+    bench.run(requests(60), search=broken)
+    assert "off until asked" in bench.after.reason
+    assert bench.after.counts.falls == 3
+    assert bench.actuator.locked_mhz[0] is None
+
+
+def test_a_decision_that_comes_too_late_is_dropped(bench: Bench) -> None:
+    lag_ms: Iterator[float] = iter([0.0, 50.0, 0.0, 50.0] * 1000)
+    knobs = [Knobs(735, 128), Knobs(960, 256)]
+    made: list[tuple[Knobs, float]] = []
+    behind = 0.0
+
+    def slow(state: Snapshot) -> Decision:
+        nonlocal behind
+        behind = next(lag_ms)
+        made.append((knobs[behind > 0.0], behind))
+        return Decision(made[-1][0], forecast(), "")
+
+    time_ms = 0.0
+    controller = Controller(
+        bench.cost, bench.limits, actuator=bench.actuator, search=slow, threads=False,
+        now_ms=lambda: time_ms + behind,
+    )  # fmt: skip
+    with controller:
+        for round_ in range(20):
+            time_ms, behind = round_ * 100.0, 0.0
+            controller.arrival(f"r{round_}", 10)
+            controller.advance()
+        assert {kept for kept, lag in made if lag} == {knobs[1]}
+        assert controller.orders.knobs == knobs[0]
+        assert controller.status.counts.late_decisions == 10
+        assert controller.status.counts.decisions == 10
+    assert set(bench.actuator.locked_mhz) == {None}

@@ -1,0 +1,174 @@
+"""Point 4: whatever is wrong with the table, the engine keeps its own settings."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fault_bench import Bench, requests
+
+from beam_runtime.controller import Controller
+from beam_runtime.errors import TableError
+from beam_runtime.resources import open_cost
+from beam_runtime.schema import METADATA_PREFIX, rows_sha256
+from beam_runtime.table import PerfTable
+from beam_runtime.types import Knobs, Snapshot
+from beamprof.table_file import write_table
+
+
+@pytest.fixture
+def table_file(small_table: PerfTable, tmp_path: Path) -> Path:
+    path = tmp_path / "small.parquet"
+    write_table(small_table.columns, small_table.metadata, path)
+    return path
+
+
+def test_no_table(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.run(requests(), cost=TableError("no table at x", hint="make one"), search=None)
+    assert bench.after.reason.startswith("no usable table: no table at x")
+    assert bench.after.counts.events > 20, "it goes on counting"
+    assert bench.actuator.calls == [], "and locks nothing"
+    said = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(said) == 1, "said once"
+    assert bench.controller is not None
+    with pytest.raises(TableError, match="no table at x"):
+        bench.controller.decide(Snapshot(0.0, bench.limits, Knobs(1410, 512)))
+
+
+def test_a_load_that_the_table_does_not_cover(bench: Bench) -> None:
+    largest = dict(bench.cost.fit.largest, decode_requests=2.0)
+    narrow = replace(bench.cost, fit=replace(bench.cost.fit, largest=largest))
+    crowd = [replace(r, arrival_ms=1000.0) for r in requests(8, tokens=40)]
+    alone = [replace(r, request_id=f"alone{r.request_id}") for r in requests(3)]
+    late = [replace(r, request_id=f"late{r.request_id}", arrival_ms=9000.0) for r in requests(2)]
+    reasons: list[str] = []
+
+    def watch(controller: Controller, now_ms: float) -> None:
+        reason = controller.status.reason
+        if not reasons or reasons[-1] != reason:
+            reasons.append(reason)
+
+    bench.run([*alone, *crowd, *late], cost=narrow, meanwhile=watch)
+    assert [reason[:30] for reason in reasons] == ["", "the table does not cover this ", ""]
+    assert bench.after.counts.falls == 1
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Alter a table's rows and give it a checksum that fits, as a broken profiler would."""
+    with pq.ParquetFile(path) as file:
+        schema, table, raw = file.schema_arrow, file.read(), dict(file.metadata.metadata)
+    columns = {name: table.column(name).to_numpy().copy() for name in table.column_names}
+    change(columns)
+    raw = {key: value for key, value in raw.items() if key.startswith(METADATA_PREFIX.encode())}
+    raw[f"{METADATA_PREFIX}rows_sha256".encode()] = rows_sha256(columns).encode()
+    altered = pa.table(
+        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
+    )
+    pq.write_table(altered.replace_schema_metadata(raw), path)
+
+
+def value(column: str, of_row: float) -> Callable[[Path], None]:
+    """A table whose row 7 holds this."""
+    return lambda path: reseal(path, lambda columns: columns[column].__setitem__(7, of_row))
+
+
+def only(keep: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A table without the rows that are not kept."""
+
+    def change(columns: dict[str, Any]) -> None:
+        kept = keep(columns)
+        columns.update({name: values[kept] for name, values in columns.items()})
+
+    return lambda path: reseal(path, change)
+
+
+def another_version(path: Path) -> None:
+    with pq.ParquetFile(path) as file:
+        table, raw = file.read(), dict(file.metadata.metadata)
+    raw[f"{METADATA_PREFIX}schema_version".encode()] = b"9.0"
+    pq.write_table(table.replace_schema_metadata(raw), path)
+
+
+def a_bit_flipped(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 3] ^= 1
+    path.write_bytes(bytes(whole))
+
+
+def twice(path: Path) -> None:
+    def change(columns: dict[str, Any]) -> None:
+        columns.update({name: np.append(values, values[:1]) for name, values in columns.items()})
+
+    reseal(path, change)
+
+
+def in_millijoules(path: Path) -> None:
+    reseal(path, lambda columns: columns.update(energy_j=columns["energy_j"] * 1e3))
+
+
+def untouched(path: Path) -> None:
+    """The table is good; it is for something else."""
+
+
+@pytest.mark.parametrize(
+    ("break_it", "wanted", "words"),
+    [
+        (lambda path: path.unlink(), {}, "no table at"),
+        (lambda path: path.write_bytes(b""), {}, "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), {}, "cannot be read"),
+        (a_bit_flipped, {}, ""),
+        (another_version, {}, "schema version 9.0"),
+        (untouched, {"device": "h100-sxm"}, "expected h100-sxm"),
+        (untouched, {"model": "llama3-70b"}, "expected llama3-70b"),
+        (untouched, {"tp": 4}, "expected 4"),
+        (untouched, {"pp": 2}, "expected 2"),
+        (value("latency_ms", np.nan), {}, "latency_ms = nan"),
+        (value("energy_j", 0.0), {}, "energy_j = 0.0"),
+        (value("latency_ms", -1.0), {}, "latency_ms = -1.0"),
+        (twice, {}, "describe the same pass"),
+        (in_millijoules, {}, "W per GPU"),
+    ],
+)
+def test_a_table_that_cannot_be_used(
+    bench: Bench, table_file: Path, break_it: Callable[[Path], None], wanted: Any, words: str
+) -> None:
+    break_it(table_file)
+    cost = open_cost(table_file, None, **wanted)
+    assert isinstance(cost, TableError)
+    assert words in str(cost)
+    bench.run(requests(), cost=cost, search=None)
+    assert bench.after.reason.startswith("no usable table")
+    assert bench.actuator.calls == []
+
+
+@pytest.mark.parametrize(
+    "thin",
+    [
+        only(lambda columns: columns["clock_mhz"] == 1410),
+        # Half the cells lack most clocks.
+        only(
+            lambda columns: (
+                (columns["clock_mhz"] % 450 == 60) | (columns["decode_requests"] % 32 == 0)
+            )
+        ),
+        only(
+            lambda columns: (
+                (columns["decode_requests"] == 0)
+                | (columns["decode_context_tokens"] == 512 * columns["decode_requests"])
+            )
+        ),
+    ],
+    ids=["one clock", "missing clocks", "one context"],
+)
+def test_a_table_with_holes(bench: Bench, table_file: Path, thin: Callable[[Path], None]) -> None:
+    """Whether or not it may steer by it, nobody's tokens suffer."""
+    thin(table_file)
+    cost = open_cost(table_file, None)
+    bench.run(requests(4), cost=cost, search=None)
+    assert bench.after.counts.failed_searches == 0
+    assert bench.after.steering == (not isinstance(cost, TableError))
