@@ -3,7 +3,7 @@
     with Controller.from_table("llama3-70b.parquet", EngineLimits(pp=4), gpus=range(8)) as beam:
         beam.arrival("r1", prompt_tokens=1500)
         beam.orders.knobs                            # before each step: what to do
-        beam.step_issued(["r0"], [("r1", 256)])
+        beam.step_issued([], [("r1", 512)])
         beam.step_finished()
         beam.completion("r1")
 
@@ -219,7 +219,7 @@ class Controller(Hooks):
             rules=rules, log=log,
         )  # fmt: skip
         controller.clocks = clocks
-        _LOG.info("%s", clocks)
+        _LOG.log(logging.WARNING if gpus and actuator is None else logging.INFO, "%s", clocks)
         return controller
 
     # Lifetime

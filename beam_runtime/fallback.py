@@ -72,8 +72,9 @@ class Fallback:
         """Why it does not, in words; empty while it does."""
         if self.fault is None:
             return ""
+        asked = " (off until asked)" if self.off and self.fault not in _FINAL else ""
         detail = f": {self.detail}" if self.detail else ""
-        return f"{self.fault}{detail}" + (" (off until asked)" if self.off else "")
+        return f"{self.fault}{asked}{detail}"
 
     def failed(self, fault: Fault, detail: str, now_ms: float) -> bool:
         """Count a failure; True when this one makes BEAM fall back."""

@@ -55,7 +55,8 @@ def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
         spec = replace(choice.spec, gpus=actuator.gpus)
         return GuardedActuator(actuator, spec), str(choice)
     except ClockError as error:
-        return None, f"clocks stay as they are: {error}"
+        cause = f" ({error.cause})" if error.cause else ""
+        return None, f"clocks stay as they are: {error.message}{cause}"
 
 
 def open_cost(

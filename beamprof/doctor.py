@@ -109,7 +109,7 @@ def diagnose(
         gpus=gpus,
         no_gpus=no_gpus,
         may_lock=may_lock_clocks(),
-        clocks=str(choose_actuator([gpu.uuid for gpu in gpus])),
+        clocks=str(choose_actuator([gpu.uuid for gpu in gpus])) if gpus else "no GPU here",
         locks=locks,
         record_error=record_error,
     )

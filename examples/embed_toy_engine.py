@@ -10,11 +10,12 @@ one, except that it has no thread: virtual time has none to wait in, so the engi
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from beam_runtime import Controller, EngineLimits, PerfTable, Slo, StepCost
+from beam_runtime import BeamError, Controller, EngineLimits, PerfTable, Slo, StepCost
 from beam_runtime.clocks.fake import FakeActuator
 from beam_runtime.engines.fake import FakeEngine, FakeRequest, Ledger
 from beam_runtime.resources import with_idle_power
@@ -68,17 +69,20 @@ def report(name: str, ledger: Ledger) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", type=Path)
+    parser.add_argument("table", type=Path, help="of beam profile")
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long they come")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if not arguments.rate * arguments.seconds >= 1.0:
+        parser.error("no request comes: raise --rate or --seconds")
 
     table = PerfTable.load(arguments.table)
     cost = with_idle_power(StepCost.from_table(table), None)
     limits = EngineLimits(pp=table.pp, max_num_seqs=128, host_gap_ms=5.5)
     load = poisson_load(arguments.rate, arguments.seconds, Slo(1000.0, 200.0), arguments.seed)
 
+    print(f"serving {len(load)} requests twice; compiling first, if it is the first time")
     vanilla = serve_vanilla(cost, limits, load)
     beam = serve_with_beam(cost, limits, load)
     # BEAM's last answers take longer, as they may: both are counted over the same time.
@@ -93,4 +97,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BeamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -17,7 +17,7 @@ RETRIED_CODES = (UNINITIALIZED, TIMEOUT, UNKNOWN)
 
 WAYS_OUT = (
     "one of three: run as root or with CAP_SYS_ADMIN; let zeusd set clocks through its socket; "
-    "or leave the clocks alone with --clocks current"
+    "or leave the clocks alone, in beam profile with --clocks current"
 )
 _NO_DRIVER_HINT = "check that nvidia-smi works here; without a GPU use --backend modelled"
 _GPU_LOST_HINT = "look for Xid errors in dmesg; the GPU needs a reset or the machine a reboot"
@@ -53,7 +53,7 @@ _MEANINGS: dict[int, _Meaning] = {
 _OTHERWISE = _Meaning(ClockError, "try again; if it stays, look for Xid errors in dmesg")
 
 _DOING: dict[str, str] = {
-    "nvmlInit": "start NVML",
+    "nvmlInit": "start",
     "nvmlDeviceGetHandleByIndex": "find the GPU",
     "nvmlDeviceGetHandleByUUID": "find the GPU",
     "nvmlDeviceSetGpuLockedClocks": "lock the SM clock",

@@ -18,6 +18,8 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
     facts.add_row("packages", ", ".join(versions))
     facts.add_row("driver", found.driver or "none")
     facts.add_row("clocks", Text(found.clocks))
+    if not found.locks and not found.record_error:
+        facts.add_row("locks", "none on record: BEAM left no GPU locked")
     block(console, facts)
     heading(console, "GPUs")
     block(console, _gpus(found) if found.gpus else Text(f"none: {found.no_gpus}"))
