@@ -16,9 +16,13 @@ def check_writable(path: Path, *, force: bool) -> None:
         OutputError: the file exists (without force), is a directory, or its directory cannot be
             written to.
     """
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name too long for the file system
+        raise OutputError(f"cannot write {path}", cause=error.strerror) from None
+    if is_folder:
         raise OutputError(f"{path} is a directory", hint="name a file: --output FILE")
-    if path.exists() and not force:
+    if exists and not force:
         raise OutputError(
             f"{path} exists", hint="choose another --output, or replace it with --force"
         )

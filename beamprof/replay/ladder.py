@@ -166,7 +166,7 @@ def replay(
     if options.max_model_len is not None:
         trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
     plant_table = plant_table or table
-    site, notes = _site(table, plant_table, options)
+    site, notes = site_of(table, plant_table, options)
     largest = max(policy.max_batched_tokens for policy in playable)
     possible = servable_in_time(
         trace.input_tokens, options.slo.ttft_ms, site.cost, site.limits, largest
@@ -223,9 +223,14 @@ def _rungs(measured: Sequence[Metrics]) -> tuple[Rung, ...]:
     )
 
 
-def _site(
+def site_of(
     table: PerfTable, plant_table: PerfTable, options: ReplayOptions
 ) -> tuple[Site, tuple[str, ...]]:
+    """Where policies are played, and what had to be assumed for it.
+
+    Raises:
+        ReplayError: the two tables do not belong together.
+    """
     ours, theirs = ((t.model, t.tp, t.pp) for t in (table, plant_table))
     if ours != theirs:
         raise ReplayError(

@@ -180,12 +180,14 @@ def servable_in_time(
     At the fastest clock and the best chunk size up to ``largest_step``. Optimistic: what other
     requests take away in a burst is not counted.
     """
-    longest = int(input_tokens.max())
+    sizes = [int(edge) for edge in cost.edges_tokens if 1 <= edge < largest_step]
+    chunks = (largest_step, *reversed(sizes))  # the likeliest to be in time first
+    limit_ms = ttft_slo_ms + SAME_MS
     # A longer prompt takes longer: look for the longest that is in time, by halving.
-    in_time, too_long = 0, longest + 1
+    in_time, too_long = 0, int(input_tokens.max()) + 1
     while too_long - in_time > 1:
         middle = (in_time + too_long) // 2
-        if _alone_ms(middle, cost, limits, largest_step) <= ttft_slo_ms + SAME_MS:
+        if any(_alone_in_time(middle, chunk, limit_ms, cost, limits) for chunk in chunks):
             in_time = middle
         else:
             too_long = middle
@@ -193,12 +195,9 @@ def servable_in_time(
     return fits
 
 
-def _alone_ms(prompt: int, cost: StepCost, limits: EngineLimits, largest_step: int) -> float:
-    edges = [int(edge) for edge in cost.edges_tokens if 1 <= edge < largest_step]
-    return min(_chunked_ms(prompt, chunk, cost, limits) for chunk in (*edges, largest_step))
-
-
-def _chunked_ms(prompt: int, chunk: int, cost: StepCost, limits: EngineLimits) -> float:
+def _alone_in_time(
+    prompt: int, chunk: int, limit_ms: float, cost: StepCost, limits: EngineLimits
+) -> bool:
     free_ms = [0.0] * limits.pp
     for computed in range(0, prompt, chunk):
         tokens = min(chunk, prompt - computed)
@@ -208,7 +207,9 @@ def _chunked_ms(prompt: int, chunk: int, cost: StepCost, limits: EngineLimits) -
         for stage in range(limits.pp):
             free_ms[stage] = max(ready_ms, free_ms[stage]) + pass_ms
             ready_ms = free_ms[stage] + limits.transfer_ms
-    return free_ms[-1]
+        if free_ms[-1] > limit_ms:
+            return False
+    return True
 
 
 def _share_of_time(played: Played, column: int) -> dict[int, float]:

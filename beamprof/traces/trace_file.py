@@ -145,8 +145,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> pl.DataFrame:
     if path.suffix != ".csv":
-        return pl.read_parquet(path)
-    frame = pl.read_csv(path, infer_schema=False)  # text: arrange() gives the types
+        return pl.read_parquet(path, glob=False)
+    frame = pl.read_csv(path, infer_schema=False, glob=False)  # text: arrange() gives the types
     if "prefix_hashes" not in frame.columns:
         return frame
     hashes = pl.col("prefix_hashes").str.split(" ")

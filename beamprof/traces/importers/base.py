@@ -113,7 +113,7 @@ def read_csv(path: Path, required: tuple[str, ...]) -> pl.DataFrame:
     """
     found = _expect(path, required, in_json_lines=False)
     try:
-        frame = pl.read_csv(path, infer_schema=False)
+        frame = pl.read_csv(path, infer_schema=False, glob=False)
     except pl.exceptions.PolarsError as error:
         raise ImportFormatError(
             f"{path} is not a readable CSV file",

@@ -107,6 +107,20 @@ def test_a_lone_sidecar_is_not_overwritten_either(tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_name_with_wildcards_is_a_name(tmp_path, suffix):
+    folder = tmp_path / "[a]*? {b}"
+    folder.mkdir()
+    (path, _) = save_trace(made(), folder / f"x{suffix}")
+    assert load_trace(path).frame.equals(made().frame)
+
+
+def test_a_name_too_long_for_the_disk_is_refused_in_words(tmp_path):
+    with pytest.raises(OutputError, match="cannot write") as caught:
+        save_trace(made(), tmp_path / f"{'x' * 300}.csv")
+    assert "too long" in caught.value.cause
+
+
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"\.parquet or \.csv"):
         save_trace(made(), tmp_path / "t.xlsx")
