@@ -12,7 +12,8 @@ from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.cost import StepCost
 from beam_runtime.emulator import LOOKAHEAD_MS
 from beam_runtime.errors import BeamError, ClockError, TableError
-from beam_runtime.search import Policy, Search, warm_up, with_idle_power
+from beam_runtime.idle_power import with_idle_power
+from beam_runtime.search import Policy, Search, warm_up
 from beam_runtime.stance import Stance, stance_for
 from beam_runtime.table import PerfTable
 from beam_runtime.types import (

@@ -23,6 +23,7 @@ import numpy as np
 from beam_runtime.composer import prefill_pending
 from beam_runtime.cost import StepCost
 from beam_runtime.emulator import LOOKAHEAD_MS, forecast
+from beam_runtime.idle_power import with_idle_power
 from beam_runtime.reasons import Found, Tried, decision
 from beam_runtime.steady import PACE_SHARES, EqualWork, equal_work, everyone
 from beam_runtime.types import (
@@ -40,9 +41,6 @@ from beam_runtime.types import (
 
 if TYPE_CHECKING:
     from beam_runtime.kernel.searcher import Searcher
-
-# Idle power over that of the lightest pass at the same clock, where a table is silent.
-ASSUMED_IDLE_SHARE = 0.4
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -269,24 +267,3 @@ def warm_up(limits: EngineLimits, chunk_tokens: int, clock_mhz: int) -> Snapshot
     prompt = RequestState("waiting", 8, 0.0)
     decode = RequestState("running", 8, 0.0, computed_tokens=8, generated_tokens=1)
     return Snapshot(0.0, limits, Knobs(clock_mhz, chunk_tokens), (decode,), (prompt,))
-
-
-def with_idle_power(cost: StepCost, idle_power_w: float | None) -> StepCost:
-    """The costs with a waiting stage's power at every clock.
-
-    A search that ignores idle power picks the wrong number of microbatches. An A100 that waits
-    with its clock locked draws 81 W at 510 MHz and 109 W at 1410 MHz, which is 0.47 to 0.33 of
-    what it draws in its lightest pass (../shared/data: a100-dvfs-spec, measured-a100).
-    """
-    if np.all(np.isfinite(cost.idle_power_w)):
-        return cost
-    if idle_power_w is not None:
-        return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), float(idle_power_w)))
-    lightest = StepShape(decode_requests=1)
-    assumed_w = ASSUMED_IDLE_SHARE * cost.energy_j(lightest) / cost.latency_ms(lightest) * 1e3
-    _LOG.warning(
-        "the table has no idle rows: a waiting stage is assumed to draw %.0f to %.0f W",
-        assumed_w[0],
-        assumed_w[-1],
-    )
-    return replace(cost, idle_power_w=assumed_w)

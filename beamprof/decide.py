@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from beam_runtime.cost import StepCost
 from beam_runtime.explain import Work, describe_state, work
-from beam_runtime.search import Search, with_idle_power
+from beam_runtime.idle_power import with_idle_power
+from beam_runtime.search import Search
 from beam_runtime.stance import stance_for
 from beam_runtime.table import PerfTable
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot
@@ -87,6 +88,7 @@ class Answer:
         space: all of it.
         settings: points in the space.
         search_us: median time of the decision.
+        notes: what had to be assumed.
     """
 
     table: str
@@ -103,6 +105,7 @@ class Answer:
     space: Space
     settings: int
     search_us: float
+    notes: tuple[str, ...] = ()
 
 
 def limits_of(
@@ -152,7 +155,8 @@ def decide(
         TableError: the table cannot be used.
     """
     slo, limits = slo or Slo(), limits or limits_of(table)
-    cost = with_idle_power(StepCost.from_table(table), idle_power_w)
+    notes: list[str] = []
+    cost = with_idle_power(StepCost.from_table(table), idle_power_w, notes.append)
     stance = stance_for(cost, limits, slo)
     search = Search(cost, limits, rules=stance.rules, policy=stance.policy)
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
@@ -177,6 +181,7 @@ def decide(
         space=space(points),
         settings=len(points),
         search_us=_median_us(search, state),
+        notes=tuple(notes),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from beam_runtime import BeamError, Controller, EngineLimits, PerfTable, Slo, StepCost
 from beam_runtime.clocks.fake import FakeActuator
 from beam_runtime.engines.fake import FakeEngine, FakeRequest, Ledger
-from beam_runtime.resources import with_idle_power
+from beam_runtime.idle_power import with_idle_power
 
 
 def poisson_load(rate: float, seconds: float, slo: Slo, seed: int) -> list[FakeRequest]:

@@ -93,6 +93,7 @@ def command(
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
         status="ok" if feasible else "no",
+        warnings=list(answer.notes),
     )
     if not feasible:
         raise typer.Exit(1)

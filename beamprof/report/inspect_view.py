@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from beam_runtime.idle_power import ASSUMED_SHARE
 from beam_runtime.types import StepShape
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 from beamprof.report.table_views import findings_table
@@ -70,7 +71,8 @@ def _flags(step: StepShape) -> str:
 
 def _idle_line(view: TableView) -> Text:
     if not view.idle:
-        return Text("not recorded", "yellow")
+        text = f"not recorded: taken as {ASSUMED_SHARE} of the lightest pass where it is needed"
+        return Text(text, "yellow")
     picked = view.idle[:: max(1, len(view.idle) // 4)]
     text = ", ".join(f"{idle.power_w:.0f} W at {idle.clock_mhz} MHz" for idle in picked)
     return Text(f"{text} ({view.tp} GPU{'s' * (view.tp > 1)} together)")

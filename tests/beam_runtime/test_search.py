@@ -11,7 +11,7 @@ import pytest
 
 from beam_runtime import search as search_module
 from beam_runtime.cost import StepCost
-from beam_runtime.search import Policy, Search, chunk_candidates, with_idle_power
+from beam_runtime.search import Policy, Search, chunk_candidates
 from beam_runtime.types import (
     EngineLimits,
     Knobs,
@@ -302,17 +302,6 @@ class TestCandidates:
     def test_the_envelope_is_always_one(self):
         limits = replace(LIMITS, max_batched_tokens=300)
         assert chunk_candidates(COST, limits, Rules(), 12)[-1] == 300
-
-    def test_a_table_without_idle_rows_is_given_an_assumed_power_and_says_so(
-        self, caplog: pytest.LogCaptureFixture
-    ):
-        silent = replace(COST, idle_power_w=np.full(len(CLOCKS_MHZ), np.nan))
-        with caplog.at_level(logging.WARNING, "beam_runtime"):
-            assumed = with_idle_power(silent, None)
-        assert np.all(assumed.idle_power_w > 0)
-        assert "no idle rows" in caplog.text
-        assert np.all(with_idle_power(silent, 90.0).idle_power_w == 90.0)
-        assert with_idle_power(COST, 90.0) is COST
 
 
 def test_the_survey_goes_through_every_candidate(search: Search):
