@@ -196,7 +196,7 @@ def prefill_pending(state: Snapshot) -> bool:
     """Whether the next step could carry prefill."""
     if any(r.phase is not Phase.DECODE and new_tokens(r, state) for r in state.running):
         return True
-    head = next((r for r in state.waiting if servable(r, state)), None)
+    head = next((r for r in state.waiting if available(r, state)), None)
     return head is not None and admissible(
         head, len(state.running), state.free_blocks, state.limits
     )
@@ -233,7 +233,7 @@ def fill(
 
     if prefill and not batch.preempted:
         for request in state.waiting:
-            if not servable(request, state):
+            if not available(request, state):
                 continue
             seqs = len(running) + len(batch.admitted)
             if batch.budget == 0 or not admissible(request, seqs, batch.free_blocks, state.limits):
@@ -307,6 +307,15 @@ def admissible(request: RequestState, running: int, free_blocks: int, limits: En
     """Whether a waiting request may start: a seat, and KV blocks for its whole prompt."""
     needed = blocks(total_tokens(request), request, limits.block_size)
     return running < limits.max_num_seqs and needed <= free_blocks
+
+
+def available(request: RequestState, state: Snapshot) -> bool:
+    """Whether vLLM looks at a waiting request now, or at the next one.
+
+    What a preempted request had in flight may still bring it a token: it is passed over until
+    that is back.
+    """
+    return servable(request, state) and not request.steps_ahead
 
 
 def servable(request: RequestState, state: Snapshot) -> bool:

@@ -283,8 +283,11 @@ def issue(state: Snapshot, step: Step, route: tuple[Pass, ...]) -> Snapshot:
     joining = [_admitted(waiting.pop(name)) for name in step.admitted]
     lost = [r for r in state.running if r.request_id in step.preempted]
     running = [r for r in state.running if r.request_id not in step.preempted]
+    depth = len(state.in_flight) + 1
     running = [
-        replace(r, computed_tokens=r.computed_tokens + tokens[r.request_id])
+        replace(
+            r, computed_tokens=r.computed_tokens + tokens[r.request_id], steps_ahead=depth
+        )
         if r.request_id in tokens else r
         for r in (*running, *joining)
     ]  # fmt: skip
@@ -311,6 +314,8 @@ def finish(state: Snapshot, now_ms: float) -> Snapshot:
     returned = set(state.in_flight[0].request_ids)
 
     def received(request: RequestState) -> RequestState:
+        if request.steps_ahead:
+            request = replace(request, steps_ahead=request.steps_ahead - 1)
         if request.request_id not in returned:
             return request
         first_ms = now_ms if request.first_token_ms is None else request.first_token_ms

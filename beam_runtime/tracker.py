@@ -43,13 +43,14 @@ class _Request:
     first_token_ms: float | None = None
     last_token_ms: float | None = None
     overtaken_ms: float | None = None
+    last_step: int = 0  # number of the latest step that held anything of it
 
     @property
     def complete(self) -> bool:
         """Whether everything it has is computed or being computed: its next token is on the way."""
         return self.computed_tokens >= self.prompt_tokens + self.generated_tokens
 
-    def state(self) -> RequestState:
+    def state(self, steps_back: int) -> RequestState:
         return RequestState(
             self.request_id,
             self.prompt_tokens,
@@ -60,6 +61,7 @@ class _Request:
             self.cached_tokens,
             self.first_token_ms,
             self.last_token_ms,
+            max(0, self.last_step - steps_back),
         )
 
 
@@ -101,6 +103,7 @@ class Tracker:
         self._kv_blocks = kv_blocks
         self._running: dict[str, _Request] = {}
         self._waiting: dict[str, _Request] = {}
+        self._steps_back = 0
         self._tokens_ahead: list[tuple[str, ...]] = []  # whose tokens each step in flight brings
         self._last_step_ms = float("-inf")
         self._gaps = Gaps()
@@ -150,6 +153,7 @@ class Tracker:
         prefill_tokens = prefill_context = decode_context = 0
         pairs = 0.0
         tokens_for = []
+        number = self._steps_back + len(self._tokens_ahead) + 1
         for request_id, tokens in chunks:
             request = self._admit(request_id, at_ms)
             if request is None or tokens <= 0:
@@ -158,6 +162,7 @@ class Tracker:
             prefill_context += request.computed_tokens
             pairs += chunk_pairs(tokens, request.computed_tokens)
             request.computed_tokens += tokens
+            request.last_step = number
             if request.complete:
                 tokens_for.append(request_id)
         prompts = len(tokens_for)
@@ -167,6 +172,7 @@ class Tracker:
                 continue
             decode_context += request.computed_tokens
             request.computed_tokens += 1
+            request.last_step = number
             tokens_for.append(request_id)
         self._tokens_ahead.append(tuple(tokens_for))
         return StepShape(
@@ -179,11 +185,15 @@ class Tracker:
             self.odd_events += 1
             return
         self._last_step_ms = at_ms
+        self._steps_back += 1
         for request_id in self._tokens_ahead.pop(0):
             request = self._running.get(request_id)
-            # Ended or preempted meanwhile, or its first token was reported before its step.
+            preempted = self._waiting.get(request_id)
+            # Ended meanwhile, or its first token was reported before its step.
             if request is not None and request.complete:
                 self._token(request, at_ms)
+            elif preempted is not None and preempted.last_step >= self._steps_back:
+                self._token(preempted, at_ms)
 
     def first_token(self, request_id: str, at_ms: float) -> tuple[float, Slo] | None:
         """A first token is out; its TTFT in milliseconds and what was promised.
@@ -240,13 +250,14 @@ class Tracker:
         Args:
             finishes_ms: when each step in flight is expected back.
         """
-        running = tuple(request.state() for request in self._running.values())
+        back = self._steps_back
+        running = tuple(request.state(back) for request in self._running.values())
         free_blocks = PLENTY_OF_BLOCKS
         if self._kv_blocks is not None:
             free_blocks = max(0, self._kv_blocks - self._taken_blocks(running))
         return EngineView(
             running=running,
-            waiting=tuple(request.state() for request in self._waiting.values()),
+            waiting=tuple(request.state(back) for request in self._waiting.values()),
             in_flight=tuple(
                 StepInFlight(finish_ms, tokens_for)
                 for tokens_for, finish_ms in zip(self._tokens_ahead, finishes_ms, strict=False)
@@ -266,7 +277,7 @@ class Tracker:
         if request is None:
             self.odd_events += 1
             return None
-        request.computed_tokens = cached_tokens(request.state())
+        request.computed_tokens = cached_tokens(request.state(self._steps_back))
         self._running[request_id] = request
         for other in self._waiting.values():
             if other.arrival_ms < request.arrival_ms and other.overtaken_ms is None:

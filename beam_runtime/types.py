@@ -205,6 +205,8 @@ class RequestState:
             the prompt's last one.
         first_token_ms: when it got its first token.
         last_token_ms: when it got its latest token.
+        steps_ahead: steps that have to come back until none in flight holds anything of it;
+            a preempted request is passed over until then.
     """
 
     request_id: str
@@ -216,6 +218,7 @@ class RequestState:
     cached_tokens: int = 0
     first_token_ms: float | None = None
     last_token_ms: float | None = None
+    steps_ahead: int = 0
 
     @property
     def pending_tokens(self) -> int:

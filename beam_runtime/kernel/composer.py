@@ -21,6 +21,7 @@ from beam_runtime.kernel.state import (
     KEY,
     KIND,
     LAST,
+    LAST_STEP,
     MS,
     N_DECODING,
     N_FLYING,
@@ -36,6 +37,7 @@ from beam_runtime.kernel.state import (
     RUNNING,
     SHOWN,
     STAGE_FREE,
+    STEPS_BACK,
     TBT_SLO,
     TOTAL,
     WAIT_HEAD,
@@ -141,10 +143,17 @@ def admissible(s: State, row: int, running: int, free_blocks: int, e: Engine) ->
 def prefill_pending(s: State, e: Engine) -> bool:
     if s.at[N_PREFILL] > 0:
         return True
-    if s.at[N_WAITING] == 0:
-        return False
-    head = s.requests[WAITING, s.at[WAIT_HEAD]]
-    return admissible(s, head, s.at[N_RUNNING], s.at[FREE_BLOCKS], e)
+    for i in range(s.at[N_WAITING]):
+        head = s.requests[WAITING, (s.at[WAIT_HEAD] + i) % s.requests.shape[1]]
+        if available(s, head):
+            return admissible(s, head, s.at[N_RUNNING], s.at[FREE_BLOCKS], e)
+    return False
+
+
+@compiled
+def available(s: State, row: int) -> bool:
+    back: bool = s.requests[LAST_STEP, row] <= s.at[STEPS_BACK]
+    return back
 
 
 @compiled
@@ -154,7 +163,7 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
     left = budget
     free = s.at[FREE_BLOCKS]
     n_running = s.at[N_RUNNING]
-    items, preempted, admitted = 0, 0, 0
+    items, preempted, admitted, passed = 0, 0, 0, 0
     chunk, context, pairs = 0, 0, 0.0
     decodes, decode_context = 0, 0
     i = 0
@@ -194,8 +203,11 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
             context += computed
             pairs += tokens * (computed + (tokens + 1) / 2)
         i += 1
-    while prefill and preempted == 0 and admitted < s.at[N_WAITING] and left > 0:
-        row = r[WAITING, (s.at[WAIT_HEAD] + admitted) % r.shape[1]]
+    while prefill and preempted == 0 and admitted + passed < s.at[N_WAITING] and left > 0:
+        row = r[WAITING, (s.at[WAIT_HEAD] + admitted + passed) % r.shape[1]]
+        if not available(s, row):
+            passed += 1
+            continue
         if not admissible(s, row, n_running + admitted, free, e):
             break
         computed = r[CACHED, row]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from beam_runtime.emulator import MAX_STEPS
 from beam_runtime.kernel.composer import (
     HOLD,
+    available,
     compose,
     count,
     pass_ms,
@@ -33,6 +34,7 @@ from beam_runtime.kernel.state import (
     JOULE,
     KIND,
     LAST,
+    LAST_STEP,
     N_FLYING,
     N_READY,
     N_RUNNING,
@@ -43,6 +45,7 @@ from beam_runtime.kernel.state import (
     ROOM,
     RUNNING,
     STAGE_FREE,
+    STEPS_BACK,
     TBT_SLO,
     TOTAL,
     TTFT,
@@ -76,15 +79,27 @@ def issue(
         s.at[WAIT_HEAD] = (s.at[WAIT_HEAD] - 1 + n) % n
         s.at[N_WAITING] += 1
         r[WAITING, s.at[WAIT_HEAD]] = row
-    for _ in range(b.admitted):
-        row = r[WAITING, s.at[WAIT_HEAD]]
+    admitted, passed = 0, 0
+    while admitted < b.admitted:
+        row = r[WAITING, (s.at[WAIT_HEAD] + admitted + passed) % n]
+        if not available(s, row):
+            passed += 1
+            continue
+        admitted += 1
         r[RUNNING, s.at[N_RUNNING]] = row
         r[COMPUTED, row] = r[CACHED, row]
         # Hits hold whole blocks of somebody else's and begin the first of its own.
         r[ROOM, row] = -(r[CACHED, row] % e.block_size)
-        s.at[WAIT_HEAD] = (s.at[WAIT_HEAD] + 1) % n
-        s.at[N_WAITING] -= 1
         s.at[N_RUNNING] += 1
+    # Who was passed over stays ahead of all who wait.
+    to = admitted + passed - 1
+    for at in range(to, -1, -1):
+        row = r[WAITING, (s.at[WAIT_HEAD] + at) % n]
+        if passed > 0 and not available(s, row):
+            r[WAITING, (s.at[WAIT_HEAD] + to) % n] = row
+            to -= 1
+    s.at[WAIT_HEAD] = (s.at[WAIT_HEAD] + admitted) % n
+    s.at[N_WAITING] -= admitted
     s.at[FREE_BLOCKS] = b.free_blocks
     s.at[CHUNK_OWED] = owed
     slot = (s.at[FLY_HEAD] + s.at[N_FLYING]) % e.slots
@@ -92,6 +107,7 @@ def issue(
     for i in range(b.items):
         row, tokens = r[ITEM, i], r[ITEM_TOKENS, i]
         r[COMPUTED, row] += tokens
+        r[LAST_STEP, row] = s.at[STEPS_BACK] + s.at[N_FLYING] + 1
         room = r[ROOM, row] - tokens
         r[ROOM, row] = room if room >= 0 else room % e.block_size
         if r[KIND, row] == READY:
@@ -161,6 +177,7 @@ def finish(s: State, now_ms: float, e: Engine) -> None:
         s.clock[DUE] = min(s.clock[DUE], due_ms)
         s.clock[READY_SINCE] = min(s.clock[READY_SINCE], now_ms)
     s.at[FLY_HEAD] = (slot + 1) % e.slots
+    s.at[STEPS_BACK] += 1
     s.at[N_FLYING] -= 1
 
 

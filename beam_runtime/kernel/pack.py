@@ -15,6 +15,7 @@ from beam_runtime.kernel.state import (
     GAP,
     GENERATED,
     KEY,
+    LAST_STEP,
     N_FLYING,
     N_RUNNING,
     N_WAITING,
@@ -104,6 +105,7 @@ def pack_state(state: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
         [cached_tokens(r) if r.cached_tokens else 0 for r in requests],
         [r.generated_tokens for r in requests],
     )
+    rows[LAST_STEP] = [r.steps_ahead for r in requests]
     rows[ROOM] = -rows[COMPUTED] % state.limits.block_size
     rows[RUNNING] = np.arange(n)
     rows[WAITING, : n - running] = rows[RUNNING, running:]

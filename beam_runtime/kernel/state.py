@@ -15,10 +15,11 @@ Floats = NDArray[np.float64]
 # Rows of State.requests, one column per request (a "row" in names is that column's index, as in
 # the snapshot's running + waiting).
 TOTAL, COMPUTED, CACHED, GENERATED = range(4)  # tokens
-KIND, ROOM, SHOWN = range(4, 7)  # what it can do now; room in its last KV block; visible
-RUNNING, WAITING = range(7, 9)  # queues of requests; WAITING is a ring
-ITEM, ITEM_TOKENS = range(9, 11)  # the step under composition
-FLY = 11  # from here on one row per step in flight: who gets a token
+LAST_STEP = 4  # number of the latest step that held anything of it, as STEPS_BACK counts
+KIND, ROOM, SHOWN = range(5, 8)  # what it can do now; room in its last KV block; visible
+RUNNING, WAITING = range(8, 10)  # queues of requests; WAITING is a ring
+ITEM, ITEM_TOKENS = range(10, 12)  # the step under composition
+FLY = 12  # from here on one row per step in flight: who gets a token
 
 # KIND: a decode that is ready, a prompt with tokens to compute, a decode whose step is in
 # flight (or that has reached the model's length), anything else.
@@ -31,7 +32,8 @@ ARRIVAL, LAST, TTFT_SLO, TBT_SLO, TTFT, GAP, KEY = range(7)
 N_RUNNING, N_WAITING, WAIT_HEAD, FREE_BLOCKS, CHUNK_OWED = range(5)
 N_FLYING, FLY_HEAD = range(5, 7)
 N_READY, N_PREFILL, N_DECODING = range(7, 10)  # running requests by KIND; ready ones decode too
-FLY_COUNT = 10  # from here on how many requests get a token from each step in flight
+STEPS_BACK = 10  # steps that have come back
+FLY_COUNT = 11  # from here on how many requests get a token from each step in flight
 
 # State.clock: milliseconds
 DUE, READY_SINCE = range(2)  # of the ready decodes: earliest last token + SLO, earliest last token

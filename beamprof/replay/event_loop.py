@@ -36,6 +36,7 @@ from beam_runtime.kernel.state import (
     GENERATED,
     KIND,
     LAST,
+    LAST_STEP,
     N_RUNNING,
     N_WAITING,
     OTHER,
@@ -221,7 +222,7 @@ def arrive(s: State, p: Plant, w: Workload) -> None:
     r = s.requests
     r[TOTAL, row] = w.input_tokens[request]
     r[COMPUTED, row], r[CACHED, row], r[GENERATED, row] = 0, 0, 0
-    r[KIND, row], r[ROOM, row], r[SHOWN, row] = OTHER, 0, 0
+    r[KIND, row], r[ROOM, row], r[SHOWN, row], r[LAST_STEP, row] = OTHER, 0, 0, 0
     s.times[ARRIVAL, row] = w.arrival_ms[request]
     s.times[LAST, row] = w.arrival_ms[request]
     s.times[TTFT_SLO, row] = w.ttft_slo_ms[request]

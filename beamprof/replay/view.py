@@ -15,12 +15,14 @@ from beam_runtime.kernel.state import (
     FREE_BLOCKS,
     GENERATED,
     LAST,
+    LAST_STEP,
     N_FLYING,
     N_PREFILL,
     N_RUNNING,
     N_WAITING,
     RUNNING,
     STAGE_FREE,
+    STEPS_BACK,
     TBT_SLO,
     TOTAL,
     TTFT_SLO,
@@ -156,6 +158,7 @@ class View:
             r[COMPUTED, rows].tolist(),
             r[GENERATED, rows].tolist(),
             r[CACHED, rows].tolist(),
+            np.maximum(0, r[LAST_STEP, rows] - self.state.at[STEPS_BACK]).tolist(),
             times[ARRIVAL, rows].tolist(),
             times[LAST, rows].tolist(),
             times[TTFT_SLO, rows].tolist(),
@@ -174,7 +177,8 @@ class View:
                 cached,
                 None,
                 last_ms if generated else None,
+                ahead,
             )
-            for row, prompt, computed, generated, cached, arrival_ms, last_ms, ttft_ms, tbt_ms
-            in fields
+            for row, prompt, computed, generated, cached, ahead, arrival_ms, last_ms, ttft_ms,
+            tbt_ms in fields
         )  # fmt: skip

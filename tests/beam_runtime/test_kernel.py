@@ -1,6 +1,7 @@
 """The compiled twin says what the readable emulator says, on any state, knobs and table."""
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -115,6 +116,10 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     steps = draw(st.integers(min(1, len(flying)), limits.max_steps_in_flight))
     ends_ms = sorted(draw(up_to(200.0, -20.0)) for _ in range(steps))
     in_flight = [StepInFlight(end_ms, tuple(flying[i::steps])) for i, end_ms in enumerate(ends_ms)]
+    running, waiting = (
+        [replace(r, steps_ahead=draw(st.integers(0, steps))) for r in requests]
+        for requests in (running, waiting)
+    )
     asked_mhz = draw(st.sampled_from((*CLOCKS_MHZ, 1000)))
     return Snapshot(
         now_ms=draw(st.sampled_from((0.0, 3.5))),
