@@ -12,7 +12,10 @@ What it cannot do: steer several engines of one data-parallel group together.
 """
 
 import logging
+import signal
+import threading
 import time
+from types import FrameType
 from typing import Any
 
 from beam_runtime.engines import vllm_features
@@ -21,6 +24,7 @@ from beam_runtime.engines.vllm_control import Control, add_utilities, serve
 from beam_runtime.engines.vllm_embedded import Embedded
 from beam_runtime.engines.vllm_gate import install
 from beam_runtime.engines.vllm_limits import engine_limits, load_table, slo_of
+from beam_runtime.engines.vllm_power import open_wattmeter
 from beam_runtime.engines.vllm_view import SchedulerView
 from beam_runtime.errors import BeamError
 from beam_runtime.pipeline_times import PipelineTimes
@@ -157,9 +161,7 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
     if missing:
         raise _misfit(missing)
     table = load_table(config, vllm_config)
-    steers = config.policy is EmbeddedPolicy.STEER
-    # Who only looks on has no way to set a clock.
-    actuator, clocks = open_clocks(config.gpus) if steers else (None, "BEAM only observes")
+    actuator, clocks = open_clocks(config.gpus)
     offered = () if actuator is None else actuator.supported_clocks_mhz()
     cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
     cost = with_idle_power(cost, config.idle_power_w)
@@ -175,7 +177,7 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
         slo=config.slo,
         slo_of=slo_of(config),
         now_ms=_monotonic_ms,
-        sets_clocks=actuator is not None,
+        wattmeter=open_wattmeter(config.gpus),
     )
     controller = Controller(
         cost,
@@ -184,9 +186,13 @@ def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded
         slos={"default": config.slo, **config.classes},
         kv_blocks=view.free_blocks,
         log=None if config.log is None else DecisionLog(config.log),
+        # Whoever only looks on locks nothing, whatever it could.
+        observing=config.policy is EmbeddedPolicy.OBSERVE,
         now_ms=_monotonic_ms,
     )
+    controller.clocks = clocks
     embedded.connect(controller.__enter__())
+    last_words_on(signal.SIGTERM, embedded)
     if core_class is not None:
         add_utilities(core_class)
         if features.pollable:
@@ -218,6 +224,25 @@ def _engine_core_class() -> type | None:
         return None
     found: type = EngineCore
     return found
+
+
+def last_words_on(number: signal.Signals, embedded: Embedded) -> None:
+    """Have the decision log ended when this signal comes, before vLLM's own handler runs.
+
+    With no time to drain, vLLM kills its engine process at once after SIGTERM: shutdown() is
+    never reached. Where vLLM has no handler of its own, none is added.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    theirs = signal.getsignal(number)
+    if not callable(theirs):
+        return
+
+    def speak(received: int, frame: FrameType | None) -> None:
+        embedded.last_words(signal.Signals(received).name)
+        theirs(received, frame)
+
+    signal.signal(number, speak)
 
 
 def _monotonic_ms() -> float:

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from beam_runtime.engines.config import EmbeddedPolicy
-from beam_runtime.errors import BeamError
+from beam_runtime.errors import BeamError, ClockError
 from beam_runtime.types import Slo
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Control:
             "clocks": status.clocks,
             "knobs": asdict(orders.knobs),
             "why": orders.why,
+            # While BEAM observes: what it would have done.
+            "decided": None if orders.decision is None else asdict(orders.decision.knobs),
             "slo": asdict(beam.slo),
             "correction": asdict(status.correction),
             "counts": asdict(status.counts),
@@ -55,7 +57,17 @@ class Control:
             "dropped_events": status.dropped_events,
             "requests": len(beam.view.followed),
             "tally": asdict(beam.tally),
+            "searches": status.counts.decisions + status.counts.late_decisions,
+            "measured": self._measured(),
         }
+
+    def _measured(self) -> dict[str, float | None]:
+        try:
+            reading = self._embedded.wattmeter and self._embedded.wattmeter.read()
+        except ClockError as error:
+            _LOG.debug("no energy counter: %s", error)
+            reading = None
+        return asdict(reading) if reading else {"energy_j": None, "power_w": None}
 
     def change(self, wish: Any) -> dict[str, Any]:
         """Do what is asked; returns the status after it.
@@ -72,14 +84,9 @@ class Control:
         # OFF is decided before vLLM starts: hooks that are there keep watching.
         if policy is not None and policy not in (EmbeddedPolicy.OBSERVE, EmbeddedPolicy.STEER):
             raise BeamError(f"policy must be observe or steer, found {policy!r}")
-        if policy == EmbeddedPolicy.OBSERVE and self._embedded.sets_clocks:
-            raise BeamError(
-                "BEAM sets this engine's clocks and cannot leave them alone while it serves",
-                hint="restart with BEAM_POLICY=observe",
-            )
         promised = None if slo is None else _slo(slo, self._embedded.slo)
         if policy is not None:
-            self._embedded.policy = EmbeddedPolicy(policy)
+            self._embedded.obey(EmbeddedPolicy(policy))
         if promised is not None:
             self._embedded.slo = promised
         if wish.get("resume"):
@@ -184,6 +191,8 @@ _METRICS = (
     ("beam_requests", "gauge", "requests in the engine", ("requests",)),
     ("beam_decisions_total", "counter", "decisions made", ("counts", "decisions")),
     ("beam_late_decisions_total", "counter", "dropped as late", ("counts", "late_decisions")),
+    ("beam_decision_ms_sum", "counter", "time of all searches", ("counts", "search_ms")),
+    ("beam_decision_count", "counter", "searches done, late ones too", ("searches",)),
     ("beam_failed_searches_total", "counter", "searches failed", ("counts", "failed_searches")),
     ("beam_clock_failures_total", "counter", "clocks refused", ("counts", "clock_failures")),
     ("beam_fallbacks_total", "counter", "times BEAM stopped steering", ("counts", "falls")),
@@ -198,17 +207,28 @@ _METRICS = (
     ("beam_ttft_count", "counter", "first tokens with a prediction", ("tally", "ttfts")),
     ("beam_tbt_ms_sum", "counter", "actual gaps between tokens, summed", ("tally", "tbt_ms")),
     ("beam_tbt_count", "counter", "gaps between tokens", ("tally", "tbts")),
+    ("beam_tbt_predicted_ms_sum", "counter",
+     "predicted longest gap of each token's request, summed", ("tally", "predicted_tbt_ms")),
+    ("beam_tbt_compared_ms_sum", "counter", "actual gaps of the same tokens, summed",
+     ("tally", "predicted_actual_tbt_ms")),
+    ("beam_tbt_compared_count", "counter", "gaps with a prediction", ("tally", "predicted_tbts")),
     ("beam_late_ttft_total", "counter", "TTFT SLOs missed", ("tally", "late_ttfts")),
     ("beam_late_tbt_total", "counter", "TBT SLOs missed, by token", ("tally", "late_tbts")),
     ("beam_active_energy_j_total", "counter", "energy of all passes as the table has it",
      ("tally", "active_energy_j")),
+    ("beam_gpu_energy_j_total", "counter", "energy of the replica's GPUs, measured",
+     ("measured", "energy_j")),
+    ("beam_gpu_power_w", "gauge", "power of the replica's GPUs, measured since the last scrape",
+     ("measured", "power_w")),
 )  # fmt: skip
 
 
 def exposition(status: dict[str, Any]) -> Iterator[str]:
-    """Prometheus' text format, version 0.0.4."""
+    """Prometheus' text format, version 0.0.4; what is not known here is left out."""
     for name, kind, text, path in _METRICS:
         value: Any = status
         for key in path:
             value = value[key]
+        if value is None:
+            continue
         yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {float(value):.10g}\n"

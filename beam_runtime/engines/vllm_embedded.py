@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from beam_runtime.composer import Hold, compose
@@ -28,10 +29,13 @@ from beam_runtime.engines.vllm_passes import Passes
 from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
-from beam_runtime.types import Slo, StepShape
+from beam_runtime.types import SAME_MS, Forecast, Rules, Slo, StepShape
 
 if TYPE_CHECKING:
     from beam_runtime.controller import Controller
+    from beam_runtime.engines.vllm_columns import Columns
+    from beam_runtime.engines.vllm_power import Wattmeter
+    from beam_runtime.kernel.next_step import NextStep
 
 _LOG = logging.getLogger("beam_runtime.vllm")
 
@@ -73,7 +77,7 @@ class Embedded:
         slo: what requests are promised that say nothing themselves.
         slo_of: what one request was promised, given that.
         now_ms: the controller's time axis.
-        sets_clocks: whether the controller has a way to set clocks.
+        wattmeter: of the replica's GPUs, where they have counters.
     """
 
     def __init__(
@@ -86,15 +90,16 @@ class Embedded:
         slo: Slo,
         slo_of: Callable[[Any, Slo], Slo],
         now_ms: Callable[[], float],
-        sets_clocks: bool = False,
+        wattmeter: "Wattmeter | None" = None,
     ) -> None:
         self.view = view
         self.failure = ""
-        self.sets_clocks = sets_clocks
         self.policy = policy
         self.slo = slo
+        self.wattmeter = wattmeter
         self.tally = Tally()
         self._passes = Passes(cost, view.limits)
+        self._compiled = _compiled(view, cost)
         self._features = features
         self._slo_of = slo_of
         self._now_ms = now_ms
@@ -122,6 +127,14 @@ class Embedded:
         may = self.policy is EmbeddedPolicy.STEER and not self.failure
         return may and self.controller.orders.steering
 
+    def obey(self, policy: EmbeddedPolicy) -> None:
+        """Observe, and give the clocks back, or steer again. From any thread."""
+        self.policy = policy
+        if policy is EmbeddedPolicy.STEER:
+            self.controller.steer()
+        else:
+            self.controller.observe()
+
     # The engine's thread
 
     @_never_raises
@@ -129,8 +142,8 @@ class Embedded:
         """A request came in."""
         now_ms = self._now_ms()
         self._plan = None
-        known = Followed(arrival_ms(request, now_ms, time.time), self._slo_of(request, self.slo))
-        self.view.followed[request.request_id] = known
+        slo = self._slo_of(request, self.slo)
+        known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
         self.controller.arrival(
             request.request_id, request.num_prompt_tokens, slo=known.slo, at_ms=known.arrival_ms
         )
@@ -141,7 +154,7 @@ class Embedded:
         now_ms = self._now_ms()
         self._plan = None
         for name in names:
-            if self.view.followed.pop(name, None) is not None:
+            if self.view.forget(name):
                 self.tally.aborts += 1
                 self.controller.abort(name, at_ms=now_ms)
 
@@ -196,11 +209,12 @@ class Embedded:
         now_ms = self._now_ms()
         for name in getattr(output, "preempted_req_ids", None) or ():
             self.tally.preemptions += 1
+            self.view.unsettled.add(name)
             self.controller.preemption(name, at_ms=now_ms)
-        step = self.view.issued(output)
-        if step is None:
+        issued = self.view.issued(output)
+        if issued is None:
             return
-        shape, orders = self.view.shape(step), self.controller.orders
+        (step, shape), orders = issued, self.controller.orders
         clock_mhz = orders.knobs.clock_mhz
         pass_ms = self._passes.pass_ms(shape, clock_mhz, orders.correction)
         self.view.times.issue(now_ms, pass_ms)
@@ -219,35 +233,52 @@ class Embedded:
             return
         self.view.times.finish(now_ms)
         self.controller.step_finished(at_ms=now_ms)
+        expected = self.controller.orders.expected
         for client in (outputs or {}).values():
-            for one in client.outputs:
-                self._token(one, now_ms)
+            self._take(client.outputs, now_ms, expected)
 
-    def _token(self, one: Any, now_ms: float) -> None:
-        known = self.view.followed.get(one.request_id)
-        if known is None:
-            return
-        if one.new_token_ids:
-            if known.last_token_ms is not None:
-                self.tally.gap(now_ms - known.last_token_ms, known.slo)
-            else:
-                self._first_token(one.request_id, known, now_ms)
-            known.last_token_ms = now_ms
-        if one.finish_reason is not None:
-            self.tally.completions += 1
-            del self.view.followed[one.request_id]
-            self.controller.completion(one.request_id, at_ms=now_ms)
+    def _take(self, outputs: Iterable[Any], now_ms: float, expected: Forecast | None) -> None:
+        """What requests got from a step. Once per token: written for speed."""
+        followed, tally = self.view.followed, self.tally
+        expected_ms = {} if expected is None else expected.worst_tbt_ms
+        for one in outputs:
+            name = one.request_id
+            known = followed.get(name)
+            if known is None:
+                continue
+            got = len(one.new_token_ids)
+            if got:
+                known.tokens += got
+                last_ms = known.last_token_ms
+                if last_ms is None:
+                    self._first_token(name, known, now_ms, expected)
+                else:
+                    tally.gap(now_ms - last_ms, expected_ms.get(name), known.slo)
+                known.last_token_ms = now_ms
+            if one.finish_reason is not None:
+                tally.completions += 1
+                self.view.forget(name)
+                self.controller.completion(name, at_ms=now_ms)
 
-    def _first_token(self, name: str, known: Followed, now_ms: float) -> None:
+    def _first_token(
+        self, name: str, known: Followed, now_ms: float, expected: Forecast | None
+    ) -> None:
         known.first_token_ms = now_ms
-        decision = self.controller.orders.decision
-        predicted_ms = None if decision is None else decision.forecast.ttft_ms.get(name)
+        predicted_ms = None if expected is None else expected.ttft_ms.get(name)
         self.tally.first(now_ms - known.arrival_ms, predicted_ms, known.slo)
         self.controller.first_token(name, at_ms=now_ms)
 
     def at_close(self, action: Callable[[], None]) -> None:
         """Have something done when the engine shuts down."""
         self._closing.append(action)
+
+    def last_words(self, why: str) -> None:
+        """The engine may be killed in a moment. Fit for a signal handler: nothing is waited for."""
+        try:
+            if self._controller is not None:
+                self._controller.last_words(why)
+        except Exception:
+            _LOG.debug("no last words", exc_info=True)
 
     def close(self) -> None:
         """The engine shuts down: give the clocks back."""
@@ -282,31 +313,41 @@ class Embedded:
         return None if self._plan is None else self._unless_stuck(self._plan, now_ms)
 
     def _make_plan(self, now_ms: float, orders: Orders) -> Plan | None:
-        return self._plain_plan(now_ms, orders) or self._composed_plan(now_ms, orders)
+        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
+        closed = self._closed(now_ms, rules)
+        if closed is not None:
+            return closed
+        if self._compiled is None:
+            return self._composed_plan(now_ms, orders)
+        columns, step = self._compiled
+        running, waiting = columns.fill(now_ms)
+        answer = step.ask(
+            running, waiting, now_ms, orders.knobs, orders.correction, rules,
+            self.view.times.stage_free_ms(), self.view.free_blocks,
+            chunk_owed=self.view.chunk_owed,
+        )  # fmt: skip
+        if answer.until_ms is not None:
+            if not self.view.flying and answer.until_ms == float("inf"):
+                return None  # the composer sees nothing to do; vLLM may know more
+            return Plan(0, until_ms=answer.until_ms)
+        hidden = frozenset(columns.name(column) for column in answer.left_out)
+        return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
 
-    def _plain_plan(self, now_ms: float, orders: Orders) -> Plan | None:
-        """The composer's answer where it can only be "all ready decodes, now".
-
-        That is most steps of most engines, and asking costs several microseconds per request.
-        Tests hold it equal to the composed plan.
-        """
-        knobs, rules, view = orders.knobs, orders.rules, self.view
-        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or not view.decodes_alone:
+    def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
+        """Whether the pipeline takes no step now, which needs no look at requests."""
+        flying, times = self.view.flying, self.view.times
+        if not flying:
             return None
-        if view.flying:
-            full = len(view.flying) >= view.limits.max_steps_in_flight
-            early = now_ms < view.times.stage_free_ms()[0] - rules.lead_ms
-            if full or (rules.just_in_time and self._features.pollable and early):
-                return None
-        least = len(view.scheduler.running) + rules.min_chunk_tokens
-        budget = min(max(knobs.chunk_tokens, least), view.limits.max_batched_tokens)
-        return Plan(budget)
+        if len(flying) >= self.view.limits.max_steps_in_flight:
+            return Plan(0, until_ms=times.finishes_ms()[0])
+        first_stage_ms = times.stage_free_ms()[0] - rules.lead_ms
+        early = rules.just_in_time and now_ms < first_stage_ms - SAME_MS
+        return Plan(0, until_ms=first_stage_ms) if early else None
 
     def _composed_plan(self, now_ms: float, orders: Orders) -> Plan | None:
+        """The readable way: without numba, and what tests hold the other one to."""
         state = self.view.snapshot(now_ms, orders.knobs, orders.correction)
-        rules = orders.rules
-        if not self._features.pollable:
-            rules = replace(rules, just_in_time=False)
+        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
         clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
 
         def finish_ms(shape: StepShape, issue_ms: float) -> float:
@@ -326,3 +367,20 @@ class Embedded:
         if self._idle_since_ms is None:
             self._idle_since_ms = now_ms
         return planned if now_ms - self._idle_since_ms < LONGEST_HOLD_MS else None
+
+
+@functools.cache
+def _without_waiting(rules: Rules) -> Rules:
+    """An engine that cannot be told to come back takes a step whenever it has room."""
+    return replace(rules, just_in_time=False)
+
+
+def _compiled(view: SchedulerView, cost: StepCost) -> "tuple[Columns, NextStep] | None":
+    """The compiled composer; None without numba."""
+    if find_spec("numba") is None:
+        return None
+    from beam_runtime.engines.vllm_columns import Columns
+    from beam_runtime.kernel.next_step import NextStep
+
+    step = NextStep(cost, view.limits)
+    return Columns(view, step), step

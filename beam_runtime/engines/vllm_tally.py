@@ -23,6 +23,9 @@ class Tally:
         tbts: gaps between two tokens of a request.
         tbt_ms: the gaps, summed.
         late_tbts: gaps over their SLO.
+        predicted_tbts: gaps that had a prediction.
+        predicted_actual_tbt_ms: these, summed.
+        predicted_tbt_ms: the request's longest gap as the forecast in force had it, summed.
         active_energy_j: all passes of all stages, as the table has them.
     """
 
@@ -38,6 +41,9 @@ class Tally:
     tbts: int = 0
     tbt_ms: float = 0.0
     late_tbts: int = 0
+    predicted_tbts: int = 0
+    predicted_actual_tbt_ms: float = 0.0
+    predicted_tbt_ms: float = 0.0
     active_energy_j: float = 0.0
 
     def first(self, ttft_ms: float, predicted_ms: float | None, slo: Slo) -> None:
@@ -48,8 +54,12 @@ class Tally:
             self.ttft_ms += ttft_ms
             self.predicted_ttft_ms += predicted_ms
 
-    def gap(self, gap_ms: float, slo: Slo) -> None:
+    def gap(self, gap_ms: float, predicted_ms: float | None, slo: Slo) -> None:
         """A further token."""
         self.tbts += 1
         self.tbt_ms += gap_ms
         self.late_tbts += gap_ms > slo.tbt_ms
+        if predicted_ms is not None:
+            self.predicted_tbts += 1
+            self.predicted_actual_tbt_ms += gap_ms
+            self.predicted_tbt_ms += predicted_ms

@@ -6,9 +6,8 @@ many waiting requests are read as one step could admit. Prefix-cache hits are no
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from beam_runtime.pipeline_times import PipelineTimes
@@ -30,10 +29,15 @@ MAX_QUEUED_MS = 60_000.0
 
 @dataclass(slots=True)
 class Followed:
-    """What vLLM does not keep of a request."""
+    """What vLLM does not keep of a request, and what it is slow to tell.
+
+    Attributes:
+        tokens: prompt and answer as far as they were given out.
+    """
 
     arrival_ms: float
     slo: Slo
+    tokens: int = 0
     first_token_ms: float | None = None
     last_token_ms: float | None = None
 
@@ -64,6 +68,7 @@ class SchedulerView:
         limits: of the engine.
         times: when stages are free.
         followed: by request id.
+        unsettled: requests whose prompt, or what a preemption lost, is not scheduled whole.
         flying: steps in flight, oldest first.
         chunk_owed: a decode-only step was sent ahead of a chunk.
     """
@@ -72,6 +77,7 @@ class SchedulerView:
     limits: EngineLimits
     times: PipelineTimes
     followed: dict[str, Followed] = field(default_factory=dict)
+    unsettled: set[str] = field(default_factory=set)
     flying: deque[Flying] = field(default_factory=deque)
     chunk_owed: bool = False
 
@@ -79,23 +85,6 @@ class SchedulerView:
     def free_blocks(self) -> int:
         """KV blocks that nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
-
-    @property
-    def decodes_alone(self) -> bool:
-        """Whether nobody waits, every running request decodes, and one of them is ready."""
-        scheduler = self.scheduler
-        if scheduler.waiting or getattr(scheduler, "kv_holding_waiting", ()):
-            return False
-        ready = False
-        for request in scheduler.running:
-            if not request.num_output_tokens:
-                return False
-            placeholders = getattr(request, "num_output_placeholders", 0)
-            pending = request.num_tokens + placeholders - request.num_computed_tokens
-            if placeholders or pending > 1:
-                return False
-            ready = ready or pending == 1
-        return ready
 
     def snapshot(self, now_ms: float, knobs: Knobs, correction: Correction) -> Snapshot:
         """The engine as the next step will find it."""
@@ -146,13 +135,9 @@ class SchedulerView:
 
     def _waiting(self) -> tuple[RequestState, ...]:
         """As many as could fill the largest step."""
-        queues = (
-            getattr(self.scheduler, "kv_holding_waiting", ()),
-            self.scheduler.waiting,
-        )
         waiting = []
         room = self.limits.max_batched_tokens
-        for request in chain(*queues):
+        for request in self.waiting():
             # Output from before its preemption is still in flight: vLLM passes it over.
             if getattr(request, "num_stale_output_tokens", 0):
                 continue
@@ -167,40 +152,64 @@ class SchedulerView:
                 break
         return tuple(waiting)
 
-    def issued(self, output: Any) -> Flying | None:
-        """Note what vLLM scheduled; None for an empty step."""
+    def issued(self, output: Any) -> tuple[Flying, StepShape] | None:
+        """Note what vLLM scheduled, and what its cost depends on; None for an empty step."""
         tokens: dict[str, int] = output.num_scheduled_tokens
         if not tokens:
             return None
         requests = self.scheduler.requests
+        if output.total_num_scheduled_tokens == len(tokens) and self.unsettled.isdisjoint(tokens):
+            names = tuple(tokens)
+            # num_computed_tokens has this step's tokens in it already.
+            context = sum([requests[name].num_computed_tokens for name in names]) - len(names)
+            step = Flying(output, names, (), names), StepShape(0, 0, len(names), context, 0.0)
+        else:
+            step = self._mixed(output, tokens, requests)
+        self.flying.append(step[0])
+        return step
+
+    def _mixed(
+        self, output: Any, tokens: dict[str, int], requests: dict[str, Any]
+    ) -> tuple[Flying, StepShape]:
         decodes, chunks, token_for = [], [], []
+        pairs, chunk_context, chunk_tokens, decode_context = 0.0, 0, 0, 0
         for name, count in tokens.items():
             request = requests[name]
-            # num_computed_tokens has this step's tokens in it already. With async scheduling
-            # num_tokens lacks the tokens in flight, so computed may lie beyond it.
+            # With async scheduling num_tokens lacks the tokens in flight, so computed may lie
+            # beyond it.
             computed = request.num_computed_tokens
             complete = computed >= request.num_tokens
             if complete:
                 token_for.append(name)
+                self.unsettled.discard(name)
             if complete and count == 1 and computed > request.num_prompt_tokens:
                 decodes.append(name)
-            else:
-                chunks.append((name, count))
-        flying = Flying(output, tuple(decodes), tuple(chunks), tuple(token_for))
-        self.flying.append(flying)
-        return flying
-
-    def shape(self, step: Flying) -> StepShape:
-        """What the cost of a step just issued depends on."""
-        requests = self.scheduler.requests
-        pairs, context, tokens = 0.0, 0, 0
-        for name, count in step.chunks:
-            before = requests[name].num_computed_tokens - count
+                decode_context += computed - 1
+                continue
+            chunks.append((name, count))
+            before = computed - count
             pairs += chunk_pairs(count, before)
-            context += before
-            tokens += count
-        decode_context = sum(requests[name].num_computed_tokens - 1 for name in step.decodes)
-        return StepShape(tokens, context, len(step.decodes), decode_context, pairs)
+            chunk_context += before
+            chunk_tokens += count
+        shape = StepShape(chunk_tokens, chunk_context, len(decodes), decode_context, pairs)
+        return Flying(output, tuple(decodes), tuple(chunks), tuple(token_for)), shape
+
+    def follow(self, request: Any, arrival_ms: float, slo: Slo) -> Followed:
+        """A request came in."""
+        known = Followed(arrival_ms, slo, request.num_tokens)
+        self.followed[request.request_id] = known
+        self.unsettled.add(request.request_id)
+        return known
+
+    def forget(self, name: str) -> bool:
+        """A request is gone; whether it was known."""
+        self.unsettled.discard(name)
+        return self.followed.pop(name, None) is not None
+
+    def waiting(self) -> Iterator[Any]:
+        """Requests that vLLM would look at for admission, in its order."""
+        yield from getattr(self.scheduler, "kv_holding_waiting", ())
+        yield from self.scheduler.waiting
 
     def returned(self, output: Any) -> Flying | None:
         """The step this output belongs to; None where it was empty."""

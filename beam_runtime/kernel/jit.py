@@ -35,7 +35,15 @@ def entry(function: Function) -> Function:
 
     The engine's thread goes on while a search runs on its own.
     """
-    outer: Any = numba.njit(nogil=True, **_OPTIONS)(function)
+    return _kept_on_disk(function, numba.njit(nogil=True, **_OPTIONS)(function))
+
+
+def brief_entry(function: Function) -> Function:
+    """The same for microseconds, with the GIL: giving it up may mean waiting to have it back."""
+    return _kept_on_disk(function, numba.njit(**_OPTIONS)(function))
+
+
+def _kept_on_disk(function: Function, outer: Any) -> Function:
     outer._cache = _PackageCache(function)
     entered: Function = outer
     return entered

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
+from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.controller import Status
 from beam_runtime.counts import Counts
 from beam_runtime.engines.base import Orders
 from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_control import Control, exposition, serve
+from beam_runtime.engines.vllm_embedded import Embedded
+from beam_runtime.engines.vllm_power import PowerReading, Wattmeter, open_wattmeter
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.errors import BeamError
 from beam_runtime.types import Correction, Knobs, Rules, Slo
@@ -24,11 +28,18 @@ ROOT = Path(__file__).parents[2]
 
 class FakeController:
     orders = Orders(Knobs(1200, 256), Rules(), True, "a test's")
-    status = Status(True, "", "none", Counts(decisions=7), 0, 0, Correction())
+    status = Status(True, "", "none", Counts(decisions=7, search_ms=2.5), 0, 0, Correction())
     resumed = False
+    asked = ""
 
     def resume(self) -> None:
         self.resumed = True
+
+    def observe(self) -> None:
+        self.asked = "observe"
+
+    def steer(self) -> None:
+        self.asked = "steer"
 
 
 @dataclass
@@ -41,7 +52,10 @@ class FakeEmbedded:
     tally: Tally = field(default_factory=Tally)
     failure: str = ""
     steering: bool = True
-    sets_clocks: bool = False
+    wattmeter: Wattmeter | None = None
+
+    def obey(self, policy: EmbeddedPolicy) -> None:
+        Embedded.obey(self, policy)  # type: ignore[arg-type]
 
     @property
     def view(self) -> Any:
@@ -53,10 +67,12 @@ def test_tally_counts_late_tokens_and_predicted_ones() -> None:
     tally.first(900.0, 800.0, Slo(1000.0, 100.0))
     tally.first(1100.0, None, Slo(1000.0, 100.0))
     tally.first(10.0, float("inf"), Slo(1000.0, 100.0))
-    tally.gap(90.0, Slo(1000.0, 100.0))
-    tally.gap(110.0, Slo(1000.0, 100.0))
+    tally.gap(90.0, None, Slo(1000.0, 100.0))
+    tally.gap(110.0, 95.0, Slo(1000.0, 100.0))
     assert (tally.ttfts, tally.ttft_ms, tally.predicted_ttft_ms) == (1, 900.0, 800.0)
     assert (tally.late_ttfts, tally.tbts, tally.tbt_ms, tally.late_tbts) == (1, 2, 200.0, 1)
+    compared = (tally.predicted_tbts, tally.predicted_actual_tbt_ms, tally.predicted_tbt_ms)
+    assert compared == (1, 110.0, 95.0)
 
 
 def test_changes_take_effect_whole_or_not_at_all() -> None:
@@ -73,11 +89,42 @@ def test_changes_take_effect_whole_or_not_at_all() -> None:
     assert embedded.policy is EmbeddedPolicy.OBSERVE
 
 
-def test_who_sets_clocks_does_not_pretend_to_observe() -> None:
-    embedded = FakeEmbedded(sets_clocks=True)
-    with pytest.raises(BeamError, match="cannot leave them alone"):
-        Control(embedded).change({"policy": "observe"})  # type: ignore[arg-type]
-    assert embedded.policy is EmbeddedPolicy.STEER
+def test_the_controller_hears_of_a_new_policy() -> None:
+    embedded = FakeEmbedded()
+    control = Control(embedded)  # type: ignore[arg-type]
+    assert control.change({"policy": "observe"})["policy"] == "observe"
+    assert embedded.controller.asked == "observe"
+    assert control.change({"policy": "steer"})["policy"] == "steer"
+    assert embedded.controller.asked == "steer"
+
+
+def test_measured_power_is_the_counters_own() -> None:
+    nvml, now_s = FakeNvml(fake_gpus(2)), [100.0]
+    meter = Wattmeter(NvmlGpus([0, 1], nvml=nvml), now_s=lambda: now_s[0])
+    assert meter.read() == PowerReading(0.0, None)
+    now_s[0] += 2.0
+    nvml.gpus[0].energy_mj += 300_000
+    nvml.gpus[1].energy_mj += 500_000
+    assert meter.read() == PowerReading(800.0, 400.0)
+    now_s[0] += 0.2  # too soon for a mean
+    nvml.gpus[0].energy_mj += 100_000
+    assert meter.read() == PowerReading(900.0, 400.0)
+    now_s[0] += 0.8
+    nvml.gpus[1].energy_mj = 0  # the driver was loaded anew
+    assert meter.read() == PowerReading(900.0, 100.0)
+    text = metrics_of(FakeEmbedded(wattmeter=meter))
+    assert "\nbeam_gpu_energy_j_total 900\n" in text
+    nvml.fail("nvmlDeviceGetTotalEnergyConsumption", 15)  # the GPU fell off the bus
+    assert "beam_gpu" not in metrics_of(FakeEmbedded(wattmeter=meter))
+
+
+def test_without_named_gpus_there_is_no_power() -> None:
+    assert open_wattmeter(()) is None
+    assert "beam_gpu" not in metrics_of(FakeEmbedded())
+
+
+def metrics_of(embedded: FakeEmbedded) -> str:
+    return "".join(exposition(Control(embedded).status()))  # type: ignore[arg-type]
 
 
 def test_over_http() -> None:
@@ -104,7 +151,8 @@ def test_over_http() -> None:
 
 
 def test_the_dashboard_shows_metrics_that_there_are() -> None:
-    text = "".join(exposition(Control(FakeEmbedded()).status()))  # type: ignore[arg-type]
+    meter = Wattmeter(NvmlGpus([0], nvml=FakeNvml(fake_gpus(1))))
+    text = metrics_of(FakeEmbedded(wattmeter=meter))
     offered = set(re.findall(r"^(beam_\w+) ", text, flags=re.MULTILINE))
     dashboard = (ROOT / "examples" / "grafana-beam.json").read_text()
     shown = {
@@ -113,5 +161,7 @@ def test_the_dashboard_shows_metrics_that_there_are() -> None:
         for target in panel["targets"]
         for name in re.findall(r"beam_\w+", target["expr"])
     }
-    assert shown <= offered
+    # Power has its gauge only once a second has passed.
+    assert shown <= offered | {"beam_gpu_power_w"}
+    assert {"beam_decision_ms_sum", "beam_tbt_predicted_ms_sum", "beam_gpu_power_w"} <= shown
     assert len(shown) > 20
