@@ -1,0 +1,188 @@
+"""`beam study`: a grid of replays, in parallel, resumable, into one file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from beamprof.cli.bar import Bar
+    from beamprof.replay.study import StudyResult
+    from beamprof.replay.study_cells import Failure
+    from beamprof.replay.study_spec import StudySpec
+
+
+def command(
+    file: Annotated[
+        Path | None, typer.Argument(help="A study's TOML file; flags go before its values.")
+    ] = None,
+    tables: Annotated[
+        list[str] | None, typer.Option("--tables", "--table", "-t", help="Files, with commas.")
+    ] = None,
+    traces: Annotated[
+        list[str] | None, typer.Option("--traces", "--trace", help="Files, with commas.")
+    ] = None,
+    slos: Annotated[
+        str | None, typer.Option("--slos", "--slo", help="TTFT/TBT, ... [default: 1s/200ms].")
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option("--policies", "--policy", help="Names as in beam replay.")
+    ] = None,
+    noises: Annotated[
+        str | None, typer.Option("--noises", "--noise", help="Deviations of a step's time, shares.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", "--seed", help="Of the noise: a,b,c or lo:hi:step.")
+    ] = None,
+    host_gap: Annotated[
+        str | None, typer.Option("--host-gap", help="Time per stage and step [default: 5.5ms].")
+    ] = None,
+    idle_power: Annotated[
+        str | None, typer.Option("--idle-power", help="Of a waiting GPU, e.g. 45W.")
+    ] = None,
+    kv_blocks: Annotated[
+        int | None, typer.Option("--kv-blocks", help="KV-cache blocks of 16 tokens.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Most input + output tokens.")
+    ] = None,
+    over_limit: Annotated[
+        str | None, typer.Option("--over-limit", help="Longer requests: error, drop or truncate.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path(
+        "study.parquet"
+    ),
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", help="Cells at a time [default: all CPUs].")
+    ] = None,
+    on: Annotated[str, typer.Option("--on", help="local or ray.")] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cells and minutes; play nothing.")
+    ] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a commented study file.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Play a grid of tables, traces, SLOs and policies; one row for each cell.
+
+    Finished cells lie beside the output and are never played again: run the same command to go
+    on after any interrupt, or a larger grid to add to it.
+    """
+    from beamprof.cli.first_compile import say_if_first
+    from beamprof.replay.study_spec import resolve_study, study_template
+
+    if example:
+        typer.echo(study_template(), nl=False)
+        return
+    flags = {
+        "tables": tables or None,
+        "traces": traces or None,
+        "slos": slos,
+        "policies": policies,
+        "noises": noises,
+        "seeds": seeds,
+        "host_gap": host_gap,
+        "idle_power": idle_power,
+        "kv_blocks": kv_blocks,
+        "max_model_len": max_model_len,
+        "over_limit": over_limit,
+    }
+    spec = resolve_study(flags, environment=os.environ, file=file)
+    say_if_first("beamprof.replay")
+    if dry_run:
+        _show_plan(spec, output, workers, as_json=as_json)
+    else:
+        _run(spec, output, on, workers, force=force, as_json=as_json)
+
+
+def _show_plan(spec: "StudySpec", output: Path, workers: int | None, *, as_json: bool) -> None:
+    from beamprof.console import emit
+    from beamprof.replay.study import plan_study
+    from beamprof.report.plain import plain
+    from beamprof.report.study_views import show_plan
+
+    plan = plan_study(spec, output, workers=workers)
+    emit(
+        "study --dry-run",
+        plain(plan),
+        lambda console: show_plan(plan, console),
+        as_json=as_json,
+        warnings=list(plan.notes),
+    )
+
+
+def _run(
+    spec: "StudySpec", output: Path, on: str, workers: int | None, *, force: bool, as_json: bool
+) -> None:
+    from beamprof.cli.bar import Bar
+    from beamprof.console import emit
+    from beamprof.errors import SweepError
+    from beamprof.interrupt import stop_on_signals
+    from beamprof.replay.study import study
+    from beamprof.replay.study_places import On
+    from beamprof.report.study_views import failure_lines, show_study
+
+    if on not in tuple(On):
+        raise SweepError(f"--on: expected {' or '.join(On)}, found {on!r}")
+    with stop_on_signals() as stop, Bar("cells") as bar:
+        result = study(
+            spec,
+            output,
+            force=force,
+            on=On(on),
+            workers=workers,
+            watcher=_Progress(bar),
+            stop=stop,
+        )
+    status = "incomplete" if result.failures or result.remaining else "ok"
+    if result.stopped_by and result.remaining:
+        status = "interrupted"
+    emit(
+        "study",
+        _data(result),
+        lambda console: show_study(result, console),
+        as_json=as_json,
+        status=status,
+        warnings=[*result.notes, *failure_lines(result.failures)],
+    )
+    if status != "ok":
+        raise typer.Exit(130 if status == "interrupted" else 1)
+
+
+def _data(result: "StudyResult") -> dict[str, Any]:
+    from beamprof.report.plain import plain
+
+    data: dict[str, Any] = plain(
+        {
+            "output": result.output,
+            "folder": result.folder,
+            "cells": result.cells,
+            "played": result.played,
+            "kept": result.kept,
+            "remaining": result.remaining,
+            "failures": result.failures,
+            "stopped_by": result.stopped_by,
+            "duration_s": result.duration_s,
+            "rows": result.frame.to_dicts(),
+        }
+    )
+    return data
+
+
+class _Progress:
+    """A study's Watcher for people."""
+
+    def __init__(self, bar: "Bar") -> None:
+        self._bar = bar
+
+    def begin(self, done: int, total: int) -> None:
+        if done:
+            self._bar.note(f"going on: {done} of {total} cells are done")
+        self._bar.begin("study", done, total)
+
+    def finished(self, cell: str, failure: "Failure | None") -> None:
+        self._bar.now(cell)
+        self._bar.advance(f"{cell}: failed" if failure else cell)

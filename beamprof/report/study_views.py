@@ -1,0 +1,149 @@
+"""A study as people see it: one sentence, then policies by trace beside vanilla and static:knee."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from beamprof.replay.policies.registry import VANILLA
+from beamprof.replay.study import StudyPlan, StudyResult
+from beamprof.replay.study_cells import Failure
+from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.replay_views import AS_GOOD_POINTS
+from beamprof.units import format_duration
+
+_GROUP = ("table", "slo_ttft_ms", "slo_tbt_ms", "noise_share")
+_NUMBERS = ("energy_to_vanilla", "energy_to_knee", "ttft_points", "tbt_points")
+_MOST_CELLS = 60
+
+
+def show_study(result: StudyResult, console: Console) -> None:
+    """`beam study`."""
+    sentence(console, _answer(result))
+    for key, rows in result.frame.group_by(_GROUP, maintain_order=True):
+        table, ttft_ms, tbt_ms, noise = key
+        words = f"SLO {ttft_ms:g} ms / {tbt_ms:g} ms" + (f", noise {noise:g}" if noise else "")
+        heading(console, Path(str(table)).name, words)
+        block(console, _grid(rows))
+    console.print()
+    block(console, Text("energy over vanilla's and over static:knee's; attainment in percentage "
+                        "points beside vanilla's; ± over seeds", "dim"))  # fmt: skip
+    if result.output:
+        console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
+        next_command(console, f"beam report {result.output}")
+    else:
+        next_command(console, "the same command again: what is done is not played again")
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """One line for all cells that failed for the same reason."""
+    by_reason: dict[tuple[str | None, ...], list[str]] = {}
+    for one in failures:
+        by_reason.setdefault((one.message, one.cause, one.hint), []).append(one.cell)
+    lines = []
+    for reason, cells in by_reason.items():
+        which = f"{len(cells)} cells, first {cells[0]}" if len(cells) > 1 else cells[0]
+        lines.append(f"{which}: {'; '.join(part for part in reason if part)}")
+    return lines
+
+
+def show_plan(plan: StudyPlan, console: Console) -> None:
+    """`beam study --dry-run`."""
+    left = sum(not cell.done for cell in plan.cells)
+    sentence(
+        console,
+        f"{len(plan.cells)} cells, {len(plan.cells) - left} done; the other {left} take about "
+        f"{format_duration(plan.duration_s)} with {plan.workers} at a time.",
+    )
+    page = plain_table()
+    for head in ("", "policy", "SLO ms", "noise", "seed", "trace", "table"):
+        page.add_column(head, overflow="ellipsis", no_wrap=True)
+    for cell in plan.cells[:_MOST_CELLS]:
+        page.add_row(
+            "done" if cell.done else "", cell.policy,
+            f"{cell.slo_ttft_ms:g}/{cell.slo_tbt_ms:g}", f"{cell.noise_share:g}", str(cell.seed),
+            Path(cell.trace).name, Path(cell.table).name,
+        )  # fmt: skip
+    block(console, page)
+    if len(plan.cells) > _MOST_CELLS:
+        block(console, f"and {len(plan.cells) - _MOST_CELLS} more: --json lists all")
+    block(console, f"would write {plan.output}")
+    next_command(console, "the same without --dry-run")
+
+
+def _answer(result: StudyResult) -> str:
+    done = result.played + result.kept
+    if result.remaining:
+        return (
+            f"Stopped by {result.stopped_by}: {done} of {result.cells} cells are done, in "
+            f"{result.folder}; {result.remaining} are left."
+        )
+    begun = f"{done} of {result.cells} cells in {format_duration(result.duration_s)}"
+    if result.kept:
+        begun += f" ({result.kept} were done before)"
+    if result.failures:
+        begun += f", {len(result.failures)} failed"
+    best = _best(result.frame)
+    if best is None:
+        return f"{begun}: nothing needs less than vanilla."
+    of_vanilla, of_knee = (_known(best, name) for name in _NUMBERS[:2])
+    return (
+        f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy "
+        f"({of_vanilla.min():.2f} to {of_vanilla.max():.2f}) and {of_knee.mean():.2f} of the best "
+        f"single clock's; in {_as_good(best)} of {best.height} cells its attainment is at most "
+        f"{AS_GOOD_POINTS:g} point under vanilla's."
+    )
+
+
+def _best(frame: pl.DataFrame) -> pl.DataFrame | None:
+    """The rows of the policy that is as good as vanilla in most cells; of equals, with the least
+    energy. None where even that saves nothing.
+    """
+
+    def energy(rows: pl.DataFrame) -> float:
+        return float(_known(rows, "energy_to_vanilla").mean())
+
+    comparable = frame.drop_nulls(list(_NUMBERS)).filter(pl.col("policy") != VANILLA)
+    rivals = [rows for _, rows in comparable.group_by("policy", maintain_order=True)]
+    best = min(rivals, key=lambda rows: (-_as_good(rows), energy(rows)), default=None)
+    return best if best is not None and energy(best) < 1 else None
+
+
+def _as_good(rows: pl.DataFrame) -> int:
+    least = np.minimum(_known(rows, "ttft_points"), _known(rows, "tbt_points"))
+    return int((least >= -AS_GOOD_POINTS).sum())
+
+
+def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:
+    return rows[name].drop_nulls().to_numpy()
+
+
+def _grid(rows: pl.DataFrame) -> Table:
+    page = plain_table()
+    for head in ("trace", "policy", "of vanilla", "of knee", "TTFT points", "TBT points"):
+        page.add_column(head, justify="left" if head in ("trace", "policy") else "right",
+                        overflow="fold")  # fmt: skip
+    last = ""
+    for (trace, policy), seeds in rows.group_by("trace", "policy", maintain_order=True):
+        name = Path(str(trace)).name
+        numbers = [
+            _spread(_known(seeds, number), "" if number.startswith("energy") else "+")
+            for number in _NUMBERS
+        ]
+        page.add_row("" if name == last else name, str(policy), *numbers)
+        last = name
+    return page
+
+
+def _spread(values: NDArray[np.float64], sign: str) -> str:
+    """Shares with three digits, points with a sign and two."""
+    if not len(values):
+        return "-"
+    digits = 2 if sign else 3
+    text = f"{values.mean():{sign}.{digits}f}"
+    return f"{text} ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else text
