@@ -3,13 +3,12 @@
 import signal
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
+from paper_table import paper_table
 
 from beam_runtime.cost import StepCost
 from beam_runtime.table import PerfTable
 from beam_runtime.types import EngineLimits
-from beamprof.table_file import seal_table
 
 CLOCKS_MHZ = (510, 735, 960, 1185, 1410)
 CELLS = (
@@ -42,31 +41,7 @@ def mortal_children() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_table() -> PerfTable:
     """One stage of four, two GPUs each."""
-    rows = [("forward", clock, cell) for clock in CLOCKS_MHZ for cell in CELLS]
-    rows += [("idle", clock, (0, 0, 0, 0)) for clock in CLOCKS_MHZ]
-    forward = np.array([row[0] == "forward" for row in rows])
-    return seal_table(
-        {
-            "kind": np.array([row[0] for row in rows]),
-            "clock_mhz": np.array([row[1] for row in rows]),
-            "prefill_tokens": np.array([row[2][0] for row in rows]),
-            "prefill_context_tokens": np.array([row[2][1] for row in rows]),
-            "decode_requests": np.array([row[2][2] for row in rows]),
-            "decode_context_tokens": np.array([row[2][3] for row in rows]),
-            "latency_ms": np.where(forward, [_latency_ms(r[2], r[1]) for r in rows], 1000.0),
-            "energy_j": np.where(forward, [_energy_j(r[2], r[1]) for r in rows], 170.0),
-            "passes": np.ones(len(rows), dtype=np.int64),
-            "source": np.array(["measured"] * len(rows)),
-        },
-        {
-            "model": "small",
-            "tp": "2",
-            "pp": "4",
-            "stage_layers": "4",
-            "device": "paper",
-            "energy_source": "paper",
-        },
-    )
+    return paper_table(CELLS, CLOCKS_MHZ, _latency_ms, _energy_j)
 
 
 @pytest.fixture(scope="session")

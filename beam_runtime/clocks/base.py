@@ -6,11 +6,12 @@ every set back and releases on every way out; a registry of locks or a guard wra
 actuator in another one and needs no hook here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from beam_runtime.errors import ClockUnavailableError
+from beam_runtime.errors import ClockError, ClockUnavailableError
 
 POWER_CAP = "power cap"
 GPU_IDLE = "gpu idle"
@@ -87,6 +88,19 @@ class ClockActuator(Protocol):
             orphans: also undo locks on these GPUs that another process left behind.
         """
         ...
+
+
+@contextmanager
+def all_or_none(release: Callable[[], None]) -> Iterator[None]:
+    """If the block fails to lock a GPU, give back those it has locked; the first error stands."""
+    try:
+        yield
+    except ClockError as error:
+        try:
+            release()
+        except ClockError as second:
+            error.add_note(f"while giving the GPUs back: {second}")
+        raise
 
 
 def check_supported(clock_mhz: int, supported_mhz: Sequence[int]) -> None:

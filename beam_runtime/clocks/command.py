@@ -10,14 +10,15 @@ no rights and goes to NVML directly.
 import subprocess
 from collections.abc import Sequence
 
-from beam_runtime.clocks.base import ClockReading, check_supported
+from beam_runtime.clocks.base import all_or_none, check_supported
 from beam_runtime.clocks.nvml import GpuIdentity, NvmlGpus
+from beam_runtime.clocks.nvml_reader import NvmlReader
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 
 TIMEOUT_S = 5.0
 
 
-class CommandGpus:
+class CommandGpus(NvmlReader):
     """A ClockActuator that runs commands.
 
     Args:
@@ -33,37 +34,18 @@ class CommandGpus:
     ) -> None:
         _check(set_command, "set", needs_clock=True)
         _check(release_command, "release", needs_clock=False)
-        self._nvml = gpus
+        super().__init__(gpus)
         self._set_command = tuple(set_command)
         self._release_command = tuple(release_command)
         self._touched: set[GpuIdentity] = set()
 
-    @property
-    def gpus(self) -> tuple[str, ...]:
-        """UUIDs."""
-        return self._nvml.gpus
-
-    def supported_clocks_mhz(self) -> tuple[int, ...]:
-        """As NVML lists them."""
-        return self._nvml.supported_clocks_mhz()
-
     def set(self, clock_mhz: int) -> None:
         """Lock every GPU; if one fails, none stays locked (see ClockActuator)."""
         check_supported(clock_mhz, self.supported_clocks_mhz())
-        try:
+        with all_or_none(self.release):
             for gpu in self._nvml.identities():
                 self._touched.add(gpu)
                 _run(self._set_command, gpu, clock_mhz)
-        except ClockError as error:
-            try:
-                self.release()
-            except ClockError as second:
-                error.add_note(f"while giving the other GPUs back: {second}")
-            raise
-
-    def read_back(self) -> tuple[ClockReading, ...]:
-        """As NVML reads them."""
-        return self._nvml.read_back()
 
     def release(self, *, orphans: bool = False) -> None:
         """Free the GPUs locked here, or with ``orphans`` all of them (see ClockActuator)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from beam_runtime.clocks.base import POWER_CAP, ClockReading, check_supported
+from beam_runtime.clocks.base import POWER_CAP, ClockReading, all_or_none, check_supported
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
     UNINITIALIZED,
@@ -112,17 +112,11 @@ class NvmlGpus:
     def set(self, clock_mhz: int) -> None:
         """Lock every GPU's SM clock; if one refuses, none stays locked (see ClockActuator)."""
         check_supported(clock_mhz, self.supported_clocks_mhz())
-        try:
+        with all_or_none(self.release):
             for at in range(len(self._uuids)):
                 # Noted first: a call that fails may have taken effect.
                 self._touched.add(at)
                 self._ask("nvmlDeviceSetGpuLockedClocks", at, clock_mhz, clock_mhz)
-        except ClockError as error:
-            try:
-                self.release()
-            except ClockError as second:
-                error.add_note(f"while giving the other GPUs back: {second}")
-            raise
 
     def read_back(self) -> tuple[ClockReading, ...]:
         """SM clock and clock-event reasons of each GPU."""

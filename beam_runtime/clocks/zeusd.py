@@ -10,8 +10,9 @@ import os
 import socket
 from urllib.parse import urlencode
 
-from beam_runtime.clocks.base import ClockReading, check_supported
+from beam_runtime.clocks.base import all_or_none, check_supported
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.nvml_reader import NvmlReader
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 
 SOCKET_VARIABLE = "ZEUSD_SOCK_PATH"
@@ -21,7 +22,7 @@ TIMEOUT_S = 5.0
 _FORBIDDEN = (401, 403)
 
 
-class ZeusdGpus:
+class ZeusdGpus(NvmlReader):
     """A ClockActuator that asks zeusd.
 
     Args:
@@ -30,38 +31,19 @@ class ZeusdGpus:
     """
 
     def __init__(self, gpus: NvmlGpus, socket_path: str) -> None:
-        self._nvml = gpus
+        super().__init__(gpus)
         self._socket_path = socket_path
         self._indices = ",".join(str(gpu.index) for gpu in gpus.identities())
         self._touched = False
-
-    @property
-    def gpus(self) -> tuple[str, ...]:
-        """UUIDs."""
-        return self._nvml.gpus
-
-    def supported_clocks_mhz(self) -> tuple[int, ...]:
-        """As NVML lists them."""
-        return self._nvml.supported_clocks_mhz()
 
     def set(self, clock_mhz: int) -> None:
         """Lock all GPUs in one request; release all if it fails (see ClockActuator)."""
         check_supported(clock_mhz, self.supported_clocks_mhz())
         self._touched = True
-        try:
+        with all_or_none(self.release):
             self._post(
                 "/gpu/set_gpu_locked_clocks", min_clock_mhz=clock_mhz, max_clock_mhz=clock_mhz
             )
-        except ClockError as error:
-            try:
-                self.release()
-            except ClockError as second:
-                error.add_note(f"while giving the GPUs back: {second}")
-            raise
-
-    def read_back(self) -> tuple[ClockReading, ...]:
-        """As NVML reads them."""
-        return self._nvml.read_back()
 
     def release(self, *, orphans: bool = False) -> None:
         """Undo our lock, or with ``orphans`` any (see ClockActuator)."""

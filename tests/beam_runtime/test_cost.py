@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paper_table import paper_table
 
 from beam_runtime.cost import StepCost
 from beam_runtime.cost_fit import held_out
@@ -42,32 +43,8 @@ def true_j(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
 
 
 def table(cells=CELLS, clocks_mhz=CLOCKS_MHZ, idle=True, **metadata: str) -> PerfTable:
-    rows = [("forward", clock, cell) for clock in clocks_mhz for cell in cells]
-    if idle:
-        rows += [("idle", clock, (0, 0, 0, 0)) for clock in clocks_mhz for _ in range(3)]
-    forward = np.array([row[0] == "forward" for row in rows])
-    return seal_table(
-        {
-            "kind": np.array([row[0] for row in rows]),
-            "clock_mhz": np.array([row[1] for row in rows]),
-            "prefill_tokens": np.array([row[2][0] for row in rows]),
-            "prefill_context_tokens": np.array([row[2][1] for row in rows]),
-            "decode_requests": np.array([row[2][2] for row in rows]),
-            "decode_context_tokens": np.array([row[2][3] for row in rows]),
-            "latency_ms": np.where(forward, [true_ms(r[2], r[1]) for r in rows], 1000.0),
-            "energy_j": np.where(forward, [true_j(r[2], r[1]) for r in rows], 170.0),
-            "passes": np.ones(len(rows), dtype=np.int64),
-            "source": np.array(["measured"] * len(rows)),
-        },
-        {
-            "model": "m",
-            "tp": "2",
-            "pp": "1",
-            "stage_layers": "4",
-            "device": "d",
-            "energy_source": "e",
-            **metadata,
-        },
+    return paper_table(
+        cells, clocks_mhz, true_ms, true_j, idle_rows=3 * idle, **{"pp": "1"} | metadata
     )
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import polars as pl
+from paper_table import paper_table
 
-from beamprof.table_file import seal_table
 from beamprof.traces.trace import Provenance, Trace
 
 CLOCKS_MHZ = (600, 800, 1000, 1200, 1400)
@@ -23,34 +23,10 @@ def pass_j(cell, clock_mhz):
 
 
 def make_table(pp=4, model="small", clocks=CLOCKS_MHZ, latency=1.0, idle=True):
-    rows = [("forward", clock, cell) for clock in clocks for cell in CELLS]
-    if idle:
-        rows += [("idle", clock, (0, 0, 0, 0)) for clock in clocks]
-    forward = np.array([kind == "forward" for kind, _, _ in rows])
-    cells = np.array([cell for _, _, cell in rows])
-    columns = {
-        "kind": np.array([kind for kind, _, _ in rows]),
-        "clock_mhz": np.array([clock for _, clock, _ in rows]),
-        "prefill_tokens": cells[:, 0],
-        "prefill_context_tokens": cells[:, 1],
-        "decode_requests": cells[:, 2],
-        "decode_context_tokens": cells[:, 3],
-        "latency_ms": np.where(forward, [latency * pass_ms(r[2], r[1]) for r in rows], 1000.0),
-        "energy_j": np.where(forward, [pass_j(r[2], r[1]) for r in rows], IDLE_W),
-        "passes": np.ones(len(rows), dtype=np.int64),
-        "source": np.array(["measured"] * len(rows)),
-    }
-    return seal_table(
-        columns,
-        {
-            "model": model,
-            "tp": "2",
-            "pp": str(pp),
-            "stage_layers": "4",
-            "device": "paper",
-            "energy_source": "paper",
-        },
-    )
+    return paper_table(
+        CELLS, clocks, lambda cell, clock: latency * pass_ms(cell, clock), pass_j,
+        idle_w=IDLE_W, idle_rows=idle, pp=str(pp), model=model,
+    )  # fmt: skip
 
 
 def make_trace(rows, duration_s):
