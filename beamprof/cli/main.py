@@ -21,7 +21,7 @@ import typer
 
 import beamprof
 from beam_runtime.errors import BeamError
-from beamprof.cli import decide, doctor, profile, replay, study, sweep, table, trace
+from beamprof.cli import decide, doctor, profile, replay, report, study, sweep, table, trace
 
 DONE, BAD_INPUT, INTERRUPTED, BUG = 0, 2, 130, 70
 
@@ -40,6 +40,7 @@ app.add_typer(sweep.app, name="sweep")
 app.add_typer(trace.app, name="trace")
 app.command("replay")(replay.command)
 app.command("study")(study.command)
+app.command("report")(report.command)
 app.command("decide")(decide.command)
 app.command("doctor")(doctor.command)
 

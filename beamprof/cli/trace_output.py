@@ -86,7 +86,7 @@ def preparation(
     from beamprof.traces.preparation import Preparation
 
     return Preparation(
-        window_s=None if window is None else _window_s(window),
+        window_s=None if window is None else window_s(window),
         max_total_tokens=max_total_tokens,
         over_limit=over_limit,
         target_tps=target_tps,
@@ -94,7 +94,8 @@ def preparation(
     )
 
 
-def _window_s(text: str) -> tuple[float, float | None]:
+def window_s(text: str) -> tuple[float, float | None]:
+    """``FROM:TO`` in seconds; an open end is None. Raises TraceError for anything else."""
     first, colon, last = text.partition(":")
     if not colon or not (first or last):
         raise TraceError(

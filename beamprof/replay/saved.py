@@ -1,9 +1,10 @@
 """A replay read back from the folder that `beam replay --output` wrote."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -62,7 +63,8 @@ class SavedReplay:
         mine = self.steps.filter(pl.col("policy") == policy, pl.col("issued_ms") < to_ms)
         inside = pl.col("issued_ms") >= from_ms
         before = mine.filter(~inside).tail(1)
-        return pl.concat([before, mine.filter(inside)]).collect()
+        with _readable(self.folder):
+            return pl.concat([before, mine.filter(inside)]).collect()
 
 
 def load_replay(folder: Path) -> SavedReplay:
@@ -93,45 +95,55 @@ def load_replay(folder: Path) -> SavedReplay:
             cause=str(error).splitlines()[0],
             hint=_AGAIN,
         ) from None
-    saved = SavedReplay(
-        folder,
-        report,
-        record,
-        pl.read_parquet(found["requests"]),
-        pl.read_parquet(found["gaps"]),
-        pl.scan_parquet(found["steps"]),
-    )
-    _check_rows(saved)
+    with _readable(folder):
+        saved = SavedReplay(
+            folder,
+            report,
+            record,
+            pl.read_parquet(found["requests"]),
+            pl.read_parquet(found["gaps"]),
+            pl.scan_parquet(found["steps"]),
+        )
+        _check_rows(saved)
     return saved
 
 
-def replay_metadata(path: Path) -> str | None:
-    """What a replay wrote into the file at ``path``; None in any other Parquet file.
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ReportError(
+            f"the replay in {folder} is damaged", cause=str(error).splitlines()[0], hint=_AGAIN
+        ) from None
+
+
+def parquet_schema(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Columns and metadata of any Parquet file.
 
     Raises:
-        ReportError: the file cannot be read as Parquet.
+        ReportError: it cannot be read as one.
     """
-    return _schema(path)[1]
-
-
-def _schema(path: Path) -> tuple[list[str], str | None]:
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise ReportError(
             f"{path} cannot be read as a Parquet file",
             cause=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            hint="beam report takes what beam replay or beam study wrote, or a decision log "
-            "(.jsonl)",
+            hint="beam report takes what beam replay --output or beam study wrote, or a decision "
+            "log (.jsonl)",
         ) from None
-    text: Any = (schema.metadata or {}).get(METADATA_KEY.encode())
-    return list(schema.names), None if text is None else text.decode("utf-8", "replace")
+    found = (schema.metadata or {}).items()
+    metadata = {key.decode("utf-8", "replace"): text.decode("utf-8", "replace")
+                for key, text in found}  # fmt: skip
+    return list(schema.names), metadata
 
 
 def _checked(path: Path, columns: tuple[str, ...]) -> str:
-    names, text = _schema(path)
+    names, metadata = parquet_schema(path)
+    text = metadata.get(METADATA_KEY, "")
     missing = [name for name in columns if name not in names]
-    if text is None or missing or f'"schema": "{SCHEMA}"' not in text[:100]:
+    if missing or f'"schema": "{SCHEMA}"' not in text[:100]:
         raise ReportError(
             f"{path} is no file of a replay by this BEAM",
             cause=f"it lacks the columns {', '.join(missing)}" if missing

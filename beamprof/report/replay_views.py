@@ -14,7 +14,7 @@ AS_GOOD_POINTS = 1.0
 
 def show_replay(report: ReplayReport, following: str, console: Console) -> None:
     """`beam replay`."""
-    sentence(console, _answer(report))
+    sentence(console, answer(report))
     slo = report.options.slo
     block(
         console,
@@ -39,7 +39,8 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
     next_command(console, following)
 
 
-def _answer(report: ReplayReport) -> str:
+def answer(report: ReplayReport) -> str:
+    """The sentence that stands first: the cheapest policy that is as good as vanilla."""
     keeping = [r for r in report.rungs if min(r.ttft_points, r.tbt_points) >= -AS_GOOD_POINTS]
     best = min(keeping, key=lambda rung: rung.to_vanilla)
     m = best.metrics

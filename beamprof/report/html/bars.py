@@ -1,0 +1,54 @@
+"""Energy as bars on one axis."""
+
+from collections.abc import Sequence
+
+from beamprof.report.html.part import Bar
+from beamprof.report.html.scale import Linear
+from beamprof.report.html.svg import Plot
+
+_HEIGHT_PX = 30  # the page's row: lines across run on from bar to bar
+_THICK = {"from_bottom": 0.16, "to_top": 0.84}
+
+
+def energy_bar(
+    name: str,
+    css: str,
+    energy_j: float,
+    longest_j: float,
+    *,
+    words: Sequence[str],
+    marks_j: Sequence[float] = (),
+    bound: bool = False,
+) -> Bar:
+    """A bar from 0.
+
+    Args:
+        name: whose.
+        css: its colour.
+        energy_j: its length.
+        longest_j: the axis's end.
+        words: what it comes to.
+        marks_j: other bars' lengths, as lines across.
+        bound: not a policy: drawn hollow.
+    """
+    plot = _plot(longest_j, f"{name}: {', '.join(words)}")
+    plot.bar(0, energy_j, "bound" if bound else f"solid {css}", **_THICK)
+    for mark_j in marks_j:
+        plot.upright(mark_j, "mark")
+    return Bar(name, css, plot.markup(), tuple((text, "") for text in words))
+
+
+def parts_bar(
+    name: str, css: str, parts: Sequence[tuple[str, str, float]], longest_j: float
+) -> Bar:
+    """A bar made of ``parts``: (class, its words, joules) from left to right."""
+    plot = _plot(longest_j, f"{name}: {', '.join(words for _, words, _ in parts)}")
+    at_j = 0.0
+    for kind, _, part_j in parts:
+        plot.bar(at_j, at_j + part_j, kind, **_THICK)
+        at_j += part_j
+    return Bar(name, css, plot.markup(), tuple((words, kind) for kind, words, _ in parts))
+
+
+def _plot(longest_j: float, label: str) -> Plot:
+    return Plot(Linear(0.0, longest_j), Linear(0.0, 1.0), _HEIGHT_PX, label)

@@ -1,0 +1,218 @@
+"""One run of a controller, from its decision log, as arrays."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_runtime.decisions import read_log
+from beamprof.errors import ReportError
+
+KNOBS = ("clock_mhz", "chunk_tokens", "microbatches", "pace_ms")
+# Decisions are made anew every quarter of a second while there are requests: after a longer
+# silence, what was seen says nothing about what had been foretold.
+_STALE_MS = 1_000.0
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Time in which BEAM did not steer, seconds of the run, and why."""
+
+    from_s: float
+    to_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRun:
+    """From a ``start`` to its ``stop``; times in seconds since the start.
+
+    Attributes:
+        path: the log.
+        number, runs: which run of how many that the file holds.
+        start: its first record.
+        end_s: the last record's time.
+        at_s: (D,) decisions.
+        knobs: (D,) by knob.
+        steered: (D,) whether the decision was put in force.
+        requests: (D,) running and waiting.
+        foretold_w: (D,) all energy of the forecast over its horizon; NaN without one.
+        foretold_tbt_ms, seen_tbt_ms: (P,) the longest gap foretold by a decision, and the longest
+            that was seen until the next one.
+        tokens, late_tokens: after requests' first, as far as decisions tell.
+        first_s, first_ms, first_foretold_ms, first_slo_ms: (F,) first tokens; NaN where nothing
+            was foretold.
+        search_ms: (D,) what a decision took.
+        stretches: when BEAM did not steer.
+        oddities: (s, what) of drift and refused clocks.
+        counts: what the run's end says; empty where it has none.
+    """
+
+    path: Path
+    number: int
+    runs: int
+    start: Mapping[str, Any]
+    end_s: float
+    at_s: Floats
+    knobs: Mapping[str, Floats]
+    steered: NDArray[np.bool_]
+    requests: Floats
+    foretold_w: Floats
+    foretold_tbt_ms: Floats
+    seen_tbt_ms: Floats
+    tokens: int
+    late_tokens: int
+    first_s: Floats
+    first_ms: Floats
+    first_foretold_ms: Floats
+    first_slo_ms: Floats
+    search_ms: Floats
+    stretches: tuple[Stretch, ...]
+    oddities: tuple[tuple[float, str], ...]
+    counts: Mapping[str, Any]
+
+    @property
+    def steered_share(self) -> float:
+        """Of the run's time."""
+        off_s = sum(one.to_s - one.from_s for one in self.stretches)
+        return 1.0 - off_s / self.end_s if self.end_s > 0 else 0.0
+
+    def holds_s(self) -> Floats:
+        """(D,) how long each decision was in force; 0 where it was not."""
+        until_s = np.append(self.at_s[1:], self.end_s)
+        lasts_s = until_s - self.at_s
+        for one in self.stretches:
+            lasts_s -= np.clip(
+                np.minimum(until_s, one.to_s) - np.maximum(self.at_s, one.from_s), 0.0, None
+            )
+        return np.where(self.steered, np.clip(lasts_s, 0.0, None), 0.0)
+
+
+def load_log(path: Path) -> LogRun:
+    """The last run in the log.
+
+    Raises:
+        BeamError: as read_log.
+        ReportError: it holds no record, or one that no controller writes.
+    """
+    records = list(read_log(path))
+    begins = [at for at, record in enumerate(records) if _kind(record) == "start"]
+    if not begins:
+        raise ReportError(f"{path} holds no decisions", cause="the log is empty")
+    try:
+        return _run(path, len(begins), records[begins[-1] :])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ReportError(
+            f"{path} holds a record that this BEAM does not write",
+            cause=f"{type(error).__name__}: {error}",
+            hint="a log of an older BEAM, or a damaged one: record again",
+        ) from None
+
+
+def _kind(record: Any) -> str:
+    return str(record.get("kind")) if isinstance(record, dict) else ""
+
+
+def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
+    start = records[0]
+    start_ms = float(start["at_ms"])
+    of_kind: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        of_kind.setdefault(_kind(record), []).append(record)
+    decisions = of_kind.get("decision", [])
+    first = of_kind.get("first_token", [])
+    end_ms = max(float(record["at_ms"]) for record in records)
+    forecasts = [one.get("own", one["forecast"]) for one in decisions]
+    foretold, seen = _pairs(decisions, forecasts, of_kind.get("steering", []))
+    since = [one.get("since", {}) for one in decisions]
+
+    def seconds(of: Iterable[Mapping[str, Any]]) -> Floats:
+        return (np.array([float(one["at_ms"]) for one in of]) - start_ms) / 1e3
+
+    return LogRun(
+        path=path,
+        number=runs,
+        runs=runs,
+        start=start,
+        end_s=(end_ms - start_ms) / 1e3,
+        at_s=seconds(decisions),
+        knobs={name: _numbers(one["knobs"][name] for one in decisions) for name in KNOBS},
+        steered=np.array(["own" not in one for one in decisions], dtype=bool),
+        requests=_numbers(one["state"]["running"] + one["state"]["waiting"] for one in decisions),
+        foretold_w=_numbers(_watts(one) for one in forecasts),
+        foretold_tbt_ms=foretold,
+        seen_tbt_ms=seen,
+        tokens=sum(int(one.get("tokens", 0)) for one in since),
+        late_tokens=sum(int(one.get("late_tokens", 0)) for one in since),
+        first_s=seconds(first),
+        first_ms=_numbers(one["actual_ms"] for one in first),
+        first_foretold_ms=_numbers(one.get("predicted_ms") for one in first),
+        first_slo_ms=_numbers(one.get("slo_ms") for one in first),
+        search_ms=_numbers(one["search_ms"] for one in decisions),
+        stretches=_stretches(of_kind.get("steering", []), start_ms, end_ms),
+        oddities=_oddities(of_kind, start_ms),
+        counts=dict(of_kind["stop"][-1]["counts"]) if "stop" in of_kind else {},
+    )
+
+
+def _numbers(values: Iterable[Any]) -> Floats:
+    return np.array([math.nan if value is None else float(value) for value in values])
+
+
+def _watts(forecast: Mapping[str, Any]) -> float:
+    horizon_ms = forecast["horizon_ms"] or 0.0
+    joules = (forecast["active_energy_j"] or 0.0) + (forecast["idle_energy_j"] or 0.0)
+    return joules / horizon_ms * 1e3 if horizon_ms > 0 else math.nan
+
+
+def _pairs(
+    decisions: list[dict[str, Any]],
+    forecasts: list[Mapping[str, Any]],
+    steering: list[dict[str, Any]],
+) -> tuple[Floats, Floats]:
+    turns_ms = [float(one["at_ms"]) for one in steering]
+    pairs = []
+    for (one, two), forecast in zip(pairwise(decisions), forecasts, strict=False):
+        begin_ms, end_ms = float(one["at_ms"]), float(two["at_ms"])
+        since, worst_ms = two.get("since", {}), forecast["worst_tbt_ms"]
+        if not since.get("tokens") or not worst_ms or end_ms - begin_ms > _STALE_MS:
+            continue
+        if not any(begin_ms <= turn_ms <= end_ms for turn_ms in turns_ms):
+            pairs.append((float(worst_ms), float(since["worst_ms"])))
+    both = np.array(pairs).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _stretches(
+    steering: list[dict[str, Any]], start_ms: float, end_ms: float
+) -> tuple[Stretch, ...]:
+    found, began = [], None
+    for record in steering:
+        at_s = (float(record["at_ms"]) - start_ms) / 1e3
+        if began is not None:
+            found.append(Stretch(began[0], at_s, began[1]))
+        began = None if record["steering"] else (at_s, str(record["reason"]))
+    if began is not None:
+        found.append(Stretch(began[0], (end_ms - start_ms) / 1e3, began[1]))
+    return tuple(found)
+
+
+def _oddities(
+    of_kind: Mapping[str, list[dict[str, Any]]], start_ms: float
+) -> tuple[tuple[float, str], ...]:
+    said = [
+        (one, f"{one['step']} steps take {float(one['ratio']):.2f} times what the table says")
+        for one in of_kind.get("drift", [])
+    ]
+    for one in of_kind.get("clock", []):
+        asked = "release" if one["clock_mhz"] is None else f"{one['clock_mhz']} MHz"
+        said.append((one, f"clock refused ({asked}): {one['error']}"))
+    found = [((float(one["at_ms"]) - start_ms) / 1e3, words) for one, words in said]
+    return tuple(sorted(found))

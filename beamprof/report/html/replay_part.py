@@ -1,0 +1,284 @@
+"""A replay as part of a page: energy, promises, a burst, and what the numbers stand on."""
+
+import numpy as np
+
+from beamprof.replay.ladder import ReplayReport, Rung
+from beamprof.replay.metrics import J_PER_KWH
+from beamprof.replay.record import Record, TableRecord
+from beamprof.replay.saved import SavedReplay
+from beamprof.report.html.bars import energy_bar, parts_bar
+from beamprof.report.html.burst import Window, timelines
+from beamprof.report.html.colours import colours
+from beamprof.report.html.columns import columns
+from beamprof.report.html.late_shares import Sample, late_shares
+from beamprof.report.html.number_words import axis_ms, percent, significant
+from beamprof.report.html.part import (
+    Bar,
+    Bars,
+    Drawing,
+    Drawings,
+    Facts,
+    Grid,
+    Part,
+    Section,
+)
+from beamprof.report.replay_views import answer
+from beamprof.units import format_duration
+
+# A knob that stands at one value for so much of the time is not drawn.
+STILL_SHARE = 0.999
+ORACLE_NAME = "oracle (bound)"
+
+
+def replay_part(saved: SavedReplay, window: Window) -> Part:
+    """All of a replay.
+
+    Args:
+        saved: what was read.
+        window: what its timeline shows.
+    """
+    report = saved.report
+    css = colours(rung.metrics.policy for rung in report.rungs)
+    slo = report.options.slo
+    sections = [
+        Section(
+            "Energy", "All GPUs, passes and idling, until the trace ends. Broken lines: the best "
+            f"single clock ({report.knee_mhz:,} MHz) and the bound.", _energy(report, css),
+        ),
+        Section(
+            "Latency against its promises",
+            "Each curve is the share that came later than the time below it, on logarithmic axes. "
+            "Where a curve crosses into the shaded side, its height is the share that broke the "
+            "promise.",
+            _latency(saved, css),
+        ),
+        Section(
+            "Promises kept",
+            f"TTFT within {axis_ms(slo.ttft_ms)} by request, TBT within {axis_ms(slo.tbt_ms)} by "
+            "token; points are percentage points beside vanilla. Both: requests with every token "
+            "in time.", _attainment(report, css),
+        ),
+        Section(
+            f"The busiest stretch, {window.words}" if window.chosen else f"From {window.words}",
+            "What arrives, and how each policy's engine meets it. A knob that does not move is "
+            "named, not drawn.", timelines(saved, window, css),
+        ),
+        Section(
+            "Where the energy goes", "Prefill: steps that carry any prompt. Decode: the others. "
+            "Idle: GPU time that no pass covers.", _parts(report, css),
+        ),
+    ]  # fmt: skip
+    knobs = _knobs(report, css)
+    if knobs.drawings:
+        sections.append(
+            Section("Time in each knob", "Share of the trace's time, for knobs that move.", knobs)
+        )
+    sections.append(
+        Section("Where this comes from", "Enough to make it again.", _facts(report, saved.record))
+    )
+    sentence = answer(report).replace("(-", "(\N{MINUS SIGN}")
+    return Part(_kicker(report), sentence, _standing(saved.record), tuple(sections))
+
+
+def _kicker(report: ReplayReport) -> str:
+    slo = report.options.slo
+    return (
+        f"Replay · {report.model} on {report.tp * report.pp} × {report.device} (tp{report.tp} "
+        f"pp{report.pp}) · {report.requests:,} requests in {format_duration(report.duration_s)} · "
+        f"SLO TTFT {axis_ms(slo.ttft_ms)}, TBT {axis_ms(slo.tbt_ms)}"
+    )
+
+
+def _standing(record: Record) -> str:
+    one = record.plant_table
+    told = {
+        "measured": "a table measured on GPUs",
+        "imported": "a table that others measured and published",
+        "modelled": "a table that was modelled, not measured",
+    }
+    table = " and ".join(told.get(source, source) for source in one.sources)
+    believed = (
+        "" if record.table.rows_sha256 == one.rows_sha256
+        else " The policies decide by another table than the one that is true here."
+    )  # fmt: skip
+    return (
+        "This is a simulation: a model of the serving engine plays the trace, and every step "
+        f"takes and costs what {table} says. No server ran.{believed}"
+    )
+
+
+def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
+    longest_j = max(rung.metrics.energy_j for rung in report.rungs)
+    knee_j = report.rungs[1].metrics.energy_j
+    bounds = [] if report.oracle_j is None else [report.oracle_j]
+    bars = [_energy_row(rung, css, longest_j, [knee_j, *bounds]) for rung in report.rungs]
+    for bound_j in bounds:
+        words = _energy_words(bound_j, bound_j / report.vanilla.energy_j, bound_j / knee_j)
+        bars.append(
+            energy_bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks_j=[knee_j],
+                       bound=True)
+        )  # fmt: skip
+    return Bars(tuple(bars))
+
+
+def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks_j: list[float]) -> Bar:
+    m = rung.metrics
+    words = _energy_words(m.energy_j, rung.to_vanilla, rung.to_knee)
+    return energy_bar(
+        m.policy, css[m.policy], m.energy_j, longest_j,
+        words=(*words, f"{significant(m.j_per_token)} J/token"), marks_j=marks_j,
+    )  # fmt: skip
+
+
+def _energy_words(energy_j: float, to_vanilla: float, to_knee: float) -> tuple[str, ...]:
+    return (
+        f"{significant(energy_j / J_PER_KWH)} kWh",
+        f"{to_vanilla:.3f} of vanilla",
+        f"{to_knee:.3f} of knee",
+    )
+
+
+def _latency(saved: SavedReplay, css: dict[str, str]) -> Drawings:
+    slo = saved.report.options.slo
+    first, gaps = [], []
+    for rung in saved.report.rungs:
+        name = rung.metrics.policy
+        values_ms = saved.ttft_ms(name)
+        values_ms = np.sort(values_ms[np.isfinite(values_ms)])
+        first.append(Sample(name, css[name], values_ms, np.ones(len(values_ms), dtype=np.int64)))
+        gaps.append(Sample(name, css[name], *saved.gap_counts(name)))
+    drawings = (
+        Drawing(
+            "Requests with a first token later than …",
+            late_shares(first, slo.ttft_ms, "TTFT: share of requests by time"),
+            "time to first token (TTFT)",
+        ),
+        Drawing(
+            "Tokens with a gap longer than …",
+            late_shares(gaps, slo.tbt_ms, "TBT: share of tokens by time"),
+            "time between tokens (TBT)",
+        ),
+    )
+    return Drawings(tuple(drawing for drawing in drawings if drawing.svg))
+
+
+def _attainment(report: ReplayReport, css: dict[str, str]) -> Grid:
+    spread = ("p50 ms", "p90", "p99", "max", "kept", "points")
+    rows = []
+    for rung in report.rungs:
+        m, kept = rung.metrics, rung.metrics.attainment
+        cells = [m.policy]
+        for one, share, points, digits in (
+            (m.ttft, kept.ttft, rung.ttft_points, 2),
+            (m.tbt, kept.tbt, rung.tbt_points, 3),
+        ):
+            cells += [f"{ms:,.0f}" for ms in (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms)]
+            cells += [percent(share, digits), f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")]
+        rows.append((*cells, percent(kept.requests, 2)))
+    return Grid(
+        (("", 1), ("TTFT", 6), ("TBT", 6), ("Both", 1)),
+        ("policy", *spread, *spread, "kept"),
+        tuple(rows),
+        tuple(css[rung.metrics.policy] for rung in report.rungs),
+    )
+
+
+def _parts(report: ReplayReport, css: dict[str, str]) -> Bars:
+    longest_j = max(rung.metrics.energy_j for rung in report.rungs)
+    bars = []
+    for rung in report.rungs:
+        m = rung.metrics
+        parts = [
+            (kind, _part_words(kind, part_j, m.energy_j), part_j)
+            for kind, part_j in (
+                ("prefill", m.prefill_energy_j),
+                ("decode", m.decode_energy_j),
+                ("idle", m.idle_energy_j),
+            )
+        ]
+        bars.append(parts_bar(m.policy, css[m.policy], parts, longest_j))
+    return Bars(tuple(bars))
+
+
+def _part_words(kind: str, part_j: float, whole_j: float) -> str:
+    return f"{kind} {significant(part_j / J_PER_KWH)} kWh ({percent(part_j / whole_j, 0)})"
+
+
+def _knobs(report: ReplayReport, css: dict[str, str]) -> Drawings:
+    drawings = []
+    for rung in report.rungs:
+        m = rung.metrics
+        for knob, unit, shares in (
+            ("clock", "MHz", m.clock_share),
+            ("chunk", "tokens", m.chunk_share),
+            ("microbatches", "microbatches", m.microbatches_share),
+            ("pace", "ms", m.pace_share),
+        ):
+            if max(shares.values(), default=1.0) < STILL_SHARE:
+                title = f"{m.policy}: {knob}"
+                svg = columns(dict(shares.items()), css[m.policy], title)
+                drawings.append(Drawing(title, svg, unit))
+    return Drawings(tuple(drawings), small=True)
+
+
+def _facts(report: ReplayReport, record: Record) -> Facts:
+    options = report.options
+    same = record.table.rows_sha256 == record.plant_table.rows_sha256
+    facts = [
+        ("Table", _table_words(record.table)),
+        ("Plant's table", "the same" if same else _table_words(record.plant_table)),
+        ("Trace", _trace_words(report, record)),
+        ("Noise", "none: every step takes what the table says" if options.noise == 0
+         else f"{percent(options.noise)} of a step's time, seed {options.seed}"),
+        ("Engine", _engine_words(report)),
+        ("Assumed", "; ".join(report.notes)),
+        ("Lost on the way", "; ".join(
+            f"{count:,} {reason.replace('_', ' ')}" for reason, count in report.dropped.items())),
+        ("Out of reach", _impossible(report)),
+        ("Made", f"{record.made}, by {', '.join(f'{n} {v}' for n, v in record.versions.items())}"),
+        ("Command", record.command or "from Python"),
+    ]  # fmt: skip
+    return Facts(tuple((name, words) for name, words in facts if words))
+
+
+def _table_words(table: TableRecord) -> str:
+    said = table.said
+    parts = [
+        f"{table.model} tp{table.tp} pp{table.pp}, {' and '.join(table.sources)}",
+        f"on {said.get('gpu_name') or said.get('device', 'an unnamed device')}",
+        *(f"{name.replace('_', ' ')} {said[name]}" for name in
+          ("engine", "energy_source", "origin", "created") if name in said),
+        f"rows {table.rows_sha256[:12]}",
+    ]  # fmt: skip
+    return "; ".join(parts)
+
+
+def _trace_words(report: ReplayReport, record: Record) -> str:
+    trace = record.trace
+    done = ", ".join(step.name.replace("_", " ") for step in trace.transforms[1:])
+    parts = [
+        f"{trace.source} ({trace.format})",
+        f"{report.requests:,} requests in {format_duration(report.duration_s)}",
+        f"then {done}" if done else "",
+        f"licence: {trace.licence}",
+        f"rows {record.trace_sha256[:12]}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _engine_words(report: ReplayReport) -> str:
+    options = report.options
+    idle = "" if options.idle_power_w is None else f"; {options.idle_power_w:g} W per waiting GPU"
+    kv = "unlimited" if options.kv_blocks is None else f"{options.kv_blocks:,} blocks"
+    return (
+        f"{options.max_num_seqs} requests at a time; KV cache {kv}; host gap "
+        f"{options.host_gap_ms:g} ms per stage and step; a clock takes "
+        f"{options.clock_delay_ms:g} ms to change{idle}"
+    )
+
+
+def _impossible(report: ReplayReport) -> str:
+    count = report.vanilla.attainment.impossible
+    if not count:
+        return ""
+    return f"prompts that miss the TTFT SLO even alone at the highest clock: {count:,}"
