@@ -98,14 +98,15 @@ class Controller(Hooks):
         engine: its adapter; not needed where the engine calls hooks and reads ``orders``.
         actuator: sets its GPUs' clocks; None = they stay as they are.
         slos: classes by name; ``default`` is for requests that name none.
-        own: the engine's own settings; by default its largest step, clocks unlocked.
+        own: the engine's own settings, given back whenever BEAM steps aside; by default its
+            largest step, clocks unlocked.
         kv_blocks: its KV-cache blocks, where known.
         rules: how often, how long, how far.
         log: where decisions go; closed at the end.
         search: finds the best knobs for a snapshot; by default the compiled search.
         observing: see observe().
         threads: False = nothing runs by itself: call advance().
-        now_ms: the time axis of all hooks.
+        now_ms: the time axis of all hooks, in milliseconds; time.monotonic() by default.
 
     Raises:
         ValueError: ``own`` is outside what ``limits`` allow.

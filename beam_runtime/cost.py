@@ -71,9 +71,14 @@ class StepCost:
     def from_table(cls, table: PerfTable, clocks_mhz: Sequence[int] | None = None) -> Self:
         """Fit a table and serve it at ``clocks_mhz`` (default: the clocks it measured).
 
+        Args:
+            table: any that loads.
+            clocks_mhz: (M,) in any order; clocks between measured ones are interpolated.
+
         Raises:
             CoverageError: a clock outside the measured range: the voltage curve beyond it is
                 unknown, so no extrapolation is offered.
+            TableError: too few cells to fit: one token count, or clocks without a common cell.
         """
         fit = fit_table(table)
         served = np.array(sorted(set(clocks_mhz or table.clocks_mhz)), dtype=np.int64)

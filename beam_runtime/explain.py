@@ -58,12 +58,13 @@ def work(
 
 
 def explain(state: Snapshot, decision: Decision, cost: StepCost | None = None) -> str:
-    """A few lines for a person.
+    """A few lines for a person. Plays the emulator, so not for the serving path.
 
     Args:
         state: what the decision was made for.
         decision: what was decided.
-        cost: step costs, for joules per token.
+        cost: step costs, for joules per token; their idle power must be known
+            (idle_power.with_idle_power sees to it).
     """
     lines = [
         f"state     {describe_state(state)}",

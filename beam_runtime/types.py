@@ -1,7 +1,7 @@
 """The nouns that every room shares: frozen, slotted, with units in their names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 # Times closer than a nanosecond are the same time: it keeps rounding out of the decisions.
@@ -39,6 +39,9 @@ class StepShape:
         prefill_pairs: (query, key) pairs that the chunks attend, the sum over chunks of
             c * (k + (c + 1) / 2). Left at None for a single chunk, where it follows from
             C and its context; give it for a step with several chunks.
+
+    Raises:
+        ValueError: one of the counts is below 0.
     """
 
     prefill_tokens: int = 0
@@ -84,7 +87,8 @@ class Knobs:
     """The four settings that BEAM chooses together.
 
     Attributes:
-        clock_mhz: locked SM clock of all the replica's GPUs.
+        clock_mhz: locked SM clock of all the replica's GPUs; the highest stands for unlocked,
+            and 0 for it where no table tells the clocks.
         chunk_tokens: tokens of one engine step, decodes included (vLLM's
             max_num_scheduled_tokens).
         microbatches: into how many pipeline microbatches the decodes are split, 1..pp.
@@ -164,15 +168,20 @@ class EngineLimits:
     """What does not change while an engine runs.
 
     Attributes:
-        pp: pipeline stages.
+        pp: pipeline stages, the only one without a default.
         block_size: tokens of one KV-cache block.
         max_num_seqs: requests that may run at the same time.
         max_batched_tokens: tokens of the largest step that the engine was started for.
         max_model_len: longest prompt and answer together, tokens.
-        max_steps_in_flight: vLLM's batch queue; pp, or pp + 1 with async scheduling.
-        host_gap_ms: time per stage and step that no pass covers.
+        max_steps_in_flight: vLLM's batch queue: pp (which 0 stands for), or pp + 1 with async
+            scheduling.
+        host_gap_ms: time per stage and step that no pass covers; about 5.5 ms on a measured
+            node (benchmarks/fidelity.py). Calibration does not find it by itself.
         transfer_ms: sending a step's activations from one stage to the next.
-        clock_delay_ms: from asking for a clock to running at it.
+        clock_delay_ms: from asking for a clock to running at it; NVML takes 7 to 35 ms.
+
+    Raises:
+        ValueError: a count below 1 or a time below 0.
     """
 
     pp: int
@@ -188,6 +197,10 @@ class EngineLimits:
     def __post_init__(self) -> None:
         if self.max_steps_in_flight == 0:
             object.__setattr__(self, "max_steps_in_flight", self.pp)
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name.endswith("_ms") else 1
+            if not value >= least:
+                raise ValueError(f"{field.name} must be {least} or more, found {value}")
 
 
 @dataclass(frozen=True, slots=True)
