@@ -176,7 +176,7 @@ class EngineLimits:
         max_steps_in_flight: vLLM's batch queue: pp (which 0 stands for), or pp + 1 with async
             scheduling.
         host_gap_ms: time per stage and step that no pass covers; about 5.5 ms on a measured
-            node (benchmarks/fidelity.py). Calibration does not find it by itself.
+            node (benchmarks/fidelity.py); calibration takes what is missing for a slow table.
         transfer_ms: sending a step's activations from one stage to the next.
         clock_delay_ms: from asking for a clock to running at it; NVML takes 7 to 35 ms.
 
