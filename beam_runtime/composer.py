@@ -8,9 +8,9 @@ It holds two sets of rules:
   running requests before waiting ones, admission by KV blocks, preemption of the last.
   ``fill`` is that half. An adapter lets the engine's scheduler do it and takes from the
   result the budget and which decodes to show.
-* BEAM's four rules (design/control.md), each of which ``Rules`` can switch off:
-  issue just in time, let every decode ride while there is prefill, send decodes ahead of a
-  chunk that would make them late, hold decodes until the earliest is due.
+* BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
+  let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
+  that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
 
 What it does not know: when requests end, what arrives next, and which KV blocks a prefix
 cache could give back.
@@ -34,6 +34,9 @@ from beam_runtime.types import (
 
 Finish = Callable[[StepShape, float], float]
 
+# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
+CUT_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -46,7 +49,7 @@ class Step:
         preempted: running requests that lose their KV blocks, the last one first.
         blocks: KV blocks taken, less those that preemption gave back.
         budget_tokens: vLLM's max_num_scheduled_tokens for this step.
-        chunk_owed: it went ahead of a chunk, which has to be next.
+        chunk_owed: it left the next chunk behind; a whole one has to be next.
         shape: what its cost depends on.
     """
 
@@ -100,22 +103,104 @@ def _closed(state: Snapshot, now_ms: float, rules: Rules) -> Hold | None:
 
 def _with_prefill(
     state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
-) -> Step | None:
+) -> Step | Hold | None:
     """A step with a chunk in it, or the decodes that have to go ahead of one."""
     if not prefill_pending(state):
         return None
     decoding = _decoding(state)
-    riding = [r for r in decoding if new_tokens(r, state)]
+    ready = [r for r in decoding if new_tokens(r, state)]
+    riding: Sequence[RequestState] = ready
     if not rules.ride_along:
-        riding = _earliest_due(riding, _group(decoding, knobs), state)
+        riding = _earliest_due(ready, _group(decoding, knobs), state)
     budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
     mixed = fill(state, budget, riding, prefill=True)
-    if not (mixed.chunks or mixed.preempted):
-        return None
-    ask = rules.decode_first_when_late and mixed.chunks and riding and not state.chunk_owed
-    if ask and finish_ms(mixed.shape, now_ms) > due_ms(riding, state) + SAME_MS:
-        return replace(_decode_only(state, riding, budget), chunk_owed=True)
-    return mixed
+    full = mixed.chunks and mixed.decodes and mixed.shape.tokens == budget
+    if rules.give_way and rules.ride_along and full:
+        riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
+    if not mixed.chunks:
+        return mixed if mixed.preempted else None
+    if not rules.late_cuts_chunk or state.chunk_owed:
+        return mixed
+    return _in_time(mixed, riding, state, now_ms, finish_ms)
+
+
+def _give_way(
+    mixed: Step,
+    ready: Sequence[RequestState],
+    decoding: int,
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+) -> tuple[Sequence[RequestState], Step]:
+    """The decodes that ride in a full step, and that step.
+
+    Those that the step after it would make late, and a fair share even if nobody is pressed:
+    decodes that went together while they were paced come to be spread over the pipeline, so
+    that its steps are equally long.
+    """
+    budget, next_ms = mixed.budget_tokens, _step_after_ms(mixed, state, now_ms, finish_ms)
+    pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
+    riders = max(pressed, -(-decoding // state.limits.pp))
+    riding = _earliest_due(ready, riders, state)
+    step = fill(state, budget, riding, prefill=True)
+    if len(riding) < len(ready) and step.shape.tokens < budget:
+        riding = _earliest_due(ready, riders + budget - step.shape.tokens, state)
+        step = fill(state, budget, riding, prefill=True)
+    return riding, step
+
+
+def _in_time(
+    mixed: Step,
+    riding: Sequence[RequestState],
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+) -> Step | Hold:
+    """The step with as much of its chunk as lets every decode be in time.
+
+    Those in flight count as well: they can only be in a step after this one.
+    """
+    ahead_ms = _ahead_due_ms(state) + SAME_MS
+
+    def kept(step: Step) -> bool:
+        late = riding and finish_ms(step.shape, now_ms) > due_ms(riding, state) + SAME_MS
+        return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
+
+    if kept(mixed):
+        return mixed
+    fits, misses = 0, mixed.shape.prefill_tokens
+    while misses - fits > CUT_TOKENS:
+        middle = (fits + misses) // 2
+        if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True)):
+            fits = middle
+        else:
+            misses = middle
+    if fits:
+        cut = fill(state, len(mixed.decodes) + fits, riding, prefill=True)
+        # One that is cut to less than half is made good by a whole one.
+        return replace(cut, chunk_owed=2 * fits < mixed.shape.prefill_tokens)
+    if riding:
+        return replace(_decode_only(state, riding, len(riding)), chunk_owed=True)
+    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+
+
+def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish) -> float:
+    """When the step after this one is back: a stage's time later."""
+    back_ms = finish_ms(step.shape, now_ms)
+    return back_ms + (back_ms - now_ms) / state.limits.pp
+
+
+def _ahead_due_ms(state: Snapshot) -> float:
+    """When the first request in flight would be late with its next token, margin included."""
+    everyone = (*state.running, *state.waiting) if state.in_flight else ()
+    slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone}
+    latest = (
+        step.finish_ms + slo_ms[name]
+        for step in state.in_flight
+        for name in step.request_ids
+        if name in slo_ms
+    )
+    return min(latest, default=math.inf) - state.correction.tbt_margin_ms
 
 
 def _decodes_alone(

@@ -61,5 +61,5 @@ def stance_for(
     # ... are late in any that is worth its weights. To send them ahead of each would halve the
     # prompts' pace and still be late: keep to one chunk size.
     return Stance(
-        replace(rules, decode_first_when_late=False), Policy(chunk_tokens=(largest // 2,)), floor
+        replace(rules, late_cuts_chunk=False), Policy(chunk_tokens=(largest // 2,)), floor
     )

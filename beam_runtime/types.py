@@ -120,14 +120,16 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The composer's four rules, each of which can be switched off (design/control.md).
+    """The composer's rules, each of which can be switched off (design/control.md).
 
     Attributes:
         just_in_time: issue a step only when the first stage is about to be free.
-        ride_along: while there is prefill, every ready decode rides in every chunk step;
-            off, decodes are split into microbatches there too.
-        decode_first_when_late: a short decode-only step goes before a mixed step that would
-            make a riding decode late.
+        ride_along: while there is prefill, ready decodes ride in every chunk step; off, decodes
+            are split into microbatches there too.
+        give_way: of those, decodes that will be in time in the step after it too leave their
+            places to prompts, but for a fair share of each step; off, all ride.
+        late_cuts_chunk: a chunk that would make a decode late is cut to what is in time; where
+            nothing is, the decodes go ahead of it alone.
         pace: hold ready decodes, and merge them, until the earliest is due.
         lead_ms: how long before the first stage is free a step is issued.
         min_chunk_tokens: room for prefill that a step keeps beside all running decodes.
@@ -135,7 +137,8 @@ class Rules:
 
     just_in_time: bool = True
     ride_along: bool = True
-    decode_first_when_late: bool = True
+    give_way: bool = True
+    late_cuts_chunk: bool = True
     pace: bool = True
     lead_ms: float = 2.0
     min_chunk_tokens: int = 32
@@ -143,7 +146,7 @@ class Rules:
     @classmethod
     def vanilla(cls) -> "Rules":
         """Plain vLLM: every rule off, its queue filled as soon as it has room."""
-        return cls(False, False, False, False, min_chunk_tokens=0)
+        return cls(False, False, False, False, False, min_chunk_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +282,7 @@ class Snapshot:
         clock_since_ms: when knobs.clock_mhz was asked for.
         previous_clock_mhz: the clock that GPUs run at until the change took effect;
             None where knobs.clock_mhz is in effect.
-        chunk_owed: a decode-only step was sent ahead of a chunk; the chunk goes next.
+        chunk_owed: the last step left a chunk behind; a whole one goes next.
         correction: what calibration learnt so far.
     """
 

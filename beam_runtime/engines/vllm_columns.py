@@ -30,6 +30,7 @@ class Columns:
         self._known: list[Followed] = []
         self._prompts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._at: dict[str, int] = {}
+        self._prefill = False
         config = getattr(view.scheduler, "scheduler_config", None)
         self._asynchronous = bool(getattr(config, "async_scheduling", False))
 
@@ -45,7 +46,19 @@ class Columns:
         step.generated[:end] = step.totals[:end] - self._prompts
         if self._asynchronous:
             self._count_placeholders(running, end)
-        return end, self._fill_waiting(end, now_ms)
+        waiting = self._fill_waiting(end, now_ms)
+        self._prefill = waiting > 0 or bool((step.computed[:end] < self._prompts).any())
+        return end, waiting
+
+    def flying(self) -> list[tuple[float, list[int]]]:
+        """Steps in flight, where there is prefill: when each is back, who gets a token from it."""
+        if not self._prefill:
+            return []
+        view = self._view
+        return [
+            (finish_ms, [self._at[name] for name in step.token_for if name in self._at])
+            for finish_ms, step in zip(view.times.finishes_ms(), view.flying, strict=False)
+        ]
 
     def name(self, column: int) -> str:
         """The running request of a column."""

@@ -109,6 +109,7 @@ class Embedded:
         self._planned_ms = float("-inf")
         self._planned_for: Orders | None = None
         self._idle_since_ms: float | None = None
+        self._begun_ms: float | None = None
 
     def connect(self, controller: "Controller") -> None:
         """From now on events go there."""
@@ -169,6 +170,7 @@ class Embedded:
         if planned is None or not planned.holds:
             return Gate.GO
         self.tally.holds += 1
+        self._begun_ms = None
         if not self.view.flying:
             return Gate.WAIT
         back_ms = self.view.times.finishes_ms()[0]
@@ -182,7 +184,10 @@ class Embedded:
 
     @_never_raises
     def _constrain(self) -> ExitStack | None:
-        planned = self._current_plan(self._now_ms())
+        now_ms = self._now_ms()
+        if self._begun_ms is None:
+            self._begun_ms = now_ms
+        planned = self._current_plan(now_ms)
         self._plan = None
         self.view.chunk_owed = planned is not None and planned.chunk_owed
         return None if planned is None else self._applied(planned)
@@ -207,6 +212,8 @@ class Embedded:
     def issued(self, output: Any) -> None:
         """A step was scheduled."""
         now_ms = self._now_ms()
+        begun_ms, self._begun_ms = self._begun_ms, None
+        begun_ms = now_ms if begun_ms is None else begun_ms
         for name in getattr(output, "preempted_req_ids", None) or ():
             self.tally.preemptions += 1
             self.view.unsettled.add(name)
@@ -217,11 +224,11 @@ class Embedded:
         (step, shape), orders = issued, self.controller.orders
         clock_mhz = orders.knobs.clock_mhz
         pass_ms = self._passes.pass_ms(shape, clock_mhz, orders.correction)
-        self.view.times.issue(now_ms, pass_ms)
+        self.view.times.issue(begun_ms, pass_ms)
         self.tally.steps += 1
         pass_j = self._passes.energy_j(shape, clock_mhz)
         self.tally.active_energy_j += pass_j * self.view.limits.pp
-        self.controller.step_issued(step.decodes, step.chunks, at_ms=now_ms)
+        self.controller.step_issued(step.decodes, step.chunks, at_ms=begun_ms)
 
     @_never_raises
     def returned(self, output: Any, outputs: Any) -> None:
@@ -232,6 +239,10 @@ class Embedded:
         if step is None:
             return
         self.view.times.finish(now_ms)
+        # Where nothing is held back, the engine goes straight on to its next step: what lies
+        # between two steps is that step's host gap, and part of what it takes.
+        if not self.view.flying and (self.view.scheduler.running or self.view.scheduler.waiting):
+            self._begun_ms = now_ms
         self.controller.step_finished(at_ms=now_ms)
         expected = self.controller.orders.expected
         for client in (outputs or {}).values():
@@ -324,7 +335,7 @@ class Embedded:
         answer = step.ask(
             running, waiting, now_ms, orders.knobs, orders.correction, rules,
             self.view.times.stage_free_ms(), self.view.free_blocks,
-            chunk_owed=self.view.chunk_owed,
+            flying=columns.flying(), chunk_owed=self.view.chunk_owed,
         )  # fmt: skip
         if answer.until_ms is not None:
             if not self.view.flying and answer.until_ms == float("inf"):

@@ -1,7 +1,7 @@
 """The composer's answer in vLLM's terms: a token budget, and which requests to hide.
 
     hold               nothing is scheduled: budget 0
-    mixed step         budget = chunk, decodes that do not ride are hidden
+    mixed step         budget = its tokens, decodes that do not ride are hidden
     decode-only step   budget = its decodes, everything else is hidden
 
 vLLM's own schedule() then fills the step, allocates blocks and preempts. Where it knows more
@@ -50,8 +50,8 @@ def plan(move: Step | Hold, state: Snapshot, knobs: Knobs, rules: Rules) -> Plan
     if isinstance(move, Hold):
         return Plan(0, until_ms=move.until_ms, why=move.why)
     hidden = _left_out(move, state)
-    if move.chunk_owed:
-        return Plan(move.budget_tokens, hidden, chunk_owed=True)
+    if move.chunks or move.chunk_owed:
+        return Plan(move.shape.tokens, hidden, chunk_owed=move.chunk_owed)
     decoding = sum(1 for r in state.running if r.phase is Phase.DECODE)
     # Never less than a chunk's budget where no decode-only step was meant: the head of the
     # queue may fit by a prefix-cache hit that the composer does not know of.

@@ -6,6 +6,7 @@ the earliest due) is kept up to date here by ``set_kind``, and only where a requ
 
 import math
 
+from beam_runtime.composer import CUT_TOKENS
 from beam_runtime.kernel.jit import compiled
 from beam_runtime.kernel.state import (
     CACHED,
@@ -13,6 +14,8 @@ from beam_runtime.kernel.state import (
     COMPUTED,
     DECODING,
     DUE,
+    FLY,
+    FLY_COUNT,
     FLY_HEAD,
     FREE_BLOCKS,
     GENERATED,
@@ -310,6 +313,87 @@ def hold_until_ms(s: State, group: int, now_ms: float, k: Setting, e: Engine, t:
 
 
 @compiled
+def fill_with(s: State, decodes: int, budget: int, prefill: bool, e: Engine) -> Batch:
+    """Fill a step with so many of the ready decodes, those that are due first."""
+    all_shown = decodes == s.at[N_READY]
+    if not all_shown:
+        choose_earliest_due(s, decodes)
+    return fill(s, budget, all_shown, prefill, e)
+
+
+@compiled
+def give_way(
+    s: State, mixed: Batch, budget: int, now_ms: float, k: Setting, e: Engine, t: Tables
+) -> tuple[int, Batch]:
+    """(how many decodes ride, the step with them)."""
+    ready = s.at[N_READY]
+    back_ms = finish_ms(s, mixed, now_ms, k, e, t)
+    next_ms = back_ms + (back_ms - now_ms) / e.pp
+    pressed = 0
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        if s.requests[KIND, row] == READY:
+            due_ms = s.times[LAST, row] + s.times[TBT_SLO, row] - e.tbt_margin_ms
+            pressed += due_ms + SAME_MS < next_ms
+    riding = min(ready, max(pressed, -(-s.at[N_DECODING] // e.pp)))
+    step = fill_with(s, riding, budget, True, e)
+    room = budget - step.chunk - step.decodes
+    if riding < ready and room > 0:
+        riding = min(ready, riding + room)
+        step = fill_with(s, riding, budget, True, e)
+    return riding, step
+
+
+@compiled
+def ahead_due_ms(s: State, e: Engine) -> float:
+    """When the first decode in flight will be late with its next token."""
+    due_ms = math.inf
+    for i in range(s.at[N_FLYING]):
+        slot = (s.at[FLY_HEAD] + i) % e.slots
+        back_ms = s.clock[STAGE_FREE + e.pp + slot]
+        for j in range(s.at[FLY_COUNT + slot]):
+            due_ms = min(due_ms, back_ms + s.times[TBT_SLO, s.requests[FLY + slot, j]])
+    return due_ms
+
+
+@compiled
+def kept(
+    s: State, step: Batch, riding: int, ahead_ms: float, now_ms: float, k: Setting, e: Engine,
+    t: Tables,
+) -> bool:  # fmt: skip
+    """Whether all decodes can be in time if this step goes now."""
+    back_ms = finish_ms(s, step, now_ms, k, e, t)
+    if riding > 0 and back_ms > s.clock[DUE] - e.tbt_margin_ms + SAME_MS:
+        return False
+    return back_ms + (back_ms - now_ms) / e.pp <= ahead_ms
+
+
+@compiled
+def in_time(
+    s: State, mixed: Batch, riding: int, now_ms: float, k: Setting, e: Engine, t: Tables
+) -> tuple[int, float, Batch, bool]:
+    """What compose answers with a chunk that may make nobody late."""
+    ahead_ms = ahead_due_ms(s, e) - e.tbt_margin_ms + SAME_MS
+    if kept(s, mixed, riding, ahead_ms, now_ms, k, e, t):
+        return STEP, now_ms, mixed, False
+    all_shown = riding == s.at[N_READY]
+    fits, misses = 0, mixed.chunk
+    while misses - fits > CUT_TOKENS:
+        middle = (fits + misses) // 2
+        cut = fill(s, mixed.decodes + middle, all_shown, True, e)
+        if kept(s, cut, riding, ahead_ms, now_ms, k, e, t):
+            fits = middle
+        else:
+            misses = middle
+    if fits > 0:
+        cut = fill(s, mixed.decodes + fits, all_shown, True, e)
+        return STEP, now_ms, cut, 2 * fits < mixed.chunk
+    if riding > 0:
+        return STEP, now_ms, fill(s, riding, all_shown, False, e), True
+    return HOLD, s.clock[STAGE_FREE + e.pp + s.at[FLY_HEAD]], mixed, False
+
+
+@compiled
 def compose(
     s: State, k: Setting, now_ms: float, e: Engine, t: Tables
 ) -> tuple[int, float, Batch, bool]:
@@ -323,22 +407,19 @@ def compose(
 
     ready = s.at[N_READY]
     group = -(-s.at[N_DECODING] // k.microbatches)
-    all_shown = ready <= group
     chosen = min(ready, group)
     budget = max(k.chunk, s.at[N_DECODING] + e.min_chunk) if e.min_chunk > 0 else k.chunk
     budget = min(budget, e.max_batched)
-    if not all_shown:
-        choose_earliest_due(s, group)
     if prefill_pending(s, e):
-        all_ride = e.ride_along or all_shown
-        riding = ready if all_ride else chosen
-        mixed = fill(s, budget, all_ride, True, e)
+        riding = ready if e.ride_along else chosen
+        mixed = fill_with(s, riding, budget, True, e)
+        full = mixed.chunk > 0 and mixed.decodes > 0 and mixed.chunk + mixed.decodes == budget
+        if e.give_way and e.ride_along and full:
+            riding, mixed = give_way(s, mixed, budget, now_ms, k, e, t)
+        if mixed.chunk > 0 and e.late_cuts and s.at[CHUNK_OWED] == 0:
+            return in_time(s, mixed, riding, now_ms, k, e, t)
         if mixed.chunk > 0 or mixed.preempted > 0:
-            ask = e.decode_first and mixed.chunk > 0 and riding > 0 and s.at[CHUNK_OWED] == 0
-            in_time_ms = s.clock[DUE] - e.tbt_margin_ms + SAME_MS
-            if not ask or finish_ms(s, mixed, now_ms, k, e, t) <= in_time_ms:
-                return STEP, now_ms, mixed, False
-            return STEP, now_ms, fill(s, min(riding, budget), all_ride, False, e), True
+            return STEP, now_ms, mixed, False
     if ready == 0:
         return HOLD, math.inf, nothing, False
 
@@ -346,4 +427,4 @@ def compose(
         until_ms = hold_until_ms(s, group, now_ms, k, e, t)
         if now_ms < until_ms - SAME_MS:
             return HOLD, until_ms, nothing, False
-    return STEP, now_ms, fill(s, min(chosen, budget), all_shown, False, e), False
+    return STEP, now_ms, fill_with(s, chosen, min(chosen, budget), False, e), False

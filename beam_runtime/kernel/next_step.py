@@ -6,6 +6,7 @@ looked at before: nothing is read then.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from beam_runtime.kernel.state import (
     KIND,
     LAST,
     N_DECODING,
+    N_FLYING,
     N_PREFILL,
     N_READY,
     N_RUNNING,
@@ -138,6 +140,7 @@ class NextStep:
         stage_free_ms: tuple[float, ...],
         free_blocks: int,
         *,
+        flying: Sequence[tuple[float, Sequence[int]]] = (),
         chunk_owed: bool,
     ) -> Answer:
         """What to do with the requests in the first columns.
@@ -151,6 +154,8 @@ class NextStep:
             rules: which of the composer's rules hold.
             stage_free_ms: see Snapshot.
             free_blocks: see Snapshot.
+            flying: steps in flight, the oldest first: when each is back, and the columns that
+                get a token from it. Of interest only while there is prefill.
             chunk_owed: see Snapshot.
         """
         self._follow(knobs, correction, rules)
@@ -158,23 +163,25 @@ class NextStep:
         s.at[N_RUNNING], s.at[N_WAITING] = running, waiting
         s.at[FREE_BLOCKS], s.at[CHUNK_OWED] = free_blocks, chunk_owed
         s.clock[STAGE_FREE : STAGE_FREE + engine.pp] = stage_free_ms
+        s.at[N_FLYING] = len(flying)
+        for slot, (back_ms, columns) in enumerate(flying):
+            s.clock[STAGE_FREE + engine.pp + slot] = back_ms
+            s.at[FLY_COUNT + slot] = len(columns)
+            s.requests[FLY + slot, : len(columns)] = columns
         is_step, until_ms, owed, items, decodes, chunk = next_step(
             s, self._setting, now_ms, engine, self._tables
         )
         if not is_step:
             return Answer(until_ms)
-        ready, decoding = int(s.at[N_READY]), int(s.at[N_DECODING])
         left_out: tuple[int, ...] = ()
-        if owed or decodes < ready:
+        if owed or decodes < s.at[N_READY]:
             left_out = self._left_out(running, items, prompts=owed and chunk == 0)
+        if owed or chunk:
+            return Answer(None, decodes + chunk, left_out, owed)
         budget = self._setting.chunk
         if engine.min_chunk:
-            budget = max(budget, decoding + engine.min_chunk)
-        budget = min(budget, engine.max_batched)
-        if owed:
-            group = -(-decoding // self._setting.microbatches)
-            budget = min(budget, ready if engine.ride_along else min(ready, group))
-        return Answer(None, budget, left_out, owed)
+            budget = max(budget, int(s.at[N_DECODING]) + engine.min_chunk)
+        return Answer(None, min(budget, engine.max_batched), left_out, owed)
 
     def _left_out(self, running: int, items: int, *, prompts: bool) -> tuple[int, ...]:
         """Columns of running requests that could go and were not chosen."""

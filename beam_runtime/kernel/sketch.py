@@ -233,7 +233,7 @@ def estimate(
     total_ms = busy_ms + k.steps * e.gap_ms
     gap_ms = e.pp * total_ms / k.steps
     decodes = k.decodes
-    if e.decode_first and d.requests > 0 and gap_ms + e.tbt_margin_ms > d.tbt_ms:
+    if e.late_cuts and d.requests > 0 and gap_ms + e.tbt_margin_ms > d.tbt_ms:
         # Decodes go ahead of every chunk: a pass more per step, and half as many ride.
         passes, b = split(d, e.pp)
         _, round_busy_ms, round_j = round_of(passes, b, c, e, t)

@@ -84,7 +84,8 @@ class Engine(NamedTuple):
     tbt_margin_ms: float
     just_in_time: bool
     ride_along: bool
-    decode_first: bool
+    give_way: bool
+    late_cuts: bool
     pace: bool
     lead_ms: float
     min_chunk: int

@@ -173,7 +173,7 @@ def send(
     real = Engine(
         e.pp, e.block_size, e.max_num_seqs, e.max_batched, e.max_model_len, e.max_in_flight,
         e.slots, e.gap_ms, e.transfer_ms, factor, factor, e.ttft_margin_ms, e.tbt_margin_ms,
-        e.just_in_time, e.ride_along, e.decode_first, e.pace, e.lead_ms, e.min_chunk,
+        e.just_in_time, e.ride_along, e.give_way, e.late_cuts, e.pace, e.lead_ms, e.min_chunk,
     )  # fmt: skip
     if b.items > 0:
         p.clock[COVERED_IDLE_J] += covered_idle_j(s, b, now_ms, duration_ms, k, real, true)

@@ -138,7 +138,8 @@ class TestSchedulingLikeVllm:
 class TestTheChunkKeepsItsRoom:
     def test_never_under_running_decodes_and_a_minimum_chunk(self):
         decodes = [decode(f"d{i}") for i in range(6)]
-        found = step(state(*decodes, waiting=[prompt("w", 900)]), Knobs(1410, 4))
+        rules = Rules(give_way=False)
+        found = step(state(*decodes, waiting=[prompt("w", 900)]), Knobs(1410, 4), rules=rules)
         assert found.budget_tokens == 6 + Rules().min_chunk_tokens
         assert len(found.decodes) == 6
 
@@ -166,18 +167,64 @@ class TestRideAlong:
     mixed = state(*(decode(f"d{i}") for i in range(8)), prompt("p", 2000, computed=256))
 
     def test_every_ready_decode_rides_in_a_chunk_step(self):
-        assert len(step(self.mixed, Knobs(1410, 256, microbatches=4)).decodes) == 8
+        found = step(self.mixed, Knobs(1410, 256, microbatches=4), rules=Rules(give_way=False))
+        assert len(found.decodes) == 8
 
     def test_switched_off_they_are_split_into_microbatches(self):
         rules = Rules(ride_along=False)
         assert len(step(self.mixed, Knobs(1410, 256, microbatches=4), rules=rules).decodes) == 2
 
 
-class TestDecodeFirstWhenLate:
+class TestGiveWay:
+    """Eight decodes, four stages; a step of 256 tokens takes 100 ms, the next 25 more."""
+
+    takes = staticmethod(takes(100 / 256))
+
+    def eight(self, pressed: int, tokens: int = 2000, **given):
+        # Due 200 - 10 after their last token: at 120, before the next step is back, or at 180.
+        decodes = (decode(f"d{i}", -70.0 if i < pressed else -10.0) for i in range(8))
+        return state(*decodes, prompt("p", tokens, computed=256), **given)
+
+    def test_decodes_that_can_wait_leave_their_places_but_for_a_fair_share(self):
+        found = step(self.eight(pressed=0), finish_ms=self.takes)
+        assert found.decodes == ("d0", "d1")
+        assert found.chunks == (("p", 254),)
+
+    def test_those_that_the_next_step_would_make_late_ride(self):
+        found = step(self.eight(pressed=5), finish_ms=self.takes)
+        assert found.decodes == ("d0", "d1", "d2", "d3", "d4")
+
+    def test_nobody_stays_behind_where_there_is_room(self):
+        found = step(self.eight(pressed=0, tokens=256 + 200), finish_ms=self.takes)
+        assert len(found.decodes) == 8
+
+    def test_room_that_the_prompts_leave_is_taken(self):
+        found = step(self.eight(pressed=0, tokens=256 + 251), finish_ms=self.takes)
+        assert len(found.decodes) == 5
+        assert found.chunks == (("p", 251),)
+
+    def test_switched_off_all_ride(self):
+        found = step(self.eight(pressed=0), finish_ms=self.takes, rules=Rules(give_way=False))
+        assert len(found.decodes) == 8
+
+
+class TestLateCutsChunk:
     late = state(decode("d", last_ms=-150.0), prompt("p", 2000, computed=256))
 
-    def test_a_chunk_that_would_make_a_rider_late_goes_after_a_decode_only_step(self):
+    def test_a_chunk_that_would_make_a_rider_late_is_cut_to_what_is_in_time(self):
         found = step(self.late, finish_ms=takes(0.2))  # 256 tokens take 51 ms, 40 are left
+        assert found.decodes == ("d",)
+        assert 200 - 16 <= found.shape.tokens <= 200
+        assert found.budget_tokens == found.shape.tokens
+        assert not found.chunk_owed
+
+    def test_a_chunk_cut_to_less_than_half_is_made_good_by_a_whole_one(self):
+        found = step(self.late, finish_ms=takes(0.4))
+        assert 100 - 16 <= found.shape.tokens <= 100
+        assert found.chunk_owed
+
+    def test_where_no_chunk_is_in_time_decodes_go_alone(self):
+        found = step(self.late, finish_ms=takes(3.0))  # 40 ms are 13 tokens
         assert (found.decodes, found.chunks) == (("d",), ())
         assert found.chunk_owed
 
@@ -191,10 +238,24 @@ class TestDecodeFirstWhenLate:
         assert found.chunks == (("p", 255),)
         assert not found.chunk_owed
 
+    def follows(self, back_ms: float):
+        flying = replace(decode("d"), computed_tokens=101)
+        return state(
+            flying, prompt("p", 2000, computed=256), in_flight=(StepInFlight(back_ms, ("d",)),)
+        )
+
+    def test_decodes_in_flight_have_to_come_after_it_in_time(self):
+        # Back at 10, due at 200: the step after a chunk of 160 tokens is there at 160 x 1.25.
+        found = step(self.follows(10.0), finish_ms=takes(1.0))
+        assert 160 - 16 <= found.shape.tokens <= 160
+
+    def test_where_they_cannot_the_chunk_waits_for_them(self):
+        assert hold(self.follows(10.0), finish_ms=takes(20.0)).until_ms == 10.0
+
     def test_switched_off_they_ride_and_are_late(self):
-        found = step(self.late, finish_ms=takes(0.2), rules=Rules(decode_first_when_late=False))
+        found = step(self.late, finish_ms=takes(0.2), rules=Rules(late_cuts_chunk=False))
         assert found.decodes == ("d",)
-        assert found.chunks
+        assert found.chunks == (("p", 255),)
 
 
 class TestPace:

@@ -150,7 +150,8 @@ RULES = st.builds(
     Rules,
     just_in_time=st.booleans(),
     ride_along=st.booleans(),
-    decode_first_when_late=st.booleans(),
+    give_way=st.booleans(),
+    late_cuts_chunk=st.booleans(),
     pace=st.booleans(),
     min_chunk_tokens=st.sampled_from((0, 32)),
 )

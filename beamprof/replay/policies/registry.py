@@ -23,7 +23,8 @@ SPELLINGS = (
 RULES = {
     "no-jit": Rules(just_in_time=False),
     "no-ride": Rules(ride_along=False),
-    "no-decode-first": Rules(decode_first_when_late=False),
+    "no-give-way": Rules(give_way=False),
+    "no-cut": Rules(late_cuts_chunk=False),
     "no-pace": Rules(pace=False),
 }
 
