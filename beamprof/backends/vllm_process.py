@@ -39,7 +39,7 @@ class VllmProcess:
 
     Args:
         options: model, layers, tp, dtype, max_model_len, max_batched_tokens, max_seqs,
-            max_positions, and ``more`` arguments of vllm.LLM, as vllm_engine reads them.
+            max_positions, clock, and ``more`` arguments of vllm.LLM, as vllm_engine reads them.
         environment: on top of this process's own.
 
     Raises:

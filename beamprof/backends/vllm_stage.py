@@ -49,6 +49,8 @@ class VllmBackend(MeasuringBackend):
         place: "cuda" or "cpu".
         device: name for the table; the driver's own name when empty.
         rules, assume_power_w, say: see MeasuringBackend.
+        clock: "wall", or "cpu" for the time that vLLM's thread had of its core: benchmarks on a
+            machine that is shared.
         nvml, rapl_root, now_s, sleep_s: replaced in tests.
     """
 
@@ -66,6 +68,7 @@ class VllmBackend(MeasuringBackend):
         rules: TimingRules | None = None,
         assume_power_w: float | None = None,
         say: Callable[[str], None] = note,
+        clock: str = "wall",
         nvml: Any = None,
         rapl_root: Path = POWERCAP,
         now_s: Callable[[], float] = time.perf_counter,
@@ -84,6 +87,7 @@ class VllmBackend(MeasuringBackend):
         self._named = named
         self._steps = (*steps, _gap_step(steps))
         self._device = device
+        self._clock = clock
         self._nvml = nvml
         self._rapl_root = rapl_root
         self._layers = layer_counts(stage.layers, stage.pp)
@@ -167,6 +171,7 @@ class VllmBackend(MeasuringBackend):
             "max_positions": max(needs.max_model_len, self.model.max_model_len),
             "max_batched_tokens": max(needs.max_batched_tokens, needs.max_seqs),
             "max_seqs": needs.max_seqs,
+            "clock": self._clock,
             "more": more,
         }
 
