@@ -77,7 +77,8 @@ class Search:
     Args:
         cost: step costs; their clocks are the candidates.
         limits: of the engine.
-        rules: the composer's rules, all of them by default.
+        rules: the composer's rules, all of them by default. With ``ride_along`` off microbatches
+            matter during a prefill, too; they are still chosen by what follows it.
         policy: horizon, dwell, weights.
         idle_power_w: a waiting stage's GPUs together, where the table does not know it.
         compiled: False to use the readable emulator even where numba is there.

@@ -94,12 +94,15 @@ def random_state(seed: int) -> Snapshot:
 STATES = [state for seed in range(140) if (state := random_state(seed)).running or state.waiting]
 
 
-def test_it_is_held_against_every_candidate(search: Search):
+@pytest.mark.parametrize("rules", [Rules(), Rules(ride_along=False)], ids=["riding", "not"])
+def test_it_is_held_against_every_candidate(rules: Rules):
     """Energy regret 0.2 % on average and 2 % at worst; never an SLO missed that can be kept."""
-    searcher = search._searcher
+    searcher = Search(COST, LIMITS, rules=rules)._searcher
     assert searcher is not None
     regrets, kept = [], 0
-    for state in STATES:
+    # Rules tell in steps that carry both prompts and decodes.
+    states = STATES if rules == Rules() else [s for s in STATES if s.running and s.waiting][:30]
+    for state in states:
         found, best = searcher.search(state), searcher.best_of_all(state)
         if best.violation > 0.0:
             assert found.violation <= best.violation + 0.05
@@ -107,7 +110,7 @@ def test_it_is_held_against_every_candidate(search: Search):
         kept += 1
         assert found.violation == 0.0, state
         regrets.append((found.energy_j - best.energy_j) / best.energy_j)
-    assert kept > 60
+    assert kept > len(states) // 2
     assert np.mean(regrets) <= 0.002
     assert max(regrets) <= 0.02
 
