@@ -135,6 +135,28 @@ def test_a_step_longer_than_its_clock_lasts_still_teaches(
     assert np.mean(pupil.ratios) == pytest.approx(SLOWER, rel=0.01)
 
 
+def test_a_small_change_under_a_step_counts_by_its_time(
+    fine_cost: StepCost, limits: EngineLimits
+) -> None:
+    """Half way between having come at once, and having come when it was read back."""
+    clock, pupil = ClockState(TOP_MHZ), Pupil(limits.pp)
+    clock.ask(1380, -20.0)
+    clock.confirm(1380, -10.0)
+    watch = StepWatch(fine_cost, limits, clock, pupil)
+    watch.issued(DECODES, 0.0)
+    clock.ask(1350, 10.0)
+    clock.confirm(1350, 40.0)
+    watch.finished(80.0)
+    before, now = (
+        1.0 / float(fine_cost.latency_ms(DECODES)[clock_index(fine_cost, mhz)])
+        for mhz in (1380, 1350)
+    )
+    earliest_ms, latest_ms = 80.0 / (10 * before + 70 * now), 80.0 / (40 * before + 40 * now)
+    (ratio,) = pupil.ratios
+    stage_ms = 80.0 / limits.pp - limits.host_gap_ms
+    assert ratio == pytest.approx(stage_ms / ((earliest_ms + latest_ms) / 2.0), rel=1e-9)
+
+
 def test_a_large_change_under_a_step_teaches_nothing(
     small_cost: StepCost, limits: EngineLimits
 ) -> None:

@@ -79,6 +79,17 @@ def test_an_adapter_that_refuses_orders(bench: Bench) -> None:
     assert bench.after.counts.falls == 3
 
 
+def test_an_adapter_that_refuses_now_and_then(bench: Bench) -> None:
+    class Moody(Deaf):
+        def apply(self, orders: Orders) -> None:
+            self.obeys = not self.obeys
+            super().apply(orders)
+
+    bench.run(requests(), adapter=Moody(obeys=True))
+    assert bench.after.steering
+    assert bench.after.counts.falls == 0
+
+
 def test_async_scheduling_has_one_step_more_in_flight(bench: Bench) -> None:
     bench.limits = replace(bench.limits, max_steps_in_flight=bench.limits.pp + 1)
     bench.run(requests())
