@@ -6,17 +6,20 @@ from pathlib import Path
 
 from beamprof.atomic_file import check_writable, written_whole
 from beamprof.errors import ReportError
+from beamprof.replay import study
 from beamprof.replay.results import METADATA_KEY
 from beamprof.replay.saved import load_replay, parquet_schema
+from beamprof.replay.saved_study import load_study
 from beamprof.report.html.burst import asked_window, busiest
 from beamprof.report.html.log_part import log_part, log_window
 from beamprof.report.html.log_run import load_log
 from beamprof.report.html.part import Part
 from beamprof.report.html.render import environment, render
 from beamprof.report.html.replay_part import replay_part
+from beamprof.report.html.study_part import study_part
 
 Window = tuple[float, float | None]
-REPLAY, LOG = "replay", "decision log"
+REPLAY, STUDY, LOG = "replay", "study", "decision log"
 _TAKES = (
     "beam report takes what beam replay --output or beam study wrote, or a decision log (.jsonl)"
 )
@@ -28,7 +31,7 @@ class Told:
 
     Attributes:
         path: a replay's folder, or the file.
-        kind: ``replay`` or ``decision log``.
+        kind: ``replay``, ``study`` or ``decision log``.
         sentence: the answer.
     """
 
@@ -62,7 +65,7 @@ def write_report(
     """Write one HTML page of everything at ``paths``; it loads nothing and runs no script.
 
     Args:
-        paths: folders or files of beam replay, decision logs; in the page's order.
+        paths: folders or files of beam replay, studies, decision logs; in the page's order.
         output: the page; by default beside the first input.
         window: seconds that timelines show, from and to; None = the busiest stretch.
         force: replace ``output``.
@@ -92,6 +95,8 @@ def _part(path: Path, kind: str, window: Window | None) -> Part:
     if kind == LOG:
         run = load_log(path)
         return log_part(run, asked_window(run.end_s, *window) if window else log_window(run))
+    if kind == STUDY:
+        return study_part(path, load_study(path))
     saved = load_replay(path)
     end_s = saved.report.duration_s
     return replay_part(saved, asked_window(end_s, *window) if window else busiest(saved))
@@ -108,6 +113,8 @@ def _input(path: Path) -> tuple[Path, str]:
     columns, metadata = parquet_schema(path)
     if METADATA_KEY in metadata:
         return path.parent, REPLAY
+    if study.METADATA_KEY in metadata:
+        return path, STUDY
     raise ReportError(
         f"{path} is a Parquet file of something else",
         cause=f"its columns are {', '.join(columns[:8])}",

@@ -18,7 +18,7 @@ def command(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Folders of beam replay, decision logs (.jsonl); in order."
+            metavar="PATH...", help="Folders of beam replay, a study, decision logs (.jsonl)."
         ),
     ],
     output: Annotated[

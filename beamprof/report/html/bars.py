@@ -1,6 +1,7 @@
 """Energy as bars on one axis."""
 
 from collections.abc import Sequence
+from statistics import median
 
 from beamprof.report.html.part import Bar
 from beamprof.report.html.scale import Linear
@@ -48,6 +49,18 @@ def parts_bar(
         plot.bar(at_j, at_j + part_j, kind, **_THICK)
         at_j += part_j
     return Bar(name, css, plot.markup(), tuple((words, kind) for kind, words, _ in parts))
+
+
+def spread_bar(name: str, css: str, shares: Sequence[float], *, words: Sequence[str]) -> Bar:
+    """Dots from 0 to vanilla's 1, or to the largest; a stroke at their median."""
+    plot = _plot(max((1.05, *shares)), f"{name}: {', '.join(word for word in words if word)}")
+    plot.level(0.5, "grid")
+    plot.upright(1.0, "mark")
+    for share in shares:
+        plot.dot(share, 0.5, f"{css} faint", 4)
+    if shares:
+        plot.upright(median(shares), f"stroke {css}")
+    return Bar(name, css, plot.markup(), tuple((text, "") for text in words))
 
 
 def _plot(longest_j: float, label: str) -> Plot:

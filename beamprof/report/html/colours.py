@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-_KNOWN = {"vanilla": 0, "static:knee": 1, "window-dvfs": 2, "beam-paper": 3, "beam": 4}
-_COLOURS = 10
+_KNOWN = {"vanilla": 0, "static:knee": 1, "window-dvfs": 2, "beam-paper": 3, "beam": 4, "oracle": 0}
+_FREE = (5, 6, 7, 8, 9)
 
 
 def colours(policies: Iterable[str]) -> dict[str, str]:
@@ -14,7 +14,7 @@ def colours(policies: Iterable[str]) -> dict[str, str]:
         if policy in _KNOWN:
             number = _KNOWN[policy]
         else:
-            number = len(_KNOWN) + others % (_COLOURS - len(_KNOWN))
+            number = _FREE[others % len(_FREE)]
             others += 1
         classes[policy] = f"c{number}"
     return classes

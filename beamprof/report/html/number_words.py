@@ -23,6 +23,11 @@ def significant(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
+def points(value: float) -> str:
+    """Percentage points beside something else: +0.08, −3.60."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def axis_number(value: float) -> str:
     """The shortest form: 0.01, 0.5, 200, 1,000."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"

@@ -11,7 +11,7 @@ from beamprof.report.html.burst import Window, timelines
 from beamprof.report.html.colours import colours
 from beamprof.report.html.columns import columns
 from beamprof.report.html.late_shares import Sample, late_shares
-from beamprof.report.html.number_words import axis_ms, percent, significant
+from beamprof.report.html.number_words import axis_ms, percent, points, significant
 from beamprof.report.html.part import (
     Bar,
     Bars,
@@ -168,12 +168,12 @@ def _attainment(report: ReplayReport, css: dict[str, str]) -> Grid:
     for rung in report.rungs:
         m, kept = rung.metrics, rung.metrics.attainment
         cells = [m.policy]
-        for one, share, points, digits in (
+        for one, share, beside, digits in (
             (m.ttft, kept.ttft, rung.ttft_points, 2),
             (m.tbt, kept.tbt, rung.tbt_points, 3),
         ):
             cells += [f"{ms:,.0f}" for ms in (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms)]
-            cells += [percent(share, digits), f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")]
+            cells += [percent(share, digits), points(beside)]
         rows.append((*cells, percent(kept.requests, 2)))
     return Grid(
         (("", 1), ("TTFT", 6), ("TBT", 6), ("Both", 1)),

@@ -1,0 +1,149 @@
+"""A study's page: medians over settings, every setting, and what is missing said as missing."""
+
+import json
+from concurrent.futures import Future
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from page_reading import Page
+from replay_cases import make_table, random_trace
+
+from beamprof.cli.main import main
+from beamprof.errors import ReportError
+from beamprof.html_report import write_report
+from beamprof.replay import study as study_module
+from beamprof.replay.saved_study import load_study
+from beamprof.replay.study import METADATA_KEY, study
+from beamprof.replay.study_cells import play_job
+from beamprof.replay.study_spec import resolve_study
+from beamprof.report.html.number_words import percent, points, significant
+from beamprof.report.html.study_part import study_part
+from beamprof.table_file import write_table
+from beamprof.traces.trace_file import save_trace
+
+
+class Here:
+    """Cells are played where they are submitted."""
+
+    workers = 1
+
+    def submit(self, job):
+        future = Future()
+        future.set_result(play_job(job))
+        return future
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    table = make_table()
+    write_table(table.columns, table.metadata, folder / "t.parquet")
+    save_trace(random_trace(1), folder / "one.parquet")
+    save_trace(random_trace(2, rate=8.0), folder / "two.parquet")
+    flags = {
+        "tables": str(folder / "t.parquet"),
+        "traces": f"{folder / 'one.parquet'},{folder / 'two.parquet'}",
+        "policies": "static:800,beam,oracle", "slos": "300ms/90ms,1s/200ms",
+        "noises": "0.05", "seeds": "0,1",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "open_place", lambda on, workers: Here())
+        study(resolve_study(flags, environment={}), folder / "study.parquet")
+    return folder / "study.parquet"
+
+
+@pytest.fixture(scope="module")
+def page(studied, tmp_path_factory):
+    path = write_report([studied], tmp_path_factory.mktemp("page") / "s.html").path
+    return Page(path.read_text("utf-8"))
+
+
+def cells(studied, policy, column):
+    """Means over seeds, one for each setting."""
+    rows = load_study(studied).filter(policy=policy)
+    keys = ("trace", "slo_ttft_ms")
+    return rows.group_by(keys, maintain_order=True).agg(pl.col(column).mean())[column].to_numpy()
+
+
+def test_it_is_well_formed_and_loads_nothing(page):
+    assert page.faults == [] and page.loads == ["data:,"] and page.count("script") == 0
+
+
+def test_the_overview_gives_medians_ranges_and_the_worst(page, studied):
+    for policy in ("static:knee", "static:800", "beam"):
+        energy = cells(studied, policy, "energy_to_vanilla")
+        assert len(energy) == 4
+        at = page.words.index(policy)
+        row = page.words[at : at + 5]
+        assert row[1] == f"{np.median(energy):.3f} of vanilla"
+        assert row[2] == f"{energy.min():.3f} to {energy.max():.3f}"
+        assert row[3] == f"TTFT at worst {points(cells(studied, policy, 'ttft_points').min())}"
+        assert row[4] == f"TBT at worst {points(cells(studied, policy, 'tbt_points').min())}"
+    assert len([c for c in page.of_class("faint") if "cx" in c]) == 4 * 4
+
+
+def test_every_setting_has_its_table(page, studied):
+    for title in ("one.parquet, SLO 300 ms / 90 ms", "two.parquet, SLO 1 s / 200 ms"):
+        assert title in page.words
+    frame = load_study(studied)
+    first = frame.filter(
+        pl.col("trace").str.ends_with("one.parquet"), slo_ttft_ms=300.0, policy="beam"
+    )
+    assert first.height == 2
+    at = page.words.index("beam", page.words.index("one.parquet, SLO 300 ms / 90 ms"))
+    row = page.words[at : at + 11]
+    assert row[1] == significant(first["energy_kwh"].mean())
+    assert row[6] == percent(first["ttft_kept_share"].mean(), 2)
+    assert "means over 2 seeds" in page.text and "noise 5.0 %" in page.text
+    oracle = page.words.index("oracle (bound)", at)
+    assert page.words[oracle + 5] == "–", "a bound keeps no promise"
+
+
+def test_it_names_the_cheapest_of_those_that_keep_most(studied):
+    part = study_part(studied, load_study(studied))
+    energy = cells(studied, "beam", "energy_to_vanilla")
+    worst = np.minimum(cells(studied, "beam", "ttft_points"), cells(studied, "beam", "tbt_points"))
+    assert f"{np.median(energy):.2f} of vanilla's energy" in part.sentence
+    assert part.sentence.endswith(f"vanilla's attainment in {(worst >= -1).sum()} of them.")
+    assert "their rows are measured" in part.standing
+
+
+def test_a_study_that_saves_nothing_says_so(studied):
+    frame = load_study(studied).filter(pl.col("policy").is_in(["vanilla", "oracle"]))
+    assert study_part(studied, frame).sentence.startswith("No policy needs less")
+
+
+def test_without_vanilla_energy_is_shown_as_unknown(studied):
+    frame = load_study(studied).with_columns(
+        energy_to_vanilla=pl.lit(None, pl.Float64), ttft_points=pl.lit(None, pl.Float64)
+    )
+    part = study_part(studied, frame)
+    assert part.sentence.startswith("No policy needs less")
+    assert part.sections[1].body.rows[2][2] == "–"
+
+
+def test_the_command_takes_a_study(studied, capsys):
+    assert main(["report", str(studied), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["data"]["inputs"]
+    assert told["kind"] == "study"
+    assert studied.with_suffix(".html").is_file()
+
+
+def test_studies_that_are_none(studied, tmp_path):
+    table = pq.read_table(studied)
+    metadata = table.schema.metadata
+    for change, said in (
+        (table.drop_columns(["energy_kwh"]), "no study of this BEAM"),
+        (table.replace_schema_metadata({METADATA_KEY: '{"schema": "other/2"}'}), "no study"),
+        (table.slice(0, 0), "holds no cells"),
+    ):
+        kept = change if METADATA_KEY.encode() in change.schema.metadata else None
+        pq.write_table(kept or change.replace_schema_metadata(metadata), tmp_path / "s.parquet")
+        with pytest.raises(ReportError, match=said):
+            write_report([tmp_path / "s.parquet"])
+    assert not (tmp_path / "s.html").exists()
