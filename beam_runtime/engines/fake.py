@@ -3,6 +3,9 @@
 Steps take what a table says times whatever a test wants; clocks take effect late; KV blocks run
 out; hooks get lost. The tokens of a request depend on nothing but the request, so that any two
 runs can be compared: whatever BEAM does or suffers, they must be the same.
+
+What it gets wrong: a controller without threads is told at once that a clock is set, while steps
+here follow it late, so that changing clocks teach its calibration a little amiss.
 """
 
 import math
