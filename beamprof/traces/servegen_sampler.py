@@ -3,8 +3,9 @@
 Per 600-s window each client gets its share of the aggregate rate; ceil(share x 600)
 inter-arrivals from its Gamma or Weibull are rescaled to sum to 600 s and cumulated, and those
 inside the window are kept; the last falls on the window's end, which is outside, so a client
-below one request per window emits nothing, as in ServeGen. One uniform number gives both lengths
-(comonotone), from the newest block at or before the window.
+below one request per window emits nothing, as in ServeGen. (ServeGen keeps that last one where
+rounding puts it a hair before the end: 0.2 % more requests.) One uniform number gives both
+lengths (comonotone), from the newest block at or before the window.
 
 Every (client, window) has its own child of the seed and times are whole microseconds: the same
 clients, window, scale and seed give the same trace on any machine, and an hour is a slice of a

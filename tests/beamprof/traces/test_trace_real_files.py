@@ -1,16 +1,23 @@
 """The published traces, where the shared data lies beside the checkout."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importing import import_trace
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.servegen_pool import read_pool
-from beamprof.traces.servegen_sampler import Draw, sample, scale_for_tokens_per_s
+from beamprof.traces.servegen_sampler import (
+    Draw,
+    _arrivals_in_window,
+    sample,
+    scale_for_tokens_per_s,
+)
 from beamprof.traces.statistics import tokens_per_s, trace_statistics
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -130,40 +137,77 @@ def m_large():
     return read_pool(folder, 68400, 72000)
 
 
-# How far the mean of our seeds may lie from one ServeGen trace at its scale, relative. Measured
-# with 100 seeds: requests 0.1-0.2 % fewer (ServeGen keeps a window's last arrival where rounding
-# lets it), all means within 2 %, P90 of 10-s bins 6-8 % higher. In that one number all three
-# traces lie in the lowest 3 % of our seeds; whether by their choice of seeds is not known.
-AGREEMENT = {
-    "requests": 0.003,
-    "tokens_per_s": 0.01,
-    "output_tokens_per_s": 0.025,
-    "gap_cv": 0.06,
-    "dispersion_1s": 0.16,
-    "p90_1s": 0.05,
-    "p90_10s": 0.11,
-    "p90_60s": 0.11,
-    "input_mean": 0.01,
-    "input_p50": 0.035,
-    "input_p90": 0.01,
-    "input_p99": 0.06,
-    "output_mean": 0.025,
-    "output_p50": 0.07,
-    "output_p90": 0.03,
-    "output_p99": 0.035,
-}
+class ServeGensRandom:
+    """ServeGen's own random numbers: numpy's global MT19937, Weibull by inverse CDF."""
+
+    def __init__(self, seed, used):
+        self._random = np.random.RandomState(seed)
+        self._random.random_sample(used)
+
+    def weibull(self, shape, count):
+        return (-np.log1p(-self.random(count))) ** (1 / shape)
+
+    def random(self, count):
+        return self._random.random_sample(count)
 
 
-@pytest.mark.parametrize("seed_of_theirs", ["s04", "s07", "s15"])
-def test_our_sampler_agrees_with_servegens_own(m_large, seed_of_theirs):
+# Where in the random stream of seed 15 a client's turn in a window begins: found by looking for
+# its gaps. Other clients of that window came first.
+@pytest.mark.parametrize(
+    ("client_id", "turn", "used"), [(65, 0, 3), (104, 0, 247), (65, 1, 2720), (104, 1, 3038)]
+)
+def test_by_servegens_random_numbers_our_rules_give_servegens_requests(
+    m_large, client_id, turn, used
+):
+    path = TRACES / "servegen-generated/servegen-mlarge-d0-1900-s15.csv"
+    scale = json.loads(path.with_name("manifest.json").read_text())[path.stem]["scale"]
+    client = next(client for client in m_large.clients if client.client_id == client_id)
+    window = client.windows[turn]
+    start_s = window.start_s - 68400
+    theirs = import_trace(path).frame.filter(
+        pl.col("client_id") == str(client_id),
+        pl.col("arrival_s").is_between(start_s, start_s + 600, closed="left"),
+    )
+    stream = ServeGensRandom(15, used)
+    count = math.ceil(window.rate_rps * scale * 600)
+    since_s = _arrivals_in_window(window, count, stream)
+    # Our gaps are whole microseconds: over a thousand of them that adds up to some ten.
+    assert start_s + since_s == pytest.approx(theirs["arrival_s"].to_numpy()[: count - 1], abs=3e-5)
+    uniform = stream.random(len(since_s))
+    block = client.block_for(window)
+    for name, law in (("input_tokens", block.input_law), ("output_tokens", block.output_law)):
+        assert np.maximum(law.at(uniform), 1).tolist() == theirs[name].to_list()[: count - 1]
+
+
+# ServeGen keeps the arrival that ends a window where rounding puts it below 600 s, and which way
+# it rounds hangs on the last bit of every gap: not the same on any machine, so ours drops it.
+FEWER_REQUESTS = 0.003
+
+
+def test_our_seeds_spread_around_servegens_traces(m_large):
+    """Each trace within 3 deviations of our seeds, the three together within 3 of their mean.
+
+    The nearest to the limit is the P90 of 10-s bins: 3422, 3461 and 3493 tokens/s against 3690 ±
+    165 over 150 of our seeds. That is no difference of method: ServeGen's rules with ServeGen's
+    random numbers give 3730 ± 180 over 200 seeds, and under 3493 in a tenth of them. Seeds 4, 7
+    and 15 look chosen, for the P90 of 2800 that BEAM's authors state: they lie there in wider bins.
+    """
     manifest = json.loads((TRACES / "servegen-generated/manifest.json").read_text())
-    entry = manifest[f"servegen-mlarge-d0-1900-{seed_of_theirs}"]
-    draws = [Draw(68400, 3600, entry["scale"], seed) for seed in range(10)]
-    ours = [_found(trace_statistics(sample(m_large, draw))) for draw in draws]
-    assert {numbers["clients"] for numbers in ours} == {entry["stats"]["clients"]}
-    for name, value in _stated(entry["stats"]).items():
-        mean = np.mean([numbers[name] for numbers in ours])
-        assert mean == pytest.approx(value, rel=AGREEMENT[name]), name
+    off = {}
+    for theirs in ("s04", "s07", "s15"):
+        entry = manifest[f"servegen-mlarge-d0-1900-{theirs}"]
+        draws = [Draw(68400, 3600, entry["scale"], seed) for seed in range(40)]
+        ours = [_found(trace_statistics(sample(m_large, draw))) for draw in draws]
+        assert {numbers["clients"] for numbers in ours} == {entry["stats"]["clients"]}
+        for name, value in _stated(entry["stats"]).items():
+            found = np.array([numbers[name] for numbers in ours])
+            if name == "requests":
+                assert value * (1 - FEWER_REQUESTS) < found.mean() <= value
+            else:
+                off.setdefault(name, []).append((value - found.mean()) / found.std(ddof=1))
+    for name, deviations in off.items():
+        assert np.abs(deviations).max() < 3, (name, deviations)
+        assert abs(np.mean(deviations)) < 3 / math.sqrt(3), (name, deviations)
 
 
 def _stated(stats):
