@@ -2,65 +2,45 @@
 
 ``compose`` is one pure function. Emulator, replay plant and engine adapter call it (the first
 two also in its compiled form, kernel.py), so that what was predicted is what is done.
-It holds two sets of rules:
 
-* vLLM's own scheduling (design/emulator.md): first come first served inside a token budget,
-  running requests before waiting ones, admission by KV blocks, preemption of the last.
-  ``fill`` is that half. An adapter lets the engine's scheduler do it and takes from the
-  result the budget and which decodes to show.
-* BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
-  let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
-  that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
+BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
+let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
+that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
+What they leave to be scheduled vLLM's own rules put into the step (schedule.py); an adapter takes
+from the result the budget and which decodes to show.
 
-What it does not know: when requests end, what arrives next, and which KV blocks a prefix
-cache could give back.
+What it does not know: when requests end, and what arrives next.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from beam_runtime.schedule import Step, admissible, available, fill, new_tokens
 from beam_runtime.types import (
     SAME_MS,
-    EngineLimits,
     Knobs,
     Phase,
     RequestState,
     Rules,
     Snapshot,
     StepShape,
-    chunk_pairs,
 )
+
+__all__ = [
+    "Hold",
+    "Step",
+    "chunk_budget",
+    "compose",
+    "due_ms",
+    "last_token_ms",
+    "prefill_pending",
+]
 
 Finish = Callable[[StepShape, float], float]
 
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What goes into the engine's next step.
-
-    Attributes:
-        decodes: requests that compute one token each.
-        chunks: (request, tokens) of prompts, in the order of service.
-        admitted: waiting requests that start running with this step.
-        preempted: running requests that lose their KV blocks, the last one first.
-        blocks: KV blocks taken, less those that preemption gave back.
-        budget_tokens: vLLM's max_num_scheduled_tokens for this step.
-        chunk_owed: it left the next chunk behind; a whole one has to be next.
-        shape: what its cost depends on.
-    """
-
-    decodes: tuple[str, ...]
-    chunks: tuple[tuple[str, int], ...]
-    admitted: tuple[str, ...]
-    preempted: tuple[str, ...]
-    blocks: int
-    budget_tokens: int
-    shape: StepShape
-    chunk_owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,153 +265,6 @@ def prefill_pending(state: Snapshot) -> bool:
     return head is not None and admissible(
         head, len(state.running), state.free_blocks, state.limits
     )
-
-
-def fill(
-    state: Snapshot, budget_tokens: int, decodes: Sequence[RequestState], *, prefill: bool
-) -> Step:
-    """Plain vLLM scheduling of one step.
-
-    Args:
-        state: the engine.
-        budget_tokens: most tokens of the step.
-        decodes: the decodes that the scheduler gets to see.
-        prefill: whether it gets to see prompts.
-    """
-    visible = {r.request_id for r in decodes}
-    running = list(state.running)
-    batch = _Batch(budget_tokens, state.free_blocks, state.limits.block_size)
-    at = 0
-    while at < len(running) and batch.budget > 0:
-        request = running[at]
-        shown = request.request_id in visible if request.phase is Phase.DECODE else prefill
-        tokens = min(new_tokens(request, state), batch.budget) if shown else 0
-        if tokens:
-            while not batch.fits(request, request.computed_tokens, tokens):
-                batch.preempt(running.pop())
-                if len(running) == at:
-                    break
-            if len(running) == at:
-                break
-            batch.add(request, request.computed_tokens, tokens)
-        at += 1
-
-    if prefill and not batch.preempted:
-        for request in state.waiting:
-            if not available(request, state):
-                continue
-            seqs = len(running) + len(batch.admitted)
-            if batch.budget == 0 or not admissible(request, seqs, batch.free_blocks, state.limits):
-                break
-            cached = cached_tokens(request)
-            tokens = min(total_tokens(request), state.limits.max_model_len) - cached
-            batch.admitted.append(request.request_id)
-            batch.add(request, cached, min(tokens, batch.budget))
-    return batch.step(budget_tokens, state.free_blocks)
-
-
-class _Batch:
-    """A step while it is being filled."""
-
-    def __init__(self, budget: int, free_blocks: int, block_size: int) -> None:
-        self.budget = budget
-        self.free_blocks = free_blocks
-        self.block_size = block_size
-        self.decodes: list[str] = []
-        self.chunks: list[tuple[str, int]] = []
-        self.admitted: list[str] = []
-        self.preempted: list[str] = []
-        self.decode_context = 0
-        self.prefill_tokens = 0
-        self.prefill_context = 0
-        self.pairs = 0.0
-
-    def fits(self, request: RequestState, computed: int, tokens: int) -> bool:
-        return self._needed(request, computed, tokens) <= self.free_blocks
-
-    def _needed(self, request: RequestState, computed: int, tokens: int) -> int:
-        held = blocks(request.computed_tokens, request, self.block_size)
-        return blocks(computed + tokens, request, self.block_size) - held
-
-    def preempt(self, request: RequestState) -> None:
-        self.free_blocks += blocks(request.computed_tokens, request, self.block_size)
-        self.preempted.append(request.request_id)
-
-    def add(self, request: RequestState, computed: int, tokens: int) -> None:
-        self.free_blocks -= self._needed(request, computed, tokens)
-        self.budget -= tokens
-        if request.phase is Phase.DECODE:
-            self.decodes.append(request.request_id)
-            self.decode_context += computed
-        else:
-            self.chunks.append((request.request_id, tokens))
-            self.prefill_tokens += tokens
-            self.prefill_context += computed
-            self.pairs += chunk_pairs(tokens, computed)
-
-    def step(self, budget_tokens: int, free_blocks: int) -> Step:
-        shape = StepShape(
-            self.prefill_tokens,
-            self.prefill_context,
-            len(self.decodes),
-            self.decode_context,
-            self.pairs,
-        )
-        return Step(
-            decodes=tuple(self.decodes),
-            chunks=tuple(self.chunks),
-            admitted=tuple(self.admitted),
-            preempted=tuple(self.preempted),
-            blocks=free_blocks - self.free_blocks,
-            budget_tokens=budget_tokens,
-            shape=shape,
-        )
-
-
-def admissible(request: RequestState, running: int, free_blocks: int, limits: EngineLimits) -> bool:
-    """Whether a waiting request may start: a seat, and KV blocks for its whole prompt."""
-    needed = blocks(total_tokens(request), request, limits.block_size)
-    return running < limits.max_num_seqs and needed <= free_blocks
-
-
-def available(request: RequestState, state: Snapshot) -> bool:
-    """Whether vLLM looks at a waiting request now, or at the next one.
-
-    What a preempted request had in flight may still bring it a token: it is passed over until
-    that is back.
-    """
-    return servable(request, state) and not request.steps_ahead
-
-
-def servable(request: RequestState, state: Snapshot) -> bool:
-    """Whether the model is long enough for the prompt; the engine rejects what is longer."""
-    return request.prompt_tokens <= state.limits.max_model_len
-
-
-def new_tokens(request: RequestState, state: Snapshot) -> int:
-    """Tokens that could be computed now, were the budget large enough."""
-    room = state.limits.max_model_len - request.computed_tokens
-    return max(0, min(request.pending_tokens, room))
-
-
-def blocks(tokens: int, request: RequestState, block_size: int) -> int:
-    """KV blocks that a request holds for itself with ``tokens`` computed.
-
-    Blocks of a prefix-cache hit are taken to be another request's.
-    """
-    if tokens == 0:
-        return 0
-    return -(-tokens // block_size) - cached_tokens(request) // block_size
-
-
-def cached_tokens(request: RequestState) -> int:
-    """Prefix-cache hit on admission; the last token is always computed, for its logits."""
-    return max(0, min(request.cached_tokens, request.prompt_tokens - 1))
-
-
-def total_tokens(request: RequestState) -> int:
-    """Prompt and answer so far: what has to be in the cache before the next token."""
-    return request.prompt_tokens + request.generated_tokens
 
 
 def _earliest_due(ready: Sequence[RequestState], size: int, state: Snapshot) -> list[RequestState]:

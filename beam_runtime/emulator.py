@@ -23,17 +23,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from beam_runtime.composer import (
-    Step,
-    cached_tokens,
-    compose,
-    last_token_ms,
-    new_tokens,
-    prefill_pending,
-    servable,
-)
+from beam_runtime.composer import Step, compose, last_token_ms, prefill_pending
 from beam_runtime.cost import StepCost
 from beam_runtime.pipeline import ClockPlan, Pass, Pipeline, clock_index
+from beam_runtime.schedule import cached_tokens, new_tokens, servable
 from beam_runtime.steady import Decoding, EqualWork, equal_work, steady
 from beam_runtime.types import (
     Forecast,

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from beam_runtime.composer import total_tokens
 from beam_runtime.cost import StepCost
 from beam_runtime.emulator import LOOKAHEAD_MS, decode_phase, play
 from beam_runtime.pipeline import ClockPlan, Pipeline, clock_index
+from beam_runtime.schedule import total_tokens
 from beam_runtime.steady import steady
 from beam_runtime.types import Alternative, Decision, Forecast, Knobs, Rules, Snapshot
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_runtime.composer import servable, total_tokens
 from beam_runtime.cost import FloatArray, StepCost
+from beam_runtime.schedule import servable, total_tokens
 from beam_runtime.types import SAME_MS, Correction, EngineLimits, Rules, Snapshot, StepShape
 
 # The paces that a search tries, in shares of the tightest TBT SLO: none, and up to all of it.

@@ -9,8 +9,8 @@ that a prefix cache keeps for nobody.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from beam_runtime.composer import blocks, cached_tokens
 from beam_runtime.events import Arrival
+from beam_runtime.schedule import blocks, cached_tokens
 from beam_runtime.types import (
     SAME_MS,
     EngineLimits,

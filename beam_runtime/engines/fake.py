@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from beam_runtime.composer import Step, blocks, compose
+from beam_runtime.composer import Step, compose
 from beam_runtime.controller import Controller
 from beam_runtime.cost import StepCost
 from beam_runtime.emulator import finish, issue
 from beam_runtime.engines.base import Orders
 from beam_runtime.pipeline import ClockPlan, Pass, Pipeline, clock_index
+from beam_runtime.schedule import blocks
 from beam_runtime.types import (
     Correction,
     EngineLimits,

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from beam_runtime.composer import cached_tokens, servable
 from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.cost_fit import FEATURES
 from beam_runtime.kernel.state import (
@@ -28,6 +27,7 @@ from beam_runtime.kernel.state import (
     State,
     Tables,
 )
+from beam_runtime.schedule import cached_tokens, servable
 from beam_runtime.types import RequestState, Rules, Snapshot
 
 # The order that latency_ms and energy_j of kernel/composer.py are written for.

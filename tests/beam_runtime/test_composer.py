@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_runtime.composer import Hold, Step, blocks, compose
+from beam_runtime.composer import Hold, Step, compose
 from beam_runtime.emulator import finish, issue
 from beam_runtime.pipeline import Pass
+from beam_runtime.schedule import blocks
 from beam_runtime.types import (
     Correction,
     EngineLimits,

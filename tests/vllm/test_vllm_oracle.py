@@ -17,9 +17,10 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.composer import Step, blocks, compose  # noqa: E402
+from beam_runtime.composer import Step, compose  # noqa: E402
 from beam_runtime.emulator import finish, issue  # noqa: E402
 from beam_runtime.pipeline import Pass  # noqa: E402
+from beam_runtime.schedule import blocks  # noqa: E402
 from beam_runtime.types import (  # noqa: E402
     EngineLimits,
     Knobs,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from replay_cases import IDLE_W, make_table, make_trace, random_trace
 
-from beam_runtime.composer import Step, blocks, compose
+from beam_runtime.composer import Step, compose
 from beam_runtime.emulator import finish, issue
 from beam_runtime.pipeline import ClockPlan, Pipeline
+from beam_runtime.schedule import blocks
 from beam_runtime.types import Correction, Knobs, RequestState, Rules, Snapshot
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
