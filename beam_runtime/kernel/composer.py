@@ -1,4 +1,4 @@
-"""Twin of beam_runtime.composer.
+"""Twin of beam_runtime.composer and beam_runtime.schedule.
 
 What the reference finds by looking over all requests (who is ready, whether prefill is pending,
 the earliest due) is kept up to date here by ``set_kind``, and only where a request changes.
