@@ -57,6 +57,7 @@ class Policy:
         tbt_weight: the same for TBT.
         chunk_tokens: the chunk sizes to choose from; the table's staircase edges by default.
         most_chunks: of those edges, how many.
+        least_microbatches: decodes are split at least so far, if the pipeline is that deep.
         seats: share of max_num_seqs above which nothing is paced: paced requests stay longer, so
             more of them run at one time (Little's law), and those to come need a seat as well.
     """
@@ -68,6 +69,7 @@ class Policy:
     tbt_weight: float = 4.0
     chunk_tokens: tuple[int, ...] = ()
     most_chunks: int = 12
+    least_microbatches: int = 1
     seats: float = 0.75
 
 
@@ -101,6 +103,7 @@ class Search:
         self.chunks = self.policy.chunk_tokens or chunk_candidates(
             cost, limits, self.rules, self.policy.most_chunks
         )
+        self._least_microbatches = min(self.policy.least_microbatches, limits.pp)
         self._searcher = self._compile() if compiled else None
 
     def _compile(self) -> "Searcher | None":
@@ -119,6 +122,7 @@ class Search:
             policy.lookahead_ms,
             policy.switch_j,
             (policy.ttft_weight, policy.tbt_weight),
+            self._least_microbatches,
         )
         # Compiled here, so that no request ever waits for it.
         searcher.search(warm_up(self.limits, self.chunks[-1], int(self.cost.clocks_mhz[-1])))
@@ -160,8 +164,8 @@ class Search:
         chunks, paces = [state.knobs.chunk_tokens], [0.0, tbt_ms]
         if prefill_pending(state):
             chunks, paces = _thinned(self.chunks, 3), [tbt_ms]
-        played = []
-        for knobs in (Knobs(f, c, 1, p) for f in clocks for c in chunks for p in paces):
+        played, m = [], self._least_microbatches
+        for knobs in (Knobs(f, c, m, p) for f in clocks for c in chunks for p in paces):
             one = self.forecast(state, knobs, prices)
             switch_j = policy.switch_j * (knobs.clock_mhz != state.knobs.clock_mhz)
             missed = policy.ttft_weight * one.ttft_violation + policy.tbt_weight * one.tbt_violation
@@ -219,7 +223,7 @@ class Search:
         tbt_ms = everyone(state).tbt_ms
         for clock_mhz in self.cost.clocks_mhz.tolist():
             for chunk in self.chunks:
-                for microbatches in range(1, self.limits.pp + 1):
+                for microbatches in range(self._least_microbatches, self.limits.pp + 1):
                     for share in PACE_SHARES:
                         knobs = Knobs(clock_mhz, chunk, microbatches, share * tbt_ms)
                         yield knobs, self.forecast(state, knobs, prices)

@@ -58,8 +58,11 @@ def stance_for(
     if limits.pp * pass_ms + floor.tbt_margin_ms <= slo.tbt_ms:
         chunks = tuple(share * largest // 32 for share in CHUNKS_32)
         return Stance(rules, Policy(chunk_tokens=chunks), floor)
-    # ... are late in any that is worth its weights. To send them ahead of each would halve the
-    # prompts' pace and still be late: keep to one chunk size.
+    # ... are late in any that is worth its weights, at every clock. Then fewer are the larger the
+    # chunks and the fewer decode when a prompt comes: they are kept well inside their SLO, not
+    # paced up to it. To cut every chunk would halve the prompts' pace and still be late.
     return Stance(
-        replace(rules, late_cuts_chunk=False), Policy(chunk_tokens=(largest // 2,)), floor
+        replace(rules, late_cuts_chunk=False, pace=False),
+        Policy(chunk_tokens=(largest * 3 // 4,)),
+        replace(floor, tbt_margin_ms=TTFT_MARGIN * slo.tbt_ms),
     )

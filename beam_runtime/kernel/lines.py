@@ -63,6 +63,7 @@ class Grid(NamedTuple):
     switch_j: float
     ttft_weight: float
     tbt_weight: float
+    least_microbatches: int
     most_plays: int
     most_work: int  # steps x requests to be played
 
@@ -176,7 +177,7 @@ def choose_steady(d: Decoding, p: Prices, g: Grid, w: Room, e: Engine, t: Tables
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for c in range(len(t.idle_w)):
         w.after[c, LATE_MS], w.after[c, NET_W] = math.inf, math.inf
-    for m in range(1, e.pp + 1):
+    for m in range(g.least_microbatches, e.pp + 1):
         passes, b = split(d, max(m, d.groups))
         fewer, larger = split(d, m)
         for c in range(len(t.idle_w)):
@@ -221,7 +222,8 @@ def prepare_decode(
                 excess_ms = slow_ms + e.tbt_margin_ms - tbt_ms
                 note_estimate(line, c, Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms), g, w)
                 # A longer pace that the SLO cuts to the same cycle is the same setting.
-                if share > 0 and w.estimate[ENERGY, line - 1, c] == w.estimate[ENERGY, line, c]:
+                twin = share > 0 and w.estimate[ENERGY, line - 1, c] == w.estimate[ENERGY, line, c]
+                if twin or m < g.least_microbatches:
                     w.state[line, c] = CLOSED
     return e.pp * shares
 

@@ -259,7 +259,7 @@ def exhaustive(
     for _ in range(2):  # once for the least violation, once for the least energy at it
         for i in range(chunks):
             w.line[0, 0] = legal_chunk(start, g.chunks[i] if prefill else chunk, e)
-            for m in range(1, e.pp + 1):
+            for m in range(g.least_microbatches, e.pp + 1):
                 for share in range(len(g.pace_shares)):
                     w.line[1, 0], w.line[2, 0] = m, share
                     for c in range(len(t.idle_w)):

@@ -34,6 +34,7 @@ class Searcher:
         lookahead_ms: the horizon is at least this long.
         switch_j: what a clock change must save.
         weights: of missed TTFT and missed TBT.
+        least_microbatches: to choose from, up to the pipeline's stages.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Searcher:
         lookahead_ms: float,
         switch_j: float,
         weights: tuple[float, float],
+        least_microbatches: int = 1,
     ) -> None:
         self._cost = cost
         self._limits = limits
@@ -55,6 +57,7 @@ class Searcher:
         self._lookahead_ms = float(lookahead_ms)
         self._switch_j = float(switch_j)
         self._weights = weights
+        self._least_microbatches = least_microbatches
         self._clock_mhz: list[int] = cost.clocks_mhz.tolist()
         # A batch twice as large as any is looked up to price a token.
         most_tokens = max(limits.max_batched_tokens, 2 * limits.max_num_seqs)
@@ -138,6 +141,7 @@ class Searcher:
             switch_j=self._switch_j,
             ttft_weight=float(self._weights[0]),
             tbt_weight=float(self._weights[1]),
+            least_microbatches=self._least_microbatches,
             most_plays=MOST_PLAYS,
             most_work=MOST_WORK,
         )

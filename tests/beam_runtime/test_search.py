@@ -307,6 +307,20 @@ class TestCandidates:
         assert chunk_candidates(COST, limits, Rules(), 12)[-1] == 300
 
 
+def test_decodes_are_split_as_far_as_asked():
+    split = Search(COST, LIMITS, policy=Policy(least_microbatches=3))
+    readable = Search(COST, LIMITS, policy=Policy(least_microbatches=3), compiled=False)
+    shallow = Search(
+        COST, replace(LIMITS, pp=2, max_steps_in_flight=2), policy=Policy(least_microbatches=3)
+    )
+    for state in STATES[:8]:
+        for search in (split, readable):
+            if state.running or state.waiting:
+                assert search(state).knobs.microbatches >= 3
+    state = Snapshot(0.0, shallow.limits, Knobs(1410, 256), (decode("r"),))
+    assert shallow(state).knobs.microbatches == 2
+
+
 def test_the_survey_goes_through_every_candidate(search: Search):
     state = Snapshot(0.0, LIMITS, Knobs(1410, 256), (decode("r"),), (RequestState("w", 900, 0.0),))
     points = list(search.survey(state))

@@ -5,14 +5,20 @@ It runs what an engine would run: ``Search.decide`` on a Snapshot, corrected by 
 with the stance that the runtime takes.
 """
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from beam_runtime.calibration import Calibration, StepKind
 from beam_runtime.search import Policy as SearchPolicy
 from beam_runtime.search import Search
-from beam_runtime.stance import stance_for
-from beam_runtime.types import Correction, Knobs, Rules, StepShape
+from beam_runtime.stance import Stance, stance_for
+from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, StepShape
 from beamprof.replay import event_loop as loop
 from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
+
+# What beam may do beside choosing the clock, each of which can be left out: knobs, then rules.
+PARTS = ("chunk", "microbatches", "pace", "jit", "ride", "give-way", "cut")
 
 
 class Beam(Policy):
@@ -20,7 +26,7 @@ class Beam(Policy):
 
     Args:
         name: as the user writes it.
-        rules: of the composer; all four by default.
+        parts: of PARTS, those that it has; all by default.
         correction: the least margins; by default the stance's.
         search: horizon, dwell, weights; by default the stance's.
     """
@@ -31,18 +37,18 @@ class Beam(Policy):
     def __init__(
         self,
         name: str,
-        rules: Rules | None = None,
+        parts: Collection[str] = PARTS,
         correction: Correction | None = None,
         search: SearchPolicy | None = None,
     ) -> None:
         super().__init__(name)
-        self._rules = rules
+        self._parts = parts
         self._floor = correction
         self._policy = search
 
     def start(self, view: View) -> Knobs:
         """Compile the search; begin fast."""
-        stance = stance_for(view.cost, view.limits, view.slo, self._rules)
+        stance = with_parts(stance_for(view.cost, view.limits, view.slo), self._parts, view.limits)
         self.rules = stance.rules
         self.correction = self._floor or stance.floor
         self._calibration = Calibration(view.limits.pp, self.correction)
@@ -73,3 +79,21 @@ class Beam(Policy):
         self._calibration.observe_step(
             kind, predicted_ms, float(step[loop.STEP_BUSY_MS]) / view.limits.pp
         )
+
+
+def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> Stance:
+    """The stance without what is not among ``parts``; a knob left out is as vLLM has it."""
+    rules, policy = stance.rules, stance.policy
+    if "chunk" not in parts:
+        policy = replace(policy, chunk_tokens=(limits.max_batched_tokens // 2,))
+    if "microbatches" not in parts:
+        policy = replace(policy, least_microbatches=limits.pp)
+    rules = replace(
+        rules,
+        pace=rules.pace and "pace" in parts,
+        just_in_time=rules.just_in_time and "jit" in parts,
+        ride_along=rules.ride_along and "ride" in parts,
+        give_way=rules.give_way and "give-way" in parts,
+        late_cuts_chunk=rules.late_cuts_chunk and "cut" in parts,
+    )
+    return replace(stance, rules=rules, policy=policy)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from beam_runtime.table import PerfTable
-from beam_runtime.types import Rules
 from beamprof.errors import ReplayError
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.policies.base import Policy
-from beamprof.replay.policies.beam import Beam
+from beamprof.replay.policies.beam import PARTS, Beam
 from beamprof.replay.policies.beam_paper import BeamPaper
 from beamprof.replay.policies.lowest_feasible import LowestFeasible
 from beamprof.replay.policies.static import Static
@@ -18,15 +17,8 @@ ORACLE = "oracle"
 KNEE = "static:knee"
 SPELLINGS = (
     "vanilla[:CHUNK]", "static:MHZ|knee", "window-dvfs", "lowest-feasible", "beam-paper",
-    "beam[:no-RULE]", "oracle",
+    "beam[:PART+PART|no-PART]", "oracle",
 )  # fmt: skip
-RULES = {
-    "no-jit": Rules(just_in_time=False),
-    "no-ride": Rules(ride_along=False),
-    "no-give-way": Rules(give_way=False),
-    "no-cut": Rules(late_cuts_chunk=False),
-    "no-pace": Rules(pace=False),
-}
 
 
 def policy_named(name: str, table: PerfTable) -> Policy:
@@ -49,9 +41,23 @@ def policy_named(name: str, table: PerfTable) -> Policy:
         return Static(name, None, int(argument))
     if kind == "static" and argument:
         return Static(name, _clock_mhz(argument, name, table))
-    if kind == "beam" and argument in RULES:
-        return Beam(name, RULES[argument])
+    if kind == "beam" and argument:
+        return Beam(name, _parts(argument, name))
     raise ReplayError(f"no policy is called {name!r}", hint=f"known are {', '.join(SPELLINGS)}")
+
+
+def _parts(argument: str, name: str) -> tuple[str, ...]:
+    """`clock+chunk+pace` has those and no other, `no-pace` all but that."""
+    if argument.startswith("no-") and argument[3:] in PARTS:
+        return tuple(part for part in PARTS if part != argument[3:])
+    wanted = argument.split("+")
+    if wanted[0] != "clock" or not set(wanted[1:]) <= set(PARTS):
+        raise ReplayError(
+            f"{name}: expected clock, and after it some of {', '.join(PARTS)}, joined by +",
+            cause=f"found {argument!r}",
+            hint="beam:no-pace is beam without pacing",
+        )
+    return tuple(wanted[1:])
 
 
 def _clock_mhz(argument: str, name: str, table: PerfTable) -> int:

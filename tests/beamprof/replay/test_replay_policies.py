@@ -13,6 +13,7 @@ from beamprof.replay import event_loop as loop
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.plant import play
 from beamprof.replay.policies import beam_paper
+from beamprof.replay.policies.beam import PARTS
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import policy_named
 from beamprof.table_file import seal_table
@@ -174,12 +175,45 @@ def chunked(clock_mhz):
 
 
 @pytest.mark.parametrize(
-    "name", ["venilla", "static:", "static:slow", "static:5000", "beam:fast", "vanilla:0", ""]
+    "name",
+    [
+        "venilla",
+        "static:",
+        "static:slow",
+        "static:5000",
+        "beam:fast",
+        "beam:clock+fast",
+        "beam:no-fast",
+        "beam:chunk",
+        "vanilla:0",
+        "",
+    ],
 )
 def test_a_policy_that_is_none(table, name):
     with pytest.raises(ReplayError) as caught:
         policy_named(name, table)
     assert caught.value.cause or "known are vanilla" in caught.value.hint
+
+
+def test_beam_with_parts_left_out_has_those_knobs_as_vllm_has_them(table, site):
+    trace = random_trace(4, requests=60, rate=3.0)
+
+    def seen(name, column):
+        return set(play(trace, policy_named(name, table), site).steps[:, column].tolist())
+
+    assert seen("beam:clock", loop.STEP_BUDGET) == {256}
+    assert seen("beam:clock", loop.STEP_MICROBATCHES) == {4}
+    assert len(seen("beam:clock", loop.STEP_CLOCK)) > 1
+    assert len(seen("beam:clock+chunk", loop.STEP_BUDGET)) > 1
+    assert min(seen("beam:clock+microbatches", loop.STEP_MICROBATCHES)) < 4
+    assert policy_named("beam:no-pace", table) is not None
+
+
+def test_every_part_together_is_beam(table, site):
+    trace = random_trace(5, requests=30)
+    whole = "beam:clock+" + "+".join(PARTS)
+    one, other = (play(trace, policy_named(name, table), site) for name in ("beam", whole))
+    assert np.array_equal(one.steps, other.steps)
 
 
 def test_policies_may_be_played_twice(table, site):
@@ -222,4 +256,4 @@ def test_beam_keeps_up_where_no_chunk_can_be_in_time(table, site):
     vanilla, _ = ttft_kept("vanilla")
     beam, played = ttft_kept("beam")
     assert beam >= vanilla - 0.03
-    assert set(played.steps[:, loop.STEP_BUDGET]) == {256}
+    assert set(played.steps[:, loop.STEP_BUDGET]) == {384}
