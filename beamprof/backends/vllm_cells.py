@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from beam_runtime.types import StepShape
 from beamprof.errors import BackendError
 
+# In a request's kv_transfer_params: tokens of its prompt that count as cached (vllm_connector).
+CONTEXT_KEY = "beam_context_tokens"
 # Timed steps of one admission at most; attention's cost is affine in the context.
 MOST_STEPS = 63
 # With async scheduling a step or two are in flight before the first that can be timed.

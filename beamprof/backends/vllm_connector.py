@@ -16,7 +16,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
-CONTEXT_KEY = "beam_context_tokens"
+from beamprof.backends.vllm_cells import CONTEXT_KEY
 
 
 class _Nothing(base.KVConnectorMetadata):  # type: ignore[misc]

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beam_runtime.types import StepShape
-from beamprof.backends.vllm_cells import Craft
+from beamprof.backends.vllm_cells import CONTEXT_KEY, Craft
 from beamprof.errors import BackendError
 
 # What passes are timed by: the wall's clock, or, where a CPU engine has to share its core, the
@@ -225,8 +225,6 @@ class Engine:
 
     def _add(self, context: int, tokens: int, answer: int) -> None:
         from vllm import SamplingParams
-
-        from beamprof.backends.vllm_connector import CONTEXT_KEY
 
         self._number += 1
         name = f"beam-{self._number}"

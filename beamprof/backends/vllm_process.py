@@ -121,7 +121,9 @@ class VllmProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        self._log.close()
+        for stream in (process.stdin, process.stdout, self._log):
+            with contextlib.suppress(OSError):  # an order that nobody was there to read
+                stream.close()  # type: ignore[union-attr]
 
     # The line
 
