@@ -4,7 +4,6 @@ Without a terminal: one plain line every 30 s. All on stderr.
 """
 
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Group
@@ -51,12 +50,7 @@ class Bar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def begin(self, title: str, done: int, total: int) -> None:

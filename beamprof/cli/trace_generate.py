@@ -1,7 +1,9 @@
 """`beam trace generate`: synthetic load, or a draw from a ServeGen pool."""
 
+from collections.abc import Callable
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,10 +43,11 @@ Spread = Annotated[
 ]
 
 
-@app.command()
-def poisson(
-    rate: Rate = 2.0,
-    duration: Duration = "10m",
+# A load's name for its file, and how it is drawn once lengths and seed are known.
+Load = tuple[str, "Callable[[Lengths, int], Trace]"]
+
+
+def _shared(
     input_tokens: InputTokens = 1050,
     output_tokens: OutputTokens = 150,
     spread: Spread = 0.3,
@@ -53,93 +56,87 @@ def poisson(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
+    """Options that every synthetic load has."""
+
+
+def _synthetic(own: Callable[..., Load]) -> Callable[..., None]:
+    """A command out of a load's own options and the shared ones."""
+
+    def command(**given: Any) -> None:
+        from beamprof.traces.synthetic import Lengths
+
+        shared = {name: given.pop(name) for name in signature(_shared).parameters}
+        name, draw = own(**given)
+        seed = shared["seed"]
+        lengths = Lengths(shared["input_tokens"], shared["output_tokens"], shared["spread"])
+        write(
+            f"trace generate {own.__name__}",
+            lambda: draw(lengths, seed),
+            None,
+            shared["output"] or Path(f"{name}-seed{seed}.parquet"),
+            force=shared["force"],
+            as_json=shared["as_json"],
+        )
+
+    # typer reads a command's options from its signature.
+    options = [*signature(own).parameters.values(), *signature(_shared).parameters.values()]
+    command.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    command.__name__, command.__doc__ = own.__name__, own.__doc__
+    return command
+
+
+@app.command()
+@_synthetic
+def poisson(rate: Rate = 2.0, duration: Duration = "10m") -> Load:
     """Poisson arrivals at one rate."""
     from beamprof.traces import synthetic
 
-    write(
-        "trace generate poisson",
-        lambda: synthetic.poisson(
-            rate,
-            parse_duration_s(duration, "--duration"),
-            lengths=_lengths(input_tokens, output_tokens, spread),
-            seed=seed,
-        ),
-        None,
-        output or Path(f"poisson-{rate:g}rps-seed{seed}.parquet"),
-        force=force,
-        as_json=as_json,
+    duration_s = parse_duration_s(duration, "--duration")
+    return f"poisson-{rate:g}rps", lambda lengths, seed: synthetic.poisson(
+        rate, duration_s, lengths=lengths, seed=seed
     )
 
 
 @app.command()
+@_synthetic
 def step(
     low: Annotated[float, typer.Option("--low", help="Requests per second around it.")] = 4.0,
     high: Annotated[float, typer.Option("--high", help="Requests per second in it.")] = 20.0,
     duration: Duration = "2m",
     burst_start: Annotated[str, typer.Option("--burst-start", help="When it comes.")] = "30s",
     burst: Annotated[str, typer.Option("--burst", help="How long it lasts.")] = "30s",
-    input_tokens: InputTokens = 1050,
-    output_tokens: OutputTokens = 150,
-    spread: Spread = 0.3,
-    seed: Seed = 0,
-    output: Output = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
+) -> Load:
     """A burst: a low rate, a high one, the low one again."""
     from beamprof.traces import synthetic
 
-    write(
-        "trace generate step",
-        lambda: synthetic.step(
-            low,
-            high,
-            parse_duration_s(duration, "--duration"),
-            burst_start_s=moment_s(burst_start, "--burst-start"),
-            burst_s=parse_duration_s(burst, "--burst"),
-            lengths=_lengths(input_tokens, output_tokens, spread),
-            seed=seed,
-        ),
-        None,
-        output or Path(f"step-{low:g}-{high:g}rps-seed{seed}.parquet"),
-        force=force,
-        as_json=as_json,
-    )
+    duration_s = parse_duration_s(duration, "--duration")
+    burst_start_s = moment_s(burst_start, "--burst-start")
+    burst_s = parse_duration_s(burst, "--burst")
+    return f"step-{low:g}-{high:g}rps", lambda lengths, seed: synthetic.step(
+        low, high, duration_s,
+        burst_start_s=burst_start_s, burst_s=burst_s, lengths=lengths, seed=seed,
+    )  # fmt: skip
 
 
 @app.command()
+@_synthetic
 def ramp(
     start: Annotated[float, typer.Option("--from", help="Requests per second first.")] = 2.0,
     end: Annotated[float, typer.Option("--to", help="Requests per second last.")] = 6.4,
     duration: Duration = "10m",
-    input_tokens: InputTokens = 1050,
-    output_tokens: OutputTokens = 150,
-    spread: Spread = 0.3,
-    seed: Seed = 0,
-    output: Output = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
+) -> Load:
     """A rate that grows, or falls, in a straight line."""
     from beamprof.traces import synthetic
 
-    write(
-        "trace generate ramp",
-        lambda: synthetic.ramp(
-            start,
-            end,
-            parse_duration_s(duration, "--duration"),
-            lengths=_lengths(input_tokens, output_tokens, spread),
-            seed=seed,
-        ),
-        None,
-        output or Path(f"ramp-{start:g}-{end:g}rps-seed{seed}.parquet"),
-        force=force,
-        as_json=as_json,
+    duration_s = parse_duration_s(duration, "--duration")
+    return f"ramp-{start:g}-{end:g}rps", lambda lengths, seed: synthetic.ramp(
+        start, end, duration_s, lengths=lengths, seed=seed
     )
 
 
 @app.command()
+@_synthetic
 def spike(
     rate: Rate = 2.0,
     duration: Duration = "2m",
@@ -148,33 +145,16 @@ def spike(
     spike_input_tokens: Annotated[
         int, typer.Option("--spike-input-tokens", help="Prompt of each of them.")
     ] = 1500,
-    input_tokens: InputTokens = 1050,
-    output_tokens: OutputTokens = 150,
-    spread: Spread = 0.3,
-    seed: Seed = 0,
-    output: Output = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
+) -> Load:
     """Prompts that arrive at one moment, again and again, over Poisson arrivals."""
     from beamprof.traces import synthetic
 
-    write(
-        "trace generate spike",
-        lambda: synthetic.spike(
-            rate,
-            parse_duration_s(duration, "--duration"),
-            every_s=parse_duration_s(every, "--every"),
-            requests=requests,
-            spike_input_tokens=spike_input_tokens,
-            lengths=_lengths(input_tokens, output_tokens, spread),
-            seed=seed,
-        ),
-        None,
-        output or Path(f"spike-{rate:g}rps-seed{seed}.parquet"),
-        force=force,
-        as_json=as_json,
-    )
+    duration_s = parse_duration_s(duration, "--duration")
+    every_s = parse_duration_s(every, "--every")
+    return f"spike-{rate:g}rps", lambda lengths, seed: synthetic.spike(
+        rate, duration_s, every_s=every_s, requests=requests,
+        spike_input_tokens=spike_input_tokens, lengths=lengths, seed=seed,
+    )  # fmt: skip
 
 
 @app.command()
@@ -239,9 +219,3 @@ def _from_pool(
     if target_tps is not None:
         draw = scale_for_tokens_per_s(pool, draw, target_tps, steps.apply)
     return sample(pool, draw)
-
-
-def _lengths(input_tokens: int, output_tokens: int, spread: float) -> "Lengths":
-    from beamprof.traces.synthetic import Lengths
-
-    return Lengths(input_tokens, output_tokens, spread)

@@ -1,14 +1,21 @@
 """The parts of a printed answer: one sentence first, sections, the next command last."""
 
+from collections.abc import Sequence
+
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 
-def plain_table() -> Table:
-    """Columns without rules, a bold head."""
-    return Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+def plain_table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
+    """Columns without rules, a bold head; words stand left, numbers right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for head in words:
+        table.add_column(head, overflow="fold")
+    for head in numbers:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 def sentence(console: Console, text: str) -> None:

@@ -55,19 +55,10 @@ def answer(report: ReplayReport) -> str:
 
 
 def _energy(report: ReplayReport) -> Table:
-    page = plain_table()
-    for head in (
-        "policy",
-        "kWh",
-        "of vanilla",
-        "of knee",
-        "J/token",
-        "W",
-        "prefill %",
-        "decode %",
-        "idle %",
-    ):
-        page.add_column(head, justify="left" if head == "policy" else "right")
+    page = plain_table(
+        ("policy",),
+        ("kWh", "of vanilla", "of knee", "J/token", "W", "prefill %", "decode %", "idle %"),
+    )
     for rung in report.rungs:
         m = rung.metrics
         parts = (m.prefill_energy_j, m.decode_energy_j, m.idle_energy_j)
@@ -86,20 +77,10 @@ def _energy(report: ReplayReport) -> Table:
 
 
 def _latency(report: ReplayReport) -> Table:
-    page = plain_table()
-    for head in (
-        "policy",
-        "TTFT p50 ms",
-        "p99 ms",
-        "kept",
-        "",
-        "TBT p50 ms",
-        "p99 ms",
-        "kept",
-        "",
-        "both",
-    ):
-        page.add_column(head, justify="left" if head == "policy" else "right")
+    page = plain_table(
+        ("policy",),
+        ("TTFT p50 ms", "p99 ms", "kept", "", "TBT p50 ms", "p99 ms", "kept", "", "both"),
+    )
     for rung in report.rungs:
         page.add_row(*_latency_row(rung))
     return page

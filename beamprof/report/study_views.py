@@ -124,10 +124,7 @@ def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:
 
 
 def _grid(rows: pl.DataFrame) -> Table:
-    page = plain_table()
-    for head in ("trace", "policy", "of vanilla", "of knee", "TTFT points", "TBT points"):
-        page.add_column(head, justify="left" if head in ("trace", "policy") else "right",
-                        overflow="fold")  # fmt: skip
+    page = plain_table(("trace", "policy"), ("of vanilla", "of knee", "TTFT points", "TBT points"))
     last = ""
     for (trace, policy), seeds in rows.group_by("trace", "policy", maintain_order=True):
         name = Path(str(trace)).name
