@@ -1,11 +1,10 @@
 """Points 1 and 2: NVML fails, and clocks do not do what they are told."""
 
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
-from fault_bench import QUICK, Bench, alternating, content, forecast, requests
+from fault_bench import QUICK, Bench, alternating, content, forecast, requests, wait_for
 
 from beam_runtime.clocks.base import ClockReading
 from beam_runtime.clocks.fake import FakeActuator
@@ -159,17 +158,22 @@ def test_a_repeated_clock_is_set_once(bench: Bench) -> None:
 
 
 class Slow(FakeActuator):
-    """A driver whose call takes a fifth of a second."""
+    """A driver whose first call does not return before ``done``."""
+
+    def __init__(self, done: Callable[[], bool]) -> None:
+        super().__init__(gpus=8)
+        self.done = done
 
     def set(self, clock_mhz: int) -> None:
-        time.sleep(0.2)
+        if not self.calls:
+            wait_for(self.done)
         super().set(clock_mhz)
 
 
 def test_a_slow_set_that_is_overtaken(bench: Bench) -> None:
     """Three decisions in the time of one set: neither the engine nor the search waits."""
-    bench.actuator = Slow(gpus=8)
     wishes: list[int] = []
+    bench.actuator = Slow(lambda: len(wishes) > 3)
 
     def restless(state: Snapshot) -> Decision:
         decision = alternating(state)
