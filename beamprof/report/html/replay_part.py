@@ -94,7 +94,7 @@ def _standing(record: Record) -> str:
     told = {
         "measured": "a table measured on GPUs",
         "imported": "a table that others measured and published",
-        "modelled": "a table that was modelled, not measured",
+        "modelled": "a modelled table, not a measured one,",
     }
     table = " and ".join(told.get(source, source) for source in one.sources)
     believed = (

@@ -6,6 +6,7 @@ is built as a tree: a hostile name is text and cannot become markup. Labels of a
 the plot's edges, where the page leaves room for them.
 """
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -16,6 +17,8 @@ _FRAME = 1000
 # Words are placed for the narrowest plot, a phone's; in a wider one they only move apart.
 NARROW_PX = 290
 LETTER_PX = 6.8
+# A name further from its curve than this has a line to it.
+BESIDE_PX = 10
 
 
 class Plot:
@@ -29,7 +32,7 @@ class Plot:
     """
 
     def __init__(self, x: Scale, y: Scale, height_px: int, label: str) -> None:
-        self.x, self.y = x, y
+        self.x, self.y, self.height_px = x, y, height_px
         self._svg = ET.Element(
             "svg",
             {"class": "plot", "role": "img", "aria-label": label, "width": "100%",
@@ -110,6 +113,20 @@ class Plot:
             "text", css, words,
             x=_percent(self.x.share(x)), y=self._up(y), dx=f"{dx_px:g}", dy=f"{dy_px:g}",
         )  # fmt: skip
+
+    def callout(self, x: float, y: float, words: str, css: str, dx_px: float, dy_px: float) -> None:
+        """A curve's name, some pixels from a point of it; with a line there where it is far."""
+        place = ET.SubElement(
+            self._svg, "svg",
+            {"class": f"callout {css}", "x": _percent(self.x.share(x)), "y": self._up(y),
+             "width": "1", "height": "1"},
+        )  # fmt: skip
+        side = "start" if dx_px > 0 else "end"
+        if abs(dx_px) > BESIDE_PX:
+            end = {"x2": f"{dx_px - math.copysign(3, dx_px):g}", "y2": f"{dy_px - 4:g}"}
+            ET.SubElement(place, "line", {"x1": "0", "y1": "0", **end})
+        text = {"class": f"name {side} {css}", "x": f"{dx_px:g}", "y": f"{dy_px:g}"}
+        ET.SubElement(place, "text", text).text = words
 
     def curve(
         self, points: Sequence[tuple[float, float]], css: str, *, steps: bool = False

@@ -100,13 +100,14 @@ def test_nothing_to_show_draws_nothing():
     assert foretold_and_seen(np.array([]), np.array([]), None, "none") == ""
 
 
-def boxes(plot, svg):
+def boxes(svg):
     """(left, right, top, bottom) in pixels of each policy's name on a phone."""
     found = []
-    for text in ET.fromstring(svg).iter("text"):
-        if text.get("class").startswith("name"):
-            x = float(text.get("x").rstrip("%")) / 100 * 290 + float(text.get("dx"))
-            y = float(text.get("y").rstrip("%")) / 100 * 300 + float(text.get("dy"))
+    for place in ET.fromstring(svg).iter("svg"):
+        if place.get("class").startswith("callout"):
+            text = place.find("text")
+            x = float(place.get("x").rstrip("%")) / 100 * 290 + float(text.get("x"))
+            y = float(place.get("y").rstrip("%")) / 100 * 300 + float(text.get("y"))
             width = 7.6 * len(text.text)
             left = x if " start" in text.get("class") else x - width
             found.append((left, left + width, y - 12, y + 3))
@@ -117,7 +118,7 @@ def test_names_do_not_lie_on_each_other():
     random = np.random.default_rng(0)
     for spread in (0.05, 0.3, 1.0):
         lists = [random.lognormal(5 + 0.1 * n, spread, 2000) for n in range(5)]
-        placed = boxes(None, late_shares(samples(lists), 200.0, "names"))
+        placed = boxes(late_shares(samples(lists), 200.0, "names"))
         assert len(placed) == 5
         for at, one in enumerate(placed):
             for other in placed[:at]:

@@ -115,7 +115,7 @@ def test_a_table_that_was_not_measured_is_not_called_so(replayed, source):
     table = replace(saved.record.plant_table, sources=(source,))
     saved = replace(saved, record=replace(saved.record, plant_table=table, table=table))
     standing = replay_part(saved, busiest(saved)).standing
-    assert {"modelled": "modelled, not measured", "imported": "others measured"}[source] in standing
+    assert {"modelled": "a modelled table, not a measured one", "imported": "others measured"}[source] in standing
     assert "measured on GPUs" not in standing
 
 
