@@ -1,12 +1,18 @@
 """What BEAM's hooks add to a step of vLLM's scheduler, in the same run with and without them.
 
-vLLM's own Scheduler class without a model, fed the same requests twice, in turns: plain, and
-made by make_scheduler (steering, its controller and search thread running). A step is
-schedule() and update_from_output() together; what is printed is the difference of the two at
-equal batches. In a CPU engine's long passes the difference would vanish. Orders are given
-(unpaced, one group) so that BEAM steers whatever this machine's passes take; its controller
-absorbs events and searches meanwhile. A paced or grouped step asks the composer each time,
-which costs several microseconds per request: --pace-ms 5 shows that.
+vLLM's own Scheduler class without a model, twice: plain, and made by make_scheduler (steering,
+its controller and search thread running). Both are fed the same requests and take their steps in
+turns, so that whatever this machine does hits both. A step is schedule() and
+update_from_output() together: in a CPU engine's long passes the difference would vanish. Orders
+are given, so that BEAM steers whatever this machine's passes take; its controller absorbs events
+and searches meanwhile. Three rows for each number of running requests:
+
+    free    every ready decode at once
+    paced   batches are held for 5 ms, and each round of waiting asks the composer
+    async   as free, under vLLM's AsyncScheduler, which is the default on GPUs
+
+``added`` is the difference of the two schedulers; ``inside`` is what passed inside BEAM's hooks
+of a step, which other work of the machine blurs less. Compare with 100 us (p50), 300 us (p99).
 
     python benchmarks/vllm_hooks.py [--json] [--running 8 32 128]
 """
@@ -14,79 +20,141 @@ which costs several microseconds per request: --pace-ms 5 shows that.
 import argparse
 import gc
 import json
+import logging
 import os
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm"))
 
 STEPS = 400
+PACE_MS = {"free": 0.0, "paced": 5.0, "async": 0.0}
+HOOKS = ("constrained", "issued", "returned")
 
 
 class Ordered:
     """The real controller, with orders of the benchmark's own."""
 
     def __init__(self, controller: Any, pace_ms: float) -> None:
-        self._controller = controller
         from beam_runtime.types import Rules
 
+        self._controller = controller
         knobs = replace(controller.orders.knobs, microbatches=1, pace_ms=pace_ms)
-        self.orders = replace(controller.orders, knobs=knobs, rules=Rules(), steering=True)
+        # The stand-in for the pass ends at once: nothing is waited for that never comes.
+        rules = Rules(just_in_time=False)
+        self.orders = replace(controller.orders, knobs=knobs, rules=rules, steering=True)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
 
 
-def one_run(rig: Any, running: int, steers: bool, pace_ms: float) -> list[float]:
-    """Microseconds of each decode step with ``running`` requests."""
-    from beam_runtime.engines.vllm import make_scheduler
+@dataclass
+class Engine:
+    """One scheduler with its decodes running, and what its steps took."""
 
-    engine = rig(
-        make=make_scheduler if steers else None, max_num_seqs=running, num_blocks=running * 70
-    )
-    if steers and engine.scheduler.beam is None:
-        raise SystemExit("BEAM stays out of this scheduler: see the line above")
-    if steers:
-        engine.scheduler.beam.connect(Ordered(engine.scheduler.beam.controller, pace_ms))
-    for number in range(running):
-        engine.add(f"r{number}", [1] * 64, STEPS + 50)
-    scheduler = engine.scheduler
-    while any(r.num_computed_tokens < 64 for r in scheduler.requests.values()):
-        engine.update(*engine.schedule())
-    costs_us = []
-    gc.disable()
-    for _ in range(STEPS):
+    rig: Any
+    costs_us: list[float] = field(default_factory=list)
+    inside_us: list[float] = field(default_factory=list)
+    spent_us: float = 0.0
+
+    def begin(self, running: int) -> None:
+        """Get every request through its prompt."""
+        for number in range(running):
+            self.rig.add(f"request-{number}", [1] * 64, STEPS + 50)
+        requests = self.rig.scheduler.requests
+        while any(one.num_computed_tokens < 64 for one in requests.values()):
+            self.rig.update(*self.rig.schedule())
+
+    def watch(self) -> None:
+        """Note what passes inside BEAM's hooks."""
+        beam = self.rig.scheduler.beam
+        for name in HOOKS:
+            setattr(beam, name, self._timed(getattr(beam, name)))
+
+    def _timed(self, hook: Any) -> Any:
+        def timed(*args: Any) -> Any:
+            begin_s = time.perf_counter()
+            try:
+                return hook(*args)
+            finally:
+                self.spent_us += (time.perf_counter() - begin_s) * 1e6
+
+        return timed
+
+    def step(self) -> bool:
+        """schedule() and update_from_output(); False for a round of waiting."""
+        scheduler = self.rig.scheduler
+        self.spent_us = 0.0
         begin_s = time.perf_counter()
         output = scheduler.schedule()
         scheduled_s = time.perf_counter()
         sampled = set(output.num_scheduled_tokens)
-        result = engine.result(output, sampled)
+        result = self.rig.result(output, sampled)
         ready_s = time.perf_counter()
         scheduler.update_from_output(output, result)
         done_s = time.perf_counter()
         if sampled:
-            costs_us.append(((scheduled_s - begin_s) + (done_s - ready_s)) * 1e6)
+            self.costs_us.append(((scheduled_s - begin_s) + (done_s - ready_s)) * 1e6)
+            self.inside_us.append(self.spent_us)
+        return bool(sampled)
+
+
+def measure(rig: Any, running: int, mode: str) -> dict[str, Any]:
+    """One row: ``running`` decodes in both schedulers."""
+    from beam_runtime.engines.vllm import make_scheduler
+
+    options = {
+        "max_num_seqs": running, "num_blocks": running * 70, "asynchronous": mode == "async",
+    }  # fmt: skip
+    plain, hooked = Engine(rig(**options)), Engine(rig(make=make_scheduler, **options))
+    beam = hooked.rig.scheduler.beam
+    if beam is None:
+        raise SystemExit("BEAM stays out of this scheduler: see the line above")
+    beam.connect(Ordered(beam.controller, PACE_MS[mode]))
+    for engine in (plain, hooked):
+        engine.begin(running)
+    hooked.watch()
+    gc.disable()
+    for _ in range(STEPS):
+        plain.step()
+        time.sleep(0.001)
+        while not hooked.step():
+            time.sleep(0.001)  # EngineCore's own pause
         time.sleep(0.002)  # the pass: the search thread has the core meanwhile
     gc.enable()
-    if steers:
-        scheduler.beam.close()
-    return costs_us
+    beam.close()
+    return {
+        "running": running,
+        "mode": mode,
+        "vllm_p50_us": statistics.median(plain.costs_us),
+        "vllm_p99_us": _p99(plain.costs_us),
+        "added_p50_us": statistics.median(hooked.costs_us) - statistics.median(plain.costs_us),
+        "added_p99_us": _p99(hooked.costs_us) - _p99(plain.costs_us),
+        "inside_p50_us": statistics.median(hooked.inside_us),
+        "inside_p99_us": _p99(hooked.inside_us),
+    }
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--running", type=int, nargs="+", default=[8, 32, 128])
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--pace-ms", type=float, default=0.0)
+    parser.add_argument("--modes", nargs="+", choices=[*PACE_MS], default=[*PACE_MS])
     asked = parser.parse_args()
     from conftest import CONFIG, SchedulerRig, write_tiny_table
 
+    # The made-up table is for another machine, which BEAM would say each time.
+    logging.getLogger("beam_runtime").setLevel(logging.ERROR)
+    begin_load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model").mkdir()
@@ -98,31 +166,22 @@ def main() -> None:
         def rig(**options: Any) -> Any:
             return SchedulerRig(folder / "model", **options)
 
-        rows = []
-        for running in asked.running:
-            plain: list[float] = []
-            hooked: list[float] = []
-            for _ in range(asked.pairs):
-                plain += one_run(rig, running, False, asked.pace_ms)
-                hooked += one_run(rig, running, True, asked.pace_ms)
-            rows.append(
-                {
-                    "running": running,
-                    "vllm_p50_us": statistics.median(plain),
-                    "vllm_p99_us": statistics.quantiles(plain, n=100)[98],
-                    "added_p50_us": statistics.median(hooked) - statistics.median(plain),
-                    "added_p99_us": statistics.quantiles(hooked, n=100)[98]
-                    - statistics.quantiles(plain, n=100)[98],
-                }
-            )
+        rows = [measure(rig, running, mode) for mode in asked.modes for running in asked.running]
+    load = [begin_load, os.getloadavg()[0]]
     if asked.json:
-        print(json.dumps({"steps": STEPS, "pairs": asked.pairs, "rows": rows}, indent=2))
+        result = {"steps": STEPS, "cpus": os.cpu_count(), "load": load, "rows": rows}
+        print(json.dumps(result, indent=2))
         return
-    print("running   vLLM p50    p99 us   added p50    p99 us")
+    print(
+        f"{os.cpu_count()} cores, load {load[0]:.1f} before and {load[1]:.1f} after; microseconds"
+    )
+    print("mode   running   vLLM p50    p99   added p50    p99   inside p50    p99")
     for row in rows:
         print(
-            f"{row['running']:7d} {row['vllm_p50_us']:10.0f} {row['vllm_p99_us']:9.0f} "
-            f"{row['added_p50_us']:11.0f} {row['added_p99_us']:9.0f}"
+            f"{row['mode']:6s} {row['running']:7d} "
+            f"{row['vllm_p50_us']:10.0f} {row['vllm_p99_us']:6.0f} "
+            f"{row['added_p50_us']:11.0f} {row['added_p99_us']:6.0f} "
+            f"{row['inside_p50_us']:12.0f} {row['inside_p99_us']:6.0f}"
         )
 
 

@@ -58,7 +58,7 @@ def make_scheduler(*args: Any, **kwargs: Any) -> Any:
         return base(*args, **kwargs)
     scheduler = hooked(base)(*args, **kwargs)
     try:
-        scheduler.beam = _embed(scheduler, vllm_config, config)
+        scheduler.beam = embed(scheduler, vllm_config, config)
     except Exception as error:  # a scheduler with idle hooks is the scheduler itself
         _stay_out(error)
     return scheduler
@@ -127,10 +127,12 @@ def _stay_out(error: Exception) -> None:
 
 def _permitted(vllm_config: Any, base: type) -> EmbeddedConfig:
     """The configuration, if BEAM fits this vLLM and this way of serving. Raises BeamError."""
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.request import Request
 
     config = EmbeddedConfig.from_environment()
-    missing = vllm_features.missing(base, Request)
+    missing = vllm_features.missing(base, Request, SchedulerOutput, EngineCoreOutput)
     if missing:
         raise _misfit(missing)
     reasons = vllm_features.unsupported(vllm_config)
@@ -148,7 +150,7 @@ def _misfit(missing: tuple[str, ...]) -> BeamError:
     )
 
 
-def _embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
+def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     """Table, view, controller and gate. Raises BeamError where one cannot be had."""
     from vllm.v1.request import Request
 

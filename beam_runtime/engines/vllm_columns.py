@@ -31,8 +31,7 @@ class Columns:
         self._prompts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._at: dict[str, int] = {}
         self._prefill = False
-        config = getattr(view.scheduler, "scheduler_config", None)
-        self._asynchronous = bool(getattr(config, "async_scheduling", False))
+        self._asynchronous = view.asynchronous
 
     def fill(self, now_ms: float) -> tuple[int, int]:
         """Read the engine as the next step will find it: (running, waiting) requests."""

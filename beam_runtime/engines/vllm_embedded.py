@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -26,10 +26,10 @@ from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_features import Features
 from beam_runtime.engines.vllm_gate import Gate
 from beam_runtime.engines.vllm_passes import Passes
-from beam_runtime.engines.vllm_plan import Plan, hidden_by_list, hidden_by_step, plan
+from beam_runtime.engines.vllm_plan import Plan, constrained, plan
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
-from beam_runtime.types import SAME_MS, Forecast, Rules, Slo, StepShape
+from beam_runtime.types import SAME_MS, Forecast, Knobs, Rules, Slo, StepShape
 
 if TYPE_CHECKING:
     from beam_runtime.controller import Controller
@@ -41,6 +41,7 @@ _LOG = logging.getLogger("beam_runtime.vllm")
 
 # No step for this long while nothing is in flight: whatever the composer thinks, vLLM goes.
 LONGEST_HOLD_MS = 2_000.0
+_NOTHING = nullcontext()
 # A plan that gate() made serves the schedule() that follows at once.
 _FRESH_MS = 1.0
 
@@ -180,33 +181,19 @@ class Embedded:
 
     def constrained(self) -> AbstractContextManager[object]:
         """Around vLLM's schedule(): the budget and what it gets to see."""
-        return self._constrain() or nullcontext()
+        return self._constrain() or _NOTHING
 
     @_never_raises
-    def _constrain(self) -> ExitStack | None:
+    def _constrain(self) -> AbstractContextManager[object] | None:
         now_ms = self._now_ms()
         if self._begun_ms is None:
             self._begun_ms = now_ms
         planned = self._current_plan(now_ms)
         self._plan = None
         self.view.chunk_owed = planned is not None and planned.chunk_owed
-        return None if planned is None else self._applied(planned)
-
-    def _applied(self, planned: Plan) -> ExitStack:
-        """Constrain the scheduler; the stack takes everything back."""
-        scheduler = self.view.scheduler
-        with ExitStack() as undo:
-            undo.callback(
-                setattr, scheduler, "max_num_scheduled_tokens", scheduler.max_num_scheduled_tokens
-            )
-            scheduler.max_num_scheduled_tokens = planned.budget_tokens
-            if planned.hidden:
-                undo.enter_context(
-                    hidden_by_step(scheduler.running, planned.hidden)
-                    if self._features.eligible_step
-                    else hidden_by_list(scheduler, planned.hidden)
-                )
-            return undo.pop_all()
+        if planned is None:
+            return None
+        return constrained(self.view.scheduler, planned, by_step=self._features.eligible_step)
 
     @_never_raises
     def issued(self, output: Any) -> None:
@@ -214,7 +201,7 @@ class Embedded:
         now_ms = self._now_ms()
         begun_ms, self._begun_ms = self._begun_ms, None
         begun_ms = now_ms if begun_ms is None else begun_ms
-        for name in getattr(output, "preempted_req_ids", None) or ():
+        for name in self.view.preempted(output):
             self.tally.preemptions += 1
             self.view.unsettled.add(name)
             self.controller.preemption(name, at_ms=now_ms)
@@ -330,6 +317,10 @@ class Embedded:
             return closed
         if self._compiled is None:
             return self._composed_plan(now_ms, orders)
+        if self._only_all_at_once(orders.knobs):
+            least = len(self.view.scheduler.running) + rules.min_chunk_tokens
+            chunk = max(orders.knobs.chunk_tokens, least if rules.min_chunk_tokens else 0)
+            return Plan(min(chunk, self.view.limits.max_batched_tokens))
         columns, step = self._compiled
         running, waiting = columns.fill(now_ms)
         answer = step.ask(
@@ -343,6 +334,22 @@ class Embedded:
             return Plan(0, until_ms=answer.until_ms)
         hidden = frozenset(columns.name(column) for column in answer.left_out)
         return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
+
+    def _only_all_at_once(self, knobs: Knobs) -> bool:
+        """Whether the composer's answer can only be: all decodes, now.
+
+        Nobody waits, everybody's prompt is done, nothing is in flight or asynchronous scheduling
+        has made a place for it: most steps of most engines, told without a look at requests.
+        """
+        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or self.view.unsettled:
+            return False
+        if self.view.scheduler.waiting:  # preempted, and vLLM did not say so
+            return False
+        running = len(self.view.scheduler.running)
+        asynchronous = self.view.asynchronous and self.view.limits.pp == 1
+        in_place = asynchronous or not self.view.flying
+        # Each may need one KV block more; where there are too few, somebody is preempted.
+        return bool(running) and in_place and self.view.free_blocks >= running
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
         """Whether the pipeline takes no step now, which needs no look at requests."""

@@ -7,16 +7,26 @@ own builds. What is missing is named, and BEAM stays out.
 from dataclasses import dataclass
 from typing import Any
 
-# Stable from 0.11 to 0.33 (design/vllm.md).
-_SCHEDULER_METHODS = ("schedule", "update_from_output", "add_request", "finish_requests")
+# Stable from 0.11 to 0.33 (read in the sources of 0.11.2, 0.16.0, 0.24.0, 0.32.0 and 0.33.0).
+_SCHEDULER_METHODS = (
+    "schedule",
+    "update_from_output",
+    "add_request",
+    "finish_requests",
+    "has_requests",
+    "shutdown",
+)
 _SCHEDULER_ATTRIBUTES = ("running", "waiting", "requests", "max_num_scheduled_tokens")
 _REQUEST_ATTRIBUTES = (
     "request_id",
     "num_prompt_tokens",
     "num_tokens",
     "num_output_tokens",
+    "num_computed_tokens",
     "arrival_time",
 )
+_STEP_ATTRIBUTES = ("num_scheduled_tokens", "total_num_scheduled_tokens")
+_TOKEN_ATTRIBUTES = ("request_id", "new_token_ids", "finish_reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +44,29 @@ class Features:
     pollable: bool
 
 
-def missing(scheduler_class: type, request_class: type) -> tuple[str, ...]:
-    """Names that BEAM needs on these classes and that are not there."""
-    lost = [
-        f"Scheduler.{name}" for name in _SCHEDULER_METHODS if not hasattr(scheduler_class, name)
-    ]
-    lost += [
-        f"Request.{name}" for name in _REQUEST_ATTRIBUTES if not _has_attribute(request_class, name)
-    ]
-    return tuple(lost)
+def missing(
+    scheduler_class: type, request_class: type, step_class: type, token_class: type
+) -> tuple[str, ...]:
+    """Names that BEAM needs on these classes and that are not there.
+
+    Args:
+        scheduler_class: the one to be hooked.
+        request_class: vLLM's Request.
+        step_class: what schedule() returns.
+        token_class: what update_from_output() says of one request.
+    """
+    needed = (
+        ("Scheduler", scheduler_class, _SCHEDULER_METHODS),
+        ("Request", request_class, _REQUEST_ATTRIBUTES),
+        ("SchedulerOutput", step_class, _STEP_ATTRIBUTES),
+        ("EngineCoreOutput", token_class, _TOKEN_ATTRIBUTES),
+    )
+    return tuple(
+        f"{title}.{name}"
+        for title, owner, names in needed
+        for name in names
+        if not _has_attribute(owner, name)
+    )
 
 
 def missing_on(scheduler: Any) -> tuple[str, ...]:
@@ -78,8 +102,8 @@ def features(request_class: type, engine_core_class: type | None) -> Features:
 
 
 def _has_attribute(owner: type, name: str) -> bool:
-    """Whether the class, or its __init__, gives instances that attribute."""
-    if hasattr(owner, name):
+    """Whether the class, its fields or its __init__ give instances that attribute."""
+    if hasattr(owner, name) or any(name in vars(c).get("__annotations__", {}) for c in owner.mro()):
         return True
     code = getattr(vars(owner).get("__init__"), "__code__", None)
     return code is not None and name in code.co_names

@@ -10,9 +10,9 @@ tokens than the budget.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from beam_runtime.composer import Hold, Step, chunk_budget
 from beam_runtime.types import Knobs, Phase, Rules, Snapshot
@@ -73,6 +73,47 @@ def _left_out(move: Step, state: Snapshot) -> frozenset[str]:
         and r.pending_tokens > 0
         and (r.phase is Phase.DECODE or (only_decodes and move.chunk_owed))
     )
+
+
+def constrained(scheduler: Any, planned: Plan, *, by_step: bool) -> "_Constrained":
+    """Around vLLM's schedule(): the plan's budget, and its requests hidden.
+
+    Args:
+        scheduler: vLLM's.
+        planned: the plan.
+        by_step: whether next_decode_eligible_step can hide requests.
+    """
+    hiding: AbstractContextManager[None] | None = None
+    if planned.hidden and by_step:
+        hiding = hidden_by_step(scheduler.running, planned.hidden)
+    elif planned.hidden:
+        hiding = hidden_by_list(scheduler, planned.hidden)
+    return _Constrained(scheduler, planned.budget_tokens, hiding)
+
+
+class _Constrained(AbstractContextManager["_Constrained"]):
+    """Written out: a generator would cost the engine's thread more than what it does."""
+
+    __slots__ = ("_before", "_budget", "_hiding", "_scheduler")
+
+    def __init__(
+        self, scheduler: Any, budget_tokens: int, hiding: AbstractContextManager[None] | None
+    ) -> None:
+        self._scheduler = scheduler
+        self._budget = budget_tokens
+        self._hiding = hiding
+        self._before = scheduler.max_num_scheduled_tokens
+
+    def __enter__(self) -> Self:
+        if self._hiding is not None:
+            self._hiding.__enter__()
+        self._scheduler.max_num_scheduled_tokens = self._budget
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._scheduler.max_num_scheduled_tokens = self._before
+        if self._hiding is not None:
+            self._hiding.__exit__(*raised)
 
 
 @contextmanager

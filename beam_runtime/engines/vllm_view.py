@@ -6,7 +6,7 @@ many waiting requests are read as one step could admit. Prefix-cache hits are no
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,12 @@ class SchedulerView:
     unsettled: set[str] = field(default_factory=set)
     flying: deque[Flying] = field(default_factory=deque)
     chunk_owed: bool = False
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a request may go on before its token is back."""
+        config = getattr(self.scheduler, "scheduler_config", None)
+        return bool(getattr(config, "async_scheduling", False))
 
     @property
     def free_blocks(self) -> int:
@@ -182,6 +188,8 @@ class SchedulerView:
             if complete:
                 token_for.append(name)
                 self.unsettled.discard(name)
+            else:
+                self.unsettled.add(name)
             if complete and count == 1 and computed > request.num_prompt_tokens:
                 decodes.append(name)
                 decode_context += computed - 1
@@ -210,6 +218,17 @@ class SchedulerView:
         """Requests that vLLM would look at for admission, in its order."""
         yield from getattr(self.scheduler, "kv_holding_waiting", ())
         yield from self.scheduler.waiting
+
+    def preempted(self, output: Any) -> Iterable[str]:
+        """Requests that lost their KV blocks before this step, or, with 0.11, some time ago.
+
+        That version does not tell. But who has more than one token to compute although its
+        prompt was done has been preempted meanwhile.
+        """
+        if hasattr(output, "preempted_req_ids"):
+            return output.preempted_req_ids or ()
+        tokens: dict[str, int] = output.num_scheduled_tokens
+        return [n for n, count in tokens.items() if count > 1 and n not in self.unsettled]
 
     def returned(self, output: Any) -> Flying | None:
         """The step this output belongs to; None where it was empty."""

@@ -6,7 +6,10 @@ request gets all its tokens, budgets and pipeline depth are kept, and every even
 """
 
 import logging
+import os
 import random
+import signal
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,14 +23,18 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
+from beam_runtime.clocks.fake import FakeActuator  # noqa: E402
+from beam_runtime.decisions import read_log  # noqa: E402
 from beam_runtime.engines import vllm_features, vllm_gate  # noqa: E402
 from beam_runtime.engines.base import Orders  # noqa: E402
 from beam_runtime.engines.vllm import make_scheduler  # noqa: E402
+from beam_runtime.engines.vllm_control import Control  # noqa: E402
 from beam_runtime.engines.vllm_embedded import Embedded  # noqa: E402
 from beam_runtime.engines.vllm_plan import Plan  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
 
 BATCHED_TOKENS = 512
+NOTHING = SimpleNamespace(ttft_ms={})
 
 
 class Director:
@@ -324,7 +331,7 @@ def test_a_failing_hook_leaves_the_engine_to_itself(
             raise ZeroDivisionError("a planted bug")
 
     engine = rig(make=make_scheduler)
-    monkeypatch.setattr(type(engine.scheduler.beam.view), "snapshot", broken)
+    monkeypatch.setattr("beam_runtime.engines.vllm_columns.Columns.fill", broken)
     director = Director(lambda: Knobs(1200, 64))
     with caplog.at_level(logging.ERROR, logger="beam_runtime.vllm"):
         _, wanted = drive(engine, simulated, director, 5, 1)
@@ -344,6 +351,61 @@ def test_observing_touches_nothing(
     watched, _ = drive(engine, simulated, director, 7, 1)
     assert watched.batches == plain.batches
     assert director.count()["step_finished"] == len(plain.batches)
+
+
+def test_observing_gives_clocks_back_and_steering_takes_them_again(
+    rig: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actuator = FakeActuator(2, range(600, 1201, 150))
+    monkeypatch.setattr("beam_runtime.resources.open_clocks", lambda gpus: (actuator, "a test's"))
+    engine = rig(make=make_scheduler)
+    beam = engine.scheduler.beam
+    control = Control(beam)
+    wait_for(lambda: None not in actuator.locked_mhz)
+    assert beam.steering
+    assert control.change({"policy": "observe"})["policy"] == "observe"
+    wait_for(lambda: actuator.locked_mhz == [None] * 2)
+    calls = len(actuator.calls)
+    engine.add("r0", [1] * 300, 5)
+    wait_for(lambda: "r0" in (beam.controller.orders.expected or NOTHING).ttft_ms)
+    while engine.scheduler.has_requests():
+        engine.update(*engine.schedule())
+    assert engine.given["r0"] == 5
+    assert beam.tally.ttfts == 1, "its first token was foretold for vLLM's own settings"
+    assert "set" not in dict(actuator.calls[calls:])
+    control.change({"policy": "steer"})
+    wait_for(lambda: None not in actuator.locked_mhz)
+    assert beam.steering
+    beam.close()
+    assert actuator.locked_mhz == [None] * 2
+
+
+def test_sigterm_ends_the_log_before_vllm_s_own_handler_runs(
+    rig: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text('table = "table.parquet"\nlog = "log.jsonl"\n')
+    heard = []
+
+    def theirs(number: int, frame: Any) -> None:
+        heard.extend(record["kind"] for record in read_log(config.parent / "log.jsonl"))
+
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        engine = rig(make=make_scheduler)
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: bool(heard))
+        assert heard[-1] == "stop"
+        engine.scheduler.beam.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20.0
+    while not what() and time.monotonic() < deadline_s:
+        time.sleep(0.002)
+    assert what()
 
 
 @pytest.mark.parametrize(
@@ -409,17 +471,44 @@ def test_a_vllm_without_an_expected_attribute_is_left_alone_and_named(
 
 
 def test_features_are_told_from_the_classes() -> None:
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.request import Request
 
-    assert vllm_features.missing(Scheduler, Request) == ()
+    assert vllm_features.missing(Scheduler, Request, SchedulerOutput, EngineCoreOutput) == ()
     found = vllm_features.features(Request, EngineCore)
-    assert found.pollable
-    bare = type("Request", (), {"__init__": lambda self: None})
-    assert vllm_features.missing(Scheduler, bare)[0] == "Request.request_id"
-    assert not vllm_features.features(bare, None).eligible_step
-    assert not vllm_features.features(bare, None).pollable
+    assert found == vllm_features.Features(eligible_step=True, pollable=True)
+
+
+def test_preemptions_are_found_where_vllm_does_not_tell_of_them(
+    rig: Any, simulated: Clock, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(untold: bool) -> int:
+        engine = rig(make=make_scheduler, num_blocks=40)
+        if untold:
+            schedule = engine.scheduler.beam.issued
+
+            def silent(output: Any) -> None:
+                fields = dict(vars(output))
+                del fields["preempted_req_ids"]
+                schedule(SimpleNamespace(**fields))
+                if engine.scheduler.beam.view.flying:
+                    flying = engine.scheduler.beam.view.flying.pop()
+                    engine.scheduler.beam.view.flying.append(replace(flying, output=output))
+
+            monkeypatch.setattr(engine.scheduler.beam, "issued", silent)
+        director = Director(lambda: Knobs(1200, 512))
+        _, wanted = drive(engine, simulated, director, 0, 1, equal=12)
+        assert {name: engine.given[name] for name in wanted} == wanted
+        assert engine.scheduler.beam.failure == ""
+        return director.count()["preemption"]
+
+    told = counted(untold=False)
+    assert told > 0
+    # One that is preempted twice before it comes back is told of once.
+    assert 0 < counted(untold=True) <= told
 
 
 @pytest.mark.parametrize("by_step", [True, False], ids=["eligible step", "running list"])

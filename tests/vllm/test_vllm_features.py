@@ -1,0 +1,125 @@
+"""What BEAM needs of a vLLM, each thing in turn taken away; no vLLM is needed for it."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from beam_runtime.engines import vllm_features
+from beam_runtime.engines.vllm_features import Features, features, missing, missing_on, unsupported
+
+
+def scheduler_class(without: str = "") -> type:
+    names = {*vllm_features._SCHEDULER_METHODS} - {without}
+    return type("Scheduler", (), {name: lambda self: None for name in names})
+
+
+def request_class(without: str = "") -> type:
+    """Some are properties, some are set in __init__, as in vLLM."""
+
+    class Request:
+        def __init__(self) -> None:
+            self.request_id = ""
+            self.num_prompt_tokens = self.num_computed_tokens = 0
+            self.arrival_time = 0.0
+
+        num_tokens = property(lambda self: 0)
+        num_output_tokens = property(lambda self: 0)
+
+    class Poorer:
+        def __init__(self) -> None:
+            pass
+
+    if not without:
+        return Request
+    for name in {*vllm_features._REQUEST_ATTRIBUTES} - {without}:
+        setattr(Poorer, name, 0)
+    return Poorer
+
+
+@dataclass
+class Step:
+    num_scheduled_tokens: dict[str, int]
+    total_num_scheduled_tokens: int
+
+
+@dataclass
+class Token:
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: object = None
+
+
+def test_nothing_is_missing_where_everything_is_there() -> None:
+    assert missing(scheduler_class(), request_class(), Step, Token) == ()
+
+
+@pytest.mark.parametrize("name", vllm_features._SCHEDULER_METHODS)
+def test_a_missing_method_is_named(name: str) -> None:
+    found = missing(scheduler_class(name), request_class(), Step, Token)
+    assert found == (f"Scheduler.{name}",)
+
+
+@pytest.mark.parametrize("name", vllm_features._REQUEST_ATTRIBUTES)
+def test_a_missing_attribute_of_requests_is_named(name: str) -> None:
+    found = missing(scheduler_class(), request_class(name), Step, Token)
+    assert found == (f"Request.{name}",)
+
+
+def test_missing_fields_of_steps_and_tokens_are_named() -> None:
+    bare = type("Bare", (), {})
+    assert missing(scheduler_class(), request_class(), bare, Token) == (
+        "SchedulerOutput.num_scheduled_tokens",
+        "SchedulerOutput.total_num_scheduled_tokens",
+    )
+    assert missing(scheduler_class(), request_class(), Step, bare) == (
+        "EngineCoreOutput.request_id",
+        "EngineCoreOutput.new_token_ids",
+        "EngineCoreOutput.finish_reason",
+    )
+
+
+def scheduler(**other: Any) -> SimpleNamespace:
+    pool = SimpleNamespace(get_num_free_blocks=lambda: 0)
+    there = dict.fromkeys(vllm_features._SCHEDULER_ATTRIBUTES, 0)
+    manager = SimpleNamespace(block_pool=pool)
+    return SimpleNamespace(**{**there, "kv_cache_manager": manager, **other})
+
+
+@pytest.mark.parametrize("name", vllm_features._SCHEDULER_ATTRIBUTES)
+def test_a_missing_attribute_of_the_scheduler_is_named(name: str) -> None:
+    one = scheduler()
+    assert missing_on(one) == ()
+    delattr(one, name)
+    assert missing_on(one) == (f"Scheduler.{name}",)
+
+
+def test_a_block_pool_elsewhere_is_named() -> None:
+    expected = ("Scheduler.kv_cache_manager.block_pool.get_num_free_blocks",)
+    assert missing_on(scheduler(kv_cache_manager=SimpleNamespace())) == expected
+    assert missing_on(scheduler(kv_cache_manager=None)) == expected
+
+
+def test_abilities_that_are_not_needed_are_told_from_the_classes() -> None:
+    old = features(request_class(), None)
+    assert old == Features(eligible_step=False, pollable=False)
+    newer = type("Request", (), {"next_decode_eligible_step": 0})
+    core = type("EngineCore", (), {"step": None, "step_with_batch_queue": None})
+    assert features(newer, core) == Features(eligible_step=True, pollable=True)
+    half = type("EngineCore", (), {"step": None})
+    assert features(newer, half) == Features(eligible_step=True, pollable=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"model_config": SimpleNamespace(runner_type="pooling")}, "a pooling model"),
+        ({"kv_transfer_config": SimpleNamespace(kv_role="kv_producer")}, "different engines"),
+    ],
+)
+def test_ways_of_serving_that_are_not_steered_are_named(config: dict[str, Any], said: str) -> None:
+    (reason,) = unsupported(SimpleNamespace(**config))
+    assert said in reason
+    assert unsupported(SimpleNamespace()) == ()
