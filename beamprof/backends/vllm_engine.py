@@ -8,14 +8,6 @@
 
 One JSON object a line: orders on stdin, answers on what was stdout; whatever vLLM prints goes to
 stderr. The end of stdin ends the process, so it never outlives who started it.
-
-                schedule()          update_from_output()
-                     | issued             | done
-      gap            |        pass        |       gap
-    -----------------+====================+-----------------+=====
-
-Both calls are vLLM's own, seen from outside: with steps in flight (async scheduling) a pass
-counts from when the one before it was done, and the gap between them is 0.
 """
 
 import json
@@ -23,12 +15,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from beam_runtime.types import StepShape
 from beamprof.backends.vllm_cells import CONTEXT_KEY, Craft
+from beamprof.backends.vllm_watch import Step, StepWatch
 from beamprof.errors import BackendError
 
 # What passes are timed by: the wall's clock, or, where a CPU engine has to share its core, the
@@ -43,63 +34,11 @@ FRUITLESS_ROWS = 3
 SPARE_TOKENS = 16
 
 
-@dataclass(slots=True)
-class Step:
-    """One step that was scheduled."""
-
-    output: Any
-    shape: StepShape
-    issued_s: float
-    done_s: float | None = None
-    pass_ms: float = 0.0
-    gap_ms: float | None = None
-
-
-class StepWatch:
-    """Sees every step of one scheduler: what was in it, when it went and came back."""
-
-    def __init__(self, scheduler: Any, now_s: Callable[[], float]) -> None:
-        self.steps: list[Step] = []
-        self._scheduler = scheduler
-        self._now_s = now_s
-        self._done_s = now_s()
-        self._schedule, self._update = scheduler.schedule, scheduler.update_from_output
-        scheduler.schedule, scheduler.update_from_output = self._scheduled, self._updated
-
-    def _scheduled(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._schedule(*args, **kwargs)
-        issued_s = self._now_s()
-        if output.num_scheduled_tokens:
-            self.steps.append(Step(output, self._shape(output.num_scheduled_tokens), issued_s))
-        return output
-
-    def _updated(self, output: Any, *args: Any, **kwargs: Any) -> Any:
-        done_s = self._now_s()
-        for step in self.steps:
-            if step.output is output:
-                step.done_s = done_s
-                step.pass_ms = (done_s - max(step.issued_s, self._done_s)) * 1e3
-                step.gap_ms = max(0.0, step.issued_s - self._done_s) * 1e3
-                self._done_s = done_s
-        return self._update(output, *args, **kwargs)
-
-    def _shape(self, scheduled: dict[str, int]) -> StepShape:
-        chunk = chunk_context = decodes = context = 0
-        for name, tokens in scheduled.items():
-            request = self._scheduler.requests[name]
-            before = request.num_computed_tokens - tokens
-            if before >= request.num_prompt_tokens:
-                decodes, context = decodes + 1, context + before
-            else:
-                chunk, chunk_context = chunk + tokens, chunk_context + before
-        return StepShape(chunk, chunk_context, decodes, context)
-
-
 class Engine:
     """One vLLM engine in this process.
 
     Args:
-        options: see start_options in vllm_process.
+        options: see vllm_process.VllmProcess.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:

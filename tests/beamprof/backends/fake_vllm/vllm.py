@@ -5,14 +5,25 @@ FAKE_VLLM says how it misbehaves: "deep" keeps two steps in flight, as async sch
 """
 
 import os
+import sys
 import time
 from collections import deque
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 MODE = os.environ.get("FAKE_VLLM", "")
 __version__ = "0.0.fake"
 BLOCK_SIZE, BLOCKS = 16, 400
 PASS_S, HOST_S = 0.002, 0.001
+
+# Its submodules, as far as anybody looks at them.
+fields = ["kv_connector"] if MODE == "too old" else ["kv_connector", "kv_connector_module_path"]
+sys.modules["vllm.config"] = SimpleNamespace(
+    KVTransferConfig=make_dataclass("KVTransferConfig", fields)
+)
+sys.modules["vllm.platforms"] = SimpleNamespace(
+    current_platform=SimpleNamespace(is_cuda=lambda: False)
+)
 
 
 class SamplingParams:
