@@ -99,18 +99,19 @@ def command(
 
 
 def _show_plan(spec: "StudySpec", output: Path, workers: int | None, *, as_json: bool) -> None:
-    from beamprof.console import emit
+    from beamprof.console import emit, note
     from beamprof.replay.study import plan_study
     from beamprof.report.plain import plain
     from beamprof.report.study_views import show_plan
 
     plan = plan_study(spec, output, workers=workers)
+    for text in plan.notes:
+        note(text)
     emit(
         "study --dry-run",
         plain(plan),
         lambda console: show_plan(plan, console),
         as_json=as_json,
-        warnings=list(plan.notes),
     )
 
 
@@ -118,7 +119,7 @@ def _run(
     spec: "StudySpec", output: Path, on: str, workers: int | None, *, force: bool, as_json: bool
 ) -> None:
     from beamprof.cli.bar import Bar
-    from beamprof.console import emit
+    from beamprof.console import emit, note
     from beamprof.errors import SweepError
     from beamprof.interrupt import stop_on_signals
     from beamprof.replay.study import study
@@ -137,6 +138,8 @@ def _run(
             watcher=_Progress(bar),
             stop=stop,
         )
+    for text in result.notes:
+        note(text)
     status = "incomplete" if result.failures or result.remaining else "ok"
     if result.stopped_by and result.remaining:
         status = "interrupted"
@@ -146,7 +149,7 @@ def _run(
         lambda console: show_study(result, console),
         as_json=as_json,
         status=status,
-        warnings=[*result.notes, *failure_lines(result.failures)],
+        warnings=failure_lines(result.failures),
     )
     if status != "ok":
         raise typer.Exit(130 if status == "interrupted" else 1)
@@ -166,6 +169,7 @@ def _data(result: "StudyResult") -> dict[str, Any]:
             "failures": result.failures,
             "stopped_by": result.stopped_by,
             "duration_s": result.duration_s,
+            "notes": result.notes,
             "rows": result.frame.to_dicts(),
         }
     )

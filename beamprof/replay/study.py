@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from beam_runtime.table import PerfTable
 from beamprof.atomic_file import check_writable, written_whole
 from beamprof.interrupt import Stop
+from beamprof.replay.ladder import site_of
 from beamprof.replay.policies.registry import KNEE, VANILLA
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Failure, Job, jobs_of, play_job
 from beamprof.replay.study_places import On, Outcome, Place, open_place, usable_cpus
@@ -62,7 +63,7 @@ class StudyResult:
         failures: cells that could not be played.
         remaining: cells neither finished nor failed.
         stopped_by: the signal that stopped it.
-        notes: what was found on the way.
+        notes: what was assumed, and what was found on the way.
         duration_s: what it took.
         frame: one row for each finished cell: PROVENANCE, RESULTS and RELATIVE columns.
     """
@@ -103,7 +104,7 @@ class StudyPlan:
         cells: every cell of the grid.
         workers: how many would be played at a time.
         duration_s: about what those take that are not done, on processors as busy as now.
-        notes: what was found on the way.
+        notes: what was assumed, and what was found on the way.
     """
 
     output: Path
@@ -218,7 +219,10 @@ def _prepared(spec: StudySpec, output: Path) -> tuple[tuple[Job, ...], Store, tu
     traces = [open_trace(path) for path in spec.traces]
     jobs = jobs_of(spec, tables, traces)
     store = Store(output.with_name(f"{output.name}.cells"))
-    notes = [f"{path} is damaged: its cell is played again" for path in store.damaged]
+    options = jobs[0].options
+    assumed = (note for table in tables for note in site_of(table, table, options)[1])
+    notes = [*dict.fromkeys(assumed)]
+    notes += [f"{path} is damaged: its cell is played again" for path in store.damaged]
     outdated = store.outdated(jobs)
     if outdated:
         changed = ", ".join(f"{name} ({cells} cells)" for name, cells in outdated.items())

@@ -50,7 +50,8 @@ PROVENANCE: Mapping[str, pl.DataType] = {
 }  # fmt: skip
 RESULTS: Mapping[str, pl.DataType] = {
     "requests": pl.Int64(), "requests_dropped": pl.Int64(), "duration_s": pl.Float64(),
-    "knee_mhz": pl.Int64(), "energy_j": pl.Float64(), "energy_kwh": pl.Float64(),
+    "knee_mhz": pl.Int64(), "waiting_gpu_power_w": pl.Float64(),
+    "energy_j": pl.Float64(), "energy_kwh": pl.Float64(),
     "prefill_energy_j": pl.Float64(), "decode_energy_j": pl.Float64(),
     "idle_energy_j": pl.Float64(), "mean_power_w": pl.Float64(), "j_per_token": pl.Float64(),
     "j_per_request": pl.Float64(),
@@ -250,6 +251,8 @@ def _played(job: Job) -> dict[str, Any]:
         "requests_dropped": job.trace.requests - trace.requests,
         "duration_s": trace.duration_s,
         "knee_mhz": knee_mhz(job.table),
+        # As played, mean over the clocks: the option, else the table's, else what was assumed.
+        "waiting_gpu_power_w": float(site.cost.idle_power_w.mean()) / job.table.tp,
     }
     if job.policy == ORACLE:
         bound = lower_bound(trace, site.cost, site.limits, job.largest_step_tokens)

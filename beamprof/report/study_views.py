@@ -25,14 +25,16 @@ _MOST_CELLS = 60
 def show_study(result: StudyResult, console: Console) -> None:
     """`beam study`."""
     sentence(console, _answer(result))
+    block(
+        console,
+        "energy over vanilla's and over static:knee's; attainment in percentage points beside "
+        "vanilla's; ± over seeds",
+    )
     for key, rows in result.frame.group_by(_GROUP, maintain_order=True):
         table, ttft_ms, tbt_ms, noise = key
         words = f"SLO {ttft_ms:g} ms / {tbt_ms:g} ms" + (f", noise {noise:g}" if noise else "")
         heading(console, Path(str(table)).name, words)
         block(console, _grid(rows))
-    console.print()
-    block(console, Text("energy over vanilla's and over static:knee's; attainment in percentage "
-                        "points beside vanilla's; ± over seeds", "dim"))  # fmt: skip
     if result.output:
         console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
         next_command(console, f"beam report {result.output}")
