@@ -45,9 +45,9 @@ def answer(report: ReplayReport) -> str:
     best = min(keeping, key=lambda rung: rung.to_vanilla)
     m = best.metrics
     if best is report.rungs[0]:
-        return f"Nothing saves energy against vanilla: {m.energy_kwh:.2f} kWh."
+        return f"Nothing saves energy against vanilla: {m.energy_kwh:.3g} kWh."
     return (
-        f"{m.policy} needs {m.energy_kwh:.2f} kWh, {100 * best.to_vanilla:.0f} % of vanilla's and "
+        f"{m.policy} needs {m.energy_kwh:.3g} kWh, {100 * best.to_vanilla:.0f} % of vanilla's and "
         f"{100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} MHz), "
         f"and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests ({best.ttft_points:+.2f} "
         f"points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens ({best.tbt_points:+.2f})."

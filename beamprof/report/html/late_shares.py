@@ -80,6 +80,7 @@ def _late(sample: Sample, least: float) -> list[tuple[float, float]]:
     later = 1.0 - np.cumsum(sample.counts) / total
     wanted = np.geomspace(1.0, max(least, 1 / total), _POINTS)
     # later descends: the first value whose share is at or under the wanted one.
-    at = np.unique(np.searchsorted(-later, -wanted).clip(0, len(later) - 1))
+    last = len(later) - 1
+    at = np.unique(np.append(np.searchsorted(-later, -wanted).clip(0, last), last))
     points = zip(sample.values_ms[at].tolist(), later[at].tolist(), strict=True)
     return [(float(sample.values_ms[0]), 1.0), *points]

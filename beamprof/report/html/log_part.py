@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from beamprof.report.html.burst import Window, fullest
 from beamprof.report.html.columns import columns
 from beamprof.report.html.log_run import KNOBS, LogRun
-from beamprof.report.html.number_words import axis_ms, percent, significant
+from beamprof.report.html.number_words import axis_ms, axis_number, percent, significant
 from beamprof.report.html.part import (
     Drawing,
     Drawings,
@@ -99,10 +99,7 @@ def _kept(run: LogRun) -> dict[str, float]:
 
 
 def _first_pairs(run: LogRun) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Foretold and seen TTFT of first tokens that came while BEAM decided."""
-    use = np.isfinite(run.first_foretold_ms)
-    for one in run.stretches:
-        use &= ~((run.first_s >= one.from_s) & (run.first_s <= one.to_s))
+    use = run.first_foretold
     return run.first_foretold_ms[use], run.first_ms[use]
 
 
@@ -134,8 +131,9 @@ def _foretold(run: LogRun) -> Section | None:
     )
     return Section(
         "Foretold and seen",
-        "On the line the forecast was right; a dot above it came later than foretold. Time in "
-        f"which BEAM stood aside is left out.{thinned}", Drawings(shown),
+        "On the line the forecast was right; a dot above it came later than foretold. Forecasts of "
+        "TBT look beyond the next decision, so that dots below the line are to be expected. Time "
+        f"without forecasts is left out.{thinned}", Drawings(shown),
     )  # fmt: skip
 
 
@@ -147,7 +145,7 @@ def _errors(run: LogRun) -> Section | None:
     ):
         if len(seen):
             late_ms = seen - foretold
-            spread = [f"{ms:+,.1f}".replace("-", "\N{MINUS SIGN}")
+            spread = [f"{round(ms, 1) + 0.0:+,.1f}".replace("-", "\N{MINUS SIGN}")
                       for ms in np.percentile(late_ms, _SHARES)]  # fmt: skip
             later = float((late_ms > 0).mean())
             rows.append((name, f"{len(seen):,}", *spread, percent(later)))
@@ -165,13 +163,19 @@ def _over_time(run: LogRun, window: Window) -> Section | None:
         return None
     from_s, to_s = window_s = window.from_s, window.to_s
     off_s = [(one.from_s, one.to_s) for one in run.stretches]
+    silent_s = [(one.from_s, one.to_s) for one in run.stretches if not one.observed]
     strips = []
     inside = (run.first_s >= from_s) & (run.first_s < to_s)
-    slo_ms = _one_slo_ms(run)
-    if inside.any() and slo_ms is not None:
-        first = list(zip(run.first_s[inside].tolist(), run.first_ms[inside].tolist(), strict=True))
+    inside &= np.isfinite(run.first_slo_ms)
+    if inside.any():
+        slo_ms = _one_slo_ms(run)
+        over = 1.0 if slo_ms is not None else run.first_slo_ms[inside]
+        values = (run.first_ms[inside] / over).tolist()
+        first = list(zip(run.first_s[inside].tolist(), values, strict=True))
         strips.append(
             dots_strip("TTFT, when the first token came", window_s, first, slo_ms, axis_ms)
+            if slo_ms is not None
+            else dots_strip("TTFT over its own SLO", window_s, first, 1.0, axis_number)
         )
     lines = [("requests, running and waiting", run.requests, True)]
     for knob in _moving(run):
@@ -182,13 +186,23 @@ def _over_time(run: LogRun, window: Window) -> Section | None:
         points = _points(run, values, from_s, to_s)
         last = at == len(lines) - 1
         strips.append(
-            steps_strip(name, window_s, points, from_zero=from_zero, off_s=off_s, last=last)
+            steps_strip(
+                name,
+                window_s,
+                points,
+                from_zero=from_zero,
+                off_s=off_s,
+                blank_s=silent_s,
+                last=last,
+            )
         )
     words = f"{time_words(round(from_s))} to {time_words(round(to_s))}"
     if window.chosen and to_s - from_s < run.end_s:
         words += ", when most first tokens came"
     if off_s:
-        words += "; shaded: BEAM did not steer, the knobs are the engine's own"
+        words += "; shaded: BEAM did not steer, the knobs were the engine's own"
+    if not run.steered.all():
+        words += "; where it looked on, the knobs are what it would have set"
     whole = Timeline("", _CSS, words, tuple(strips), "time since the start, min:s")
     return Section(
         "Decisions over time", "What the controller saw, chose and foretold.", Timelines((whole,))

@@ -23,11 +23,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Time in which BEAM did not steer, seconds of the run, and why."""
+    """Time in which BEAM did not steer, seconds of the run, and why.
+
+    ``observed``: it went on to decide, for nobody.
+    """
 
     from_s: float
     to_s: float
     reason: str
+    observed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,20 @@ class LogRun:
         """Of the run's time."""
         off_s = sum(one.to_s - one.from_s for one in self.stretches)
         return 1.0 - off_s / self.end_s if self.end_s > 0 else 0.0
+
+    @property
+    def first_foretold(self) -> NDArray[np.bool_]:
+        """(F,) whether a forecast was in force, and fresh, when the first token came."""
+        use = np.isfinite(self.first_foretold_ms)
+        if not len(self.at_s):
+            return use
+        decision = np.searchsorted(self.at_s, self.first_s, side="right") - 1
+        decided_s = np.where(decision >= 0, self.at_s[decision], -math.inf)
+        use &= self.first_s - decided_s <= _STALE_MS / 1e3
+        for one in self.stretches:
+            inside = (self.first_s >= one.from_s) & (self.first_s <= one.to_s)
+            use &= ~(inside & (decided_s < one.from_s))
+        return use
 
     def holds_s(self) -> Floats:
         """(D,) how long each decision was in force; 0 where it was not."""
@@ -156,7 +174,7 @@ def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
         first_foretold_ms=_numbers(one.get("predicted_ms") for one in first),
         first_slo_ms=_numbers(one.get("slo_ms") for one in first),
         search_ms=_numbers(one["search_ms"] for one in decisions),
-        stretches=_stretches(of_kind.get("steering", []), start_ms, end_ms),
+        stretches=_stretches(of_kind.get("steering", []), decisions, start_ms, end_ms),
         oddities=_oddities(of_kind, start_ms),
         counts=dict(of_kind["stop"][-1]["counts"]) if "stop" in of_kind else {},
     )
@@ -191,16 +209,23 @@ def _pairs(
 
 
 def _stretches(
-    steering: list[dict[str, Any]], start_ms: float, end_ms: float
+    steering: list[dict[str, Any]],
+    decisions: list[dict[str, Any]],
+    start_ms: float,
+    end_ms: float,
 ) -> tuple[Stretch, ...]:
-    found, began = [], None
-    for record in steering:
-        at_s = (float(record["at_ms"]) - start_ms) / 1e3
-        if began is not None:
-            found.append(Stretch(began[0], at_s, began[1]))
-        began = None if record["steering"] else (at_s, str(record["reason"]))
-    if began is not None:
-        found.append(Stretch(began[0], (end_ms - start_ms) / 1e3, began[1]))
+    observed_ms = np.array([float(one["at_ms"]) for one in decisions if "own" in one])
+    found = []
+    turns_ms = [float(record["at_ms"]) for record in steering] + [end_ms]
+    for record, (from_ms, until_ms) in zip(steering, pairwise(turns_ms), strict=True):
+        if not record["steering"]:
+            inside = (observed_ms >= from_ms) & (observed_ms <= until_ms)
+            found.append(
+                Stretch(
+                    (from_ms - start_ms) / 1e3, (until_ms - start_ms) / 1e3,
+                    str(record["reason"]), observed=bool(inside.any()),
+                )
+            )  # fmt: skip
     return tuple(found)
 
 

@@ -40,10 +40,11 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
     report = saved.report
     css = colours(rung.metrics.policy for rung in report.rungs)
     slo = report.options.slo
+    bound = "" if report.oracle_j is None else "; another: the bound that no policy can beat"
     sections = [
         Section(
-            "Energy", "All GPUs, passes and idling, until the trace ends. Broken lines: the best "
-            f"single clock ({report.knee_mhz:,} MHz) and the bound.", _energy(report, css),
+            "Energy", "All GPUs, passes and idling, until the trace ends. Broken line: the best "
+            f"single clock, {report.knee_mhz:,} MHz{bound}.", _energy(report, css),
         ),
         Section(
             "Latency against its promises",

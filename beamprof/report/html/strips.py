@@ -51,16 +51,17 @@ def steps_strip(
     *,
     from_zero: bool = True,
     off_s: Sequence[tuple[float, float]] = (),
+    blank_s: Sequence[tuple[float, float]] = (),
     last: bool = False,
 ) -> Strip:
-    """A value that holds until the next; ``off_s`` are stretches drawn as not steered."""
+    """A value that holds until the next; shaded in ``off_s``, unknown in ``blank_s``."""
     values = [value for _, value in points] or [0.0]
     low = 0.0 if from_zero else min(values)
     y = Linear(low, max(*values, low + 1e-9))
     plot = _plot(name, *span_s, y, _LOW_PX, last=last)
     for begin, end in off_s:
         plot.band(max(begin, span_s[0]), min(end, span_s[1]), "off")
-    for part_s in _without(off_s, span_s):
+    for part_s in _without(blank_s, span_s):
         plot.curve(_changes(points, part_s), "line thin", steps=True)
     if not from_zero and y.high > y.low + 1e-6:
         plot.y_axis((y.low, y.high), axis_number)
@@ -123,7 +124,7 @@ def _top_label(plot: Plot, y: Linear) -> None:
 def _without(
     off_s: Sequence[tuple[float, float]], span_s: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """The span's parts outside of ``off_s``, which ascend."""
+    """The span's parts outside of stretches that ascend."""
     parts, begin = [], span_s[0]
     for off_from, off_to in off_s:
         if begin < off_from:

@@ -30,20 +30,33 @@ def replayed(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def decision_log(small_table: PerfTable, tmp_path_factory) -> Path:
-    """A controller's log of half a minute, with a stall in the middle that makes it fall back."""
-    path = tmp_path_factory.mktemp("log") / "toy.jsonl"
-    cost = StepCost.from_table(small_table)
+def serve(table: PerfTable, path: Path, slos: tuple[Slo, ...], stall_ms, **options) -> None:
+    """Half a minute of a paper engine under a real controller that keeps a log."""
+    cost = StepCost.from_table(table)
     limits = EngineLimits(pp=4, max_num_seqs=64, max_model_len=8192, host_gap_ms=2.0)
-    slo = Slo(500.0, 120.0)
     requests = [
-        FakeRequest(f"r{n}", 400.0 * n, 200 + 60 * (n % 7), 20 + n % 9, slo) for n in range(70)
+        FakeRequest(f"r{n}", 400.0 * n, 200 + 60 * (n % 7), 20 + n % 9, slos[n % len(slos)])
+        for n in range(70)
     ]
-    engine = FakeEngine(cost, limits, requests, stall_ms=(9_000.0, 16_000.0))
+    engine = FakeEngine(cost, limits, requests, stall_ms=stall_ms)
     with Controller(
-        cost, limits, threads=False, now_ms=lambda: engine.now_ms, log=DecisionLog(path)
+        cost, limits, threads=False, now_ms=lambda: engine.now_ms, log=DecisionLog(path), **options
     ) as beam:
         engine.run(beam)
-        assert beam.status.counts.falls >= 1
+
+
+@pytest.fixture(scope="session")
+def decision_log(small_table: PerfTable, tmp_path_factory) -> Path:
+    """A log with a stall in the middle that makes the controller fall back."""
+    path = tmp_path_factory.mktemp("log") / "toy.jsonl"
+    serve(small_table, path, (Slo(500.0, 120.0),), (9_000.0, 16_000.0))
+    return path
+
+
+@pytest.fixture(scope="session")
+def observed_log(small_table: PerfTable, tmp_path_factory) -> Path:
+    """A log of a controller that only looks on, at requests of two classes."""
+    path = tmp_path_factory.mktemp("log") / "looked-on.jsonl"
+    never_ms = (float("inf"), float("inf"))
+    serve(small_table, path, (Slo(400.0, 120.0), Slo(2000.0, 300.0)), never_ms, observing=True)
     return path

@@ -17,8 +17,10 @@ from beamprof.report.html.scatter import MOST_DOTS, foretold_and_seen
 from beamprof.report.html.strips import dots_strip, steps_strip, time_words
 
 positive = st.floats(1e-6, 1e9)
+untimed = settings(deadline=None)
 
 
+@untimed
 @given(positive, st.floats(1.001, 1e6), st.floats(-1e9, 1e9), st.integers(1, 12))
 def test_a_scale_stays_inside_and_its_ticks_too(low, factor, value, most):
     for scale in (Log(low, low * factor), Linear(low, low * factor)):
@@ -31,6 +33,7 @@ def test_a_scale_stays_inside_and_its_ticks_too(low, factor, value, most):
         assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
 
 
+@untimed
 @given(positive, st.floats(0.0, 1e3), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_a_scale_keeps_the_order(low, span, one, two):
     for scale in (Log(low, low * (1 + span)), Linear(low, low + span)):
@@ -38,11 +41,13 @@ def test_a_scale_keeps_the_order(low, span, one, two):
         assert scale.share(a) <= scale.share(b)
 
 
+@untimed
 @given(st.floats(1e-3, 1e6), st.floats(1.0, 1e4))
 def test_a_usual_axis_has_labels(low, decades):
     assert Log(low, low * 10 * decades).ticks(7)
 
 
+@untimed
 @given(st.floats(0.0, 1.0), st.integers(0, 3))
 def test_a_share_is_never_rounded_to_all_or_nothing(share, digits):
     words = percent(share, digits)

@@ -115,7 +115,9 @@ def test_a_table_that_was_not_measured_is_not_called_so(replayed, source):
     table = replace(saved.record.plant_table, sources=(source,))
     saved = replace(saved, record=replace(saved.record, plant_table=table, table=table))
     standing = replay_part(saved, busiest(saved)).standing
-    assert {"modelled": "a modelled table, not a measured one", "imported": "others measured"}[source] in standing
+    assert {"modelled": "a modelled table, not a measured one", "imported": "others measured"}[
+        source
+    ] in standing
     assert "measured on GPUs" not in standing
 
 
@@ -251,6 +253,31 @@ def test_the_log_is_told_of(page, decision_log):
     assert "not what a meter read" in page.text
     assert len(page.of_class("off")) > 0, "time without steering is shaded"
     assert any("the engine makes no steps" in words for words in page.words)
+
+
+def test_looking_on_is_not_steering(observed_log):
+    run = load_log(observed_log)
+    assert not run.steered.any() and run.holds_s().sum() == 0.0
+    assert all(one.observed for one in run.stretches)
+    # What is held against what came is the forecast of the engine's own settings.
+    decisions = [json.loads(line) for line in observed_log.read_text("utf-8").splitlines()]
+    own = [r["own"]["worst_tbt_ms"] for r in decisions if r["kind"] == "decision"]
+    assert set(run.foretold_tbt_ms) <= set(own) and len(run.foretold_tbt_ms) > 20
+    assert run.first_foretold.sum() > 20
+    told = write_report([observed_log]).inputs[0]
+    assert told.sentence.startswith("BEAM looked on for")
+    page = Page(observed_log.with_suffix(".html").read_text("utf-8"))
+    assert "what it would have set" in page.text and "Time in each knob" not in page.words
+    assert "TTFT over its own SLO" in page.words
+
+
+def test_forecasts_of_before_a_stall_are_not_held_against_what_came_after(decision_log):
+    run = load_log(decision_log)
+    (off,) = run.stretches
+    inside = (run.first_s > off.from_s) & (run.first_s < off.to_s)
+    assert inside.any() and not run.first_foretold[inside].any()
+    late_ms = (run.first_ms - run.first_foretold_ms)[run.first_foretold]
+    assert len(late_ms) > 30 and late_ms.max() < 1_000.0
 
 
 def test_of_several_runs_the_last_is_told(decision_log, tmp_path):
