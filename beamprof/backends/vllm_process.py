@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # Decodes at the longest context grow a little beyond it (vllm_cells).
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 

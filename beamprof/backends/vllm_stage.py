@@ -12,6 +12,7 @@ cache: outputs mean nothing. Sending activations from stage to stage is not meas
 
 import contextlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ GAP_DECODES, GAP_CONTEXT_TOKENS, GAP_PASSES = 16, 64, 60
 # What vLLM leaves to others of a GPU's memory by default.
 GPU_MEMORY_SHARE = 0.9
 _GIB = 1 << 30
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 class VllmBackend(MeasuringBackend):
@@ -182,7 +184,11 @@ class VllmBackend(MeasuringBackend):
         per_layer = kv_bytes / self.stage.layers
         # Half as much again for blocks that vLLM keeps to itself; it takes whole GiB.
         gib = math.ceil(1.5 * per_layer * max(self._layers) / _GIB)
-        return {"VLLM_CPU_KVCACHE_SPACE": str(gib)}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": str(gib)}
+        if self.stage.tp > 1 and BIND not in os.environ:
+            # Left to itself, vLLM wants a NUMA node for every worker.
+            environment[BIND] = "|".join(str(core) for core in range(self.stage.tp))
+        return environment
 
 
 def _gap_step(steps: Sequence[StepShape]) -> StepShape:
