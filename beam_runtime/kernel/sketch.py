@@ -234,7 +234,8 @@ def estimate(
     gap_ms = e.pp * total_ms / k.steps
     decodes = k.decodes
     if e.late_cuts and d.requests > 0 and gap_ms + e.tbt_margin_ms > d.tbt_ms:
-        # Decodes go ahead of every chunk: a pass more per step, and half as many ride.
+        # Chunks are cut or decodes go ahead of them: reckoned as if they did of every chunk, a pass
+        # more per step, and half as many ride.
         passes, b = split(d, e.pp)
         _, round_busy_ms, round_j = round_of(passes, b, c, e, t)
         extra_ms = round_busy_ms / e.pp
