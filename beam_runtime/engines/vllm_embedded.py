@@ -132,10 +132,8 @@ class Embedded:
     def obey(self, policy: EmbeddedPolicy) -> None:
         """Observe, and give the clocks back, or steer again. From any thread."""
         self.policy = policy
-        if policy is EmbeddedPolicy.STEER:
-            self.controller.steer()
-        else:
-            self.controller.observe()
+        steers = policy is EmbeddedPolicy.STEER
+        (self.controller.steer if steers else self.controller.observe)()
 
     # The engine's thread
 
@@ -341,15 +339,13 @@ class Embedded:
         Nobody waits, everybody's prompt is done, nothing is in flight or asynchronous scheduling
         has made a place for it: most steps of most engines, told without a look at requests.
         """
-        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or self.view.unsettled:
+        view, scheduler = self.view, self.view.scheduler
+        # Who waits although nobody is unsettled was preempted, and vLLM did not say so.
+        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or view.unsettled or scheduler.waiting:
             return False
-        if self.view.scheduler.waiting:  # preempted, and vLLM did not say so
-            return False
-        running = len(self.view.scheduler.running)
-        asynchronous = self.view.asynchronous and self.view.limits.pp == 1
-        in_place = asynchronous or not self.view.flying
+        in_place = not view.flying or (view.asynchronous and view.limits.pp == 1)
         # Each may need one KV block more; where there are too few, somebody is preempted.
-        return bool(running) and in_place and self.view.free_blocks >= running
+        return in_place and 0 < len(scheduler.running) <= view.free_blocks
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
         """Whether the pipeline takes no step now, which needs no look at requests."""

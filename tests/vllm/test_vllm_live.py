@@ -42,7 +42,7 @@ def run_script(name: str, *arguments: object, **environment: str) -> dict[str, A
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=550)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -69,13 +69,15 @@ def serve(model: Path, metrics_port: int) -> dict:
             stdout=sink, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        for _ in range(480):  # a busy machine needs two minutes to import vLLM twice
+        for _ in range(900):  # a busy machine needs minutes to import vLLM twice and compile
             with contextlib.suppress(OSError, urllib.error.URLError):
                 get(f"http://127.0.0.1:{port}/health")
                 break
             if server.poll() is not None:
                 raise RuntimeError(log.read_text()[-3000:])
             time.sleep(0.5)
+        else:
+            raise RuntimeError(f"no server after minutes: {log.read_text()[-3000:]}")
         beam = f"http://127.0.0.1:{metrics_port}"
         with ThreadPoolExecutor(5) as pool:
             asked = [pool.submit(stream, port, [1 + n] * (30 + 40 * n), 10) for n in range(4)]
