@@ -18,7 +18,7 @@ from beamprof.html_report import write_report
 from beamprof.replay.saved import load_replay
 from beamprof.report.html.burst import Window, busiest
 from beamprof.report.html.late_shares import Sample, late_shares
-from beamprof.report.html.log_run import load_log
+from beamprof.report.html.log_run import KNOBS, load_log
 from beamprof.report.html.number_words import percent, significant
 from beamprof.report.html.render import render
 from beamprof.report.html.replay_part import replay_part
@@ -278,6 +278,40 @@ def test_forecasts_of_before_a_stall_are_not_held_against_what_came_after(decisi
     assert inside.any() and not run.first_foretold[inside].any()
     late_ms = (run.first_ms - run.first_foretold_ms)[run.first_foretold]
     assert len(late_ms) > 30 and late_ms.max() < 1_000.0
+
+
+def test_a_forecast_counts_while_it_is_in_force_and_fresh(tmp_path):
+    def first(at_ms, name):
+        return {"kind": "first_token", "at_ms": at_ms, "request_id": name, "predicted_ms": 100.0,
+                "actual_ms": 120.0, "slo_ms": 500.0}  # fmt: skip
+
+    forecast = {"worst_tbt_ms": 50.0, "horizon_ms": 500.0, "active_energy_j": 900.0,
+                "idle_energy_j": 100.0}  # fmt: skip
+    decision = {"kind": "decision", "knobs": dict.fromkeys(KNOBS, 1), "forecast": forecast,
+                "state": {"running": 2, "waiting": 1}, "search_ms": 0.2}  # fmt: skip
+    seen = {"tokens": 3, "late_tokens": 1, "worst_ms": 60.0}
+    records = [
+        {"kind": "start", "at_ms": 0.0, "schema": "beam.decisions/1"},
+        first(500.0, "before any decision"),
+        {**decision, "at_ms": 1_000.0},
+        first(1_900.0, "fresh"),
+        {**decision, "at_ms": 1_950.0, "since": seen},
+        {"kind": "steering", "at_ms": 2_000.0, "steering": False, "reason": "fell"},
+        first(2_100.0, "the engine's own settings are in force"),
+        {"kind": "steering", "at_ms": 2_200.0, "steering": True, "reason": ""},
+        {**decision, "at_ms": 2_300.0, "since": seen},
+        first(3_400.0, "stale"),
+        {"kind": "stop", "at_ms": 4_000.0, "counts": {"falls": 1}},
+    ]
+    log = tmp_path / "by-hand.jsonl"
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = load_log(log)
+    assert run.first_foretold.tolist() == [False, True, False, False]
+    # Only the first decision was followed by another without a turn between them.
+    assert (run.foretold_tbt_ms.tolist(), run.seen_tbt_ms.tolist()) == ([50.0], [60.0])
+    assert run.foretold_w.tolist() == [2000.0] * 3
+    assert run.holds_s().tolist() == pytest.approx([0.95, 0.15, 1.7])
+    assert (run.tokens, run.late_tokens, run.steered_share) == (6, 2, pytest.approx(0.95))
 
 
 def test_of_several_runs_the_last_is_told(decision_log, tmp_path):
