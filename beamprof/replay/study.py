@@ -155,9 +155,9 @@ def study(
         watcher.begin(kept, len(jobs))
     failures: dict[str, Failure] = {}
     if todo and not stop.requested:
-        _compile(todo.values())
         place = open_place(on, None if workers is None else min(workers, len(todo)))
         try:
+            _compile(todo.values())
             for cell_id, outcome in _outcomes(todo, place, stop):
                 failure = outcome if isinstance(outcome, Failure) else None
                 if failure:
