@@ -82,5 +82,6 @@ def _late(sample: Sample, least: float) -> list[tuple[float, float]]:
     # later descends: the first value whose share is at or under the wanted one.
     last = len(later) - 1
     at = np.unique(np.append(np.searchsorted(-later, -wanted).clip(0, last), last))
+    at = at[: 1 + int(np.argmax(later[at] <= least))]  # the last is 0: there is one
     points = zip(sample.values_ms[at].tolist(), later[at].tolist(), strict=True)
     return [(float(sample.values_ms[0]), 1.0), *points]
