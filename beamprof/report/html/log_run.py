@@ -40,7 +40,7 @@ class LogRun:
 
     Attributes:
         path: the log.
-        number, runs: which run of how many that the file holds.
+        runs: how many the file holds; this is the last.
         start: its first record.
         end_s: the last record's time.
         at_s: (D,) decisions.
@@ -60,7 +60,6 @@ class LogRun:
     """
 
     path: Path
-    number: int
     runs: int
     start: Mapping[str, Any]
     end_s: float
@@ -156,7 +155,6 @@ def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
 
     return LogRun(
         path=path,
-        number=runs,
         runs=runs,
         start=start,
         end_s=(end_ms - start_ms) / 1e3,
