@@ -4,11 +4,16 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from paper_table import paper_table
 
 from beam_runtime.cost import StepCost
 from beam_runtime.table import PerfTable
 from beam_runtime.types import EngineLimits
+
+# Tests check behaviour; how fast examples run depends on who else uses the machine.
+settings.register_profile("beam", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("beam")
 
 CLOCKS_MHZ = (510, 735, 960, 1185, 1410)
 CELLS = (

@@ -64,7 +64,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS)
 def test_noise_never_loosens_an_slo(steps: list[tuple[StepKind, float, float]]) -> None:
     """However the noise falls, 99 % of the latest steps keep what is promised through it."""

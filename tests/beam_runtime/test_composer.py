@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_runtime.composer import Hold, Step, compose
@@ -315,7 +315,6 @@ PROMPTS = st.lists(
 
 
 @given(PROMPTS, st.sampled_from((1, 4, 7)), st.integers(20, 60))
-@settings(deadline=None)
 def test_kv_blocks_are_neither_lost_nor_made(
     prompts: list[tuple[int, int, int]], block_size: int, tokens: int
 ) -> None:

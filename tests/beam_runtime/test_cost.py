@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paper_table import paper_table
 
@@ -58,7 +58,6 @@ STEPS = st.builds(
 
 
 @given(STEPS)
-@settings(deadline=None)
 def test_it_reproduces_any_step_of_its_own_form(step: StepShape):
     cost = StepCost.from_table(TABLE)
     cell = (

@@ -171,7 +171,7 @@ def assert_same(read: Forecast, compiled: Forecast) -> None:
 
 
 @given(snapshots(), KNOBS, RULES, costs())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_kernel_equals_reference(state: Snapshot, knobs: Knobs, rules: Rules, cost: StepCost):
     weights = (1.0, 4.0)
     searcher = Searcher(cost, state.limits, rules, (128,), PACE_SHARES, LOOKAHEAD_MS, 0.0, weights)

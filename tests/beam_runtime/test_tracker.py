@@ -80,7 +80,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REQUESTS, st.sampled_from([60, 100, 10_000]))
 def test_it_sees_what_the_engine_does(
     small_cost: StepCost, requests: list[tuple[float, int, int, int]], kv_blocks: int

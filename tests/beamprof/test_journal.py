@@ -29,7 +29,6 @@ MEASURED = {
 }
 ANYWHERE = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

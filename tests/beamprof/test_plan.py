@@ -38,7 +38,7 @@ def test_the_default_plan_takes_nine_clocks_two_trials_and_fifteen_minutes() -> 
 
 
 @given(minutes=st.integers(3, 120))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_budget_is_kept_and_more_time_never_promises_less(minutes: int) -> None:
     shorter, longer = plan(budget=f"{minutes}m"), plan(budget=f"{minutes + 10}m")
     assert shorter.duration_s <= minutes * 60

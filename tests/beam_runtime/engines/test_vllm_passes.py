@@ -30,7 +30,7 @@ STEPS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     STEPS,
     st.sampled_from((600, 900, 1200, 1000)),

@@ -44,7 +44,7 @@ def at(stage: StageShape, step: StepShape, clocks: NDArray[np.float64] = CLOCKS)
     return forward(A100, stage, step, clocks)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(device=devices, stage=stages, step=steps)
 def test_slower_clocks_never_make_a_pass_faster(
     device: Device, stage: StageShape, step: StepShape
@@ -56,7 +56,7 @@ def test_slower_clocks_never_make_a_pass_faster(
     assert np.all(np.diff(result.latency_ms) <= 1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(device=devices, stage=stages, step=steps)
 def test_power_lies_between_waiting_and_the_cap(
     device: Device, stage: StageShape, step: StepShape
@@ -71,7 +71,7 @@ def test_power_lies_between_waiting_and_the_cap(
     assert np.all(power_w[below] >= device.power.cap_w * 0.98)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(stage=stages, step=steps, more=st.integers(1, 2048))
 def test_more_work_never_costs_less_time(stage: StageShape, step: StepShape, more: int) -> None:
     time_ms = pass_ms(A100, stage, step, TOP)[0]
@@ -81,7 +81,7 @@ def test_more_work_never_costs_less_time(stage: StageShape, step: StepShape, mor
         assert pass_ms(A100, stage, larger, TOP)[0] >= time_ms * slack
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, 4096),
     more=st.integers(1, 512),

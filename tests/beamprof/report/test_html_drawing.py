@@ -17,10 +17,8 @@ from beamprof.report.html.scatter import MOST_DOTS, foretold_and_seen
 from beamprof.report.html.strips import dots_strip, steps_strip, time_words
 
 positive = st.floats(1e-6, 1e9)
-untimed = settings(deadline=None)
 
 
-@untimed
 @given(positive, st.floats(1.001, 1e6), st.floats(-1e9, 1e9), st.integers(1, 12))
 def test_a_scale_stays_inside_and_its_ticks_too(low, factor, value, most):
     for scale in (Log(low, low * factor), Linear(low, low * factor)):
@@ -33,7 +31,6 @@ def test_a_scale_stays_inside_and_its_ticks_too(low, factor, value, most):
         assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
 
 
-@untimed
 @given(positive, st.floats(0.0, 1e3), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_a_scale_keeps_the_order(low, span, one, two):
     for scale in (Log(low, low * (1 + span)), Linear(low, low + span)):
@@ -41,13 +38,11 @@ def test_a_scale_keeps_the_order(low, span, one, two):
         assert scale.share(a) <= scale.share(b)
 
 
-@untimed
 @given(st.floats(1e-3, 1e6), st.floats(1.0, 1e4))
 def test_a_usual_axis_has_labels(low, decades):
     assert Log(low, low * 10 * decades).ticks(7)
 
 
-@untimed
 @given(st.floats(0.0, 1.0), st.integers(0, 3))
 def test_a_share_is_never_rounded_to_all_or_nothing(share, digits):
     words = percent(share, digits)
@@ -82,7 +77,7 @@ def samples(lists):
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.floats(0.0, 1e5), min_size=1, max_size=60), min_size=1, max_size=6),
     st.floats(1.0, 1e4),

@@ -58,7 +58,7 @@ def test_planted_outlier_is_found_where_it_is(rows, seal, field):
     assert found.outliers[0].off == pytest.approx(0.4, abs=0.03)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     line=st.integers(0, 27),
     column=st.integers(0, 8),

@@ -22,7 +22,7 @@ def part(table: PerfTable, mask) -> PerfTable:
     return seal_table(columns, table.metadata)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_a_table_cut_anywhere_merges_back_whole(sound_table, data):
     table = sound_table()
@@ -144,7 +144,7 @@ def assert_rows(table: PerfTable, found: list[list[object]]) -> None:
             assert same(table.columns[column.name][index].item(), value), column.name
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_csv_and_jsonl_hold_every_bit(sound_table, tmp_path_factory, data):
     whole = sound_table()

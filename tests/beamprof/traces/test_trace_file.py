@@ -45,7 +45,7 @@ rows = st.lists(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=rows)
 def test_a_trace_comes_back_as_it_was(tmp_path_factory, suffix, rows):
     arrivals, inputs, outputs, clients, hashes = zip(*sorted(rows, key=lambda r: r[0]), strict=True)

@@ -189,7 +189,7 @@ def test_a_broken_literal_is_refused(text):
         parse_lengths(text, "here")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text("{}0123456789eE.:,+- \n", max_size=60))
 def test_any_text_of_harmless_characters_is_a_law_or_an_error_in_words(text):
     try:
@@ -200,7 +200,7 @@ def test_any_text_of_harmless_characters_is_a_law_or_an_error_in_words(text):
     assert (np.diff(law.cumulative) >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     weights=st.dictionaries(st.integers(0, 10**6), st.floats(1e-9, 1), min_size=1, max_size=30),
     uniforms=st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=20),

@@ -92,7 +92,7 @@ def test_lengths_are_uniform_in_their_range():
 rates = st.floats(0, 20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     points=st.lists(st.tuples(st.floats(0, 50), rates), min_size=1, max_size=5), first=rates,
     seed=st.integers(0, 3),

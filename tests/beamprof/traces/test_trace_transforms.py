@@ -21,7 +21,7 @@ def totals(trace):
     return trace.input_tokens + trace.output_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=st.lists(st.floats(0, 300), min_size=1, max_size=4, unique=True))
 def test_windows_that_tile_a_trace_hold_every_request_once(cuts):
     edges = [0.0, *sorted(cut for cut in cuts if 0 < cut < 300), 300.0]
@@ -58,7 +58,7 @@ def test_a_senseless_window_is_refused(span):
         window(HOUR, *span)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(limit=st.integers(2, 3000))
 def test_truncation_keeps_every_request_under_the_limit_and_counts_what_it_cut(limit):
     cut = cap_total_tokens(HOUR, limit, OverLimit.TRUNCATE)
@@ -75,7 +75,7 @@ def test_truncation_keeps_every_request_under_the_limit_and_counts_what_it_cut(l
     assert lost == totals(HOUR).sum() - totals(cut).sum()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(limit=st.integers(700, 3000))
 def test_dropping_leaves_exactly_those_that_fit(limit):
     kept = cap_total_tokens(HOUR, limit, OverLimit.DROP)
@@ -100,7 +100,7 @@ def test_dropping_everything_and_a_limit_of_one_are_errors():
         cap_total_tokens(HOUR, 1, OverLimit.TRUNCATE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(share=st.floats(0.02, 1.0), lower=st.floats(0.1, 1.0), seed=st.integers(0, 5))
 def test_thinning_hits_the_target_and_is_nested(share, lower, seed):
     target = share * tokens_per_s(HOUR)
