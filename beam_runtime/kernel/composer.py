@@ -14,17 +14,22 @@ from beam_runtime.kernel.state import (
     COMPUTED,
     DECODING,
     DUE,
+    FIRST,
     FLY,
     FLY_COUNT,
     FLY_HEAD,
     FREE_BLOCKS,
+    GAP,
     GENERATED,
     ITEM,
+    ITEM_REQUESTS,
     ITEM_TOKENS,
     KEY,
     KIND,
     LAST,
     LAST_STEP,
+    MEMBER,
+    MEMBER_TOKENS,
     MS,
     N_DECODING,
     N_FLYING,
@@ -33,16 +38,21 @@ from beam_runtime.kernel.state import (
     N_RUNNING,
     N_WAITING,
     OTHER,
+    OTHERS,
+    OTHERS_TOKENS,
     PREFILL,
     READY,
     READY_SINCE,
     ROOM,
     RUNNING,
+    SCARCE,
     SHOWN,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
     TOTAL,
+    TTFT,
+    UNTOLD,
     WAIT_HEAD,
     WAITING,
     Batch,
@@ -92,10 +102,11 @@ def kind_of(total: int, computed: int, generated: int, max_model_len: int) -> in
 def set_kind(s: State, row: int, e: Engine) -> None:
     """A running request changed: what can it do now?"""
     r = s.requests
-    count(s, r[KIND, row], -1)
+    each = 1 + r[OTHERS, row]
+    count(s, r[KIND, row], -each)
     kind = kind_of(r[TOTAL, row], r[COMPUTED, row], r[GENERATED, row], e.max_model_len)
     r[KIND, row] = kind
-    count(s, kind, 1)
+    count(s, kind, each)
     if kind == READY:
         s.clock[DUE] = min(s.clock[DUE], s.times[LAST, row] + s.times[TBT_SLO, row])
         s.clock[READY_SINCE] = min(s.clock[READY_SINCE], s.times[LAST, row])
@@ -103,9 +114,20 @@ def set_kind(s: State, row: int, e: Engine) -> None:
 
 @compiled
 def classify(s: State, e: Engine) -> None:
-    """Set every KIND of a freshly packed state."""
-    for i in range(s.at[N_RUNNING]):
-        set_kind(s, s.requests[RUNNING, i], e)
+    """Set what follows from the rest of a freshly packed state: queues, kinds, earliest due."""
+    s.clock[DUE], s.clock[READY_SINCE] = math.inf, math.inf
+    running = s.at[N_RUNNING]
+    for row in range(running + s.at[N_WAITING]):
+        s.times[GAP, row] = -1.0
+        s.times[TTFT, row] = math.nan if s.requests[GENERATED, row] > 0 else math.inf
+        if row >= running:
+            s.requests[WAITING, row - running] = row
+            continue
+        s.requests[RUNNING, row] = row
+        # Where it is several, each may need its next KV block first.
+        one = s.requests[OTHERS, row] == 0
+        s.requests[ROOM, row] = -s.requests[COMPUTED, row] % e.block_size if one else 0
+        set_kind(s, row, e)
 
 
 @compiled
@@ -160,6 +182,22 @@ def available(s: State, row: int) -> bool:
 
 
 @compiled
+def context_of(s: State, row: int, requests: int) -> int:
+    """Tokens computed by the first so many requests of a row."""
+    r = s.requests
+    others = r[OTHERS, row]
+    all_tokens: int = r[COMPUTED, row] + r[OTHERS_TOKENS, row]
+    if requests == 1 + others:
+        return all_tokens
+    first = r[FIRST, row]
+    before = r[MEMBER_TOKENS, first - 1] if first > 0 else 0
+    # All of them have computed as many since.
+    since = (all_tokens - (r[MEMBER_TOKENS, first + others] - before)) // (1 + others)
+    tokens: int = r[MEMBER_TOKENS, first + requests - 1] - before + since * requests
+    return tokens
+
+
+@compiled
 def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Batch:
     """``all_shown``: every ready decode is visible; else those marked SHOWN."""
     r = s.requests
@@ -172,9 +210,10 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
     i = 0
     while i < n_running and left > 0:
         row = r[RUNNING, i]
-        kind = r[KIND, row]
-        if kind == READY and (all_shown or r[SHOWN, row] == 1):
-            tokens = 1
+        kind, others = r[KIND, row], r[OTHERS, row]
+        requests = 1
+        if kind == READY and (all_shown or r[SHOWN, row] > 0):
+            tokens, requests = 1, 1 + others if all_shown else r[SHOWN, row]
         elif kind == PREFILL and prefill:
             computed = r[COMPUTED, row]
             tokens = min(min(r[TOTAL, row], e.max_model_len) - computed, left)
@@ -182,7 +221,7 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
             i += 1
             continue
         if tokens > r[ROOM, row]:
-            needed = -(-(tokens - r[ROOM, row]) // e.block_size)
+            needed = -(-(tokens - r[ROOM, row]) // e.block_size) * requests
             while needed > free:
                 n_running -= 1
                 victim = r[RUNNING, n_running]
@@ -193,19 +232,28 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
             if n_running == i:
                 break
             free -= needed
-        left -= tokens
+        left -= tokens * requests
         r[ITEM, items] = row
         r[ITEM_TOKENS, items] = tokens
+        r[ITEM_REQUESTS, items] = requests
         items += 1
         computed = r[COMPUTED, row]
         if kind == READY:
-            decodes += 1
-            decode_context += computed
+            decodes += requests
+            decode_context += context_of(s, row, requests)
         else:
             chunk += tokens
             context += computed
             pairs += tokens * (computed + (tokens + 1) / 2)
         i += 1
+    if s.at[SCARCE] > 0 and left <= 0:
+        # Whom of several rows the budget would have sufficed for, their order does not say.
+        if left < 0:
+            s.at[UNTOLD] = 1
+        for at in range(i, n_running):
+            row = r[RUNNING, at]
+            if r[KIND, row] == READY and (all_shown or r[SHOWN, row] > 0):
+                s.at[UNTOLD] = 1
     while prefill and preempted == 0 and admitted + passed < s.at[N_WAITING] and left > 0:
         row = r[WAITING, (s.at[WAIT_HEAD] + admitted + passed) % r.shape[1]]
         if not available(s, row):
@@ -219,6 +267,7 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
         left -= tokens
         r[ITEM, items] = row
         r[ITEM_TOKENS, items] = tokens
+        r[ITEM_REQUESTS, items] = 1
         items += 1
         admitted += 1
         chunk += tokens
@@ -244,6 +293,9 @@ def finish_ms(s: State, b: Batch, issue_ms: float, k: Setting, e: Engine, t: Tab
 @compiled
 def choose_earliest_due(s: State, size: int) -> None:
     """Show the ``size`` ready decodes that are due first; more than that are ready."""
+    if s.at[SCARCE] > 0:
+        choose_among_several(s, size)
+        return
     n = 0
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
@@ -263,6 +315,38 @@ def choose_earliest_due(s: State, size: int) -> None:
         if ties > 0 and at_limit and s.requests[KIND, row] == READY:
             s.requests[SHOWN, row] = 1
             ties -= 1
+
+
+@compiled
+def choose_among_several(s: State, size: int) -> None:
+    """``choose_earliest_due`` where rows stand for several requests: show how many of each."""
+    r = s.requests
+    limit, shown = -math.inf, 0
+    while shown < size:
+        # The next due, and how many requests have it.
+        later, tied = math.inf, 0
+        for i in range(s.at[N_RUNNING]):
+            row = r[RUNNING, i]
+            due = s.times[LAST, row] + s.times[TBT_SLO, row]
+            if r[KIND, row] == READY and limit < due <= later:
+                tied = 1 + r[OTHERS, row] + (tied if due == later else 0)
+                later = due
+        limit, shown = later, shown + tied
+    surplus = shown - size
+    for i in range(s.at[N_RUNNING]):
+        row = r[RUNNING, i]
+        due = s.times[LAST, row] + s.times[TBT_SLO, row]
+        r[SHOWN, row] = 1 + r[OTHERS, row] if r[KIND, row] == READY and due <= limit else 0
+    # Of those due at the limit the last in the engine's order stay behind.
+    for _ in range(surplus):
+        last, last_row = -1, -1
+        for i in range(s.at[N_RUNNING]):
+            row = r[RUNNING, i]
+            if r[SHOWN, row] > 0 and s.times[LAST, row] + s.times[TBT_SLO, row] == limit:
+                member = r[MEMBER, r[FIRST, row] + r[SHOWN, row] - 1]
+                if member > last:
+                    last, last_row = member, row
+        r[SHOWN, last_row] -= 1
 
 
 @compiled
@@ -298,7 +382,7 @@ def hold_until_ms(s: State, group: int, now_ms: float, k: Setting, e: Engine, t:
         row = s.requests[RUNNING, i]
         kind = s.requests[KIND, row]
         if kind == READY or kind == DECODING:
-            context += s.requests[COMPUTED, row]
+            context += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
     full = Batch(0, 0, 0, 0, 0, 0, 0.0, group, context * group // s.at[N_DECODING])
     further = -(-s.at[N_READY] // group) - 1
     pace_end_ms = s.clock[READY_SINCE] + k.pace_ms
@@ -334,7 +418,7 @@ def give_way(
         row = s.requests[RUNNING, i]
         if s.requests[KIND, row] == READY:
             due_ms = s.times[LAST, row] + s.times[TBT_SLO, row] - e.tbt_margin_ms
-            pressed += due_ms + SAME_MS < next_ms
+            pressed += (1 + s.requests[OTHERS, row]) * (due_ms + SAME_MS < next_ms)
     riding = min(ready, max(pressed, -(-s.at[N_DECODING] // e.pp)))
     step = fill_with(s, riding, budget, True, e)
     room = budget - step.chunk - step.decodes

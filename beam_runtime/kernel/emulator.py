@@ -8,6 +8,7 @@ from beam_runtime.kernel.composer import (
     HOLD,
     available,
     compose,
+    context_of,
     count,
     pass_ms,
     prefill_pending,
@@ -23,6 +24,7 @@ from beam_runtime.kernel.state import (
     COMPUTED,
     DECODING,
     DUE,
+    FIRST,
     FLY,
     FLY_COUNT,
     FLY_HEAD,
@@ -30,26 +32,34 @@ from beam_runtime.kernel.state import (
     GAP,
     GENERATED,
     ITEM,
+    ITEM_REQUESTS,
     ITEM_TOKENS,
     JOULE,
     KIND,
     LAST,
     LAST_STEP,
+    MEMBER_TOKENS,
     N_FLYING,
     N_READY,
+    N_ROWS,
     N_RUNNING,
     N_WAITING,
     OTHER,
+    OTHERS,
+    OTHERS_TOKENS,
     READY,
     READY_SINCE,
     ROOM,
     RUNNING,
+    SCARCE,
+    SHOWN,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
     TOTAL,
     TTFT,
     TTFT_SLO,
+    UNTOLD,
     WAIT_HEAD,
     WAITING,
     Batch,
@@ -106,12 +116,15 @@ def issue(
     members = 0
     for i in range(b.items):
         row, tokens = r[ITEM, i], r[ITEM_TOKENS, i]
+        if r[ITEM_REQUESTS, i] < 1 + r[OTHERS, row]:
+            split(s, row, r[ITEM_REQUESTS, i])
         r[COMPUTED, row] += tokens
         r[LAST_STEP, row] = s.at[STEPS_BACK] + s.at[N_FLYING] + 1
         room = r[ROOM, row] - tokens
         r[ROOM, row] = room if room >= 0 else room % e.block_size
         if r[KIND, row] == READY:
             r[KIND, row] = DECODING
+            r[OTHERS_TOKENS, row] += r[OTHERS, row]
         else:
             set_kind(s, row, e)
         if r[COMPUTED, row] == r[TOTAL, row]:
@@ -147,6 +160,44 @@ def issue(
 
 
 @compiled
+def split(s: State, row: int, going: int) -> None:
+    """The first so many requests of a row keep it; the others stay behind in a row of their own."""
+    r = s.requests
+    staying = 1 + r[OTHERS, row] - going
+    context = r[COMPUTED, row] + r[OTHERS_TOKENS, row]
+    going_context = context_of(s, row, going)
+    # Rows in use are those that run and those that wait.
+    new = s.at[N_ROWS]
+    s.at[N_ROWS] += 1
+    for line in range(SHOWN + 1):
+        r[line, new] = r[line, row]
+    for line in range(GAP + 1):
+        s.times[line, new] = s.times[line, row]
+    r[FIRST, new] = r[FIRST, row] + going
+    hold(s, row, going, going_context)
+    hold(s, new, staying, context - going_context)
+    at = s.at[N_RUNNING]
+    while r[RUNNING, at - 1] != row:
+        r[RUNNING, at] = r[RUNNING, at - 1]
+        at -= 1
+    r[RUNNING, at] = new
+    s.at[N_RUNNING] += 1
+
+
+@compiled
+def hold(s: State, row: int, requests: int, context: int) -> None:
+    """Make a row of decodes that of so many requests with so many computed tokens."""
+    r = s.requests
+    pending = r[TOTAL, row] - r[COMPUTED, row]
+    if requests == 1:
+        r[COMPUTED, row] = context
+        r[TOTAL, row] = context + pending
+    # Else the longest may be in the other half: an upper bound does.
+    r[OTHERS, row] = requests - 1
+    r[OTHERS_TOKENS, row] = context - r[COMPUTED, row]
+
+
+@compiled
 def note(s: State, row: int, token_ms: float) -> None:
     if s.requests[GENERATED, row] == 0:
         s.times[TTFT, row] = max(0.0, token_ms - s.times[ARRIVAL, row])
@@ -169,9 +220,11 @@ def finish(s: State, now_ms: float, e: Engine) -> None:
         if r[KIND, row] == DECODING and r[COMPUTED, row] < e.max_model_len:
             r[KIND, row] = READY
             due_ms = min(due_ms, now_ms + s.times[TBT_SLO, row])
-            returned += 1
+            returned += 1 + r[OTHERS, row]
         elif r[COMPUTED, row] > 0:  # else it was preempted, and waits to be computed afresh
             set_kind(s, row, e)
+            if r[OTHERS, row] > 0:  # the longest of them has reached the model's length
+                s.at[UNTOLD] = 1
     if returned > 0:
         s.at[N_READY] += returned
         s.clock[DUE] = min(s.clock[DUE], due_ms)
@@ -201,6 +254,8 @@ class Played(NamedTuple):
     context_tokens: int
     tbt_ms: float
     groups: int
+    fullest: int
+    untold: bool
 
 
 @compiled
@@ -209,13 +264,14 @@ def decode_phase(s: State, e: Engine) -> tuple[int, int, float, int]:
     groups = int(s.at[N_READY] > 0)
     for i in range(s.at[N_FLYING]):
         groups += s.at[FLY_COUNT + (s.at[FLY_HEAD] + i) % e.slots] > 0
-    context = 0
+    requests, context = 0, 0
     tbt_ms = math.inf
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
-        context += s.requests[COMPUTED, row]
+        requests += 1 + s.requests[OTHERS, row]
+        context += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
         tbt_ms = min(tbt_ms, s.times[TBT_SLO, row])
-    return s.at[N_RUNNING], context, tbt_ms, max(1, groups)
+    return requests, context, tbt_ms, max(1, groups)
 
 
 @inlined
@@ -225,11 +281,11 @@ def play(
     """Uses ``s`` up; what it notes stands in s.times[TTFT] and [GAP]."""
     now_ms = start_ms
     stop_ms = start_ms + lookahead_ms
-    steps, decodes = 0, 0
+    steps, decodes, fullest = 0, 0, 0
     busy_ms, active_j = 0.0, 0.0
     requests, context, tbt_ms, groups = decode_phase(s, e)
     prefill_ms, prefill_busy_ms, prefill_j, prefill_decodes = 0.0, 0.0, 0.0, 0
-    while steps < MAX_STEPS:
+    while steps < MAX_STEPS and s.at[UNTOLD] == 0:
         while next_finish_ms(s, e) <= now_ms:
             finish(s, now_ms, e)
         if now_ms >= stop_ms and not prefill_pending(s, e):
@@ -247,6 +303,7 @@ def play(
         active_j += one_j
         decodes += b.decodes
         if b.chunk > 0:
+            fullest = max(fullest, b.chunk + b.decodes)
             prefill_ms = span_ms + e.pp * (now_ms - start_ms)
             prefill_busy_ms, prefill_j, prefill_decodes = busy_ms, active_j, decodes
             # Who decodes afterwards is asked only where the horizon reaches that far.
@@ -269,11 +326,16 @@ def play(
         context,
         tbt_ms,
         groups,
+        fullest,
+        s.at[UNTOLD] > 0 or s.at[FREE_BLOCKS] < s.at[SCARCE],
     )
 
 
 class Outcome(NamedTuple):
-    """Forecast; requests as rows, -1 for nobody."""
+    """Forecast; requests as columns of MEMBER, -1 for nobody. Where it is untold it says nothing.
+
+    ``fullest`` is the most tokens of a step with prefill in it: any larger chunk plays the same.
+    """
 
     active_j: float
     idle_j: float
@@ -287,6 +349,8 @@ class Outcome(NamedTuple):
     tbt_violation: float
     cycle_ms: float
     steps: int
+    fullest: int
+    untold: bool
 
 
 @compiled
@@ -297,7 +361,7 @@ def restore(s: State, start: State) -> None:
     for i in range(len(start.clock)):
         s.clock[i] = start.clock[i]
     n = start.times.shape[1]
-    for line in range(WAITING + 1):
+    for line in range(MEMBER_TOKENS + 1):
         for row in range(n):
             s.requests[line, row] = start.requests[line, row]
     for line in range(GAP + 1):
@@ -306,6 +370,12 @@ def restore(s: State, start: State) -> None:
     for slot in range(start.at[N_FLYING]):
         for i in range(start.at[FLY_COUNT + slot]):
             s.requests[FLY + slot, i] = start.requests[FLY + slot, i]
+
+
+@compiled
+def member_of(s: State, row: int) -> int:
+    first: int = s.requests[FIRST, row] if row >= 0 else -1
+    return first
 
 
 @inlined
@@ -339,7 +409,8 @@ def forecast(
         if s.times[GAP, row] >= 0.0:
             gap_ms = max(s.times[GAP, row], cycle_ms)
             excess_ms = gap_ms + e.tbt_margin_ms - s.times[TBT_SLO, row]
-            tbt_violation += max(0.0, excess_ms) / s.times[TBT_SLO, row]
+            each = 1 + s.requests[OTHERS, row]
+            tbt_violation += each * max(0.0, excess_ms) / s.times[TBT_SLO, row]
             if excess_ms > tbt_worst:
                 tbt_worst, tbt_row = excess_ms, row
     return Outcome(
@@ -348,11 +419,13 @@ def forecast(
         settlement_j=settlement_j(p, horizon_ms, played.decodes + after.tokens_per_ms * rest_ms),
         horizon_ms=horizon_ms,
         ttft_excess_ms=ttft_worst,
-        ttft_row=ttft_row,
+        ttft_row=member_of(s, ttft_row),
         ttft_violation=ttft_violation,
         tbt_excess_ms=tbt_worst,
-        tbt_row=tbt_row,
+        tbt_row=member_of(s, tbt_row),
         tbt_violation=tbt_violation,
         cycle_ms=cycle_ms,
         steps=played.steps,
+        fullest=played.fullest,
+        untold=played.untold,
     )
