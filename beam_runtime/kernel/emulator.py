@@ -8,7 +8,6 @@ from beam_runtime.kernel.composer import (
     HOLD,
     available,
     compose,
-    context_of,
     count,
     pass_ms,
     prefill_pending,
@@ -17,6 +16,7 @@ from beam_runtime.kernel.composer import (
     step_cost,
 )
 from beam_runtime.kernel.jit import compiled, inlined
+from beam_runtime.kernel.rows import member_of, split
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -24,7 +24,6 @@ from beam_runtime.kernel.state import (
     COMPUTED,
     DECODING,
     DUE,
-    FIRST,
     FLY,
     FLY_COUNT,
     FLY_HEAD,
@@ -41,7 +40,6 @@ from beam_runtime.kernel.state import (
     MEMBER_TOKENS,
     N_FLYING,
     N_READY,
-    N_ROWS,
     N_RUNNING,
     N_WAITING,
     OTHER,
@@ -52,7 +50,6 @@ from beam_runtime.kernel.state import (
     ROOM,
     RUNNING,
     SCARCE,
-    SHOWN,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
@@ -157,44 +154,6 @@ def issue(
     s.at[FLY_COUNT + slot] = members
     s.at[N_FLYING] += 1
     return busy_ms, joules, span_ms
-
-
-@compiled
-def split(s: State, row: int, going: int) -> None:
-    """The first so many requests of a row keep it; the others stay behind in a row of their own."""
-    r = s.requests
-    staying = 1 + r[OTHERS, row] - going
-    context = r[COMPUTED, row] + r[OTHERS_TOKENS, row]
-    going_context = context_of(s, row, going)
-    # Rows in use are those that run and those that wait.
-    new = s.at[N_ROWS]
-    s.at[N_ROWS] += 1
-    for line in range(SHOWN + 1):
-        r[line, new] = r[line, row]
-    for line in range(GAP + 1):
-        s.times[line, new] = s.times[line, row]
-    r[FIRST, new] = r[FIRST, row] + going
-    hold(s, row, going, going_context)
-    hold(s, new, staying, context - going_context)
-    at = s.at[N_RUNNING]
-    while r[RUNNING, at - 1] != row:
-        r[RUNNING, at] = r[RUNNING, at - 1]
-        at -= 1
-    r[RUNNING, at] = new
-    s.at[N_RUNNING] += 1
-
-
-@compiled
-def hold(s: State, row: int, requests: int, context: int) -> None:
-    """Make a row of decodes that of so many requests with so many computed tokens."""
-    r = s.requests
-    pending = r[TOTAL, row] - r[COMPUTED, row]
-    if requests == 1:
-        r[COMPUTED, row] = context
-        r[TOTAL, row] = context + pending
-    # Else the longest may be in the other half: an upper bound does.
-    r[OTHERS, row] = requests - 1
-    r[OTHERS_TOKENS, row] = context - r[COMPUTED, row]
 
 
 @compiled
@@ -370,12 +329,6 @@ def restore(s: State, start: State) -> None:
     for slot in range(start.at[N_FLYING]):
         for i in range(start.at[FLY_COUNT + slot]):
             s.requests[FLY + slot, i] = start.requests[FLY + slot, i]
-
-
-@compiled
-def member_of(s: State, row: int) -> int:
-    first: int = s.requests[FIRST, row] if row >= 0 else -1
-    return first
 
 
 @inlined
