@@ -8,7 +8,6 @@ import math
 
 from beam_runtime.composer import CUT_TOKENS
 from beam_runtime.kernel.jit import compiled
-from beam_runtime.kernel.rows import choose_earliest_due, context_of
 from beam_runtime.kernel.state import (
     CACHED,
     CHUNK_OWED,
@@ -19,11 +18,10 @@ from beam_runtime.kernel.state import (
     FLY_COUNT,
     FLY_HEAD,
     FREE_BLOCKS,
-    GAP,
     GENERATED,
     ITEM,
-    ITEM_REQUESTS,
     ITEM_TOKENS,
+    KEY,
     KIND,
     LAST,
     LAST_STEP,
@@ -35,25 +33,21 @@ from beam_runtime.kernel.state import (
     N_RUNNING,
     N_WAITING,
     OTHER,
-    OTHERS,
-    OTHERS_TOKENS,
     PREFILL,
     READY,
     READY_SINCE,
     ROOM,
     RUNNING,
-    SCARCE,
     SHOWN,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
     TOTAL,
-    TTFT,
-    UNTOLD,
     WAIT_HEAD,
     WAITING,
     Batch,
     Engine,
+    Floats,
     Setting,
     State,
     Tables,
@@ -98,11 +92,10 @@ def kind_of(total: int, computed: int, generated: int, max_model_len: int) -> in
 def set_kind(s: State, row: int, e: Engine) -> None:
     """A running request changed: what can it do now?"""
     r = s.requests
-    each = 1 + r[OTHERS, row]
-    count(s, r[KIND, row], -each)
+    count(s, r[KIND, row], -1)
     kind = kind_of(r[TOTAL, row], r[COMPUTED, row], r[GENERATED, row], e.max_model_len)
     r[KIND, row] = kind
-    count(s, kind, each)
+    count(s, kind, 1)
     if kind == READY:
         s.clock[DUE] = min(s.clock[DUE], s.times[LAST, row] + s.times[TBT_SLO, row])
         s.clock[READY_SINCE] = min(s.clock[READY_SINCE], s.times[LAST, row])
@@ -110,20 +103,9 @@ def set_kind(s: State, row: int, e: Engine) -> None:
 
 @compiled
 def classify(s: State, e: Engine) -> None:
-    """Set what follows from the rest of a freshly packed state: queues, kinds, earliest due."""
-    s.clock[DUE], s.clock[READY_SINCE] = math.inf, math.inf
-    running = s.at[N_RUNNING]
-    for row in range(running + s.at[N_WAITING]):
-        s.times[GAP, row] = -1.0
-        s.times[TTFT, row] = math.nan if s.requests[GENERATED, row] > 0 else math.inf
-        if row >= running:
-            s.requests[WAITING, row - running] = row
-            continue
-        s.requests[RUNNING, row] = row
-        # Where it is several, each may need its next KV block first.
-        one = s.requests[OTHERS, row] == 0
-        s.requests[ROOM, row] = -s.requests[COMPUTED, row] % e.block_size if one else 0
-        set_kind(s, row, e)
+    """Set every KIND of a freshly packed state."""
+    for i in range(s.at[N_RUNNING]):
+        set_kind(s, s.requests[RUNNING, i], e)
 
 
 @compiled
@@ -190,10 +172,9 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
     i = 0
     while i < n_running and left > 0:
         row = r[RUNNING, i]
-        kind, others = r[KIND, row], r[OTHERS, row]
-        requests = 1
-        if kind == READY and (all_shown or r[SHOWN, row] > 0):
-            tokens, requests = 1, 1 + others if all_shown else r[SHOWN, row]
+        kind = r[KIND, row]
+        if kind == READY and (all_shown or r[SHOWN, row] == 1):
+            tokens = 1
         elif kind == PREFILL and prefill:
             computed = r[COMPUTED, row]
             tokens = min(min(r[TOTAL, row], e.max_model_len) - computed, left)
@@ -201,7 +182,7 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
             i += 1
             continue
         if tokens > r[ROOM, row]:
-            needed = -(-(tokens - r[ROOM, row]) // e.block_size) * requests
+            needed = -(-(tokens - r[ROOM, row]) // e.block_size)
             while needed > free:
                 n_running -= 1
                 victim = r[RUNNING, n_running]
@@ -212,28 +193,19 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
             if n_running == i:
                 break
             free -= needed
-        left -= tokens * requests
+        left -= tokens
         r[ITEM, items] = row
         r[ITEM_TOKENS, items] = tokens
-        r[ITEM_REQUESTS, items] = requests
         items += 1
         computed = r[COMPUTED, row]
         if kind == READY:
-            decodes += requests
-            decode_context += context_of(s, row, requests)
+            decodes += 1
+            decode_context += computed
         else:
             chunk += tokens
             context += computed
             pairs += tokens * (computed + (tokens + 1) / 2)
         i += 1
-    if s.at[SCARCE] > 0 and left <= 0:
-        # Whom of several rows the budget would have sufficed for, their order does not say.
-        if left < 0:
-            s.at[UNTOLD] = 1
-        for at in range(i, n_running):
-            row = r[RUNNING, at]
-            if r[KIND, row] == READY and (all_shown or r[SHOWN, row] > 0):
-                s.at[UNTOLD] = 1
     while prefill and preempted == 0 and admitted + passed < s.at[N_WAITING] and left > 0:
         row = r[WAITING, (s.at[WAIT_HEAD] + admitted + passed) % r.shape[1]]
         if not available(s, row):
@@ -247,7 +219,6 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
         left -= tokens
         r[ITEM, items] = row
         r[ITEM_TOKENS, items] = tokens
-        r[ITEM_REQUESTS, items] = 1
         items += 1
         admitted += 1
         chunk += tokens
@@ -271,13 +242,63 @@ def finish_ms(s: State, b: Batch, issue_ms: float, k: Setting, e: Engine, t: Tab
 
 
 @compiled
+def choose_earliest_due(s: State, size: int) -> None:
+    """Show the ``size`` ready decodes that are due first; more than that are ready."""
+    n = 0
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        if s.requests[KIND, row] == READY:
+            s.times[KEY, n] = s.times[LAST, row] + s.times[TBT_SLO, row]
+            n += 1
+    limit = smallest(s.times[KEY], n, size)
+    ties = size
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        before = s.times[LAST, row] + s.times[TBT_SLO, row] < limit
+        s.requests[SHOWN, row] = before
+        ties -= before and s.requests[KIND, row] == READY
+    for i in range(s.at[N_RUNNING]):
+        row = s.requests[RUNNING, i]
+        at_limit = s.times[LAST, row] + s.times[TBT_SLO, row] == limit
+        if ties > 0 and at_limit and s.requests[KIND, row] == READY:
+            s.requests[SHOWN, row] = 1
+            ties -= 1
+
+
+@compiled
+def smallest(values: Floats, n: int, rank: int) -> float:
+    """The rank-th smallest of the first ``n`` values, which it reorders (Hoare's quickselect)."""
+    low, high, want = 0, n - 1, rank - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if want <= j:
+            high = j
+        elif want >= i:
+            low = i
+        else:
+            break
+    found: float = values[want]
+    return found
+
+
+@compiled
 def hold_until_ms(s: State, group: int, now_ms: float, k: Setting, e: Engine, t: Tables) -> float:
     context = 0
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
         kind = s.requests[KIND, row]
         if kind == READY or kind == DECODING:
-            context += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
+            context += s.requests[COMPUTED, row]
     full = Batch(0, 0, 0, 0, 0, 0, 0.0, group, context * group // s.at[N_DECODING])
     further = -(-s.at[N_READY] // group) - 1
     pace_end_ms = s.clock[READY_SINCE] + k.pace_ms
@@ -313,7 +334,7 @@ def give_way(
         row = s.requests[RUNNING, i]
         if s.requests[KIND, row] == READY:
             due_ms = s.times[LAST, row] + s.times[TBT_SLO, row] - e.tbt_margin_ms
-            pressed += (1 + s.requests[OTHERS, row]) * (due_ms + SAME_MS < next_ms)
+            pressed += due_ms + SAME_MS < next_ms
     riding = min(ready, max(pressed, -(-s.at[N_DECODING] // e.pp)))
     step = fill_with(s, riding, budget, True, e)
     room = budget - step.chunk - step.decodes

@@ -16,7 +16,6 @@ from beam_runtime.kernel.composer import (
     step_cost,
 )
 from beam_runtime.kernel.jit import compiled, inlined
-from beam_runtime.kernel.rows import member_of, split
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -31,32 +30,26 @@ from beam_runtime.kernel.state import (
     GAP,
     GENERATED,
     ITEM,
-    ITEM_REQUESTS,
     ITEM_TOKENS,
     JOULE,
     KIND,
     LAST,
     LAST_STEP,
-    MEMBER_TOKENS,
     N_FLYING,
     N_READY,
     N_RUNNING,
     N_WAITING,
     OTHER,
-    OTHERS,
-    OTHERS_TOKENS,
     READY,
     READY_SINCE,
     ROOM,
     RUNNING,
-    SCARCE,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
     TOTAL,
     TTFT,
     TTFT_SLO,
-    UNTOLD,
     WAIT_HEAD,
     WAITING,
     Batch,
@@ -113,15 +106,12 @@ def issue(
     members = 0
     for i in range(b.items):
         row, tokens = r[ITEM, i], r[ITEM_TOKENS, i]
-        if r[ITEM_REQUESTS, i] < 1 + r[OTHERS, row]:
-            split(s, row, r[ITEM_REQUESTS, i])
         r[COMPUTED, row] += tokens
         r[LAST_STEP, row] = s.at[STEPS_BACK] + s.at[N_FLYING] + 1
         room = r[ROOM, row] - tokens
         r[ROOM, row] = room if room >= 0 else room % e.block_size
         if r[KIND, row] == READY:
             r[KIND, row] = DECODING
-            r[OTHERS_TOKENS, row] += r[OTHERS, row]
         else:
             set_kind(s, row, e)
         if r[COMPUTED, row] == r[TOTAL, row]:
@@ -179,11 +169,9 @@ def finish(s: State, now_ms: float, e: Engine) -> None:
         if r[KIND, row] == DECODING and r[COMPUTED, row] < e.max_model_len:
             r[KIND, row] = READY
             due_ms = min(due_ms, now_ms + s.times[TBT_SLO, row])
-            returned += 1 + r[OTHERS, row]
+            returned += 1
         elif r[COMPUTED, row] > 0:  # else it was preempted, and waits to be computed afresh
             set_kind(s, row, e)
-            if r[OTHERS, row] > 0:  # the longest of them has reached the model's length
-                s.at[UNTOLD] = 1
     if returned > 0:
         s.at[N_READY] += returned
         s.clock[DUE] = min(s.clock[DUE], due_ms)
@@ -213,8 +201,6 @@ class Played(NamedTuple):
     context_tokens: int
     tbt_ms: float
     groups: int
-    fullest: int
-    untold: bool
 
 
 @compiled
@@ -223,14 +209,13 @@ def decode_phase(s: State, e: Engine) -> tuple[int, int, float, int]:
     groups = int(s.at[N_READY] > 0)
     for i in range(s.at[N_FLYING]):
         groups += s.at[FLY_COUNT + (s.at[FLY_HEAD] + i) % e.slots] > 0
-    requests, context = 0, 0
+    context = 0
     tbt_ms = math.inf
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
-        requests += 1 + s.requests[OTHERS, row]
-        context += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
+        context += s.requests[COMPUTED, row]
         tbt_ms = min(tbt_ms, s.times[TBT_SLO, row])
-    return requests, context, tbt_ms, max(1, groups)
+    return s.at[N_RUNNING], context, tbt_ms, max(1, groups)
 
 
 @inlined
@@ -240,11 +225,11 @@ def play(
     """Uses ``s`` up; what it notes stands in s.times[TTFT] and [GAP]."""
     now_ms = start_ms
     stop_ms = start_ms + lookahead_ms
-    steps, decodes, fullest = 0, 0, 0
+    steps, decodes = 0, 0
     busy_ms, active_j = 0.0, 0.0
     requests, context, tbt_ms, groups = decode_phase(s, e)
     prefill_ms, prefill_busy_ms, prefill_j, prefill_decodes = 0.0, 0.0, 0.0, 0
-    while steps < MAX_STEPS and s.at[UNTOLD] == 0:
+    while steps < MAX_STEPS:
         while next_finish_ms(s, e) <= now_ms:
             finish(s, now_ms, e)
         if now_ms >= stop_ms and not prefill_pending(s, e):
@@ -262,7 +247,6 @@ def play(
         active_j += one_j
         decodes += b.decodes
         if b.chunk > 0:
-            fullest = max(fullest, b.chunk + b.decodes)
             prefill_ms = span_ms + e.pp * (now_ms - start_ms)
             prefill_busy_ms, prefill_j, prefill_decodes = busy_ms, active_j, decodes
             # Who decodes afterwards is asked only where the horizon reaches that far.
@@ -285,16 +269,11 @@ def play(
         context,
         tbt_ms,
         groups,
-        fullest,
-        s.at[UNTOLD] > 0 or s.at[FREE_BLOCKS] < s.at[SCARCE],
     )
 
 
 class Outcome(NamedTuple):
-    """Forecast; requests as columns of MEMBER, -1 for nobody. Where it is untold it says nothing.
-
-    ``fullest`` is the most tokens of a step with prefill in it: any larger chunk plays the same.
-    """
+    """Forecast; requests as rows, -1 for nobody."""
 
     active_j: float
     idle_j: float
@@ -308,8 +287,6 @@ class Outcome(NamedTuple):
     tbt_violation: float
     cycle_ms: float
     steps: int
-    fullest: int
-    untold: bool
 
 
 @compiled
@@ -320,7 +297,7 @@ def restore(s: State, start: State) -> None:
     for i in range(len(start.clock)):
         s.clock[i] = start.clock[i]
     n = start.times.shape[1]
-    for line in range(MEMBER_TOKENS + 1):
+    for line in range(WAITING + 1):
         for row in range(n):
             s.requests[line, row] = start.requests[line, row]
     for line in range(GAP + 1):
@@ -362,8 +339,7 @@ def forecast(
         if s.times[GAP, row] >= 0.0:
             gap_ms = max(s.times[GAP, row], cycle_ms)
             excess_ms = gap_ms + e.tbt_margin_ms - s.times[TBT_SLO, row]
-            each = 1 + s.requests[OTHERS, row]
-            tbt_violation += each * max(0.0, excess_ms) / s.times[TBT_SLO, row]
+            tbt_violation += max(0.0, excess_ms) / s.times[TBT_SLO, row]
             if excess_ms > tbt_worst:
                 tbt_worst, tbt_row = excess_ms, row
     return Outcome(
@@ -372,13 +348,11 @@ def forecast(
         settlement_j=settlement_j(p, horizon_ms, played.decodes + after.tokens_per_ms * rest_ms),
         horizon_ms=horizon_ms,
         ttft_excess_ms=ttft_worst,
-        ttft_row=member_of(s, ttft_row),
+        ttft_row=ttft_row,
         ttft_violation=ttft_violation,
         tbt_excess_ms=tbt_worst,
-        tbt_row=member_of(s, tbt_row),
+        tbt_row=tbt_row,
         tbt_violation=tbt_violation,
         cycle_ms=cycle_ms,
         steps=played.steps,
-        fullest=played.fullest,
-        untold=played.untold,
     )

@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 from beam_runtime.kernel.emulator import Outcome, decode_phase
 from beam_runtime.kernel.jit import compiled
-from beam_runtime.kernel.sketch import TBT_DOUBT, Estimate, Paper, draw, estimate, line_up
+from beam_runtime.kernel.sketch import Estimate, Paper, draw, estimate, line_up
 from beam_runtime.kernel.state import (
     COMPUTED,
     KIND,
     N_DECODING,
     N_RUNNING,
     OTHER,
-    OTHERS_TOKENS,
     PREFILL,
     RUNNING,
     STAGE_FREE,
@@ -40,15 +39,13 @@ from beam_runtime.kernel.steady import (
 from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
-UNTRIED, TRIED = 0.03, 0.02
-# The same for TTFT and TBT, in shares of their SLO. A few decodes more or less that have to go
-# ahead move a TTFT by several steps, from one clock to the next.
-TTFT_DOUBT, TRIED_TTFT_DOUBT, TRIED_TBT_DOUBT = 0.15, 0.06, 0.01
+UNTRIED, TRIED = 0.02, 0.0005
+# The same for TTFT and TBT, in shares of their SLO; a sketch knows little about TBT.
+TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 # The fastest entries of a line: those whose time is within this factor.
 ABOUT = 1.015
 # A miss may shrink faster from clock to clock than it did so far, by this factor.
-STEEPER = 2.0
-
+STEEPER = 3.0
 # A measured table is monotone in the clock but for this.
 NOISE = 1.003
 
@@ -68,7 +65,7 @@ class Grid(NamedTuple):
     tbt_weight: float
     least_microbatches: int
     most_plays: int
-    most_work: int  # steps x rows to be played
+    most_work: int  # steps x requests to be played
 
 
 class Room(NamedTuple):
@@ -77,16 +74,12 @@ class Room(NamedTuple):
     Attributes:
         estimate: (5, lines, M) energy, TTFT excess, TTFT violation, TBT excess, and the time
             that a clock is slower by than another.
-        state: (lines, M) OPEN, DROPPED or CLOSED: played, the twin of one that was, or no
-            candidate.
-        line: (4, lines) chunk, microbatches, pace share's index, clock of the last play; for
-            a chunk 0 and the index of ``steady``.
-        shift: (6, lines) energy, TTFT and TBT of the last play less their estimates; by how much
-            a miss shrinks from one clock to the next, the miss at the highest clock learnt of,
-            and that clock.
-        steady: (pp, M, 2) by groups in which the prefill leaves the decodes, less 1:
-            microbatches and pace share's index that are best then,
-        after: (pp, M, 4) and what they come to: lateness, net power, power, tokens.
+        state: (lines, M) OPEN, DROPPED or CLOSED (played, or no candidate).
+        line: (4, lines) chunk, microbatches, pace share's index, clock of the last play.
+        shift: (5, lines) of the last play: energy, TTFT and TBT less their estimates; by how
+            much a miss shrinks from one clock to the next, and that miss.
+        steady: (M, 2) microbatches and pace share's index that are best after the prefill,
+        after: (M, 4) and what they come to: lateness, net power, power, tokens.
         log: (plays, 8) clock, chunk, microbatches, share's index, energy, TTFT excess, TBT
             excess, request that misses.
     """
@@ -100,8 +93,6 @@ class Room(NamedTuple):
     log: Floats
 
 
-# Of ``steady``: not looked for yet.
-UNKNOWN = 0
 LATE_MS, NET_W, POWER_W, TOKENS_PER_MS = range(4)
 # DROPPED may come back where nothing keeps the SLOs, CLOSED does not.
 OPEN, DROPPED, CLOSED = range(3)
@@ -112,7 +103,7 @@ ENERGY, TTFT, TTFT_SUM, TBT, SLOW = range(5)
 def clear(g: Grid, w: Room) -> None:
     for line in range(w.state.shape[0]):
         w.line[3, line] = -1
-        for i in range(6):
+        for i in range(5):
             w.shift[i, line] = 0.0
         for c in range(w.state.shape[1]):
             w.state[line, c] = OPEN if g.only in (-1, c) else CLOSED
@@ -128,31 +119,23 @@ def prepare_prefill(
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
         if s.requests[KIND, row] != PREFILL and s.requests[KIND, row] != OTHER:
-            context += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
+            context += s.requests[COMPUTED, row]
     d = everyone(s, e)
+    later = Decoding(d.requests, d.context_tokens, d.tbt_ms, e.pp)
+    choose_steady(later, p, g, w, e, t)
     lead_in_ms = 0.0
     for stage in range(e.pp):
         lead_in_ms += max(0.0, s.clock[STAGE_FREE + stage] - now_ms)
     first_ms = max(0.0, s.clock[STAGE_FREE] - now_ms)
     prompts = line_up(s, x, e)
     clocks = len(t.idle_w)
-    for groups in range(e.pp):
-        w.steady[groups, 0, 0] = UNKNOWN
     before, pending = 0, 0
     for i in range(prompts):
         pending += x.prompt[1, i]
     for line in range(len(g.chunks)):
         chunk = legal_chunk(s, g.chunks[line], e)
         k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
-        # The prefill leaves the decodes in as many groups as they were in at its last steps.
-        groups = 0
-        for stage in range(e.pp):
-            groups += x.ring[2, stage] > 0
-        at = max(1, groups) - 1
-        if w.steady[at, 0, 0] == UNKNOWN:
-            later = Decoding(d.requests, d.context_tokens, d.tbt_ms, at + 1)
-            choose_steady(later, p, g, w.steady[at], w.after[at], e, t)
-        w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, at
+        w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, 0
         # A chunk that changes nothing is left out: too small to be legal, or larger than needed.
         twin = chunk == before or pending + s.at[N_DECODING] <= before
         before = chunk
@@ -166,8 +149,8 @@ def prepare_prefill(
                 w.state[line, c] = CLOSED
                 continue
             found = estimate(
-                k, c, lead_in_ms, first_ms, now, w.after[at, c, POWER_W],
-                w.after[at, c, TOKENS_PER_MS], lookahead_ms, p, x, e, t,
+                k, c, lead_in_ms, first_ms, now, w.after[c, POWER_W], w.after[c, TOKENS_PER_MS],
+                lookahead_ms, p, x, e, t,
             )  # fmt: skip
             note_estimate(line, c, found, g, w)
     return len(g.chunks)
@@ -190,12 +173,10 @@ def note_estimate(line: int, c: int, found: Estimate, g: Grid, w: Room) -> None:
 
 
 @compiled
-def choose_steady(
-    d: Decoding, p: Prices, g: Grid, steady: Ints, after: Floats, e: Engine, t: Tables
-) -> None:
+def choose_steady(d: Decoding, p: Prices, g: Grid, w: Room, e: Engine, t: Tables) -> None:
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for c in range(len(t.idle_w)):
-        after[c, LATE_MS], after[c, NET_W] = math.inf, math.inf
+        w.after[c, LATE_MS], w.after[c, NET_W] = math.inf, math.inf
     for m in range(g.least_microbatches, e.pp + 1):
         passes, b = split(d, max(m, d.groups))
         fewer, larger = split(d, m)
@@ -206,12 +187,12 @@ def choose_steady(
                 one = steady_of(d, c, m, g.pace_shares[share] * d.tbt_ms, apart, together, e, t)
                 late_ms = max(0.0, one.cycle_ms + e.tbt_margin_ms - d.tbt_ms - SAME_MS)
                 one_w = net_w(one, p.token_j)
-                least_ms = after[c, LATE_MS]
-                if late_ms < least_ms or (late_ms == least_ms and one_w < after[c, NET_W]):
-                    steady[c, 0], steady[c, 1] = m, share
-                    after[c, LATE_MS], after[c, NET_W] = late_ms, one_w
-                    after[c, POWER_W] = one.active_w + one.idle_w
-                    after[c, TOKENS_PER_MS] = one.tokens_per_ms
+                least_ms = w.after[c, LATE_MS]
+                if late_ms < least_ms or (late_ms == least_ms and one_w < w.after[c, NET_W]):
+                    w.steady[c, 0], w.steady[c, 1] = m, share
+                    w.after[c, LATE_MS], w.after[c, NET_W] = late_ms, one_w
+                    w.after[c, POWER_W] = one.active_w + one.idle_w
+                    w.after[c, TOKENS_PER_MS] = one.tokens_per_ms
 
 
 @compiled
@@ -250,13 +231,12 @@ def prepare_decode(
 @compiled
 def cheapest(
     lines: int, best_j: float, late_ms: float, gap_ms: float, ttft_ms: float, tbt_ms: float,
-    slow_ms: float, prefill: bool, w: Room,
+    slow_ms: float, trust: float, w: Room,
 ) -> tuple[int, int]:  # fmt: skip
     """The open entry to play next, expected below ``best_j`` and these excesses; else (-1, -1).
 
-    What a play taught about a line counts in full for lower clocks, and for all where it is the
-    steady cycle that was estimated. For higher clocks of a sketch good news counts and bad news
-    does not: being late, which also made it dear, may be over there.
+    What a play taught about a line counts in full for lower clocks. For higher ones bad news
+    counts by ``trust`` and dearer not at all: being late, which made it dear, may be over there.
     """
     at_line, at_clock, least_j = -1, -1, best_j
     for line in range(lines):
@@ -271,16 +251,15 @@ def cheapest(
                 late -= TTFT_DOUBT * ttft_ms
                 gap -= TBT_DOUBT * tbt_ms
             else:
-                least_shift = math.inf
-                if c > played:
-                    shrinks_ms = STEEPER * w.shift[3, line] * (c - w.shift[5, line])
-                    if shrinks_ms > 0.0 and w.shift[4, line] > shrinks_ms:
-                        continue
-                    if prefill:
-                        least_shift = 0.0
-                energy_j += min(w.shift[0, line], least_shift)
-                late += min(w.shift[1, line], least_shift) - TRIED_TTFT_DOUBT * ttft_ms
-                gap += min(w.shift[2, line], least_shift) - TRIED_TBT_DOUBT * tbt_ms
+                higher = c > played
+                shrinks_ms = STEEPER * w.shift[3, line] * (c - played)
+                if higher and shrinks_ms > 0.0 and w.shift[4, line] > shrinks_ms:
+                    continue
+                energy_j += min(w.shift[0, line], 0.0) if higher else w.shift[0, line]
+                late += w.shift[1, line] * (trust if higher and w.shift[1, line] > 0.0 else 1.0)
+                gap += w.shift[2, line] * (trust if higher and w.shift[2, line] > 0.0 else 1.0)
+                late -= TRIED_DOUBT * ttft_ms
+                gap -= TRIED_DOUBT * tbt_ms
             energy_j -= doubt * abs(energy_j)
             if energy_j < least_j and late <= late_ms and gap <= gap_ms:
                 at_line, at_clock, least_j = line, c, energy_j
@@ -291,23 +270,22 @@ def cheapest(
 def least_late(
     lines: int, limit: float, requests: int, tbt_ms: float, g: Grid, w: Room
 ) -> tuple[int, int]:
-    """Of the lines not tried yet about as fast as they can be, the least late, by estimate."""
+    """Of the entries that are about as fast as their line can be, the least late, by estimate."""
     at_line, at_clock, least = -1, -1, limit
     for line in range(lines):
-        fastest_ms, tried = math.inf, False
+        fastest_ms = math.inf
         for c in range(w.state.shape[1]):
             if g.only in (-1, c) and w.estimate[SLOW, line, c] > 0.0:
                 fastest_ms = min(fastest_ms, w.estimate[SLOW, line, c])
         for c in range(w.state.shape[1]):
-            about = g.only in (-1, c) and w.estimate[SLOW, line, c] <= fastest_ms * ABOUT
-            tried = tried or (about and w.state[line, c] == CLOSED)
-        for c in range(w.state.shape[1]):
-            slower = w.estimate[SLOW, line, c] > fastest_ms * ABOUT
-            if tried or slower or w.state[line, c] == CLOSED:
+            if w.state[line, c] == CLOSED or w.estimate[SLOW, line, c] > fastest_ms * ABOUT:
                 continue
             late = g.ttft_weight * w.estimate[TTFT_SUM, line, c]
             late += g.tbt_weight * requests * max(0.0, w.estimate[TBT, line, c]) / tbt_ms
-            # Of equals the shortest pace, the fastest.
+            # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
+            played = w.line[3, line]
+            if played >= 0 and w.estimate[SLOW, line, played] <= fastest_ms * ABOUT:
+                late += 1e-3
             late += 1e-6 * w.line[2, line] + 1e-9 * w.estimate[SLOW, line, c]
             if late < least:
                 at_line, at_clock, least = line, c, late
@@ -336,23 +314,13 @@ def drop_slower(line: int, c: int, g: Grid, w: Room) -> None:
 
 
 @compiled
-def close_twins(line: int, c: int, lines: int, fullest: int, w: Room) -> None:
-    """A play that never filled its chunk is also that of every other chunk it would not fill."""
-    if fullest < w.line[0, line]:
-        for other in range(lines):
-            if w.line[0, other] > fullest:
-                w.state[other, c] = CLOSED
-
-
-@compiled
 def learn(line: int, c: int, energy_j: float, o: Outcome, w: Room) -> None:
     """Correct a line's estimates by what one of its entries came to."""
     # How fast a miss shrinks from clock to clock, once two of them are known.
-    missed_ms, steps = max(o.ttft_excess_ms, o.tbt_excess_ms), c - w.shift[5, line]
-    if w.line[3, line] < 0 or steps > 0:
-        if w.shift[4, line] > 0.0:
-            w.shift[3, line] = max(w.shift[3, line], (w.shift[4, line] - missed_ms) / steps)
-        w.shift[4, line], w.shift[5, line] = max(0.0, missed_ms), c
+    missed_ms, steps = max(o.ttft_excess_ms, o.tbt_excess_ms), c - w.line[3, line]
+    if w.line[3, line] >= 0 and steps > 0 and w.shift[4, line] > 0.0:
+        w.shift[3, line] = max(w.shift[3, line], (w.shift[4, line] - missed_ms) / steps)
+    w.shift[4, line] = max(0.0, missed_ms)
     w.line[3, line] = c
     w.shift[0, line] = energy_j - w.estimate[ENERGY, line, c]
     w.shift[1, line] = learnt(o.ttft_excess_ms, w.estimate[TTFT, line, c])

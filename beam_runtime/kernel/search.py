@@ -3,8 +3,8 @@
 Every candidate has an estimate (lines.py). They are played in the order of estimated energy:
 
 1. play the cheapest entry that is estimated to keep every SLO;
-2. its play corrects the estimates of its line; if it clearly breaks an SLO, so will lower
-   clocks of that line, and they are dropped;
+2. its play corrects the estimates of its line; if it breaks an SLO, so will lower clocks of
+   that line, and they are dropped;
 3. stop when nothing left is estimated to be cheaper than the best that was played.
 
 Nothing is dropped on monotony in chunk, which energy does not have. Where nothing keeps the
@@ -16,18 +16,16 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.kernel.composer import classify, prefill_pending
-from beam_runtime.kernel.emulator import Outcome, decode_phase, forecast
+from beam_runtime.kernel.emulator import Outcome, forecast
 from beam_runtime.kernel.jit import compiled, entry, inlined
 from beam_runtime.kernel.lines import (
     ABOUT,
     CLOSED,
     SLOW,
-    TRIED_TTFT_DOUBT,
     Grid,
     Room,
     cheapest,
     clear,
-    close_twins,
     drop_slower,
     learn,
     least_late,
@@ -38,7 +36,7 @@ from beam_runtime.kernel.lines import (
 )
 from beam_runtime.kernel.sketch import Paper
 from beam_runtime.kernel.state import (
-    N_ROWS,
+    N_RUNNING,
     TTFT,
     TTFT_SLO,
     Engine,
@@ -107,7 +105,7 @@ def play_one(
     """Play one entry and log it."""
     chunk, m, share = w.line[0, line], w.line[1, line], w.line[2, line]
     if m == 0:
-        m, share = w.steady[share, c, 0], w.steady[share, c, 1]
+        m, share = w.steady[c, 0], w.steady[c, 1]
     k = setting_of(c, chunk, m, g.pace_shares[share] * tbt_ms, now_ms, g)
     o = forecast(s, start, k, now_ms, lookahead_ms, p, e, t)
     energy_j, violation = energy_of(o, c, g), violation_of(o, g)
@@ -130,14 +128,15 @@ def search(
     classify(start, e)
     p = equal_work(start, lookahead_ms, g.pace_shares, e, t)
     clear(g, w)
-    prefill = prefill_pending(start, e)
-    if prefill:
+    if prefill_pending(start, e):
         lines = prepare_prefill(start, g, now_ms, lookahead_ms, p, w, x, e, t)
+        trust = 0.25
     else:
         lines = prepare_decode(start, legal_chunk(start, chunk, e), g, lookahead_ms, p, w, e, t)
+        trust = 1.0
     tbt_ms = everyone(start, e).tbt_ms
     ttft_ms = tightest_ttft_ms(start)
-    rows, (running, _, _, _) = start.at[N_ROWS], decode_phase(start, e)
+    requests = start.times.shape[1]
     best = untried()
     least = math.inf  # the least violation seen
     phase, plays, work, misses = CHEAPEST, 0, 0, 0
@@ -147,7 +146,7 @@ def search(
         if phase == CHEAPEST:
             if work <= g.most_work and (misses < MISSES or best.feasible):
                 most_j = best.energy_j if best.feasible else math.inf
-                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, math.inf, prefill, w)
+                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, math.inf, trust, w)
             if line < 0:
                 if best.feasible:
                     break
@@ -155,7 +154,7 @@ def search(
         if phase == LEAST_LATE:
             if misses < TRIES and (work <= g.most_work or misses == 0):
                 limit = least * 1.5 + 0.01 if misses > 0 else math.inf
-                line, c = least_late(lines, limit, running, tbt_ms, g, w)
+                line, c = least_late(lines, limit, start.at[N_RUNNING], tbt_ms, g, w)
             if line < 0:
                 phase, misses = NO_WORSE, 0
                 reopen(w)
@@ -165,7 +164,7 @@ def search(
                 late_ms, gap_ms = max(0.0, o.ttft_excess_ms), max(0.0, o.tbt_excess_ms)
                 slow_ms = w.estimate[SLOW, best.line, best.clock] * ABOUT
                 line, c = cheapest(
-                    lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, slow_ms, prefill, w
+                    lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, slow_ms, trust, w
                 )  # fmt: skip
             if line < 0:
                 phase, low, high = LOWER, -1, best.clock
@@ -177,15 +176,11 @@ def search(
         room = 1 - best.room
         s = a if room == 0 else b
         one = play_one(s, start, c, line, room, plays, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t)
-        if one.outcome.untold:
-            return one
         plays += 1
-        work += one.outcome.steps * (rows + 32)
+        work += one.outcome.steps * (requests + 32)
         least = min(least, one.violation)
-        if prefill:
-            close_twins(line, c, lines, one.outcome.fullest, w)
-        # A miss at the fastest clocks says little about the slower ones.
-        if phase != LEAST_LATE or one.feasible:
+        # A miss at the fastest clocks says less about the slower ones than their own do.
+        if phase != LEAST_LATE or one.feasible or w.line[3, line] < 0:
             learn(line, c, one.energy_j, one.outcome, w)
         if better(one, best, least):
             best = one
@@ -193,7 +188,7 @@ def search(
             phase = CHEAPEST
             continue
         misses += 1
-        if phase == CHEAPEST and surely(one.outcome, ttft_ms):
+        if phase == CHEAPEST:
             drop_slower(line, c, g, w)
         if phase == LOWER:
             if one.violation <= least + SAME_VIOLATION:
@@ -201,12 +196,6 @@ def search(
             else:
                 low = c
     return with_plays(best, plays)
-
-
-@compiled
-def surely(o: Outcome, ttft_ms: float) -> bool:
-    """Whether so much is missing that slower clocks will not do by chance."""
-    return o.tbt_excess_ms > SAME_MS or o.ttft_excess_ms > TRIED_TTFT_DOUBT * ttft_ms
 
 
 @compiled
@@ -221,7 +210,7 @@ def better(one: Choice, best: Choice, least: float) -> bool:
 
 @compiled
 def untried() -> Choice:
-    nothing = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, 0.0, -1, 0.0, 0.0, 0, 0, False)
+    nothing = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, 0.0, -1, 0.0, 0.0, 0)
     return Choice(-1, 0, 0, 0, math.inf, math.inf, False, 0, 0, -1, nothing)
 
 
@@ -277,8 +266,6 @@ def exhaustive(
                         one = play_one(
                             a, start, c, 0, 0, 0, now_ms, lookahead_ms, tbt_ms, p, g, w, e, t
                         )
-                        if one.outcome.untold:
-                            return one
                         least = min(least, one.violation)
                         if better(one, best, least):
                             best = one

@@ -8,23 +8,14 @@ from beam_runtime.cost import StepCost
 from beam_runtime.kernel import search as compiled
 from beam_runtime.kernel.emulator import Outcome
 from beam_runtime.kernel.lines import Grid, Room
-from beam_runtime.kernel.pack import Rows, blank_like, pack_engine, pack_state, pack_tables
+from beam_runtime.kernel.pack import blank_like, pack_engine, pack_state, pack_tables
 from beam_runtime.kernel.sketch import Paper
-from beam_runtime.kernel.state import (
-    FIRST,
-    GAP,
-    N_ROWS,
-    OTHERS,
-    TTFT,
-    Engine,
-    Setting,
-    State,
-)
+from beam_runtime.kernel.state import GAP, TTFT, Engine, Setting, State
 from beam_runtime.pipeline import ClockPlan, clock_index
 from beam_runtime.reasons import Found, Tried
-from beam_runtime.types import EngineLimits, Forecast, Knobs, Rules, Snapshot
+from beam_runtime.types import EngineLimits, Forecast, Knobs, RequestState, Rules, Snapshot
 
-MOST_PLAYS = 64
+MOST_PLAYS = 48
 # Of the plays, how many a decision tells of.
 MOST_TOLD = 5
 # Steps times requests that one decision may play: about a millisecond.
@@ -77,74 +68,66 @@ class Searcher:
             estimate=np.zeros((5, lines, clocks)),
             state=np.zeros((lines, clocks), dtype=np.int64),
             line=np.zeros((4, lines), dtype=np.int64),
-            shift=np.zeros((6, lines)),
-            steady=np.zeros((limits.pp, clocks, 2), dtype=np.int64),
-            after=np.zeros((limits.pp, clocks, 4)),
+            shift=np.zeros((5, lines)),
+            steady=np.zeros((clocks, 2), dtype=np.int64),
+            after=np.zeros((clocks, 4)),
             log=np.zeros((MOST_PLAYS, 8)),
         )
 
     def search(self, state: Snapshot, only_mhz: int | None = None) -> Found:
         """The best knobs; ``only_mhz``: at this clock."""
-        for apart in (False, True):
-            start, rows, engine, grid = self._packed(state, only_mhz, apart=apart)
-            a, b, paper = blank_like(start), blank_like(start), self._paper(len(rows.requests))
-            choice = compiled.search(
-                a, b, start, state.knobs.chunk_tokens, float(state.now_ms), self._lookahead_ms,
-                grid, self._room, paper, engine, self._tables,
-            )  # fmt: skip
-            if not choice.outcome.untold:
-                break
-        tbt_ms = self.tightest_tbt_ms(rows)
+        start, requests, engine, grid = self._packed(state, only_mhz)
+        a, b, paper = blank_like(start), blank_like(start), self._paper(len(requests))
+        choice = compiled.search(
+            a, b, start, state.knobs.chunk_tokens, float(state.now_ms), self._lookahead_ms,
+            grid, self._room, paper, engine, self._tables,
+        )  # fmt: skip
+        played = a if choice.room == 0 else b
+        tbt_ms = self.tightest_tbt_ms(requests)
         return Found(
             knobs=self._knobs(
                 choice.clock, choice.chunk, choice.microbatches, choice.share, tbt_ms
             ),
-            forecast=unpack(choice.outcome, a if choice.room == 0 else b, rows, state),
+            forecast=unpack(choice.outcome, played, requests, state),
             energy_j=choice.energy_j,
             violation=choice.violation,
-            tried=self._tried(choice.plays, rows, tbt_ms),
+            tried=self._tried(choice.plays, requests, tbt_ms),
         )
 
     def best_of_all(self, state: Snapshot) -> Found:
         """The best of every candidate, each of them played: what ``search`` is measured by."""
-        for apart in (False, True):
-            start, rows, engine, grid = self._packed(state, None, apart=apart)
-            choice = compiled.exhaustive(
-                blank_like(start), start, state.knobs.chunk_tokens, float(state.now_ms),
-                self._lookahead_ms, grid, self._room, engine, self._tables,
-            )  # fmt: skip
-            if not choice.outcome.untold:
-                break
-        tbt_ms = self.tightest_tbt_ms(rows)
+        start, requests, engine, grid = self._packed(state, None)
+        choice = compiled.exhaustive(
+            blank_like(start), start, state.knobs.chunk_tokens, float(state.now_ms),
+            self._lookahead_ms, grid, self._room, engine, self._tables,
+        )  # fmt: skip
+        tbt_ms = self.tightest_tbt_ms(requests)
         knobs = self._knobs(choice.clock, choice.chunk, choice.microbatches, choice.share, tbt_ms)
         return Found(knobs, self.forecast(state, knobs), choice.energy_j, choice.violation, ())
 
-    def forecast(self, state: Snapshot, knobs: Knobs, *, apart: bool = False) -> Forecast:
-        """emulator.forecast, compiled; ``apart``: with a row for each request."""
+    def forecast(self, state: Snapshot, knobs: Knobs) -> Forecast:
+        """emulator.forecast, compiled."""
+        start, requests, engine, grid = self._packed(state, None)
         plan = ClockPlan.asking_for(knobs.clock_mhz, state)
-        for one_each in (apart, True):
-            start, rows, engine, grid = self._packed(state, None, apart=one_each)
-            setting = Setting(
-                clock=clock_index(self._cost, knobs.clock_mhz),
-                clock_before=grid.current,
-                switch_ms=float(plan.switch_ms),
-                chunk=knobs.chunk_tokens,
-                microbatches=knobs.microbatches,
-                pace_ms=float(knobs.pace_ms),
-            )
-            played = blank_like(start)
-            outcome = compiled.foretell(
-                played, start, setting, float(state.now_ms), self._lookahead_ms,
-                self._pace_shares, engine, self._tables,
-            )  # fmt: skip
-            if not outcome.untold:
-                break
-        return unpack(outcome, played, rows, state)
+        setting = Setting(
+            clock=clock_index(self._cost, knobs.clock_mhz),
+            clock_before=grid.current,
+            switch_ms=float(plan.switch_ms),
+            chunk=knobs.chunk_tokens,
+            microbatches=knobs.microbatches,
+            pace_ms=float(knobs.pace_ms),
+        )
+        played = blank_like(start)
+        outcome = compiled.foretell(
+            played, start, setting, float(state.now_ms), self._lookahead_ms, self._pace_shares,
+            engine, self._tables,
+        )  # fmt: skip
+        return unpack(outcome, played, requests, state)
 
     def _packed(
-        self, state: Snapshot, only_mhz: int | None, *, apart: bool
-    ) -> tuple[State, Rows, Engine, Grid]:
-        start, rows = pack_state(state, apart=apart)
+        self, state: Snapshot, only_mhz: int | None
+    ) -> tuple[State, tuple[RequestState, ...], Engine, Grid]:
+        start, requests = pack_state(state)
         asked_mhz = state.knobs.clock_mhz
         plan = ClockPlan.asking_for(asked_mhz, state)
         grid = Grid(
@@ -162,8 +145,7 @@ class Searcher:
             most_plays=MOST_PLAYS,
             most_work=MOST_WORK,
         )
-        shared = len(rows.requests) - rows.rows
-        return start, rows, pack_engine(state, self._rules, shared), grid
+        return start, requests, pack_engine(state, self._rules), grid
 
     def _paper(self, requests: int) -> Paper:
         return Paper(
@@ -183,44 +165,47 @@ class Searcher:
             pace_ms=float(self._pace_shares[int(share)]) * tbt_ms,
         )
 
-    def _tried(self, plays: int, rows: Rows, tbt_ms: float) -> tuple[Tried, ...]:
+    def _tried(
+        self, plays: int, requests: tuple[RequestState, ...], tbt_ms: float
+    ) -> tuple[Tried, ...]:
         """The cheapest that were played."""
         log = self._room.log[:plays]
         tried = []
         for entry in log[np.argsort(log[:, 4])[:MOST_TOLD]].tolist():
             clock, chunk, microbatches, share, energy_j, ttft_ms, tbt_excess_ms, row = entry
-            missed = rows.name(int(row))
+            missed = requests[int(row)].request_id if row >= 0 else None
             knobs = self._knobs(clock, chunk, microbatches, share, tbt_ms)
             tried.append(Tried(knobs, energy_j, ttft_ms, tbt_excess_ms, missed))
         return tuple(tried)
 
-    def tightest_tbt_ms(self, rows: Rows) -> float:
+    def tightest_tbt_ms(self, requests: tuple[RequestState, ...]) -> float:
         """What pace shares are shares of."""
-        seated = rows.requests[: self._limits.max_num_seqs]
+        seated = requests[: self._limits.max_num_seqs]
         return min((r.slo.tbt_ms for r in seated), default=0.0)
 
 
-def unpack(outcome: Outcome, played: State, rows: Rows, state: Snapshot) -> Forecast:
+def unpack(
+    outcome: Outcome, played: State, requests: tuple[RequestState, ...], state: Snapshot
+) -> Forecast:
     """A Forecast from what the compiled code noted per row."""
+    names = [r.request_id for r in requests]
     ttft = {r.request_id: math.inf for r in state.waiting if not r.generated_tokens}
-    noted, gaps = played.times[TTFT].tolist(), played.times[GAP].tolist()
-    worst_tbt_ms = {}
-    firsts, others = played.requests[FIRST].tolist(), played.requests[OTHERS].tolist()
-    for row in range(played.at[N_ROWS]):
-        gap_ms = max(gaps[row], outcome.cycle_ms) if gaps[row] >= 0.0 else None
-        for at in range(firsts[row], firsts[row] + others[row] + 1):
-            request = rows.requests[rows.order[at]]
-            if not request.generated_tokens:
-                ttft[request.request_id] = noted[row]
-            if gap_ms is not None:
-                worst_tbt_ms[request.request_id] = gap_ms
+    noted = played.times[TTFT].tolist()
+    ttft.update(
+        (name, ms) for name, ms, r in zip(names, noted, requests, strict=True)
+        if not r.generated_tokens
+    )  # fmt: skip
+    gaps = played.times[GAP].tolist()
+    cycle_ms = outcome.cycle_ms
     return Forecast(
         ttft_ms=ttft,
-        worst_tbt_ms=worst_tbt_ms,
+        worst_tbt_ms={
+            name: max(gap, cycle_ms) for name, gap in zip(names, gaps, strict=True) if gap >= 0.0
+        },
         ttft_excess_ms=outcome.ttft_excess_ms,
         tbt_excess_ms=outcome.tbt_excess_ms,
-        ttft_worst=rows.name(outcome.ttft_row),
-        tbt_worst=rows.name(outcome.tbt_row),
+        ttft_worst=names[outcome.ttft_row] if outcome.ttft_row >= 0 else None,
+        tbt_worst=names[outcome.tbt_row] if outcome.tbt_row >= 0 else None,
         ttft_violation=outcome.ttft_violation,
         tbt_violation=outcome.tbt_violation,
         horizon_ms=outcome.horizon_ms,

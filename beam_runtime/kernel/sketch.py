@@ -30,8 +30,6 @@ from beam_runtime.kernel.state import (
     N_FLYING,
     N_RUNNING,
     N_WAITING,
-    OTHERS,
-    OTHERS_TOKENS,
     PREFILL,
     READY,
     RUNNING,
@@ -48,9 +46,6 @@ from beam_runtime.kernel.state import (
     Tables,
 )
 from beam_runtime.kernel.steady import Decoding, Prices, round_of, settlement_j, split
-
-# How far a sketch may be off in TBT, in shares of the SLO: it knows little about it.
-TBT_DOUBT = 0.2
 
 
 class Paper(NamedTuple):
@@ -96,8 +91,8 @@ def line_up(s: State, x: Paper, e: Engine) -> int:
     for i in range(s.at[N_RUNNING]):
         row = s.requests[RUNNING, i]
         if s.requests[KIND, row] == READY:
-            x.ring[0, 0] += 1 + s.requests[OTHERS, row]
-            x.ring[1, 0] += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
+            x.ring[0, 0] += 1
+            x.ring[1, 0] += s.requests[COMPUTED, row]
         elif s.requests[KIND, row] == PREFILL:
             x.prompt[0, prompts] = row
             x.prompt[1, prompts] = s.requests[TOTAL, row] - s.requests[COMPUTED, row]
@@ -107,9 +102,8 @@ def line_up(s: State, x: Paper, e: Engine) -> int:
         # The oldest is back when the first new step goes if the pipeline is full, else later.
         slot = max(0, i + e.pp - flying) % e.pp
         for j in range(s.at[FLY_COUNT + i]):
-            row = s.requests[FLY + i, j]
-            x.ring[0, slot] += 1 + s.requests[OTHERS, row]
-            x.ring[1, slot] += s.requests[COMPUTED, row] + s.requests[OTHERS_TOKENS, row]
+            x.ring[0, slot] += 1
+            x.ring[1, slot] += s.requests[COMPUTED, s.requests[FLY + i, j]]
     free = s.at[FREE_BLOCKS]
     for i in range(s.at[N_WAITING]):
         row = s.requests[WAITING, i]
@@ -234,59 +228,21 @@ def estimate(
     first of them is free. ``d`` decodes meanwhile, ``after`` says what the steady phase that
     follows burns and makes.
     """
-    nothing = Ahead(0.0, 0.0)
-    ride = priced(
-        k, c, nothing, lead_in_ms, first_ms, d, after_w, after_tokens_per_ms, lookahead_ms, p, x,
-        e, t,
-    )  # fmt: skip
-    doubt_ms = TBT_DOUBT * d.tbt_ms
-    if not e.late_cuts or d.requests == 0 or ride.tbt_excess_ms <= -doubt_ms:
-        return ride
-    # Chunks are cut or decodes go ahead of them: reckoned as if they did of every chunk, a pass
-    # more per step.
-    passes, b = split(d, e.pp)
-    _, round_busy_ms, round_j = round_of(passes, b, c, e, t)
-    first = priced(
-        k, c, Ahead(round_busy_ms / e.pp, round_j), lead_in_ms, first_ms, d, after_w,
-        after_tokens_per_ms, lookahead_ms, p, x, e, t,
-    )  # fmt: skip
-    if ride.tbt_excess_ms > doubt_ms:
-        return first
-    # It is a near thing whether they have to: expect the better of both.
-    return Estimate(
-        min(ride.energy_j, first.energy_j),
-        min(ride.ttft_excess_ms, first.ttft_excess_ms),
-        min(ride.ttft_violation, first.ttft_violation),
-        min(ride.tbt_excess_ms, first.tbt_excess_ms),
-        ride.slow_ms,
-    )
-
-
-class Ahead(NamedTuple):
-    """A decode-only pass ahead of every step: busy ms of one stage, joules of all."""
-
-    busy_ms: float
-    energy_j: float
-
-
-@compiled
-def priced(
-    k: Sketch, c: int, ahead: Ahead, lead_in_ms: float, first_ms: float, d: Decoding,
-    after_w: float, after_tokens_per_ms: float, lookahead_ms: float, p: Prices, x: Paper,
-    e: Engine, t: Tables,
-) -> Estimate:  # fmt: skip
-    """``estimate``, where decodes go ahead of every chunk or of none."""
     busy_ms = e.prefill_scale * summed(MS, c, k, x, t)
     active_j = e.pp * summed(JOULE, c, k, x, t)
-    slow_ms = busy_ms + k.steps * e.gap_ms
-    total_ms = slow_ms
+    total_ms = busy_ms + k.steps * e.gap_ms
     gap_ms = e.pp * total_ms / k.steps
     decodes = k.decodes
-    if ahead.busy_ms > 0.0:
-        gap_ms = (e.pp - 1) * total_ms / k.steps + 2 * (ahead.busy_ms + e.gap_ms)
-        busy_ms += k.steps * ahead.busy_ms
-        total_ms += k.steps * (ahead.busy_ms + e.gap_ms)
-        active_j += k.steps * ahead.energy_j
+    if e.late_cuts and d.requests > 0 and gap_ms + e.tbt_margin_ms > d.tbt_ms:
+        # Chunks are cut or decodes go ahead of them: reckoned as if they did of every chunk, a pass
+        # more per step, and half as many ride.
+        passes, b = split(d, e.pp)
+        _, round_busy_ms, round_j = round_of(passes, b, c, e, t)
+        extra_ms = round_busy_ms / e.pp
+        gap_ms = (e.pp - 1) * total_ms / k.steps + 2 * (extra_ms + e.gap_ms)
+        busy_ms += k.steps * extra_ms
+        total_ms += k.steps * (extra_ms + e.gap_ms)
+        active_j += k.steps * round_j
         decodes += k.decodes
     step_ms = k.last_share * total_ms
     span_ms = e.pp * (first_ms + total_ms) + e.pp * (e.pp - 1) / 2 * (step_ms + e.transfer_ms)
@@ -302,4 +258,4 @@ def priced(
         worst_ms = max(worst_ms, excess_ms)
         violation += max(0.0, excess_ms) / x.ttft[2, i]
     tbt_ms = gap_ms + e.tbt_margin_ms - d.tbt_ms if d.requests > 0 else -math.inf
-    return Estimate(energy_j, worst_ms, violation, tbt_ms, slow_ms)
+    return Estimate(energy_j, worst_ms, violation, tbt_ms, total_ms)

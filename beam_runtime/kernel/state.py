@@ -2,12 +2,6 @@
 
 Few arrays with named rows instead of many arrays: every array of a compiled call costs both
 compile time and call time.
-
-A row is one request, or several decodes in the same position: same step, same last token, same
-TBT SLO. A step that takes some of them only splits the row. Which ones go is as if each had its
-own row: the first in the engine's order. Where that cannot be said (KV blocks or the budget run
-short, a request reaches the model's length), a play ends as ``UNTOLD``, and the snapshot has to
-be packed with a row for each request.
 """
 
 from typing import NamedTuple
@@ -18,17 +12,14 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Rows of State.requests, one column per request or for several (a "row" in names is that
-# column's index).
-TOTAL, COMPUTED, CACHED, GENERATED = range(4)  # tokens; of the longest, where it is several
+# Rows of State.requests, one column per request (a "row" in names is that column's index, as in
+# the snapshot's running + waiting).
+TOTAL, COMPUTED, CACHED, GENERATED = range(4)  # tokens
 LAST_STEP = 4  # number of the latest step that held anything of it, as STEPS_BACK counts
-OTHERS, OTHERS_TOKENS = range(5, 7)  # further requests that it stands for; tokens they computed
-FIRST = 7  # of its requests, as a column of MEMBER
-KIND, ROOM, SHOWN = range(8, 11)  # what it can do now; room in its last KV block; how many may go
-RUNNING, WAITING = range(11, 13)  # queues of requests; WAITING is a ring
-MEMBER, MEMBER_TOKENS = range(13, 15)  # requests in the order of rows; running sum of COMPUTED
-ITEM, ITEM_TOKENS, ITEM_REQUESTS = range(15, 18)  # the step under composition
-FLY = 18  # from here on one row per step in flight: who gets a token
+KIND, ROOM, SHOWN = range(5, 8)  # what it can do now; room in its last KV block; visible
+RUNNING, WAITING = range(8, 10)  # queues of requests; WAITING is a ring
+ITEM, ITEM_TOKENS = range(10, 12)  # the step under composition
+FLY = 12  # from here on one row per step in flight: who gets a token
 
 # KIND: a decode that is ready, a prompt with tokens to compute, a decode whose step is in
 # flight (or that has reached the model's length), anything else.
@@ -41,9 +32,8 @@ ARRIVAL, LAST, TTFT_SLO, TBT_SLO, TTFT, GAP, KEY = range(7)
 N_RUNNING, N_WAITING, WAIT_HEAD, FREE_BLOCKS, CHUNK_OWED = range(5)
 N_FLYING, FLY_HEAD = range(5, 7)
 N_READY, N_PREFILL, N_DECODING = range(7, 10)  # running requests by KIND; ready ones decode too
-SCARCE, UNTOLD = range(10, 12)  # see above: FREE_BLOCKS below which it cannot be said, whether
-STEPS_BACK, N_ROWS = range(12, 14)  # steps that have come back; rows in use
-FLY_COUNT = 14  # from here on how many rows get a token from each step in flight
+STEPS_BACK = 10  # steps that have come back
+FLY_COUNT = 11  # from here on how many requests get a token from each step in flight
 
 # State.clock: milliseconds
 DUE, READY_SINCE = range(2)  # of the ready decodes: earliest last token + SLO, earliest last token
@@ -51,7 +41,7 @@ STAGE_FREE = 2  # from here on when each stage is free, then when each step in f
 
 
 class State(NamedTuple):
-    """A Snapshot as arrays, for n requests (running and servable waiting) in n rows at most."""
+    """A Snapshot as arrays, for n requests (running and servable waiting ones)."""
 
     at: Ints
     requests: Ints

