@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm"))
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# One core is the passes', as a GPU would be apart; OpenMP's threads spin on every core they have.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def engine(folder: Path, layers: int, hidden: int) -> Any:
