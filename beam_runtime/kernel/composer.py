@@ -228,6 +228,36 @@ def fill(s: State, budget: int, all_shown: bool, prefill: bool, e: Engine) -> Ba
 
 
 @compiled
+def shortened(s: State, b: Batch, tokens: int) -> Batch:
+    """What ``fill`` gives for a budget smaller by so many tokens, if it need not preempt.
+
+    It takes the same requests in the same order, so the last ones lose tokens. Only what a
+    step's cost depends on is right in the result; the items lie as ``b`` has them.
+    """
+    r = s.requests
+    items = b.items
+    chunk, context, pairs = b.chunk, b.context, b.pairs
+    decodes, decode_context = b.decodes, b.decode_context
+    while tokens > 0 and items > 0:
+        row, had = r[ITEM, items - 1], r[ITEM_TOKENS, items - 1]
+        waits = items > b.items - b.admitted
+        computed = r[CACHED, row] if waits else r[COMPUTED, row]
+        keeps = had - min(had, tokens)
+        tokens -= had - keeps
+        if r[KIND, row] == READY and not waits:
+            decodes -= 1
+            decode_context -= computed
+        else:
+            chunk -= had - keeps
+            pairs -= had * (computed + (had + 1) / 2) - keeps * (computed + (keeps + 1) / 2)
+            context -= computed if keeps == 0 else 0
+        items -= 1
+    return Batch(
+        b.items, b.admitted, 0, b.free_blocks, chunk, context, pairs, decodes, decode_context
+    )  # fmt: skip
+
+
+@compiled
 def finish_ms(s: State, b: Batch, issue_ms: float, k: Setting, e: Engine, t: Tables) -> float:
     """When the step would be back, were it issued then."""
     after_ms = pass_ms(k.clock, b, e, t)
@@ -330,15 +360,18 @@ def give_way(
     back_ms = finish_ms(s, mixed, now_ms, k, e, t)
     next_ms = back_ms + (back_ms - now_ms) / e.pp
     pressed = 0
-    for i in range(s.at[N_RUNNING]):
+    anybody = s.clock[DUE] - e.tbt_margin_ms + SAME_MS < next_ms
+    for i in range(s.at[N_RUNNING] if anybody else 0):
         row = s.requests[RUNNING, i]
         if s.requests[KIND, row] == READY:
             due_ms = s.times[LAST, row] + s.times[TBT_SLO, row] - e.tbt_margin_ms
             pressed += due_ms + SAME_MS < next_ms
     riding = min(ready, max(pressed, -(-s.at[N_DECODING] // e.pp)))
+    if riding == ready:
+        return ready, mixed
     step = fill_with(s, riding, budget, True, e)
     room = budget - step.chunk - step.decodes
-    if riding < ready and room > 0:
+    if room > 0:
         riding = min(ready, riding + room)
         step = fill_with(s, riding, budget, True, e)
     return riding, step
@@ -380,7 +413,10 @@ def in_time(
     fits, misses = 0, mixed.chunk
     while misses - fits > CUT_TOKENS:
         middle = (fits + misses) // 2
-        cut = fill(s, mixed.decodes + middle, all_shown, True, e)
+        if mixed.preempted == 0:
+            cut = shortened(s, mixed, mixed.chunk - middle)
+        else:
+            cut = fill(s, mixed.decodes + middle, all_shown, True, e)
         if kept(s, cut, riding, ahead_ms, now_ms, k, e, t):
             fits = middle
         else:
