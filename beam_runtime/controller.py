@@ -26,7 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -50,13 +50,13 @@ from beam_runtime.resources import (
     Searcher,
     open_clocks,
     open_cost,
-    open_own,
     open_search,
     open_searches,
     open_stance,
 )
 from beam_runtime.steering import Steering, SteeringRules
 from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
+from beam_runtime.warming import Warming
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -149,16 +149,18 @@ class Controller(Hooks):
         check_knobs(self._own, limits)
         self._limits = limits
         self._stance = open_stance(cost, limits, {"default": Slo(), **(slos or {})}["default"])
-        steered, unlocked = open_searches(
-            cost, limits, self._stance, search, clocks=actuator is not None
-        )
+        opening = partial(
+            open_searches, cost, limits, self._stance, self._own, search,
+            clocks=actuator is not None,
+        )  # fmt: skip
+        # Only the compiled search takes time to open: the thread that will use it does that.
+        later = threads and search is None and not isinstance(cost, TableError)
+        self._warming = Warming(opening) if later else None
         self._steering = Steering(
-            cost, limits, self._own,
-            steered, unlocked, self._stance,
+            cost, limits, self._own, None if later else opening(), self._stance,
             self._now_ms, self._want_clock,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
             sets_clocks=actuator is not None,
-            foretell_own=None if search else open_own(cost, limits, self._own),
             observing=observing,
         )  # fmt: skip
         self._worker = (
@@ -278,6 +280,11 @@ class Controller(Hooks):
         return self._open
 
     @property
+    def warming_up(self) -> bool:
+        """Whether the search is still being opened; nothing is decided until it is."""
+        return self._warming is not None
+
+    @property
     def status(self) -> Status:
         """How it goes."""
         steering = self._steering
@@ -352,8 +359,26 @@ class Controller(Hooks):
         while not self._closing.wait(pause_s):
             try:
                 self.advance()
+                if self._warming is not None:
+                    self._warm(self._warming)
             except Exception:
                 self._steering.broken()
+        if self._warming is not None:
+            self._warming.close()
+
+    def _warm(self, warming: Warming) -> None:
+        """See how far the search is; until then events are taken in and nothing is decided."""
+        self._steering.wait(warming.why)
+        try:
+            searches = warming.look()
+        except Exception as error:
+            _LOG.debug("no search", exc_info=True)
+            self._steering.unopened(error)
+        else:
+            if searches is None:
+                return
+            self._steering.opened(searches)
+        self._warming = None
 
     def _want_clock(self, clock_mhz: int | None) -> None:
         if self._clocks is not None and self._open:

@@ -1,7 +1,7 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from beam_runtime.types import (
 )
 
 __all__ = [
+    "Searches",
     "at_top_clock",
     "open_clocks",
     "open_cost",
@@ -40,6 +41,22 @@ __all__ = [
 ]
 
 Searcher = Callable[[Snapshot], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What a controller asks, all on one thread.
+
+    Attributes:
+        steered: finds the best knobs for a snapshot.
+        unlocked: the same at the highest clock only; taken where clocks cannot be set.
+        foretell_own: what to expect of the engine's own settings; None = nobody can say.
+    """
+
+    steered: Searcher
+    unlocked: Searcher
+    foretell_own: Callable[[Snapshot], Forecast] | None
+
 
 # More clocks cost search time and save nothing: energy is flat around its optimum.
 MOST_CLOCKS = 32
@@ -128,18 +145,28 @@ def open_searches(
     cost: StepCost | TableError,
     limits: EngineLimits,
     stance: Stance,
+    own: Knobs,
     given: Searcher | None,
     *,
     clocks: bool,
-) -> tuple[Searcher, Searcher]:
-    """(the search to begin with, the one for when clocks cannot be set)."""
+) -> Searches:
+    """Everything compiled that a controller calls, called once.
+
+    Args:
+        cost: step costs, or why there are none.
+        limits: of the engine.
+        stance: how to steer it.
+        own: the engine's own settings.
+        given: a search to use instead.
+        clocks: whether they can be set.
+    """
+    foretell_own = None if given else open_own(cost, limits, own)
     if not clocks:
         search = open_search(_unlocked(cost), limits, stance, given)
-        return search, search
+        return Searches(search, search, foretell_own)
     # The second is made when it is needed: the day may never come.
-    return open_search(cost, limits, stance, given), _lazily(
-        lambda: open_search(_unlocked(cost), limits, stance, given)
-    )
+    unlocked = _lazily(lambda: open_search(_unlocked(cost), limits, stance, given))
+    return Searches(open_search(cost, limits, stance, given), unlocked, foretell_own)
 
 
 def open_search(

@@ -29,13 +29,14 @@ from beam_runtime.events import (
 )
 from beam_runtime.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.observer import Observer
-from beam_runtime.resources import Searcher
+from beam_runtime.resources import Searches
 from beam_runtime.stance import Stance
-from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Knobs, Rules, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
 
 _OBSERVES = "BEAM was asked to observe"
+_UNOPENED = "warming up: the search is not open yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,7 @@ class Steering:
         cost: step costs, or why there are none.
         limits: of the engine.
         own: the engine's own settings, given back whenever BEAM does not steer.
-        search: finds the best knobs for a snapshot.
-        search_unlocked: the same at the highest clock only; taken where clocks cannot be set.
+        searches: what is asked for knobs and forecasts; None = opened() will bring them.
         stance: the rules and margins that the searches were made with.
         now_ms: the time axis of all events.
         want_clock: asks for a clock, None to release; the answer comes as an event.
@@ -80,7 +80,6 @@ class Steering:
         rules: how often, how long, how far.
         log: where decisions go.
         sets_clocks: whether there is a way to set them.
-        foretell_own: what to expect of the engine's own settings; None = nobody can say.
         observing: decide and log, but order nothing and leave the clocks alone.
     """
 
@@ -89,8 +88,7 @@ class Steering:
         cost: StepCost | TableError,
         limits: EngineLimits,
         own: Knobs,
-        search: Searcher,
-        search_unlocked: Searcher,
+        searches: Searches | None,
         stance: Stance,
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
@@ -101,21 +99,19 @@ class Steering:
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
         sets_clocks: bool = True,
-        foretell_own: Callable[[Snapshot], Forecast] | None = None,
         observing: bool = False,
     ) -> None:
         self._cost = None if isinstance(cost, TableError) else cost
         self._limits = limits
         self._own = own
-        self._search = search
-        self._search_unlocked = search_unlocked
+        self._searches = searches
+        self._waiting = _UNOPENED if searches is None else ""
         self._stance = stance
         self._now_ms = now_ms
         self._want_clock = want_clock
         self._engine = engine
         self.rules = rules or SteeringRules()
         self._log = log
-        self._foretell_own = foretell_own
         self._observing = observing
         self.counts = Counts()
         calibration = Calibration(limits.pp, stance.floor, self.rules.calibration)
@@ -128,7 +124,9 @@ class Steering:
         self._sets_clocks = sets_clocks
         self._release_failed = False
         self._decided_ms = self._resynced_ms = float("-inf")
-        self.orders = Orders(own, Rules.vanilla(), steering=False, why="nothing decided yet")
+        self.orders = Orders(
+            own, Rules.vanilla(), steering=False, why=self._waiting or "nothing decided yet"
+        )
         if isinstance(cost, TableError):
             self._fell(self._fallback.condition(Fault.TABLE, str(cost), now_ms()))
 
@@ -149,9 +147,25 @@ class Steering:
             self._asked, self._decided_ms = False, now_ms
             if self._release_failed and (self._observing or not self._fallback.steering):
                 self._want_clock(None)
-            if self._fallback.steering:
-                self._decide(now_ms)
+            if self._fallback.steering and self._searches is not None:
+                self._decide(self._searches, now_ms)
         return self.orders
+
+    def wait(self, why: str) -> None:
+        """There is no search yet: the engine has its own settings, and nobody has failed."""
+        self._waiting = why
+        if self._fallback.steering and self.orders.why != why:
+            self._publish(self._own_orders(why))
+
+    def opened(self, searches: Searches) -> None:
+        """Here they are: decide from now on."""
+        self._searches, self._waiting, self._asked = searches, "", True
+
+    def unopened(self, error: Exception) -> None:
+        """There will be no search: the engine has its own settings for good."""
+        self._waiting = ""
+        detail = f"{type(error).__name__}: {error}"
+        self._fell(self._fallback.condition(Fault.SEARCH, detail, self._seen.last_ms))
 
     def broken(self) -> None:
         """advance() itself has failed: a bug in here, to be survived."""
@@ -167,7 +181,7 @@ class Steering:
     @property
     def reason(self) -> str:
         """Why BEAM does not steer; empty while it does."""
-        return self._fallback.reason
+        return self._fallback.reason or self._waiting
 
     @property
     def calibration(self) -> Calibration:
@@ -207,7 +221,7 @@ class Steering:
             self._failed(Fault.CLOCK, event.error.message, at_ms)
         elif self._sets_clocks:
             _LOG.warning("clocks stay as they are: %s", event.error)
-            self._sets_clocks, self._search = False, self._search_unlocked
+            self._sets_clocks = False
 
     def _observe(self, observing: bool) -> None:
         """Look on only, or steer again: then the next decision is put in force."""
@@ -253,12 +267,15 @@ class Steering:
         age_ms = now_ms - self._decided_ms
         return age_ms >= (self.rules.least_gap_ms if self._asked else self.rules.refresh_ms)
 
-    def _decide(self, now_ms: float) -> None:
+    def _decide(self, searches: Searches, now_ms: float) -> None:
         state = self._seen.snapshot(now_ms, self.orders.knobs)
+        search = searches.steered if self._sets_clocks else searches.unlocked
         try:
-            decision = self._search(state)
+            decision = search(state)
             check_knobs(decision.knobs, self._limits)
-            expected = self._expected(decision, state)
+            expected = decision.forecast
+            if self._observing and searches.foretell_own is not None:
+                expected = searches.foretell_own(state)
         except Exception as error:
             self.counts.failed_searches += 1
             _LOG.debug("no decision", exc_info=True)
@@ -284,12 +301,6 @@ class Steering:
             if self._observing:
                 fields["own"] = forecast_fields(expected)
             self._log.write("decision", now_ms, **fields)
-
-    def _expected(self, decision: Decision, state: Snapshot) -> Forecast:
-        """The forecast of what will be in force."""
-        if self._observing and self._foretell_own is not None:
-            return self._foretell_own(state)
-        return decision.forecast
 
     def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
         clock_mhz = decision.knobs.clock_mhz

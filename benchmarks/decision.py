@@ -10,7 +10,8 @@
   design/control.md describes it;
 * engine steps emulated per second;
 * energy regret against playing every candidate, on random states of the trace;
-* time to build a search from a table file in a new process, with and without numba's cache.
+* time to build a controller from a table file in a new process, and until its first searched
+  decision, without and with numba's cache.
 
 Times are thread CPU time on one core (and wall time beside them), in-process, after a warm-up.
 """
@@ -57,14 +58,28 @@ IDLE_POWER_W = 90.0
 LONGEST_PROMPT = 10_000  # the model length the trace was served with
 
 BUILD = """
-import sys, time
+import json, sys, time
 begin = time.perf_counter()
-from beam_runtime.cost import StepCost
-from beam_runtime.search import Search
-from beam_runtime.table import PerfTable
+from beam_runtime.controller import Controller
 from beam_runtime.types import EngineLimits
-Search(StepCost.from_table(PerfTable.load(sys.argv[1])), EngineLimits(pp=4), idle_power_w=90.0)
-print(time.perf_counter() - begin)
+imported = time.perf_counter()
+controller = Controller.from_table(sys.argv[1], EngineLimits(pp=4), idle_power_w=90.0)
+built = time.perf_counter()
+worst_hook_ms = 0.0
+with controller as beam:
+    while not beam.orders.steering:
+        assert beam.warming_up or not beam.status.reason, beam.status.reason
+        before = time.perf_counter()
+        beam.step_finished()
+        worst_hook_ms = max(worst_hook_ms, (time.perf_counter() - before) * 1e3)
+        time.sleep(0.002)
+    steers = time.perf_counter()
+print(json.dumps({
+    "import_ms": (imported - begin) * 1e3,
+    "construct_ms": (built - imported) * 1e3,
+    "first_decision_s": steers - begin,
+    "worst_hook_ms": worst_hook_ms,
+}))
 """
 
 
@@ -266,19 +281,26 @@ def steps_per_s(search: Search, state: Snapshot) -> tuple[float, float]:
     return reference, repeats * steps / (time.thread_time() - begin)
 
 
-def build_s(table: PerfTable) -> tuple[float, float]:
-    """Seconds to build a search in a new process: without and with numba's cache."""
+def build(table: PerfTable) -> dict[str, dict[str, float]]:
+    """A controller from a table file in a new process: without and with numba's cache.
+
+    Of each, the milliseconds to import it and until its constructor returns, the seconds from
+    the process's first line to the first searched decision, and the longest call of a hook until
+    then.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
         write_table(table.columns, table.metadata, path)
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
         command = [sys.executable, "-c", BUILD, str(path)]
-        runs = [
-            subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            for _ in range(2)
-        ]
-    cold, warm = (float(run.stdout) for run in runs)
-    return cold, warm
+        return {
+            name: json.loads(
+                subprocess.run(
+                    command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                ).stdout
+            )
+            for name in ("cold", "warm")
+        }
 
 
 def main() -> None:
@@ -312,7 +334,7 @@ def main() -> None:
     if arguments.states:
         report["optimality"] = asdict(optimality(search, trace_states(arguments.states, rows)))
     if not arguments.no_build:
-        report["build"] = dict(zip(("cold_s", "warm_s"), build_s(table), strict=True))
+        report.update({f"build, {name}": found for name, found in build(table).items()})
     if arguments.json:
         print(json.dumps(report, indent=2))
         return

@@ -1,4 +1,4 @@
-"""What the controller costs the engine's thread, and what building one takes.
+"""What the controller costs the engine's thread.
 
     python benchmarks/hooks.py --table 70b.parquet [--seconds 10] [--json]
 
@@ -7,16 +7,11 @@ arrival, a first token and a completion every 2.5 ms, so that the search on its 
 never idle (200 decisions a second, its ceiling). Every call is timed by itself, in two ways:
 ``paced`` sleeps between bursts as an engine waits for its GPUs, ``busy`` computes between them
 and so holds the interpreter's lock whenever the search does not. ``alone`` is the same without
-a controller behind the hooks: what timing and cold caches cost. Build times are those of new
-processes, with an empty and with a filled numba cache.
+a controller behind the hooks: what timing and cold caches cost.
 """
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -33,16 +28,6 @@ from beam_runtime.types import EngineLimits, StepShape
 RUNNING = 32
 CONTEXT_TOKENS = 1200
 BURST_EVERY_S = 0.0025
-
-BUILD = """
-import sys, time
-begin = time.perf_counter()
-from beam_runtime.controller import Controller
-from beam_runtime.types import EngineLimits
-controller = Controller.from_table(sys.argv[1], EngineLimits(pp=int(sys.argv[2])))
-assert not controller.status.reason, controller.status.reason
-print(time.perf_counter() - begin)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +105,10 @@ def measure(
     )
 
 
-def build_s(table: Path, pp: int) -> tuple[float, float]:
-    """Seconds to import and build a controller: with numba's cache empty, and filled."""
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-        cold, warm = (
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", BUILD, str(table), str(pp)],
-                    env=environment,
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                ).stdout
-            )
-            for _ in range(2)
-        )
-    return cold, warm
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--no-build", action="store_true", help="leave build times out")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     table = PerfTable.load(arguments.table)
@@ -152,6 +117,8 @@ def main() -> None:
     shape = StepShape(256, 0, RUNNING, RUNNING * CONTEXT_TOKENS)
     stage_s = (float(cost.latency_ms(shape)[-1]) + limits.host_gap_ms) / 1e3
     with Controller(cost, limits) as beam:
+        while beam.warming_up:
+            time.sleep(0.01)
         found = {
             "alone": measure(Deaf(), arguments.seconds / 5, stage_s, table.pp, busy=False),
             "paced": measure(beam, arguments.seconds, stage_s, table.pp, busy=False),
@@ -159,9 +126,6 @@ def main() -> None:
         }
         assert not beam.status.reason, beam.status.reason
     report: dict[str, object] = {name: asdict(one) for name, one in found.items()}
-    if not arguments.no_build:
-        cold_s, warm_s = build_s(arguments.table, table.pp)
-        report["build"] = {"cold_s": cold_s, "warm_s": warm_s}
     if arguments.json:
         print(json.dumps(report, indent=2))
         return
@@ -171,8 +135,6 @@ def main() -> None:
             f"{one.p999_us:.1f} us, max {one.max_us:.0f} us; {one.calls} calls, "
             f"{one.decisions_per_s:.0f} decisions/s"
         )
-    if "build" in report:
-        print(f" build: {cold_s:.2f} s with an empty numba cache, {warm_s:.2f} s with a filled one")
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ class Server:
             ).__enter__()
             for name, one in rules.items()
         }  # fmt: skip
+        while any(controller.warming_up for controller in self.controllers.values()):
+            time.sleep(0.01)
         beam.connect(Both(self.controllers))
         self.busy_ms = 0.0
 

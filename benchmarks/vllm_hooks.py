@@ -115,6 +115,8 @@ def measure(rig: Any, running: int, mode: str) -> dict[str, Any]:
     beam = hooked.rig.scheduler.beam
     if beam is None:
         raise SystemExit("BEAM stays out of this scheduler: see the line above")
+    while beam.controller.warming_up:
+        time.sleep(0.01)
     beam.connect(Ordered(beam.controller, PACE_MS[mode]))
     for engine in (plain, hooked):
         engine.begin(running)

@@ -1,7 +1,9 @@
 """The compiler: the only place that imports numba."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,11 +51,34 @@ def _kept_on_disk(function: Function, outer: Any) -> Function:
     return entered
 
 
+class NotKeptError(Exception):
+    """An entry whose machine code is not on disk was called where nothing may be compiled."""
+
+
+_may_compile = ContextVar("_may_compile", default=True)
+
+
+@contextmanager
+def from_disk_only() -> Iterator[None]:
+    """In this block and thread nothing is compiled: what is not on disk raises NotKeptError."""
+    before = _may_compile.set(False)
+    try:
+        yield
+    finally:
+        _may_compile.reset(before)
+
+
 class _PackageCache(FunctionCache):  # type: ignore[misc]
     """Machine code on disk, good for these sources.
 
     numba alone asks only whether the entry's own file changed, not the files of what it calls.
     """
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        found: object = super().load_overload(sig, target_context)
+        if found is None and not _may_compile.get():
+            raise NotKeptError(self._name)
+        return found
 
     def _index_key(self, sig: object, codegen: object) -> tuple[object, ...]:
         return (*super()._index_key(sig, codegen), _sources())

@@ -49,6 +49,12 @@ def by_load(state: Snapshot) -> Decision:
 
 
 @pytest.fixture
+def compiled(small_cost: StepCost, limits: EngineLimits) -> None:
+    """Fills numba's cache: where it is empty, compiling would use up a test's patience."""
+    Controller(small_cost, limits, threads=False)
+
+
+@pytest.fixture
 def actuator() -> FakeActuator:
     return FakeActuator(gpus=8)
 
@@ -208,6 +214,7 @@ class TestFromFiles:
         write_table(small_table.columns, small_table.metadata, path)
         return path
 
+    @pytest.mark.usefixtures("compiled")
     def test_a_good_table(self, path: Path, limits: EngineLimits) -> None:
         with Controller.from_table(path, limits, model="small", tp=2) as beam:
             wait_for(lambda: beam.orders.steering)
@@ -242,6 +249,7 @@ class TestFromFiles:
             assert "expected" in wrong.status.reason
             assert not wrong.orders.steering
 
+    @pytest.mark.usefixtures("compiled")
     def test_no_place_for_the_log(
         self, path: Path, limits: EngineLimits, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -294,6 +302,7 @@ def test_asked_to_observe_it_gives_everything_back_and_goes_on_deciding(
     assert actuator.locked_mhz == [None] * 8
 
 
+@pytest.mark.usefixtures("compiled")
 def test_an_observer_foretells_the_engine_s_own_settings(
     small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator, tmp_path: Path
 ) -> None:

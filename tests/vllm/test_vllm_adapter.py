@@ -402,7 +402,8 @@ def test_sigterm_ends_the_log_before_vllm_s_own_handler_runs(
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20.0
+    # Milliseconds; a minute where the search is compiled first.
+    deadline_s = time.monotonic() + 180.0
     while not what() and time.monotonic() < deadline_s:
         time.sleep(0.002)
     assert what()

@@ -135,6 +135,10 @@ def main() -> None:
     )  # fmt: skip
     if pp > 1:
         llm.collective_rpc("execute_dummy_batch")
+    if mode == "beam":  # the few steps below would be over before there is a search
+        controller = llm.llm_engine.engine_core.engine_core.scheduler.beam.controller
+        while controller.warming_up:
+            time.sleep(0.01)
     runs = [run(llm, "first")]
     report = {"runs": runs}
     if mode == "beam":
