@@ -190,12 +190,12 @@ def _columns(arrow: "pa.Table", path: Path) -> dict[str, NDArray[Any]]:
             row = values.is_null().index(pa.scalar(True)).as_py()
             raise TableError(f"{path}: {column.name} is empty in row {row}", hint=_REPROFILE)
         try:
-            if column.dtype == "string":
-                columns[column.name] = np.array(values.cast(pa.string()).to_pylist(), dtype=str)
-            else:
-                exact = values.cast(pa.from_numpy_dtype(np.dtype(column.dtype)))
-                # A missing number comes out as NaN.
-                columns[column.name] = exact.to_numpy()
+            dtype = np.dtype(str if column.dtype == "string" else column.dtype)
+            exact = pa.string() if column.dtype == "string" else pa.from_numpy_dtype(dtype)
+            # cast() and to_numpy() import pyarrow.compute and pandas, half a second together.
+            cast = values if values.type == exact else values.cast(exact)
+            # A missing number comes out as NaN.
+            columns[column.name] = np.array(cast.to_pylist(), dtype=dtype)
         except pa.ArrowInvalid as error:
             raise TableError(
                 f"{path}: {column.name} is not {column.dtype}",

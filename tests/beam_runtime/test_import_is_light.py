@@ -3,6 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+from beam_runtime.table import PerfTable
+from beamprof.table_file import write_table
 
 _LOADED = """
 import json, sys
@@ -35,6 +39,17 @@ def test_the_check_would_see_a_heavy_import() -> None:
 def test_using_beam_runtime_never_loads_the_offline_half() -> None:
     loaded = loaded_by("import beam_runtime; [getattr(beam_runtime, n) for n in dir(beam_runtime)]")
     assert not loaded & {"beamprof", "polars", "typer", "rich", "pydantic", "pandas", "torch"}
+
+
+def test_a_controller_is_built_without_the_compiler(small_table: PerfTable, tmp_path: Path) -> None:
+    path = tmp_path / "small.parquet"
+    write_table(small_table.columns, small_table.metadata, path)
+    loaded = loaded_by(
+        "from beam_runtime import Controller, EngineLimits; "
+        f"assert Controller.from_table({str(path)!r}, EngineLimits(pp=4)).warming_up"
+    )
+    assert "pyarrow" in loaded
+    assert not loaded & {"numba", "pandas"}
 
 
 def test_the_command_line_starts_without_numbers() -> None:
