@@ -129,6 +129,10 @@ class Calibration:
             self._correction = self._learnt()
         return self._correction
 
+    def scale(self, kind: StepKind) -> float:
+        """The correction's factor for this kind alone: asked of every step, and cheap."""
+        return self._scales[kind].clamped
+
     @property
     def trusted(self) -> bool:
         """Whether the table still describes this engine: no scale wants to leave its clamp."""

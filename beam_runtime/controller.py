@@ -355,8 +355,7 @@ class Controller(Hooks):
 
     def _run(self) -> None:
         """The worker: every few milliseconds take in together whatever has happened."""
-        pause_s = self._steering.rules.least_gap_ms / 1e3
-        while not self._closing.wait(pause_s):
+        while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()
                 if self._warming is not None:

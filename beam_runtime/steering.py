@@ -45,6 +45,8 @@ class SteeringRules:
 
     Attributes:
         least_gap_ms: between two decisions; what happens in between is taken in together.
+        observing_gap_ms: the same while observing: nobody waits for what it finds, and each
+            look takes the interpreter's lock from the engine.
         refresh_ms: a decision this old is made anew while there are requests.
         deadline_ms: a decision that took longer describes an engine that is gone.
         stall_ms: steps in flight and none back for this long: the engine hangs.
@@ -54,6 +56,7 @@ class SteeringRules:
     """
 
     least_gap_ms: float = 5.0
+    observing_gap_ms: float = 100.0
     refresh_ms: float = 250.0
     deadline_ms: float = 20.0
     stall_ms: float = 5_000.0
@@ -182,6 +185,11 @@ class Steering:
     def reason(self) -> str:
         """Why BEAM does not steer; empty while it does."""
         return self._fallback.reason or self._waiting
+
+    @property
+    def gap_ms(self) -> float:
+        """How long to leave events where they are before the next advance()."""
+        return self.rules.observing_gap_ms if self._observing else self.rules.least_gap_ms
 
     @property
     def calibration(self) -> Calibration:

@@ -62,9 +62,8 @@ class StepWatch:
         if self._cost is not None:
             latency_ms = self._cost.latency_ms(shape)
             predicted_ms = float(latency_ms[clock_index(self._cost, self._clock.running_mhz)])
-        correction = self._calibration.correction
-        scale = correction.prefill_scale if shape.prefill_tokens else correction.decode_scale
-        self._times.issue(at_ms, scale * predicted_ms + self._limits.host_gap_ms)
+        predicted_ms *= self._calibration.scale(kind)
+        self._times.issue(at_ms, predicted_ms + self._limits.host_gap_ms)
         self._expected.append(_Expected(kind, latency_ms))
 
     def finished(self, at_ms: float) -> Drift | None:

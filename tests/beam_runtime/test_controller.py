@@ -16,6 +16,7 @@ from beam_runtime.cost import StepCost
 from beam_runtime.decisions import DecisionLog, read_log
 from beam_runtime.engines.base import Orders
 from beam_runtime.errors import ClockError
+from beam_runtime.steering import SteeringRules
 from beam_runtime.table import PerfTable
 from beam_runtime.types import (
     Decision,
@@ -303,6 +304,27 @@ def test_asked_to_observe_it_gives_everything_back_and_goes_on_deciding(
 
 
 @pytest.mark.usefixtures("compiled")
+def test_an_observer_looks_less_often(
+    small_cost: StepCost, limits: EngineLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_s = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses_s.append(timeout)
+            return super().wait(0.001)
+
+    beam = Controller(small_cost, limits, search=by_load)
+    monkeypatch.setattr(beam, "_closing", Closing())
+    rules = SteeringRules()
+    with beam:
+        wait_for(lambda: pauses_s[-1:] == [rules.least_gap_ms / 1e3])
+        beam.observe()
+        wait_for(lambda: pauses_s[-1:] == [rules.observing_gap_ms / 1e3])
+        beam.steer()
+        wait_for(lambda: pauses_s[-1:] == [rules.least_gap_ms / 1e3])
+
+
 def test_an_observer_foretells_the_engine_s_own_settings(
     small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator, tmp_path: Path
 ) -> None:
