@@ -148,7 +148,7 @@ class Controller(Hooks):
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
         self._limits = limits
-        self._stance = open_stance(cost, limits, {"default": Slo(), **(slos or {})}["default"])
+        self._stance = open_stance(cost, limits, slos or {})
         opening = partial(
             open_searches, cost, limits, self._stance, self._own, search,
             clocks=actuator is not None,

@@ -1,6 +1,6 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,11 +134,13 @@ def at_top_clock(cost: StepCost) -> StepCost:
     )
 
 
-def open_stance(cost: StepCost | TableError, limits: EngineLimits, slo: Slo) -> Stance:
+def open_stance(
+    cost: StepCost | TableError, limits: EngineLimits, slos: Mapping[str, Slo]
+) -> Stance:
     """How to steer; of no consequence without a table."""
     if isinstance(cost, TableError):
         return Stance(Rules(), Policy(), Correction())
-    return stance_for(cost, limits, slo)
+    return stance_for(cost, limits, slos.get("default", Slo()), classes=slos.values())
 
 
 def open_searches(

@@ -34,7 +34,6 @@ from beam_runtime.types import (
     Knobs,
     RequestState,
     Rules,
-    Slo,
     Snapshot,
     StepShape,
 )
@@ -60,6 +59,7 @@ class Policy:
         least_microbatches: decodes are split at least so far, if the pipeline is that deep.
         seats: share of max_num_seqs above which nothing is paced: paced requests stay longer, so
             more of them run at one time (Little's law), and those to come need a seat as well.
+        first_token_ms: how soon whoever comes to an empty engine must have a first token.
     """
 
     lookahead_ms: float = LOOKAHEAD_MS
@@ -71,6 +71,7 @@ class Policy:
     most_chunks: int = 12
     least_microbatches: int = 1
     seats: float = 0.75
+    first_token_ms: float = 1000.0
 
 
 class Search:
@@ -185,13 +186,13 @@ class Search:
         """Nobody is there: the clock that idles cheapest among those a prompt could start at.
 
         It can be left in time if a whole chunk, started at it while the clock changes, leaves
-        room in the default TTFT.
+        room in ``Policy.first_token_ms``.
         """
         chunk = StepShape(prefill_tokens=self.chunks[-1])
         first_ms = self.limits.clock_delay_ms + self.limits.pp * (
             self.cost.latency_ms(chunk) * state.correction.prefill_scale + self.limits.host_gap_ms
         )
-        in_time = first_ms <= Slo().ttft_ms - state.correction.ttft_margin_ms
+        in_time = first_ms <= self.policy.first_token_ms - state.correction.ttft_margin_ms
         in_time[-1] = True
         watts = np.where(in_time, self.cost.idle_power_w, np.inf)
         clock = int(np.argmin(watts))

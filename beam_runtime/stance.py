@@ -60,8 +60,9 @@ def stance_for(
             longer one could be all that a short one has.
     """
     rules = rules or Rules()
+    first_token_ms = min(one.ttft_ms for one in (slo, *classes))
     floor = Correction(
-        ttft_margin_ms=TTFT_MARGIN * min(one.ttft_ms for one in (slo, *classes)),
+        ttft_margin_ms=TTFT_MARGIN * first_token_ms,
         tbt_margin_ms=TBT_MARGIN * min(one.tbt_ms for one in (slo, *classes)),
     )
     # No table is believed about steps longer than those that it holds.
@@ -74,14 +75,17 @@ def stance_for(
         in_time = max((n for n, pass_ms in passes.items() if pass_ms <= allowed_ms), default=1)
         largest = min(longest, in_time * 4 // 3)
         chunks = tuple(max(1, share * largest // 32) for share in CHUNKS_32)
-        return Stance(rules, Policy(chunk_tokens=chunks), floor)
+        return Stance(rules, Policy(chunk_tokens=chunks, first_token_ms=first_token_ms), floor)
     # ... are late in all of them, at every clock. Then fewer are the larger the chunks and the
     # fewer decode when a prompt comes: they are kept well inside their SLO, not paced up to it.
     # To cut every chunk would halve the prompts' pace and still be late.
     worth = min((n for n, pass_ms in passes.items() if pass_ms >= worth_ms), default=longest)
     return Stance(
         replace(rules, late_cuts_chunk=False, pace=False),
-        Policy(chunk_tokens=(max(1, min(longest * 3 // 4, 2 * worth)),)),
+        Policy(
+            chunk_tokens=(max(1, min(longest * 3 // 4, 2 * worth)),),
+            first_token_ms=first_token_ms,
+        ),
         replace(floor, tbt_margin_ms=floor.tbt_margin_ms * TTFT_MARGIN / TBT_MARGIN),
     )
 

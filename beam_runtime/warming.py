@@ -5,8 +5,9 @@
 
 Compiling takes up to a minute of one core and much of the interpreter's lock: in the engine's
 process every hook would feel it. The child is given the very same charge, pickled, so that it
-leaves on disk what this process will ask for. It is as polite as a process can be, and ends
-itself once its parent is gone.
+leaves on disk what this process will ask for; what it unpickles, its parent wrote a moment before
+into a file that has no name. It is as polite as a process can be, and ends itself once its parent
+is gone.
 
 Where the child cannot be started or fails, the search's thread compiles: slower hooks for a
 minute, once. Where it was killed, nobody compiles: what crashed it, or found it too large, could

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from beam_runtime.cost import StepCost
+from beam_runtime.search import Search
 from beam_runtime.stance import stance_for
-from beam_runtime.types import EngineLimits, Rules, Slo, StepShape
+from beam_runtime.types import EngineLimits, Knobs, Rules, Slo, Snapshot, StepShape
 
 LARGEST = (512, 2048, 8192)
 
@@ -68,3 +69,16 @@ def test_the_tightest_promise_sets_the_margins(small_cost: StepCost) -> None:
         small_cost, limits, Slo(1000.0, 200.0), classes=(Slo(200.0, 400.0), Slo(5000.0, 150.0))
     )
     assert beside.floor == alone.floor
+
+
+def test_an_empty_engine_rests_at_a_clock_that_the_tightest_class_can_start_at(
+    small_cost: StepCost,
+) -> None:
+    slow = EngineLimits(pp=4, clock_delay_ms=100.0)
+    chosen_mhz = []
+    for promise in (Slo(2000.0, 200.0), Slo(330.0, 200.0)):
+        stance = stance_for(small_cost, slow, Slo(), classes=(promise,))
+        search = Search(small_cost, slow, rules=stance.rules, policy=stance.policy, compiled=False)
+        state = Snapshot(0.0, slow, Knobs(1410, 256), correction=stance.floor)
+        chosen_mhz.append(search(state).knobs.clock_mhz)
+    assert chosen_mhz[0] < chosen_mhz[1]
