@@ -1,4 +1,4 @@
-"""What the issue asks of the search's optimality, on states of the published trace."""
+"""The search against every candidate, on states of the published trace; README tells of 1,000."""
 
 import pytest
 
