@@ -6,16 +6,15 @@ from typing import NamedTuple
 from beam_runtime.emulator import MAX_STEPS
 from beam_runtime.kernel.composer import (
     HOLD,
-    available,
     compose,
     count,
     pass_ms,
-    prefill_pending,
     refresh_due,
     set_kind,
     step_cost,
 )
 from beam_runtime.kernel.jit import compiled, inlined
+from beam_runtime.kernel.schedule import available, prefill_pending
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,

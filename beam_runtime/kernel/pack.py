@@ -30,7 +30,7 @@ from beam_runtime.kernel.state import (
 from beam_runtime.schedule import cached_tokens, servable
 from beam_runtime.types import RequestState, Rules, Snapshot
 
-# The order that latency_ms and energy_j of kernel/composer.py are written for.
+# The order that kernel/composer.py's step_cost is written for.
 _EXPECTED = (
     "prefill_pairs",
     "prefill_context_tokens",

@@ -15,7 +15,7 @@ of the same speed; and the clock of the best goes down as far as the violation d
 import math
 from typing import NamedTuple
 
-from beam_runtime.kernel.composer import classify, prefill_pending
+from beam_runtime.kernel.composer import classify
 from beam_runtime.kernel.emulator import Outcome, forecast
 from beam_runtime.kernel.jit import compiled, entry, inlined
 from beam_runtime.kernel.lines import (
@@ -34,6 +34,7 @@ from beam_runtime.kernel.lines import (
     prepare_prefill,
     reopen,
 )
+from beam_runtime.kernel.schedule import prefill_pending
 from beam_runtime.kernel.sketch import Paper
 from beam_runtime.kernel.state import (
     N_RUNNING,

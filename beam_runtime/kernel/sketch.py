@@ -14,8 +14,9 @@ A sketch is 1-3 % off and cheap; search.py uses it to decide which candidates de
 import math
 from typing import NamedTuple
 
-from beam_runtime.kernel.composer import admissible, blocks, pass_ms
+from beam_runtime.kernel.composer import pass_ms
 from beam_runtime.kernel.jit import compiled
+from beam_runtime.kernel.schedule import admissible, blocks
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,

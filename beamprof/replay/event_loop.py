@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from beam_runtime.kernel.composer import (
     HOLD,
-    blocks,
     compose,
     count,
     pass_ms,
@@ -24,6 +23,7 @@ from beam_runtime.kernel.composer import (
 )
 from beam_runtime.kernel.emulator import finish, issue, next_finish_ms
 from beam_runtime.kernel.jit import compiled, entry
+from beam_runtime.kernel.schedule import blocks
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
