@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from beam_runtime.controller import Controller, Status
+    from beam_runtime.controller import Controller
     from beam_runtime.cost import StepCost, StepForecast
     from beam_runtime.decisions import DecisionLog, read_log
     from beam_runtime.engines.base import EngineAdapter, Orders
     from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
     from beam_runtime.explain import explain
     from beam_runtime.search import Policy, Search
+    from beam_runtime.status import Status
     from beam_runtime.steering import SteeringRules
     from beam_runtime.table import PerfTable
     from beam_runtime.types import (
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Controller": "controller",
-    "Status": "controller",
+    "Status": "status",
     "SteeringRules": "steering",
     "EngineAdapter": "engines.base",
     "Orders": "engines.base",

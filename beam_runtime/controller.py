@@ -25,7 +25,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,6 @@ from typing import Self
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.cost import StepCost
-from beam_runtime.counts import Counts
 from beam_runtime.decisions import SCHEMA, DecisionLog
 from beam_runtime.engines.base import EngineAdapter, Orders, check_knobs
 from beam_runtime.errors import BeamError, TableError
@@ -54,8 +53,9 @@ from beam_runtime.resources import (
     open_searches,
     open_stance,
 )
+from beam_runtime.status import Status
 from beam_runtime.steering import Steering, SteeringRules
-from beam_runtime.types import Correction, Decision, EngineLimits, Knobs, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Knobs, Slo, Snapshot
 from beam_runtime.warming import Warming
 
 _LOG = logging.getLogger("beam_runtime")
@@ -63,29 +63,6 @@ _LOG = logging.getLogger("beam_runtime")
 # A worker that is this far behind will not catch up; the oldest events go.
 MAX_BACKLOG = 100_000
 _JOIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How it goes.
-
-    Attributes:
-        steering: whether BEAM steers.
-        reason: why not; empty while it does.
-        clocks: how clocks are set, or why they are not.
-        counts: what has happened so far.
-        odd_events: events that contradicted what was known.
-        dropped_events: hooks' events that could not be kept.
-        correction: what calibration learnt.
-    """
-
-    steering: bool
-    reason: str
-    clocks: str
-    counts: Counts
-    odd_events: int
-    dropped_events: int
-    correction: Correction
 
 
 class Controller(Hooks):

@@ -38,7 +38,7 @@ from predicted_server import MAX_DECODES, MAX_LEN, MAX_TOKENS, Request
 
 from beam_runtime.errors import BeamError
 from beamprof.backends.choose import Choice, choose_backend
-from beamprof.backends.torch_timing import TimingRules
+from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.vllm_stage import VllmBackend
 from beamprof.model_shape import resolve_model
 from beamprof.plan import Plan

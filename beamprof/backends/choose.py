@@ -209,8 +209,8 @@ def _measured_choice(
 
     def build_torch(plan: Plan) -> MeasureBackend:
         from beamprof.backends.allreduce import ModelledAllReduce
+        from beamprof.backends.pass_timing import TimingRules
         from beamprof.backends.torch_stage import TorchBackend
-        from beamprof.backends.torch_timing import TimingRules
 
         return TorchBackend(
             model,
@@ -223,7 +223,7 @@ def _measured_choice(
         )
 
     def build_vllm(plan: Plan) -> MeasureBackend:
-        from beamprof.backends.torch_timing import TimingRules
+        from beamprof.backends.pass_timing import TimingRules
         from beamprof.backends.vllm_stage import VllmBackend
 
         return VllmBackend(

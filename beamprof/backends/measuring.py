@@ -1,6 +1,6 @@
 """What every backend that measures has in common: set a clock, time passes, read energy.
 
-    run(cell)   set the clock -> time_passes (torch_timing) -> was the clock held? -> Measurement
+    run(cell)   set the clock -> time_passes (pass_timing) -> was the clock held? -> Measurement
 
 What a pass is and who runs it, the backends say. Knows neither torch nor vLLM.
 """
@@ -16,15 +16,15 @@ from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.schema import RowKind
 from beam_runtime.types import Source, StepShape
 from beamprof.backends.base import Measurement
-from beamprof.backends.torch_estimate import PassEstimate
-from beamprof.backends.torch_sensors import Sensors
-from beamprof.backends.torch_timing import (
+from beamprof.backends.pass_estimate import PassEstimate
+from beamprof.backends.pass_timing import (
     PassRunner,
     PassTimes,
     TimingRules,
     time_passes,
     time_waiting,
 )
+from beamprof.backends.sensors import Sensors
 from beamprof.cells import Cell
 from beamprof.console import note
 from beamprof.errors import BackendError
@@ -38,7 +38,7 @@ _PASSES_PER_CELL = 6  # warm-up and window, where a single pass outlasts both
 
 
 class StageRunner(PassRunner, Protocol):
-    """A PassRunner (torch_timing) for any step of a stage."""
+    """A PassRunner (pass_timing) for any step of a stage."""
 
     def prepare(self, step: StepShape) -> None:
         """Make the step's pass the one to run. Raises BackendError if it does not fit."""

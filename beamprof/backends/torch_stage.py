@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from beam_runtime.errors import BeamError
 from beamprof.backends.base import Measurement
 from beamprof.backends.measuring import MeasuringBackend, StageRunner
+from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.rapl import POWERCAP
-from beamprof.backends.torch_sensors import Sensors, cpu_sensors, gpu_sensors
-from beamprof.backends.torch_timing import TimingRules
+from beamprof.backends.sensors import Sensors, cpu_sensors, gpu_sensors
 from beamprof.cells import Cell
 from beamprof.console import note
 from beamprof.errors import BackendError

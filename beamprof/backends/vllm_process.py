@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 
 
 class VllmProcess:
-    """A PassRunner (torch_timing) on a vLLM engine of its own.
+    """A PassRunner (pass_timing) on a vLLM engine of its own.
 
     Args:
         options: model, layers, tp, dtype, max_model_len, max_batched_tokens, max_seqs,

@@ -22,9 +22,9 @@ from typing import Any
 from beam_runtime.types import StepShape
 from beamprof.backends.base import Measurement
 from beamprof.backends.measuring import MeasuringBackend, StageRunner
+from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.rapl import POWERCAP
-from beamprof.backends.torch_sensors import Sensors, cpu_sensors, gpu_sensors
-from beamprof.backends.torch_timing import TimingRules
+from beamprof.backends.sensors import Sensors, cpu_sensors, gpu_sensors
 from beamprof.backends.vllm_cells import envelope
 from beamprof.backends.vllm_layers import layer_counts, stage_of
 from beamprof.backends.vllm_model import model_folder

@@ -21,7 +21,7 @@ from beam_runtime.cost import StepCost  # noqa: E402
 from beam_runtime.schema import RowKind  # noqa: E402
 from beam_runtime.types import Source, StepShape  # noqa: E402
 from beamprof.backends.base import Measurement  # noqa: E402
-from beamprof.backends.torch_timing import TimingRules  # noqa: E402
+from beamprof.backends.pass_timing import TimingRules  # noqa: E402
 from beamprof.backends.vllm_stage import VllmBackend  # noqa: E402
 from beamprof.cells import Cell  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402

@@ -17,9 +17,9 @@ from beam_runtime.schema import METADATA_KEYS, RowKind
 from beam_runtime.types import Source
 from beamprof.backends import measuring
 from beamprof.backends.allreduce import ModelledAllReduce
-from beamprof.backends.torch_sensors import cpu_sensors, gpu_sensors
+from beamprof.backends.pass_timing import PassTimes, TimingRules
+from beamprof.backends.sensors import cpu_sensors, gpu_sensors
 from beamprof.backends.torch_stage import TorchBackend
-from beamprof.backends.torch_timing import PassTimes, TimingRules
 from beamprof.cells import Cell
 from beamprof.devices.device import resolve_device
 from beamprof.errors import BackendError
@@ -421,7 +421,7 @@ from beam_runtime.types import StepShape
 from beamprof.backends.torch_layer import LayerWeights
 from beamprof.backends.torch_pass import Stage
 from beamprof.backends.torch_stage import TorchBackend
-from beamprof.backends.torch_timing import TimingRules
+from beamprof.backends.pass_timing import TimingRules
 from beamprof.cells import Cell
 from beamprof.errors import BackendError
 from beamprof.model_shape import ModelShape

@@ -1,4 +1,4 @@
-"""What the torch backend can read and set on a device: energy, clock, temperature.
+"""What a measuring backend can read and set on a device: energy, clock, temperature.
 
 GPUs through NVML; a machine's processors through RAPL. Where no counter can be read, a stated
 power stands in for it and is marked as assumed.
@@ -14,8 +14,8 @@ from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.energy import EnergyCounter
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import ClockError
+from beamprof.backends.pass_timing import Gauge, GaugeReading
 from beamprof.backends.rapl import RaplCounter
-from beamprof.backends.torch_timing import Gauge, GaugeReading
 from beamprof.errors import BackendError
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_runtime.clocks.energy import EnergyMeter
-from beamprof.backends.torch_timing import (
+from beamprof.backends.pass_timing import (
     GaugeReading,
     TimingRules,
     median_ci,
