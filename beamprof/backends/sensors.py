@@ -37,6 +37,12 @@ class Sensors:
     actuator: ClockActuator | None
     metadata: Mapping[str, str]
 
+    @property
+    def device(self) -> str:
+        """The driver's name of it as a table has it, e.g. a100-sxm4-80gb."""
+        name = self.metadata["gpu_name"] or "cpu"
+        return name.removeprefix("NVIDIA ").lower().replace(" ", "-")
+
 
 def cpu_sensors(assume_power_w: float | None, rapl_root: Path) -> Sensors:
     """RAPL where it can be read, else the stated power.

@@ -182,9 +182,8 @@ class TorchBackend(MeasuringBackend):
             self._runner = LeadingRunner(ranks, own)
         if not self.follows:
             self._take_lock(self._sensors)
-        name = self._sensors.metadata["gpu_name"] or "cpu"
         return {
-            "device": self._device or name.removeprefix("NVIDIA ").lower().replace(" ", "-"),
+            "device": self._device or self._sensors.device,
             "engine": "torch",
             "engine_version": str(torch.__version__),
             "allreduce": self._allreduce_source(),

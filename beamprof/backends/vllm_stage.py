@@ -116,9 +116,8 @@ class VllmBackend(MeasuringBackend):
         if self._sensors is None:
             self._sensors = gpu_sensors(first.report["uuids"], self._assume_power_w, self._nvml)
         self._take_lock(self._sensors)
-        name = self._sensors.metadata["gpu_name"] or "cpu"
         return {
-            "device": self._device or name.removeprefix("NVIDIA ").lower().replace(" ", "-"),
+            "device": self._device or self._sensors.device,
             "engine": "vllm",
             "engine_version": str(first.report["version"]),
             "allreduce": "measured" if self.stage.tp > 1 else "none (tp 1)",
