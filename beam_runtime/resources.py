@@ -27,19 +27,6 @@ from beam_runtime.types import (
     Snapshot,
 )
 
-__all__ = [
-    "Searches",
-    "at_top_clock",
-    "open_clocks",
-    "open_cost",
-    "open_own",
-    "open_search",
-    "open_searches",
-    "open_stance",
-    "served_clocks",
-    "with_idle_power",
-]
-
 Searcher = Callable[[Snapshot], Decision]
 
 

@@ -150,7 +150,8 @@ class Search:
         if taken <= self.policy.seats or not found.knobs.pace_ms:
             return found
         knobs = replace(found.knobs, pace_ms=0.0)
-        return replace(found, knobs=knobs, forecast=self.forecast(state, knobs))
+        unpaced = self.forecast(state, knobs)
+        return replace(found, knobs=knobs, forecast=unpaced, energy_j=unpaced.energy_j)
 
     def _find(self, state: Snapshot, only_mhz: int | None) -> Found:
         if self._searcher:

@@ -157,7 +157,8 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     from beam_runtime.controller import Controller
     from beam_runtime.cost import StepCost
     from beam_runtime.decisions import DecisionLog
-    from beam_runtime.resources import open_clocks, served_clocks, with_idle_power
+    from beam_runtime.idle_power import with_idle_power
+    from beam_runtime.resources import open_clocks, served_clocks
 
     missing = vllm_features.missing_on(scheduler)
     if missing:

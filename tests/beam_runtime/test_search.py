@@ -207,6 +207,18 @@ def test_a_clock_change_must_be_worth_its_price():
     assert dear(state).knobs.clock_mhz == 1140
 
 
+def test_nothing_is_paced_when_seats_grow_few():
+    running = tuple(decode(f"r{i}") for i in range(8))
+    roomy, tight = (
+        Search(COST, limits)(Snapshot(0.0, limits, Knobs(1140, 256), running))
+        for limits in (LIMITS, replace(LIMITS, max_num_seqs=10))
+    )
+    assert roomy.knobs.pace_ms > 0.0
+    assert tight.knobs == replace(roomy.knobs, pace_ms=0.0)
+    assert tight.forecast.energy_j > roomy.forecast.energy_j, "foretold of what is chosen"
+    assert f"{tight.forecast.energy_j:.0f} J" in tight.why
+
+
 @pytest.mark.parametrize("seed", range(0, 140, 7))
 def test_a_chunk_has_room_for_every_decode_and_a_minimum_chunk(search: Search, seed: int):
     state = random_state(seed)
