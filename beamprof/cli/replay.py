@@ -58,7 +58,7 @@ def command(
     pp: Annotated[int | None, typer.Option("--pp", help="Likewise.", min=1)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for requests, steps and gaps (Parquet)."),
+        typer.Option("--output", "-o", help="Folder for Parquet results; made if need be."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,

@@ -106,7 +106,7 @@ def write_frames(
     *,
     force: bool,
 ) -> tuple[Path, ...]:
-    """Write FILES into ``folder``, all policies' rows below each other.
+    """Write FILES into ``folder``, made if need be, all policies' rows below each other.
 
     Args:
         policies: frames_of each.
@@ -118,6 +118,8 @@ def write_frames(
         OutputError: a file exists without force, or cannot be written.
     """
     text = json.dumps({"schema": SCHEMA, **metadata}, allow_nan=False)
+    check_frames_writable(folder, force=force)
+    folder.mkdir(exist_ok=True)
     paths = []
     for name in FILES:
         table = pl.concat([frames[name] for frames in policies]).to_arrow()
@@ -135,5 +137,8 @@ def check_frames_writable(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: as write_frames.
     """
+    if not folder.exists():
+        check_writable(folder, force=force)
+        return
     for name in FILES:
         check_writable(folder / f"{name}.parquet", force=force)

@@ -202,7 +202,7 @@ def test_the_command_as_json(files, capsys):
         (["--noise", "2"], "noise"),
         (["--max-model-len", "60"], "exceed 60 tokens"),
         (["--plant-table", "none.parquet"], "none.parquet"),
-        (["-o", "nowhere"], "no directory nowhere"),
+        (["-o", "no/where"], "no directory no"),
     ],
 )
 def test_bad_input_is_exit_2_with_cause_or_hint(files, capsys, words, said):
@@ -210,6 +210,14 @@ def test_bad_input_is_exit_2_with_cause_or_hint(files, capsys, words, said):
     err = capsys.readouterr().err
     assert err.startswith("error: ") and said in err
     assert "Traceback" not in err
+
+
+def test_the_folder_for_results_is_made_once_there_are_some(files, tmp_path, capsys):
+    assert main([*files, "--policy", "fastest", "-o", "new"]) == 2
+    assert not (tmp_path / "new").exists()
+    assert main([*files, "--policy", "vanilla", "-o", "new"]) == 0
+    written = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert written == ["gaps.parquet", "requests.parquet", "steps.parquet"]
 
 
 def test_an_empty_trace_is_refused(files, tmp_path, capsys):
