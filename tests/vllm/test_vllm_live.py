@@ -168,9 +168,11 @@ def test_async_engine_in_its_own_process(tiny_llama: Path, steering: Any) -> Non
     assert report["changed"]["policy"] == "observe"
     assert report["changed"]["slo"] == {"ttft_ms": 1000.0, "tbt_ms": 150.0}
     assert report["again"] == 5
-    log = records(folder)
-    assert log[-1]["kind"] == "stop"
-    assert sum(record["kind"] == "decision" for record in log) > 0
+    kinds = [record["kind"] for record in records(folder)]
+    # Written when SIGTERM came; what was on its way then may follow, and a second one after it
+    # unless vLLM kills a teardown that takes it more than five seconds.
+    assert "stop" in kinds
+    assert "decision" in kinds
 
 
 def test_vllm_serve_over_http(tmp_path: Path, tiny_llama: Path, steering: Any) -> None:

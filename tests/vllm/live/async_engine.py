@@ -36,8 +36,12 @@ async def serve(model: str) -> dict:
         return got
 
     try:
-        got = await asyncio.gather(*(generate(n, 12) for n in range(6)), generate(6, 400, 3))
         call = engine.engine_core.call_utility_async
+        for _ in range(1200):  # compiling the search, where nobody has before, takes a minute
+            if not (await call("beam_status"))["reason"].startswith("warming up"):
+                break
+            await asyncio.sleep(0.1)
+        got = await asyncio.gather(*(generate(n, 12) for n in range(6)), generate(6, 400, 3))
         for _ in range(100):
             status = await call("beam_status")
             if status["requests"] == 0:
