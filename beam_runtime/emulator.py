@@ -273,7 +273,8 @@ def issue(state: Snapshot, step: Step, route: tuple[Pass, ...]) -> Snapshot:
     """
     tokens = dict.fromkeys(step.decodes, 1) | dict(step.chunks)
     waiting = {r.request_id: r for r in state.waiting}
-    joining = [_admitted(waiting.pop(name)) for name in step.admitted]
+    block_size = state.limits.block_size
+    joining = [_admitted(waiting.pop(name), block_size) for name in step.admitted]
     lost = [r for r in state.running if r.request_id in step.preempted]
     running = [r for r in state.running if r.request_id not in step.preempted]
     depth = len(state.in_flight) + 1
@@ -343,9 +344,10 @@ def _everyone(state: Snapshot) -> Iterable[RequestState]:
     return (*state.running, *state.waiting)
 
 
-def _admitted(request: RequestState) -> RequestState:
-    return replace(request, computed_tokens=cached_tokens(request))
+def _admitted(request: RequestState, block_size: int) -> RequestState:
+    cached = cached_tokens(request, block_size)
+    return replace(request, computed_tokens=cached, cached_tokens=cached)
 
 
 def _preempted(request: RequestState) -> RequestState:
-    return replace(request, computed_tokens=0, cached_tokens=0)
+    return replace(request, computed_tokens=0, cached_tokens=0, unheld_tokens=0)

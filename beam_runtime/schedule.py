@@ -4,7 +4,9 @@ First come first served inside a token budget, running requests before waiting o
 by KV blocks, preemption of the last. The composer decides what this scheduler gets to see and
 how many tokens it may spend; an adapter lets the engine's real one do it.
 
-What it does not know: which KV blocks a prefix cache could give back.
+What it does not know: which prompts begin alike, and which KV blocks are taken first. So it is
+told of each request how long its prefix-cache hit is and how much of that others hold, and
+believes it until it is told anew; who was preempted is taken to hit nothing.
 """
 
 from collections.abc import Sequence
@@ -81,7 +83,7 @@ def fill(
             seqs = len(running) + len(batch.admitted)
             if batch.budget == 0 or not admissible(request, seqs, batch.free_blocks, state.limits):
                 break
-            cached = cached_tokens(request)
+            cached = cached_tokens(request, state.limits.block_size)
             tokens = min(total_tokens(request), state.limits.max_model_len) - cached
             batch.admitted.append(request.request_id)
             batch.add(request, cached, min(tokens, batch.budget))
@@ -175,16 +177,28 @@ def new_tokens(request: RequestState, state: Snapshot) -> int:
 def blocks(tokens: int, request: RequestState, block_size: int) -> int:
     """KV blocks that a request holds for itself with ``tokens`` computed.
 
-    Blocks of a prefix-cache hit are taken to be another request's.
+    It has the rest together with a request ahead of it. As the last is preempted first, this is
+    what its preemption gives back.
     """
     if tokens == 0:
         return 0
-    return -(-tokens // block_size) - cached_tokens(request) // block_size
+    return -(-tokens // block_size) - shared_blocks(request, block_size)
 
 
-def cached_tokens(request: RequestState) -> int:
-    """Prefix-cache hit on admission; the last token is always computed, for its logits."""
-    return max(0, min(request.cached_tokens, request.prompt_tokens - 1))
+def shared_blocks(request: RequestState, block_size: int) -> int:
+    """KV blocks of its prefix-cache hit that a request ahead of it holds, too."""
+    unheld = max(0, request.unheld_tokens)
+    return max(0, cached_tokens(request, block_size) - unheld) // block_size
+
+
+def cached_tokens(request: RequestState, block_size: int) -> int:
+    """Prefix-cache hit on admission, whole blocks: of those who run what it was.
+
+    The last token is always computed, for its logits. A preempted request's answer may be in
+    the cache, too.
+    """
+    most = request.computed_tokens or total_tokens(request) - 1
+    return max(0, min(request.cached_tokens, most)) // block_size * block_size
 
 
 def total_tokens(request: RequestState) -> int:

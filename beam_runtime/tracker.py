@@ -43,6 +43,7 @@ class _Request:
     first_token_ms: float | None = None
     last_token_ms: float | None = None
     overtaken_ms: float | None = None
+    unheld_tokens: int = 0
     last_step: int = 0  # number of the latest step that held anything of it
 
     @property
@@ -62,6 +63,7 @@ class _Request:
             self.first_token_ms,
             self.last_token_ms,
             max(0, self.last_step - steps_back),
+            self.unheld_tokens,
         )
 
 
@@ -143,7 +145,7 @@ class Tracker:
         if request is None:
             self.odd_events += 1
             return
-        request.computed_tokens = request.cached_tokens = 0
+        request.computed_tokens = request.cached_tokens = request.unheld_tokens = 0
         self._waiting = {request_id: request, **self._waiting}
 
     def issued(
@@ -277,7 +279,9 @@ class Tracker:
         if request is None:
             self.odd_events += 1
             return None
-        request.computed_tokens = cached_tokens(request.state(self._steps_back))
+        state = request.state(self._steps_back)
+        request.cached_tokens = cached_tokens(state, self._limits.block_size)
+        request.computed_tokens = request.cached_tokens
         self._running[request_id] = request
         for other in self._waiting.values():
             if other.arrival_ms < request.arrival_ms and other.overtaken_ms is None:
@@ -314,4 +318,5 @@ class Tracker:
             theirs.generated_tokens,
             ours.first_token_ms if ours else theirs.first_token_ms,
             ours.last_token_ms if ours else theirs.last_token_ms,
+            unheld_tokens=theirs.unheld_tokens,
         )

@@ -217,12 +217,14 @@ class RequestState:
         slo: what it was promised.
         computed_tokens: tokens with a place in the KV cache, those of issued steps included.
         generated_tokens: tokens it has been given so far.
-        cached_tokens: prompt tokens that a prefix cache holds; computed on admission, but for
-            the prompt's last one.
+        cached_tokens: tokens that a prefix cache holds; computed on admission as far as they
+            fill KV blocks, but for the last one of prompt and answer.
         first_token_ms: when it got its first token.
         last_token_ms: when it got its latest token.
         steps_ahead: steps that have to come back until none in flight holds anything of it;
             a preempted request is passed over until then.
+        unheld_tokens: of the cached ones, those in KV blocks that no request ahead of it in
+            the engine's order holds: admission takes these from the free blocks.
     """
 
     request_id: str
@@ -235,6 +237,7 @@ class RequestState:
     first_token_ms: float | None = None
     last_token_ms: float | None = None
     steps_ahead: int = 0
+    unheld_tokens: int = 0
 
     @property
     def pending_tokens(self) -> int:
@@ -278,7 +281,8 @@ class Snapshot:
         in_flight: issued steps, oldest first.
         stage_free_ms: for each stage, when it finishes the last step issued so far; all of
             them free by default.
-        free_blocks: KV-cache blocks that nobody holds.
+        free_blocks: KV-cache blocks that nobody holds, those included that a prefix cache
+            could give back.
         clock_since_ms: when knobs.clock_mhz was asked for.
         previous_clock_mhz: the clock that GPUs run at until the change took effect;
             None where knobs.clock_mhz is in effect.

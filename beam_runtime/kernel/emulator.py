@@ -43,6 +43,7 @@ from beam_runtime.kernel.state import (
     READY_SINCE,
     ROOM,
     RUNNING,
+    SHARED,
     STAGE_FREE,
     STEPS_BACK,
     TBT_SLO,
@@ -73,6 +74,7 @@ def issue(
         count(s, r[KIND, row], -1)
         r[COMPUTED, row] = 0
         r[CACHED, row] = 0
+        r[SHARED, row] = 0
         r[ROOM, row] = 0
         r[KIND, row] = OTHER
         s.at[WAIT_HEAD] = (s.at[WAIT_HEAD] - 1 + n) % n
@@ -87,8 +89,7 @@ def issue(
         admitted += 1
         r[RUNNING, s.at[N_RUNNING]] = row
         r[COMPUTED, row] = r[CACHED, row]
-        # Hits hold whole blocks of somebody else's and begin the first of its own.
-        r[ROOM, row] = -(r[CACHED, row] % e.block_size)
+        r[ROOM, row] = 0
         s.at[N_RUNNING] += 1
     # Who was passed over stays ahead of all who wait.
     to = admitted + passed - 1

@@ -5,6 +5,7 @@ import numpy as np
 from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.cost_fit import FEATURES
 from beam_runtime.kernel.state import (
+    CACHED,
     CHUNK_OWED,
     COMPUTED,
     DUE,
@@ -21,13 +22,14 @@ from beam_runtime.kernel.state import (
     READY_SINCE,
     ROOM,
     RUNNING,
+    SHARED,
     STAGE_FREE,
     WAITING,
     Engine,
     State,
     Tables,
 )
-from beam_runtime.schedule import cached_tokens, servable
+from beam_runtime.schedule import cached_tokens, servable, shared_blocks
 from beam_runtime.types import RequestState, Rules, Snapshot
 
 # The order that kernel/composer.py's step_cost is written for.
@@ -97,17 +99,19 @@ def pack_state(state: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     """The snapshot's arrays, and which request each row is."""
     requests = (*state.running, *(r for r in state.waiting if servable(r, state)))
     n, running, flying = len(requests), len(state.running), len(state.in_flight)
-    slots = max(flying, state.limits.max_steps_in_flight) + 1
+    slots, size = max(flying, state.limits.max_steps_in_flight) + 1, state.limits.block_size
     rows = np.zeros((FLY + slots, n), dtype=np.int64)
     times = np.zeros((KEY + 1, n))
     rows[: GENERATED + 1] = (
         [r.prompt_tokens + r.generated_tokens for r in requests],
         [r.computed_tokens for r in requests],
-        [cached_tokens(r) if r.cached_tokens else 0 for r in requests],
+        [cached_tokens(r, size) if r.cached_tokens else 0 for r in requests],
         [r.generated_tokens for r in requests],
     )
     rows[LAST_STEP] = [r.steps_ahead for r in requests]
-    rows[ROOM] = -rows[COMPUTED] % state.limits.block_size
+    rows[ROOM] = -rows[COMPUTED] % size
+    if rows[CACHED].any():
+        rows[SHARED] = [shared_blocks(r, size) for r in requests]
     rows[RUNNING] = np.arange(n)
     rows[WAITING, : n - running] = rows[RUNNING, running:]
     times[: GAP + 1] = (

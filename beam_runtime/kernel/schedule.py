@@ -16,6 +16,7 @@ from beam_runtime.kernel.state import (
     READY,
     ROOM,
     RUNNING,
+    SHARED,
     SHOWN,
     STEPS_BACK,
     TOTAL,
@@ -31,7 +32,7 @@ from beam_runtime.kernel.state import (
 def blocks(s: State, row: int, tokens: int, e: Engine) -> int:
     if tokens == 0:
         return 0
-    held: int = -(-tokens // e.block_size) - s.requests[CACHED, row] // e.block_size
+    held: int = -(-tokens // e.block_size) - s.requests[SHARED, row]
     return held
 
 

@@ -16,10 +16,12 @@ Floats = NDArray[np.float64]
 # the snapshot's running + waiting).
 TOTAL, COMPUTED, CACHED, GENERATED = range(4)  # tokens
 LAST_STEP = 4  # number of the latest step that held anything of it, as STEPS_BACK counts
-KIND, ROOM, SHOWN = range(5, 8)  # what it can do now; room in its last KV block; visible
+KIND, ROOM = range(5, 7)  # what it can do now; room in its last KV block
+SHARED = 7  # blocks of its hit that a request ahead of it holds, too
 RUNNING, WAITING = range(8, 10)  # queues of requests; WAITING is a ring
-ITEM, ITEM_TOKENS = range(10, 12)  # the step under composition
-FLY = 12  # from here on one row per step in flight: who gets a token
+SHOWN = 10  # whether the step under composition gets to see it
+ITEM, ITEM_TOKENS = range(11, 13)  # what is in that step
+FLY = 13  # from here on one row per step in flight: who gets a token
 
 # KIND: a decode that is ready, a prompt with tokens to compute, a decode whose step is in
 # flight (or that has reached the model's length), anything else.

@@ -42,7 +42,7 @@ from beam_runtime.kernel.state import (
     OTHER,
     ROOM,
     RUNNING,
-    SHOWN,
+    SHARED,
     STAGE_FREE,
     TBT_SLO,
     TOTAL,
@@ -222,7 +222,7 @@ def arrive(s: State, p: Plant, w: Workload) -> None:
     r = s.requests
     r[TOTAL, row] = w.input_tokens[request]
     r[COMPUTED, row], r[CACHED, row], r[GENERATED, row] = 0, 0, 0
-    r[KIND, row], r[ROOM, row], r[SHOWN, row], r[LAST_STEP, row] = OTHER, 0, 0, 0
+    r[KIND, row], r[ROOM, row], r[SHARED, row], r[LAST_STEP, row] = OTHER, 0, 0, 0
     s.times[ARRIVAL, row] = w.arrival_ms[request]
     s.times[LAST, row] = w.arrival_ms[request]
     s.times[TTFT_SLO, row] = w.ttft_slo_ms[request]

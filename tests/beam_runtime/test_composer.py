@@ -104,8 +104,26 @@ class TestSchedulingLikeVllm:
         assert found.shape.prefill_context_tokens == 64
         assert found.blocks == 3  # blocks 5 to 7; 1 to 4 are somebody else's
 
-    def test_a_prompt_that_is_cached_whole_still_computes_its_last_token(self):
-        assert step(state(waiting=[prompt("w", 64, cached=64)])).chunks == (("w", 1),)
+    def test_blocks_of_a_hit_that_nobody_holds_are_taken_from_the_free_ones(self):
+        hit = replace(prompt("w", 100, cached=64), unheld_tokens=32)
+        found = step(state(waiting=[hit], free_blocks=5))
+        assert found.chunks == (("w", 36),)
+        assert found.blocks == 5  # blocks 3 to 7; 1 and 2 are held already
+        assert isinstance(compose(state(waiting=[hit], free_blocks=4), AT_256, 0.0, QUICK), Hold)
+
+    def test_a_prompt_that_is_cached_whole_still_computes_its_last_block(self):
+        assert step(state(waiting=[prompt("w", 64, cached=64)])).chunks == (("w", 16),)
+
+    def test_a_request_that_was_preempted_may_hit_its_own_answer(self):
+        back = replace(prompt("w", 60, cached=80), generated_tokens=30)
+        assert step(state(waiting=[back])).chunks == (("w", 10),)
+
+    def test_preemption_gives_back_what_nobody_ahead_holds(self):
+        full = decode("a", context=160)
+        last = replace(decode("b", context=80), cached_tokens=64, unheld_tokens=16)
+        found = step(state(full, last, free_blocks=0))
+        assert found.preempted == ("b",)
+        assert found.blocks == 1 - 2  # of its five blocks "a" holds three
 
     def test_the_last_running_request_is_preempted_and_then_nobody_admitted(self):
         full = decode("a", context=160)  # its next token opens an eleventh block
@@ -310,22 +328,27 @@ class TestMicrobatches:
 
 
 PROMPTS = st.lists(
-    st.tuples(st.integers(1, 60), st.integers(-5, 90), st.integers(1, 40)), min_size=1, max_size=6
+    st.tuples(st.integers(1, 60), st.integers(-5, 90), st.integers(-5, 90), st.integers(1, 40)),
+    min_size=1,
+    max_size=6,
 )
 
 
 @given(PROMPTS, st.sampled_from((1, 4, 7)), st.integers(20, 60))
 def test_kv_blocks_are_neither_lost_nor_made(
-    prompts: list[tuple[int, int, int]], block_size: int, tokens: int
+    prompts: list[tuple[int, int, int, int]], block_size: int, tokens: int
 ) -> None:
     """Whatever a prefix cache claims to hold of a prompt, to its last token and beyond."""
     limits = EngineLimits(pp=2, block_size=block_size, max_num_seqs=4, max_batched_tokens=24)
     every_block = -(-100 // block_size)  # one request always fits
     now = state(
-        waiting=[prompt(f"w{i}", tokens, cached=hit) for i, (tokens, hit, _) in enumerate(prompts)],
+        waiting=[
+            replace(prompt(f"w{i}", tokens, cached=hit), unheld_tokens=unheld)
+            for i, (tokens, hit, unheld, _) in enumerate(prompts)
+        ],
         limits=limits, free_blocks=every_block,
     )  # fmt: skip
-    outputs = {f"w{i}": last for i, (_, _, last) in enumerate(prompts)}
+    outputs = {f"w{i}": last for i, (*_, last) in enumerate(prompts)}
     for at in range(10_000):
         held = {r.request_id: blocks(r.computed_tokens, r, block_size) for r in now.running}
         assert now.free_blocks + sum(held.values()) == every_block

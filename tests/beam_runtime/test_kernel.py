@@ -78,10 +78,10 @@ def running_requests(draw: st.DrawFn, name: str) -> RequestState:
         generated = draw(st.integers(1, 300))
         computed = prompt + generated - (kind == "ready")
     last_ms = draw(up_to(20.0, -300.0) | st.none()) if generated else None
+    cached = draw(st.integers(0, computed)) if draw(st.booleans()) else 0
     return RequestState(
         name, prompt, arrival_ms, draw(slos()), computed, generated,
-        cached_tokens=draw(st.integers(0, computed)) if draw(st.booleans()) else 0,
-        last_token_ms=last_ms,
+        cached_tokens=cached, last_token_ms=last_ms, unheld_tokens=draw(st.integers(0, cached)),
     )  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             generated_tokens=draw(st.sampled_from((0, 0, 0, 5))),
             cached_tokens=draw(st.sampled_from((0, 0, 64, 5000))),
             last_token_ms=-50.0,
+            unheld_tokens=draw(st.sampled_from((0, 0, 32, 5000))),
         )
         for i in range(draw(st.integers(0, 6)))
     ]

@@ -173,6 +173,24 @@ class SchedulerRig:
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
+    def shared_tokens(self) -> dict[str, int]:
+        """Of each running request, tokens in KV blocks that a request ahead of it holds, too."""
+        tables = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
+        ahead: set[int] = set()
+        shared = {}
+        for request in self.scheduler.running:
+            held = {block.block_id for block in tables[request.request_id]}
+            shared[request.request_id] = len(held & ahead) * self.block_size
+            ahead |= held
+        return shared
+
+    def hit(self, name: str) -> tuple[int, int]:
+        """What the prefix cache holds of a waiting request: (tokens, of them held by nobody)."""
+        request = self.scheduler.requests[name]
+        found, tokens, _ = self.scheduler.kv_cache_manager.get_computed_blocks(request)
+        unheld = sum(block.ref_cnt == 0 for block in found.blocks[0])
+        return tokens, unheld * self.block_size
+
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:

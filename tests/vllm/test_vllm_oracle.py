@@ -3,7 +3,8 @@
 vLLM's scheduler runs without a model (design/vllm.md), inside a copy of EngineCore's step loop
 (step at pp 1, step_with_batch_queue above). The composer plays its own engine beside it with
 emulator.issue and emulator.finish; it is told only what it cannot know: which requests arrive,
-end or are aborted, and how long a prefix-cache hit is.
+end or are aborted, how long a prefix-cache hit is and how much of it nobody holds, and who is
+left with the blocks that a request shared when it ends.
 """
 
 import random
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 from beam_runtime.composer import Step, compose  # noqa: E402
 from beam_runtime.emulator import finish, issue  # noqa: E402
 from beam_runtime.pipeline import Pass  # noqa: E402
-from beam_runtime.schedule import blocks  # noqa: E402
+from beam_runtime.schedule import blocks, shared_blocks  # noqa: E402
 from beam_runtime.types import (  # noqa: E402
     EngineLimits,
     Knobs,
@@ -60,7 +61,7 @@ class Composed:
     """The same engine as BEAM plays it."""
 
     def __init__(self, load: Workload, free_blocks: int) -> None:
-        self.caching = load.prefix_caching
+        self.every_block = free_blocks
         limits = EngineLimits(
             pp=load.pp,
             max_num_seqs=load.max_num_seqs,
@@ -74,21 +75,31 @@ class Composed:
         request = RequestState(name, prompt_tokens, self.now_ms)
         self.state = replace(self.state, waiting=(*self.state.waiting, request))
 
-    def hit(self, cached: dict[str, int]) -> None:
+    def hit(self, hits: dict[str, tuple[int, int]]) -> None:
         waiting = tuple(
-            replace(r, cached_tokens=cached.get(r.request_id, 0)) for r in self.state.waiting
+            replace(r, cached_tokens=cached, unheld_tokens=unheld)
+            for r in self.state.waiting
+            for cached, unheld in (hits[r.request_id],)
         )
         self.state = replace(self.state, waiting=waiting)
 
-    def remove(self, names: set[str]) -> None:
-        gone = [r for r in self.state.running if r.request_id in names]
-        given_back = sum(blocks(r.computed_tokens, r, self.state.limits.block_size) for r in gone)
+    def remove(self, names: set[str], shared: dict[str, int]) -> None:
+        running = tuple(
+            replace(r, unheld_tokens=r.cached_tokens - shared[r.request_id])
+            for r in self.state.running
+            if r.request_id not in names
+        )
+        held = sum(blocks(r.computed_tokens, r, self.state.limits.block_size) for r in running)
         self.state = replace(
             self.state,
-            running=tuple(r for r in self.state.running if r.request_id not in names),
+            running=running,
             waiting=tuple(r for r in self.state.waiting if r.request_id not in names),
-            free_blocks=self.state.free_blocks + given_back,
+            free_blocks=self.every_block - held,
         )
+
+    def shared_tokens(self) -> dict[str, int]:
+        size = self.state.limits.block_size
+        return {r.request_id: shared_blocks(r, size) * size for r in self.state.running}
 
     def step(self, budget: int) -> Batch:
         self.now_ms += 1.0
@@ -112,9 +123,32 @@ class Seen:
     steps: int = 0
     preemptions: int = 0
     hits: int = 0
+    unheld: int = 0  # hits on blocks that nobody held
+    shared: int = 0  # hits on blocks that others held
+    answers: int = 0  # hits beyond the prompt, after a preemption
     aborts: int = 0
     mixed: int = 0
     passed_over: int = 0  # preempted requests with output in flight, at a step
+
+
+def hits(
+    oracle: Any, before: set[str], tokens: dict[str, int], shared: dict[str, int], seen: Seen
+) -> dict[str, tuple[int, int]]:
+    """The prefix-cache hit of all who waited before a step: (tokens, of them held by nobody)."""
+    found = {}
+    for name, request in oracle.scheduler.requests.items():
+        if name in before:
+            continue
+        if name not in tokens:
+            found[name] = oracle.hit(name)
+            continue
+        cached = request.num_computed_tokens - tokens[name]
+        found[name] = cached, cached - shared[name]
+        seen.hits += cached > 0
+        seen.unheld += shared[name] < cached
+        seen.shared += shared[name] > 0
+        seen.answers += cached > request.num_prompt_tokens
+    return found
 
 
 def run(rig: Rig, load: Workload) -> Seen:
@@ -152,30 +186,25 @@ def run(rig: Rig, load: Workload) -> Seen:
         if load.aborts and oracle.scheduler.requests and rng.random() < 0.06:
             name = rng.choice(sorted(oracle.scheduler.requests))
             oracle.abort(name)
-            paper.remove({name})
+            paper.remove({name}, oracle.shared_tokens())
             seen.aborts += 1
         if load.changing_budget:
             budget = rng.choice((load.max_num_seqs, 32, 64, 100, 256, 512))
         seen.steps += 1
         assert seen.steps < 20_000, "the workload does not end"
         if oracle.scheduler.has_requests():
-            computed = {r.request_id: r.num_computed_tokens for r in oracle.scheduler.running}
+            before = {r.request_id for r in oracle.scheduler.running}
             output, sampled = oracle.schedule(budget)
             tokens = dict(output.num_scheduled_tokens)
-            cached = {
-                name: oracle.scheduler.requests[name].num_computed_tokens - tokens[name]
-                for name in tokens
-                if name not in computed
-            }
-            paper.hit(cached)
-            seen.hits += sum(1 for hit in cached.values() if hit)
+            shared = oracle.shared_tokens()
+            paper.hit(hits(oracle, before, tokens, shared, seen))
             seen.passed_over += len(oracle.stale)
             batch = paper.step(budget)
             where = f"{load}, step {seen.steps}"
             assert batch.tokens == tokens, where
             assert set(batch.preempted) == set(output.preempted_req_ids or ()), where
-            if not load.prefix_caching:
-                assert paper.state.free_blocks == oracle.free_blocks, where
+            assert paper.state.free_blocks == oracle.free_blocks, where
+            assert paper.shared_tokens() == shared, where
             seen.preemptions += len(batch.preempted)
             seen.mixed += max(tokens.values(), default=0) > 1 and min(tokens.values()) == 1
             queue.appendleft((output, sampled))
@@ -187,7 +216,7 @@ def run(rig: Rig, load: Workload) -> Seen:
         ended = oracle.update(output, sampled)
         if output.num_scheduled_tokens:
             paper.receive()
-        paper.remove(ended)
+        paper.remove(ended, oracle.shared_tokens())
     return seen
 
 
@@ -225,6 +254,24 @@ def test_prefix_cache_hits(rig: Rig, pp: int) -> None:
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
+def test_prefix_cache_hits_when_kv_blocks_are_few(rig: Rig, pp: int) -> None:
+    seen = [
+        run(
+            rig,
+            Workload(
+                6000 + seed, pp, num_blocks=(45, 60, 80, 120)[seed % 4], prefix_caching=True,
+                changing_budget=seed % 2 == 0, aborts=seed % 3 == 0,
+            ),
+        )
+        for seed in range(100)
+    ]  # fmt: skip
+    assert sum(one.preemptions for one in seen) > 50
+    assert sum(one.unheld for one in seen) > 50
+    assert sum(one.shared for one in seen) > 50
+    assert sum(one.answers for one in seen) > 50
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
 def test_aborts_at_any_moment(rig: Rig, pp: int) -> None:
     seen = [
         run(rig, Workload(4000 + seed, pp, aborts=True, changing_budget=seed % 2 == 0))
@@ -243,6 +290,7 @@ def test_everything_at_once(rig: Rig) -> None:
                 pp=rng.choice((1, 2, 4)),
                 max_num_seqs=rng.choice((1, 4, 16, 32)),
                 num_blocks=rng.choice((45, 70, 120, PLENTY)),
+                prefix_caching=rng.random() < 0.5,
                 changing_budget=True,
                 aborts=True,
             ),
