@@ -17,11 +17,10 @@ and that time is all that was measured.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class StageTime:
+class StageTime(NamedTuple):
     """What a stage took, host gap included, and the time that it was read from.
 
     Attributes:
@@ -31,12 +30,6 @@ class StageTime:
 
     stage_ms: float
     since_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Issued:
-    at_ms: float
-    stage_ms: float
 
 
 class PipelineTimes:
@@ -50,7 +43,7 @@ class PipelineTimes:
     def __init__(self, pp: int, transfer_ms: float = 0.0) -> None:
         self._pp = pp
         self._transfer_ms = transfer_ms
-        self._issued: deque[_Issued] = deque()
+        self._issued: deque[tuple[float, float]] = deque()  # (when, expected stage time)
         self._free_ms = [float("-inf")] * pp  # when the last step that is back left each stage
 
     @property
@@ -60,44 +53,54 @@ class PipelineTimes:
 
     def issue(self, at_ms: float, stage_ms: float) -> None:
         """A step enters; ``stage_ms`` is what each stage is expected to take."""
-        self._issued.append(_Issued(at_ms, stage_ms))
+        self._issued.append((at_ms, stage_ms))
 
     def finish(self, at_ms: float) -> StageTime | None:
         """The oldest step is back: what a stage took; None where that cannot be told."""
         if not self._issued:
             return None
-        step = self._issued.popleft()
-        bases_ms = [max(step.at_ms, self._free_ms[0]), *self._free_ms[1:]]
-        stage_ms, since_ms = min(
-            ((at_ms - base_ms - (left - 1) * self._transfer_ms) / left, base_ms)
-            for base_ms, left in zip(bases_ms, range(self._pp, 0, -1), strict=True)
-        )
+        issued_ms, _ = self._issued.popleft()
+        if self._pp == 1:  # the same, written out
+            since_ms = max(issued_ms, self._free_ms[0])
+            self._free_ms = [max(at_ms, since_ms)]
+            return StageTime(at_ms - since_ms, since_ms) if at_ms > since_ms else None
+        stage_ms = since_ms = float("inf")
+        left = self._pp
+        for free_ms in self._free_ms:
+            base_ms = free_ms
+            if left == self._pp and issued_ms > free_ms:
+                base_ms = issued_ms
+            one_ms = (at_ms - base_ms - (left - 1) * self._transfer_ms) / left
+            if one_ms < stage_ms:
+                stage_ms, since_ms = one_ms, base_ms
+            left -= 1
         if stage_ms <= 0.0:  # times that went backwards
             self._free_ms = [max(at_ms, free_ms) for free_ms in self._free_ms]
             return None
-        self._free_ms = self._through(_Issued(step.at_ms, stage_ms), self._free_ms)
+        self._free_ms = self._through(issued_ms, stage_ms, self._free_ms)
         return StageTime(stage_ms, since_ms)
 
     def finishes_ms(self) -> tuple[float, ...]:
         """When each step in flight is expected back, oldest first."""
         finishes = []
         free_ms = self._free_ms
-        for step in self._issued:
-            free_ms = self._through(step, free_ms)
+        for at_ms, stage_ms in self._issued:
+            free_ms = self._through(at_ms, stage_ms, free_ms)
             finishes.append(free_ms[-1])
         return tuple(finishes)
 
     def stage_free_ms(self) -> tuple[float, ...]:
         """For each stage, when it is done with all steps issued so far."""
         free_ms = self._free_ms
-        for step in self._issued:
-            free_ms = self._through(step, free_ms)
+        for at_ms, stage_ms in self._issued:
+            free_ms = self._through(at_ms, stage_ms, free_ms)
         return tuple(free_ms)
 
-    def _through(self, step: _Issued, free_ms: list[float]) -> list[float]:
-        ready_ms, ends = step.at_ms, []
+    def _through(self, ready_ms: float, stage_ms: float, free_ms: list[float]) -> list[float]:
+        """When each stage is done with a step that was issued then."""
+        ends = []
         for stage_free_ms in free_ms:
-            end_ms = max(ready_ms, stage_free_ms) + step.stage_ms
+            end_ms = (ready_ms if ready_ms > stage_free_ms else stage_free_ms) + stage_ms
             ends.append(end_ms)
             ready_ms = end_ms + self._transfer_ms
         return ends

@@ -28,6 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm"))
@@ -38,7 +39,7 @@ HOOKS = ("constrained", "issued", "returned")
 
 
 class Ordered:
-    """The real controller, with orders of the benchmark's own."""
+    """The real controller, with orders of the benchmark's own, as cheap to read and to tell."""
 
     def __init__(self, controller: Any, pace_ms: float) -> None:
         from beam_runtime.types import Rules
@@ -47,7 +48,15 @@ class Ordered:
         knobs = replace(controller.orders.knobs, microbatches=1, pace_ms=pace_ms)
         # The stand-in for the pass ends at once: nothing is waited for that never comes.
         rules = Rules(just_in_time=False)
-        self.orders = replace(controller.orders, knobs=knobs, rules=rules, steering=True)
+        self._given = SimpleNamespace(
+            orders=replace(controller.orders, knobs=knobs, rules=rules, steering=True)
+        )
+        for hook in ("step_issued", "step_finished"):
+            setattr(self, hook, getattr(controller, hook))
+
+    @property
+    def orders(self) -> Any:
+        return self._given.orders
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)

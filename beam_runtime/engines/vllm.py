@@ -15,6 +15,7 @@ import logging
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -182,6 +183,10 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         now_ms=_monotonic_ms,
         wattmeter=open_wattmeter(config.gpus),
     )
+    if find_spec("numba") is not None:
+        from beam_runtime.kernel.next_step import NextStep
+
+        embedded.compose_with(NextStep(cost, limits))
     controller = Controller(
         cost,
         limits,

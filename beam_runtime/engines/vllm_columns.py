@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.engines.vllm_view import Followed, SchedulerView
+from beam_runtime.engines.vllm_followed import Followed
+from beam_runtime.engines.vllm_view import SchedulerView
 from beam_runtime.kernel.next_step import NextStep
-from beam_runtime.types import Slo
 
 
 class Columns:
@@ -39,6 +39,9 @@ class Columns:
         if running != self._running:
             self._line_up(running)
         step, known, end = self._step, self._known, len(running)
+        for cohort in {one.cohort for one in known}:
+            if cohort is not None:
+                cohort.settle()
         step.totals[:end] = [one.tokens for one in known]
         step.computed[:end] = [request.num_computed_tokens for request in running]
         step.last_ms[:end] = [one.last_token_ms or now_ms for one in known]
@@ -65,11 +68,8 @@ class Columns:
         return name
 
     def _line_up(self, running: list[Any]) -> None:
-        followed = self._view.followed
         self._running = list(running)
-        self._known = [
-            followed.get(request.request_id) or Followed(0.0, Slo()) for request in running
-        ]
+        self._known = [self._view.known(request.request_id) for request in running]
         for one, request in zip(self._known, running, strict=True):
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)

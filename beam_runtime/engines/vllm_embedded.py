@@ -1,7 +1,7 @@
 """BEAM inside one vLLM scheduler: hooks on the engine's thread, orders read from the controller.
 
     add_request          -> added
-    schedule             -> gate, constrained (compose -> Plan), issued
+    schedule             -> gate, constrained (Planner -> Plan), issued
     update_from_output   -> returned (step, tokens, ends)
     finish_requests      -> aborted
 
@@ -13,37 +13,30 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from beam_runtime.composer import Hold, compose
 from beam_runtime.cost import StepCost
-from beam_runtime.engines.base import Orders
 from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_features import Features
+from beam_runtime.engines.vllm_followed import Followed
 from beam_runtime.engines.vllm_gate import Gate
 from beam_runtime.engines.vllm_passes import Passes
-from beam_runtime.engines.vllm_plan import Plan, constrained, plan
+from beam_runtime.engines.vllm_plan import Constraint, Plan
+from beam_runtime.engines.vllm_planner import Planner
 from beam_runtime.engines.vllm_tally import Tally
-from beam_runtime.engines.vllm_view import Followed, SchedulerView, arrival_ms
-from beam_runtime.types import SAME_MS, Forecast, Knobs, Rules, Slo, StepShape
+from beam_runtime.engines.vllm_view import SchedulerView, arrival_ms
+from beam_runtime.types import Forecast, Slo
 
 if TYPE_CHECKING:
     from beam_runtime.controller import Controller
-    from beam_runtime.engines.vllm_columns import Columns
     from beam_runtime.engines.vllm_power import Wattmeter
     from beam_runtime.kernel.next_step import NextStep
 
 _LOG = logging.getLogger("beam_runtime.vllm")
 
-# No step for this long while nothing is in flight: whatever the composer thinks, vLLM goes.
-LONGEST_HOLD_MS = 2_000.0
 _NOTHING = nullcontext()
-# A plan that gate() made serves the schedule() that follows at once.
-_FRESH_MS = 1.0
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -96,20 +89,18 @@ class Embedded:
         self.view = view
         self.failure = ""
         self.policy = policy
+        # Asked before every step, where an enumeration's name is a slow thing to look up.
+        self._may_steer = policy is EmbeddedPolicy.STEER
         self.slo = slo
         self.wattmeter = wattmeter
         self.tally = Tally()
         self._passes = Passes(cost, view.limits)
-        self._compiled = _compiled(view, cost)
-        self._features = features
+        self._planner = Planner(view, self._passes, features)
+        self._constraint = Constraint(view.scheduler, by_step=features.eligible_step)
         self._slo_of = slo_of
         self._now_ms = now_ms
         self._controller: Controller | None = None
         self._closing: list[Callable[[], None]] = []
-        self._plan: Plan | None = None
-        self._planned_ms = float("-inf")
-        self._planned_for: Orders | None = None
-        self._idle_since_ms: float | None = None
         self._begun_ms: float | None = None
 
     def connect(self, controller: "Controller") -> None:
@@ -126,14 +117,13 @@ class Embedded:
     @property
     def steering(self) -> bool:
         """Whether steps are being constrained."""
-        may = self.policy is EmbeddedPolicy.STEER and not self.failure
-        return may and self.controller.orders.steering
+        return self._may_steer and not self.failure and self.controller.orders.steering
 
     def obey(self, policy: EmbeddedPolicy) -> None:
         """Observe, and give the clocks back, or steer again. From any thread."""
         self.policy = policy
-        steers = policy is EmbeddedPolicy.STEER
-        (self.controller.steer if steers else self.controller.observe)()
+        self._may_steer = policy is EmbeddedPolicy.STEER
+        (self.controller.steer if self._may_steer else self.controller.observe)()
 
     # The engine's thread
 
@@ -141,7 +131,7 @@ class Embedded:
     def added(self, request: Any) -> None:
         """A request came in."""
         now_ms = self._now_ms()
-        self._plan = None
+        self._planner.drop()
         slo = self._slo_of(request, self.slo)
         known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
         self.controller.arrival(
@@ -152,7 +142,7 @@ class Embedded:
     def aborted(self, names: Iterable[str]) -> None:
         """Requests were ended from outside: the client is gone."""
         now_ms = self._now_ms()
-        self._plan = None
+        self._planner.drop()
         for name in names:
             if self.view.forget(name):
                 self.tally.aborts += 1
@@ -165,7 +155,7 @@ class Embedded:
     @_never_raises
     def _gate(self, oldest_is_back: bool) -> Gate:
         now_ms = self._now_ms()
-        planned = self._current_plan(now_ms)
+        planned = self._plan(now_ms)
         if planned is None or not planned.holds:
             return Gate.GO
         self.tally.holds += 1
@@ -186,12 +176,19 @@ class Embedded:
         now_ms = self._now_ms()
         if self._begun_ms is None:
             self._begun_ms = now_ms
-        planned = self._current_plan(now_ms)
-        self._plan = None
+        planned = self._plan(now_ms)
+        self._planner.drop()
         self.view.chunk_owed = planned is not None and planned.chunk_owed
         if planned is None:
             return None
-        return constrained(self.view.scheduler, planned, by_step=self._features.eligible_step)
+        return self._constraint.of(planned)
+
+    def _plan(self, now_ms: float) -> Plan | None:
+        """The plan for a step now; None = vLLM's own way."""
+        orders = self.controller.orders
+        if not (self._may_steer and orders.steering):
+            return None
+        return self._planner.plan(now_ms, orders)
 
     @_never_raises
     def issued(self, output: Any) -> None:
@@ -201,25 +198,30 @@ class Embedded:
         begun_ms = now_ms if begun_ms is None else begun_ms
         for name in self.view.preempted(output):
             self.tally.preemptions += 1
-            self.view.unsettled.add(name)
+            self.view.lose(name)
             self.controller.preemption(name, at_ms=now_ms)
-        issued = self.view.issued(output)
-        if issued is None:
+        step = self.view.issued(output)
+        if step is None:
             return
-        (step, shape), orders = issued, self.controller.orders
-        clock_mhz = orders.knobs.clock_mhz
-        pass_ms = self._passes.pass_ms(shape, clock_mhz, orders.correction)
+        controller = self.controller
+        orders = controller.orders
+        clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
+        if step.shape is None:
+            pass_ms, pass_j = self._passes.price_of_decodes(
+                len(step.decodes), step.context_tokens, clock_mhz, correction
+            )
+        else:
+            pass_ms, pass_j = self._passes.price(step.shape, clock_mhz, correction)
         self.view.times.issue(begun_ms, pass_ms)
         self.tally.steps += 1
-        pass_j = self._passes.energy_j(shape, clock_mhz)
         self.tally.active_energy_j += pass_j * self.view.limits.pp
-        self.controller.step_issued(step.decodes, step.chunks, at_ms=begun_ms)
+        controller.step_issued(step.decodes, step.chunks, at_ms=begun_ms)
 
     @_never_raises
     def returned(self, output: Any, outputs: Any) -> None:
         """A step came back, and vLLM has taken its tokens."""
         now_ms = self._now_ms()
-        self._plan = None
+        self._planner.drop()
         step = self.view.returned(output)
         if step is None:
             return
@@ -228,9 +230,22 @@ class Embedded:
         # between two steps is that step's host gap, and part of what it takes.
         if not self.view.flying and (self.view.scheduler.running or self.view.scheduler.waiting):
             self._begun_ms = now_ms
-        self.controller.step_finished(at_ms=now_ms)
-        expected = self.controller.orders.expected
-        for client in (outputs or {}).values():
+        controller = self.controller
+        controller.step_finished(at_ms=now_ms)
+        expected, cohort, clients = (
+            controller.orders.expected,
+            step.cohort,
+            (outputs or {}).values(),
+        )
+        if cohort is not None and cohort.whole:
+            if not _each_a_token(clients, len(cohort.names)):
+                cohort.dissolve()
+            elif cohort.last_ms is not None:
+                cohort.token(now_ms, expected, self.tally)
+                return
+            else:
+                cohort.last_ms = now_ms  # from here on the same for all
+        for client in clients:
             self._take(client.outputs, now_ms, expected)
 
     def _take(self, outputs: Iterable[Any], now_ms: float, expected: Forecast | None) -> None:
@@ -264,6 +279,10 @@ class Embedded:
         self.tally.first(now_ms - known.arrival_ms, predicted_ms, known.slo)
         self.controller.first_token(name, at_ms=now_ms)
 
+    def compose_with(self, step: "NextStep") -> None:
+        """The compiled composer is loaded: it plans from here on. From any thread."""
+        self._planner.compose_with(step)
+
     def at_close(self, action: Callable[[], None]) -> None:
         """Have something done when the engine shuts down."""
         self._closing.append(action)
@@ -291,110 +310,12 @@ class Embedded:
         if self._controller is not None:
             threading.Thread(target=self._controller.close, name="beam-close", daemon=True).start()
 
-    # Planning
 
-    def _current_plan(self, now_ms: float) -> Plan | None:
-        """The plan for a step now; None = vLLM's own way."""
-        orders = self.controller.orders
-        if self.policy is not EmbeddedPolicy.STEER or not orders.steering:
-            return None
-        old = self._plan
-        if old is not None and self._planned_for is orders:
-            if old.holds and now_ms < old.until_ms:
-                return self._unless_stuck(old, now_ms)
-            if not old.holds and now_ms - self._planned_ms < _FRESH_MS:
-                return old
-        self._plan = self._make_plan(now_ms, orders)
-        self._planned_ms, self._planned_for = now_ms, orders
-        return None if self._plan is None else self._unless_stuck(self._plan, now_ms)
-
-    def _make_plan(self, now_ms: float, orders: Orders) -> Plan | None:
-        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        closed = self._closed(now_ms, rules)
-        if closed is not None:
-            return closed
-        if self._compiled is None:
-            return self._composed_plan(now_ms, orders)
-        if self._only_all_at_once(orders.knobs):
-            least = len(self.view.scheduler.running) + rules.min_chunk_tokens
-            chunk = max(orders.knobs.chunk_tokens, least if rules.min_chunk_tokens else 0)
-            return Plan(min(chunk, self.view.limits.max_batched_tokens))
-        columns, step = self._compiled
-        running, waiting = columns.fill(now_ms)
-        answer = step.ask(
-            running, waiting, now_ms, orders.knobs, orders.correction, rules,
-            self.view.times.stage_free_ms(), self.view.free_blocks,
-            flying=columns.flying(), chunk_owed=self.view.chunk_owed,
-        )  # fmt: skip
-        if answer.until_ms is not None:
-            if not self.view.flying and answer.until_ms == float("inf"):
-                return None  # the composer sees nothing to do; vLLM may know more
-            return Plan(0, until_ms=answer.until_ms)
-        hidden = frozenset(columns.name(column) for column in answer.left_out)
-        return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
-
-    def _only_all_at_once(self, knobs: Knobs) -> bool:
-        """Whether the composer's answer can only be: all decodes, now.
-
-        Nobody waits, everybody's prompt is done, nothing is in flight or asynchronous scheduling
-        has made a place for it: most steps of most engines, told without a look at requests.
-        """
-        view, scheduler = self.view, self.view.scheduler
-        # Who waits although nobody is unsettled was preempted, and vLLM did not say so.
-        if knobs.microbatches > 1 or knobs.pace_ms > 0.0 or view.unsettled or scheduler.waiting:
-            return False
-        in_place = not view.flying or (view.asynchronous and view.limits.pp == 1)
-        # Each may need one KV block more; where there are too few, somebody is preempted.
-        return in_place and 0 < len(scheduler.running) <= view.free_blocks
-
-    def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
-        """Whether the pipeline takes no step now, which needs no look at requests."""
-        flying, times = self.view.flying, self.view.times
-        if not flying:
-            return None
-        if len(flying) >= self.view.limits.max_steps_in_flight:
-            return Plan(0, until_ms=times.finishes_ms()[0])
-        first_stage_ms = times.stage_free_ms()[0] - rules.lead_ms
-        early = rules.just_in_time and now_ms < first_stage_ms - SAME_MS
-        return Plan(0, until_ms=first_stage_ms) if early else None
-
-    def _composed_plan(self, now_ms: float, orders: Orders) -> Plan | None:
-        """The readable way: without numba, and what tests hold the other one to."""
-        state = self.view.snapshot(now_ms, orders.knobs, orders.correction)
-        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
-
-        def finish_ms(shape: StepShape, issue_ms: float) -> float:
-            pass_ms = self._passes.pass_ms(shape, clock_mhz, correction)
-            return self._passes.finish_ms(pass_ms, issue_ms, state.stage_free_ms)
-
-        move = compose(state, orders.knobs, now_ms, finish_ms, rules)
-        if isinstance(move, Hold) and not state.in_flight and move.until_ms == float("inf"):
-            return None  # the composer sees nothing to do; vLLM may know more
-        return plan(move, state, orders.knobs, rules)
-
-    def _unless_stuck(self, planned: Plan, now_ms: float) -> Plan | None:
-        """A hold that lasts too long with nothing in flight is a mistake: vLLM goes."""
-        if not planned.holds or self.view.flying:
-            self._idle_since_ms = None
-            return planned
-        if self._idle_since_ms is None:
-            self._idle_since_ms = now_ms
-        return planned if now_ms - self._idle_since_ms < LONGEST_HOLD_MS else None
-
-
-@functools.cache
-def _without_waiting(rules: Rules) -> Rules:
-    """An engine that cannot be told to come back takes a step whenever it has room."""
-    return replace(rules, just_in_time=False)
-
-
-def _compiled(view: SchedulerView, cost: StepCost) -> "tuple[Columns, NextStep] | None":
-    """The compiled composer; None without numba."""
-    if find_spec("numba") is None:
-        return None
-    from beam_runtime.engines.vllm_columns import Columns
-    from beam_runtime.kernel.next_step import NextStep
-
-    step = NextStep(cost, view.limits)
-    return Columns(view, step), step
+def _each_a_token(clients: Collection[Any], count: int) -> bool:
+    """Whether these outputs are a token each for so many requests, and nobody's last."""
+    for client in clients:
+        for one in client.outputs:
+            if one.finish_reason is not None or len(one.new_token_ids) != 1:
+                return False
+        count -= len(client.outputs)
+    return count == 0

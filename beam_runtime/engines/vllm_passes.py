@@ -38,10 +38,27 @@ class Passes:
         busy_ms = scale * _value(self._tokens_ms[at], self._attention_ms[at], step)
         return busy_ms + self._limits.host_gap_ms
 
-    def energy_j(self, step: StepShape, clock_mhz: int) -> float:
-        """One stage's pass, summed over its GPUs."""
+    def price_of_decodes(
+        self, count: int, context_tokens: int, clock_mhz: int, correction: Correction
+    ) -> tuple[float, float]:
+        """price() of a step with nothing else in it: most are like that."""
+        at = self._index.get(clock_mhz)
+        if at is None or count >= len(self._tokens_ms[at]):
+            shape = StepShape(0, 0, count, context_tokens, 0.0)
+            return self.price(shape, clock_mhz, correction)
+        _, _, per_token, per_request, once, _ = self._attention_ms[at]
+        busy_ms = self._tokens_ms[at][count] + per_token * context_tokens
+        busy_ms += per_request * count + once
+        _, _, per_token, per_request, once, _ = self._attention_j[at]
+        joules = self._tokens_j[at][count] + per_token * context_tokens
+        joules += per_request * count + once
+        return correction.decode_scale * busy_ms + self._limits.host_gap_ms, joules
+
+    def price(self, step: StepShape, clock_mhz: int, correction: Correction) -> tuple[float, float]:
+        """(pass_ms(), the pass's joules, summed over the stage's GPUs)."""
         at = self._at(clock_mhz)
-        return _value(self._tokens_j[at], self._attention_j[at], step)
+        joules = _value(self._tokens_j[at], self._attention_j[at], step)
+        return self.pass_ms(step, clock_mhz, correction), joules
 
     def finish_ms(self, pass_ms: float, issue_ms: float, stage_free_ms: tuple[float, ...]) -> float:
         """When a step of such passes would leave the last stage."""

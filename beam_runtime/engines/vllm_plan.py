@@ -75,45 +75,49 @@ def _left_out(move: Step, state: Snapshot) -> frozenset[str]:
     )
 
 
-def constrained(scheduler: Any, planned: Plan, *, by_step: bool) -> "_Constrained":
-    """Around vLLM's schedule(): the plan's budget, and its requests hidden.
+class Constraint(AbstractContextManager["Constraint"]):
+    """Around vLLM's schedule(): a plan's budget, and its requests hidden.
+
+    One for an engine, used again for each step, and no generator: either would cost the
+    engine's thread more than what is done here.
 
     Args:
         scheduler: vLLM's.
-        planned: the plan.
         by_step: whether next_decode_eligible_step can hide requests.
     """
-    hiding: AbstractContextManager[None] | None = None
-    if planned.hidden and by_step:
-        hiding = hidden_by_step(scheduler.running, planned.hidden)
-    elif planned.hidden:
-        hiding = hidden_by_list(scheduler, planned.hidden)
-    return _Constrained(scheduler, planned.budget_tokens, hiding)
 
+    __slots__ = ("_before", "_by_step", "_hiding", "_plan", "_scheduler")
 
-class _Constrained(AbstractContextManager["_Constrained"]):
-    """Written out: a generator would cost the engine's thread more than what it does."""
-
-    __slots__ = ("_before", "_budget", "_hiding", "_scheduler")
-
-    def __init__(
-        self, scheduler: Any, budget_tokens: int, hiding: AbstractContextManager[None] | None
-    ) -> None:
+    def __init__(self, scheduler: Any, *, by_step: bool) -> None:
         self._scheduler = scheduler
-        self._budget = budget_tokens
-        self._hiding = hiding
-        self._before = scheduler.max_num_scheduled_tokens
+        self._by_step = by_step
+        self._hiding: AbstractContextManager[None] | None = None
+        self._plan = Plan(0)
+        self._before = 0
+
+    def of(self, planned: Plan) -> Self:
+        """With this plan from the next ``with`` on."""
+        self._plan = planned
+        return self
 
     def __enter__(self) -> Self:
-        if self._hiding is not None:
+        scheduler, planned = self._scheduler, self._plan
+        if planned.hidden:
+            self._hiding = (
+                hidden_by_step(scheduler.running, planned.hidden)
+                if self._by_step
+                else hidden_by_list(scheduler, planned.hidden)
+            )
             self._hiding.__enter__()
-        self._scheduler.max_num_scheduled_tokens = self._budget
+        self._before = scheduler.max_num_scheduled_tokens
+        scheduler.max_num_scheduled_tokens = planned.budget_tokens
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._scheduler.max_num_scheduled_tokens = self._before
-        if self._hiding is not None:
-            self._hiding.__exit__(*raised)
+        hiding, self._hiding = self._hiding, None
+        if hiding is not None:
+            hiding.__exit__(*raised)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ many waiting requests are read as one step could admit. Prefix-cache hits are no
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from beam_runtime.engines.vllm_followed import Cohort, Followed
 from beam_runtime.pipeline_times import PipelineTimes
 from beam_runtime.types import (
     Correction,
@@ -25,25 +26,11 @@ from beam_runtime.types import (
 
 # vLLM's Request.arrival_time is on another machine's or process's wall clock: trust it so far.
 MAX_QUEUED_MS = 60_000.0
+# A named tuple's own constructor is a function in Python.
+_flying = tuple.__new__
 
 
-@dataclass(slots=True)
-class Followed:
-    """What vLLM does not keep of a request, and what it is slow to tell.
-
-    Attributes:
-        tokens: prompt and answer as far as they were given out.
-    """
-
-    arrival_ms: float
-    slo: Slo
-    tokens: int = 0
-    first_token_ms: float | None = None
-    last_token_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Flying:
+class Flying(NamedTuple):
     """A step between schedule() and update_from_output().
 
     Attributes:
@@ -51,12 +38,18 @@ class Flying:
         decodes: requests that compute one token.
         chunks: prompt chunks, (request, tokens).
         token_for: requests that get a token from it.
+        context_tokens: of the decodes.
+        shape: what its cost depends on; None where there are only decodes in it.
+        cohort: of the decodes, where there is nothing else in it.
     """
 
     output: Any
     decodes: tuple[str, ...]
     chunks: tuple[tuple[str, int], ...]
     token_for: tuple[str, ...]
+    context_tokens: int
+    shape: StepShape | None = None
+    cohort: Cohort | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +79,12 @@ class SchedulerView:
         """Whether a request may go on before its token is back."""
         config = getattr(self.scheduler, "scheduler_config", None)
         return bool(getattr(config, "async_scheduling", False))
+
+    @property
+    def queued(self) -> bool:
+        """Whether a request is there that does not run."""
+        scheduler = self.scheduler
+        return len(scheduler.requests) != len(scheduler.running) and bool(scheduler.waiting)
 
     @property
     def free_blocks(self) -> int:
@@ -122,7 +121,7 @@ class SchedulerView:
 
     def _state(self, request: Any, expected_ms: dict[str, float], step_number: int) -> RequestState:
         name = request.request_id
-        known = self.followed.get(name) or Followed(0.0, Slo())
+        known = self.known(name)
         generated = request.num_output_tokens
         computed = request.num_computed_tokens
         last_ms = known.last_token_ms
@@ -147,7 +146,7 @@ class SchedulerView:
             # Output from before its preemption is still in flight: vLLM passes it over.
             if getattr(request, "num_stale_output_tokens", 0):
                 continue
-            known = self.followed.get(request.request_id) or Followed(0.0, Slo())
+            known = self.known(request.request_id)
             state = RequestState(
                 request.request_id, request.num_prompt_tokens, known.arrival_ms, known.slo,
                 0, request.num_output_tokens, 0, known.first_token_ms, known.last_token_ms,
@@ -158,29 +157,38 @@ class SchedulerView:
                 break
         return tuple(waiting)
 
-    def issued(self, output: Any) -> tuple[Flying, StepShape] | None:
-        """Note what vLLM scheduled, and what its cost depends on; None for an empty step."""
+    def issued(self, output: Any) -> Flying | None:
+        """Note what vLLM scheduled; None for an empty step."""
         tokens: dict[str, int] = output.num_scheduled_tokens
         if not tokens:
             return None
         requests = self.scheduler.requests
         if output.total_num_scheduled_tokens == len(tokens) and self.unsettled.isdisjoint(tokens):
-            names = tuple(tokens)
-            # num_computed_tokens has this step's tokens in it already.
-            context = sum([requests[name].num_computed_tokens for name in names]) - len(names)
-            step = Flying(output, names, (), names), StepShape(0, 0, len(names), context, 0.0)
+            step = self._decodes(output, tuple(tokens), requests)
         else:
             step = self._mixed(output, tokens, requests)
-        self.flying.append(step[0])
+        self.flying.append(step)
         return step
 
-    def _mixed(
-        self, output: Any, tokens: dict[str, int], requests: dict[str, Any]
-    ) -> tuple[Flying, StepShape]:
+    def _decodes(self, output: Any, names: tuple[str, ...], requests: dict[str, Any]) -> Flying:
+        first = self.followed.get(names[0])
+        cohort = None if first is None else first.cohort
+        if cohort is not None and cohort.names == names:
+            context = cohort.computed_tokens
+            cohort.computed_tokens = context + len(names)
+            return _flying(Flying, (output, names, (), names, context, None, cohort))
+        # This step's tokens are in it already.
+        computed = sum([requests[name].num_computed_tokens for name in names])
+        known = [self.followed[name] for name in names if name in self.followed]
+        cohort = Cohort(names, known, computed) if len(known) == len(names) else None
+        return Flying(output, names, (), names, computed - len(names), cohort=cohort)
+
+    def _mixed(self, output: Any, tokens: dict[str, int], requests: dict[str, Any]) -> Flying:
         decodes, chunks, token_for = [], [], []
         pairs, chunk_context, chunk_tokens, decode_context = 0.0, 0, 0, 0
         for name, count in tokens.items():
             request = requests[name]
+            self.known(name).leave()
             # With async scheduling num_tokens lacks the tokens in flight, so computed may lie
             # beyond it.
             computed = request.num_computed_tokens
@@ -200,7 +208,9 @@ class SchedulerView:
             chunk_context += before
             chunk_tokens += count
         shape = StepShape(chunk_tokens, chunk_context, len(decodes), decode_context, pairs)
-        return Flying(output, tuple(decodes), tuple(chunks), tuple(token_for)), shape
+        return Flying(
+            output, tuple(decodes), tuple(chunks), tuple(token_for), decode_context, shape
+        )
 
     def follow(self, request: Any, arrival_ms: float, slo: Slo) -> Followed:
         """A request came in."""
@@ -212,7 +222,28 @@ class SchedulerView:
     def forget(self, name: str) -> bool:
         """A request is gone; whether it was known."""
         self.unsettled.discard(name)
-        return self.followed.pop(name, None) is not None
+        known = self.followed.pop(name, None)
+        if known is None:
+            return False
+        known.leave()
+        return True
+
+    def lose(self, name: str) -> None:
+        """A request was preempted: what it had computed is to be done again."""
+        self.unsettled.add(name)
+        self.known(name).leave()
+
+    def known(self, name: str) -> Followed:
+        """What is known of a request; of one that came before BEAM, nothing."""
+        known = self.followed.get(name)
+        return Followed(0.0, Slo()) if known is None else known.settled()
+
+    def together(self) -> Cohort | None:
+        """The cohort of all running requests, if that is what they are."""
+        running = self.scheduler.running
+        first = self.followed.get(running[0].request_id) if running else None
+        cohort = None if first is None else first.cohort
+        return cohort if cohort is not None and len(cohort.names) == len(running) else None
 
     def waiting(self) -> Iterator[Any]:
         """Requests that vLLM would look at for admission, in its order."""

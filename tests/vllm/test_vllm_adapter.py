@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +29,10 @@ from beam_runtime.engines import vllm_features, vllm_gate  # noqa: E402
 from beam_runtime.engines.base import Orders  # noqa: E402
 from beam_runtime.engines.vllm import make_scheduler  # noqa: E402
 from beam_runtime.engines.vllm_control import Control  # noqa: E402
-from beam_runtime.engines.vllm_embedded import Embedded  # noqa: E402
+from beam_runtime.engines.vllm_followed import Cohort  # noqa: E402
 from beam_runtime.engines.vllm_plan import Plan  # noqa: E402
+from beam_runtime.engines.vllm_planner import Planner  # noqa: E402
+from beam_runtime.engines.vllm_view import SchedulerView  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
 
 BATCHED_TOKENS = 512
@@ -40,14 +42,24 @@ NOTHING = SimpleNamespace(ttft_ms={})
 class Director:
     """Stands in for the controller: gives orders, keeps what it is told."""
 
-    def __init__(self, knobs: Callable[[], Knobs]) -> None:
+    def __init__(self, knobs: Callable[[], Knobs], *, foretold: int | None = None) -> None:
         self.events: list[tuple[str, Any]] = []
         self._knobs = knobs
+        self._rng = None if foretold is None else random.Random(foretold)
         self.reorder()
 
     def reorder(self) -> None:
         margins = Correction(ttft_margin_ms=0.0, tbt_margin_ms=0.0)
-        self.orders = Orders(self._knobs(), Rules(), True, "a test's", margins)
+        self.orders = Orders(
+            self._knobs(), Rules(), True, "a test's", margins, expected=self._forecast()
+        )
+
+    def _forecast(self) -> Any:
+        """Of some requests, a gap of theirs; where any are to be foretold."""
+        if self._rng is None:
+            return None
+        some = [f"r{number}" for number in range(60) if self._rng.random() < 0.7]
+        return SimpleNamespace(ttft_ms={}, worst_tbt_ms={n: self._rng.random() for n in some})
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):
@@ -251,10 +263,10 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     # A step full of prefill takes 17 ms of each stage: decodes have to go ahead of some.
     config.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 15\n')
     seen: Counter[str] = Counter()
-    compiled = Embedded._make_plan
+    compiled = Planner._make
 
-    def both(self: Embedded, now_ms: float, orders: Orders) -> Plan | None:
-        quick, readable = compiled(self, now_ms, orders), self._composed_plan(now_ms, orders)
+    def both(self: Planner, now_ms: float, orders: Orders) -> Plan | None:
+        quick, readable = compiled(self, now_ms, orders), self._composed(now_ms, orders)
         if quick is None or readable is None:
             assert quick is readable
             return quick
@@ -265,7 +277,7 @@ def test_compiled_and_readable_composer_make_the_same_plans(
         seen["owes"] += quick.chunk_owed
         return quick
 
-    monkeypatch.setattr(Embedded, "_make_plan", both)
+    monkeypatch.setattr(Planner, "_make", both)
     for seed in range(12):
         engine = rig(
             make=make_scheduler, pp=pp, asynchronous=asynchronous,
@@ -277,6 +289,64 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     assert seen["holds"] > 100
     assert seen["owes"] > 0
     assert seen["hides"] > 50 or pp == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_requests_that_go_together_are_counted_as_each_alone_would_be(
+    rig: Any,
+    simulated: Clock,
+    config: Path,
+    tiny_table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    pp: int,
+    asynchronous: bool,
+) -> None:
+    tiny_table(config.parent / "table.parquet", pp=pp)
+    config.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 3\n')
+    shared = late = 0
+
+    def run(seed: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        nonlocal shared
+        simulated.now_ms = 1_000.0
+        engine = rig(
+            make=make_scheduler, pp=pp, asynchronous=asynchronous,
+            num_blocks=(40, 4_000)[seed % 2],
+        )  # fmt: skip
+        beam, requests = engine.scheduler.beam, engine.scheduler.requests
+        director = Director(any_knobs(random.Random(seed), pp), foretold=seed)
+        issued, token = beam.view.issued, Cohort.token
+
+        def checked(output: Any) -> Any:
+            step = issued(output)
+            if step is not None and not step.chunks:
+                computed = [requests[name].num_computed_tokens - 1 for name in step.decodes]
+                assert step.context_tokens == sum(computed)
+            return step
+
+        def counted(self: Cohort, *args: Any) -> None:
+            nonlocal shared
+            shared += len(self.names)
+            token(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SchedulerView, "issued", lambda _, output: checked(output))
+            patch.setattr(Cohort, "token", counted)
+            drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
+        assert beam.failure == ""
+        return asdict(beam.tally), director.events
+
+    for seed in range(6):
+        tally, events = run(seed)
+        with monkeypatch.context() as alone:
+            alone.setattr("beam_runtime.engines.vllm_embedded._each_a_token", lambda *_: False)
+            one_by_one, same_events = run(seed)
+        assert tally == pytest.approx(one_by_one)
+        assert tally["predicted_tbts"] > 0
+        late += tally["late_tbts"]
+        assert events == same_events
+    assert late > 0
+    assert shared > 100
 
 
 def test_the_chunk_knob_is_the_step_s_budget(rig: Any, simulated: Clock, config: Path) -> None:
@@ -497,7 +567,7 @@ def test_preemptions_are_found_where_vllm_does_not_tell_of_them(
                 schedule(SimpleNamespace(**fields))
                 if engine.scheduler.beam.view.flying:
                     flying = engine.scheduler.beam.view.flying.pop()
-                    engine.scheduler.beam.view.flying.append(replace(flying, output=output))
+                    engine.scheduler.beam.view.flying.append(flying._replace(output=output))
 
             monkeypatch.setattr(engine.scheduler.beam, "issued", silent)
         director = Director(lambda: Knobs(1200, 512))
