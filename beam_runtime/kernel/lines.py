@@ -40,6 +40,10 @@ from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
 UNTRIED, TRIED = 0.02, 0.0005
+# The same for a last look, by which steps more or fewer inside the horizon come to light.
+LAST_UNTRIED, LAST_TRIED = 0.1, 0.02
+# How late an estimated TBT may be then, beyond the doubts below, in shares of its SLO.
+LAST_GAP = 0.2
 # The same for TTFT and TBT, in shares of their SLO; a sketch knows little about TBT.
 TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 # The fastest entries of a line: those whose time is within this factor.
@@ -134,26 +138,35 @@ def prepare_prefill(
         pending += x.prompt[1, i]
     for line in range(len(g.chunks)):
         chunk = legal_chunk(s, g.chunks[line], e)
-        k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
         w.line[0, line], w.line[1, line], w.line[2, line] = chunk, 0, 0
         # A chunk that changes nothing is left out: too small to be legal, or larger than needed.
         twin = chunk == before or pending + s.at[N_DECODING] <= before
         before = chunk
+        if twin:
+            close(line, w)
+            continue
+        k = draw(s, prompts, chunk, clocks // 2, now_ms, x, e, t)
+        if not k.done:
+            close(line, w)
+            continue
         # Prompts that are done decode while others are not, if that takes long enough.
         riders = s.at[N_DECODING]
         if riders == 0 and k.steps > 2 * e.pp:
             riders = prompts - 1
         now = Decoding(riders, context, d.tbt_ms, e.pp)
         for c in range(clocks):
-            if twin or not k.done:
-                w.state[line, c] = CLOSED
-                continue
             found = estimate(
                 k, c, lead_in_ms, first_ms, now, w.after[c, POWER_W], w.after[c, TOKENS_PER_MS],
                 lookahead_ms, p, x, e, t,
             )  # fmt: skip
             note_estimate(line, c, found, g, w)
     return len(g.chunks)
+
+
+@compiled
+def close(line: int, w: Room) -> None:
+    for c in range(w.state.shape[1]):
+        w.state[line, c] = CLOSED
 
 
 @compiled
@@ -231,7 +244,7 @@ def prepare_decode(
 @compiled
 def cheapest(
     lines: int, best_j: float, late_ms: float, gap_ms: float, ttft_ms: float, tbt_ms: float,
-    slow_ms: float, trust: float, w: Room,
+    slow_ms: float, trust: float, untried: float, tried: float, w: Room,
 ) -> tuple[int, int]:  # fmt: skip
     """The open entry to play next, expected below ``best_j`` and these excesses; else (-1, -1).
 
@@ -241,7 +254,7 @@ def cheapest(
     at_line, at_clock, least_j = -1, -1, best_j
     for line in range(lines):
         played = w.line[3, line]
-        doubt = UNTRIED if played < 0 else TRIED
+        doubt = untried if played < 0 else tried
         for c in range(w.state.shape[1]):
             if w.state[line, c] != OPEN or w.estimate[SLOW, line, c] > slow_ms:
                 continue

@@ -5,6 +5,7 @@ import numpy as np
 from beam_runtime.cost import FloatArray, StepCost
 from beam_runtime.cost_fit import FEATURES
 from beam_runtime.kernel.state import (
+    ARRIVAL,
     CACHED,
     CHUNK_OWED,
     COMPUTED,
@@ -15,6 +16,7 @@ from beam_runtime.kernel.state import (
     GAP,
     GENERATED,
     KEY,
+    LAST,
     LAST_STEP,
     N_FLYING,
     N_RUNNING,
@@ -24,6 +26,10 @@ from beam_runtime.kernel.state import (
     RUNNING,
     SHARED,
     STAGE_FREE,
+    TBT_SLO,
+    TOTAL,
+    TTFT,
+    TTFT_SLO,
     WAITING,
     Engine,
     State,
@@ -102,31 +108,31 @@ def pack_state(state: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     slots, size = max(flying, state.limits.max_steps_in_flight) + 1, state.limits.block_size
     rows = np.zeros((FLY + slots, n), dtype=np.int64)
     times = np.zeros((KEY + 1, n))
-    rows[: GENERATED + 1] = (
-        [r.prompt_tokens + r.generated_tokens for r in requests],
-        [r.computed_tokens for r in requests],
-        [cached_tokens(r, size) if r.cached_tokens else 0 for r in requests],
-        [r.generated_tokens for r in requests],
-    )
+    # Row by row: numpy takes twice as long over a list of lists.
+    rows[GENERATED] = [r.generated_tokens for r in requests]
+    rows[TOTAL] = [r.prompt_tokens for r in requests]
+    rows[TOTAL] += rows[GENERATED]
+    rows[COMPUTED] = [r.computed_tokens for r in requests]
     rows[LAST_STEP] = [r.steps_ahead for r in requests]
     rows[ROOM] = -rows[COMPUTED] % size
-    if rows[CACHED].any():
+    if any(r.cached_tokens for r in requests):
+        rows[CACHED] = [cached_tokens(r, size) for r in requests]
         rows[SHARED] = [shared_blocks(r, size) for r in requests]
     rows[RUNNING] = np.arange(n)
     rows[WAITING, : n - running] = rows[RUNNING, running:]
-    times[: GAP + 1] = (
-        [r.arrival_ms for r in requests],
-        [state.now_ms if r.last_token_ms is None else r.last_token_ms for r in requests],
-        [r.slo.ttft_ms for r in requests],
-        [r.slo.tbt_ms for r in requests],
-        [np.nan if r.generated_tokens else np.inf for r in requests],
-        [-1.0] * n,
-    )
+    now_ms = state.now_ms
+    slos = [r.slo for r in requests]
+    times[ARRIVAL] = [r.arrival_ms for r in requests]
+    times[LAST] = [now_ms if r.last_token_ms is None else r.last_token_ms for r in requests]
+    times[TTFT_SLO] = [slo.ttft_ms for slo in slos]
+    times[TBT_SLO] = [slo.tbt_ms for slo in slos]
+    times[TTFT] = np.where(rows[GENERATED] > 0, np.nan, np.inf)
+    times[GAP] = -1.0
     at = np.zeros(FLY_COUNT + slots, dtype=np.int64)
-    at[[N_RUNNING, N_WAITING, N_FLYING]] = running, n - running, flying
-    at[[FREE_BLOCKS, CHUNK_OWED]] = state.free_blocks, state.chunk_owed
+    at[N_RUNNING], at[N_WAITING], at[N_FLYING] = running, n - running, flying
+    at[FREE_BLOCKS], at[CHUNK_OWED] = state.free_blocks, state.chunk_owed
     clock = np.zeros(STAGE_FREE + state.limits.pp + slots)
-    clock[[DUE, READY_SINCE]] = np.inf
+    clock[DUE] = clock[READY_SINCE] = np.inf
     clock[STAGE_FREE : STAGE_FREE + state.limits.pp] = state.stage_free_ms
     row_of = {r.request_id: row for row, r in enumerate(requests)} if flying else {}
     for slot, step in enumerate(state.in_flight):

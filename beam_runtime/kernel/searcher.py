@@ -181,7 +181,7 @@ class Searcher:
     def tightest_tbt_ms(self, requests: tuple[RequestState, ...]) -> float:
         """What pace shares are shares of."""
         seated = requests[: self._limits.max_num_seqs]
-        return min((r.slo.tbt_ms for r in seated), default=0.0)
+        return min([r.slo.tbt_ms for r in seated], default=0.0)
 
 
 def unpack(
@@ -190,18 +190,13 @@ def unpack(
     """A Forecast from what the compiled code noted per row."""
     names = [r.request_id for r in requests]
     ttft = {r.request_id: math.inf for r in state.waiting if not r.generated_tokens}
-    noted = played.times[TTFT].tolist()
-    ttft.update(
-        (name, ms) for name, ms, r in zip(names, noted, requests, strict=True)
-        if not r.generated_tokens
-    )  # fmt: skip
-    gaps = played.times[GAP].tolist()
-    cycle_ms = outcome.cycle_ms
+    noted = played.times[TTFT]
+    ttft.update({names[row]: float(noted[row]) for row in np.flatnonzero(noted >= 0.0)})
+    noted = played.times[GAP]
+    gaps = np.where(noted >= 0.0, np.maximum(noted, outcome.cycle_ms), -1.0).tolist()
     return Forecast(
         ttft_ms=ttft,
-        worst_tbt_ms={
-            name: max(gap, cycle_ms) for name, gap in zip(names, gaps, strict=True) if gap >= 0.0
-        },
+        worst_tbt_ms={name: gap for name, gap in zip(names, gaps, strict=True) if gap >= 0.0},
         ttft_excess_ms=outcome.ttft_excess_ms,
         tbt_excess_ms=outcome.tbt_excess_ms,
         ttft_worst=names[outcome.ttft_row] if outcome.ttft_row >= 0 else None,
