@@ -40,8 +40,10 @@ from beam_runtime.types import (
 )
 
 LOOKAHEAD_MS = 250.0
-# An engine short of KV blocks may preempt for ever; a forecast may not.
+# An engine short of KV blocks may preempt for ever; a forecast may not. Moves are steps and waits:
+# no state is known in which waiting leads nowhere, and a search must end in those unknown, too.
 MAX_STEPS = 4096
+MAX_MOVES = 4 * MAX_STEPS
 
 
 def forecast(
@@ -168,7 +170,8 @@ def play(
     """Issue steps until the prefills are done and the look-ahead is over, then drain."""
     paper = _Paper(start, pipeline)
     end_ms = start.now_ms + lookahead_ms
-    while paper.steps < MAX_STEPS:
+    while not paper.capped:
+        paper.moves += 1
         paper.receive_finished()
         if paper.now_ms >= end_ms and not prefill_pending(paper.state):
             break
@@ -189,6 +192,7 @@ class _Paper:
         self.now_ms = start.now_ms
         self.pipeline = pipeline
         self.prefill = PrefillPhase(self.state)
+        self.moves = 0
         self.steps = 0
         self.busy_ms = 0.0
         self.active_j = 0.0
@@ -199,6 +203,11 @@ class _Paper:
     def finish_ms(self, shape: StepShape, issue_ms: float) -> float:
         """When a step would be back if it were issued then."""
         return self._route(shape, issue_ms)[-1].end_ms
+
+    @property
+    def capped(self) -> bool:
+        """Whether it has gone on for too long."""
+        return self.steps == MAX_STEPS or self.moves == MAX_MOVES
 
     def _route(self, shape: StepShape, issue_ms: float) -> tuple[Pass, ...]:
         return self.pipeline.travel(shape, issue_ms, self.state.stage_free_ms)
@@ -253,7 +262,7 @@ class _Paper:
 
     def close(self) -> Played:
         """Drain the pipeline; then note how long the starved have been waiting."""
-        stop_ms, capped = self.now_ms, self.steps == MAX_STEPS
+        stop_ms, capped = self.now_ms, self.capped
         while self.state.in_flight:
             self.wait(math.inf)
             self.receive_finished()

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from beam_runtime.emulator import MAX_STEPS
+from beam_runtime.emulator import MAX_MOVES, MAX_STEPS
 from beam_runtime.kernel.composer import (
     HOLD,
     compose,
@@ -225,11 +225,12 @@ def play(
     """Uses ``s`` up; what it notes stands in s.times[TTFT] and [GAP]."""
     now_ms = start_ms
     stop_ms = start_ms + lookahead_ms
-    steps, decodes = 0, 0
+    moves, steps, decodes = 0, 0, 0
     busy_ms, active_j = 0.0, 0.0
     requests, context, tbt_ms, groups = decode_phase(s, e)
     prefill_ms, prefill_busy_ms, prefill_j, prefill_decodes = 0.0, 0.0, 0.0, 0
-    while steps < MAX_STEPS:
+    while steps < MAX_STEPS and moves < MAX_MOVES:
+        moves += 1
         while next_finish_ms(s, e) <= now_ms:
             finish(s, now_ms, e)
         if now_ms >= stop_ms and not prefill_pending(s, e):
@@ -256,8 +257,9 @@ def play(
     while s.at[N_FLYING] > 0:
         now_ms = max(now_ms, next_finish_ms(s, e))
         finish(s, now_ms, e)
+    capped = steps == MAX_STEPS or moves == MAX_MOVES
     for row in range(s.times.shape[1]):
-        if s.requests[GENERATED, row] > 0 or steps == MAX_STEPS:
+        if s.requests[GENERATED, row] > 0 or capped:
             note(s, row, stop_ms)
     return Played(
         steps,

@@ -7,6 +7,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from beam_runtime import emulator
+from beam_runtime.composer import Hold
 from beam_runtime.cost import StepCost
 from beam_runtime.emulator import Forecast, forecast
 from beam_runtime.steady import EqualWork
@@ -183,6 +185,13 @@ def test_a_starved_decode_shows_how_long_it_has_waited():
     )
     found = ask(snapshot([full], free_blocks=0), lookahead_ms=50.0)
     assert found.worst_tbt_ms["d"] >= 30.0
+
+
+def test_a_composer_that_never_moves_on_ends_a_forecast_all_the_same(monkeypatch):
+    monkeypatch.setattr(emulator, "compose", lambda *_: Hold(0.0, "for ever"))
+    found = ask(snapshot([decode("d", 0.0)], [prompt("a", 100)]))
+    assert found.ttft_ms == {"a": 0.0}  # it is still waiting when the play is given up
+    assert found.horizon_ms == 0.0
 
 
 def test_violations_add_up_over_requests_and_the_worst_is_named():
