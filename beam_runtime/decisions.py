@@ -28,6 +28,7 @@ from beam_runtime.types import Alternative, Decision, Forecast, Knobs, Snapshot
 SCHEMA = "beam.decisions/1"
 MAX_BYTES = 1 << 30
 _ALTERNATIVES = 3
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 class DecisionLog:
@@ -59,8 +60,7 @@ class DecisionLog:
         if self.failure:
             return
         record = {"kind": kind, "at_ms": round(at_ms, 3), **_finite(fields)}
-        text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
-        line = text.encode()
+        line = (_JSON.encode(record) + "\n").encode()
         self._room_bytes -= len(line)
         try:
             if self._room_bytes < 0:
@@ -164,6 +164,8 @@ def _finite(value: Any) -> Any:
     """JSON knows no infinity: it becomes null."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):  # before Mapping, which is slow to tell
+        return value
     if isinstance(value, Mapping):
         return {str(key): _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -115,7 +115,12 @@ class Observer:
 
     def absorb(self, event: Event, now_ms: float) -> None:
         """Take in one event, at ``now_ms`` or a little after."""
-        match event:
+        match event:  # the most frequent ones first
+            case StepIssued(at_ms, decodes, chunks):
+                at_ms = self.time(at_ms)
+                self._steps.issued(self._tracker.issued(decodes, chunks, at_ms), at_ms)
+            case StepFinished(at_ms):
+                self._step_finished(self.time(at_ms))
             case Arrival(at_ms):
                 # It may have queued elsewhere before, but it cannot come from the future.
                 event = event._replace(at_ms=min(at_ms, now_ms))
@@ -126,11 +131,6 @@ class Observer:
                 self._tracker.ended(request_id)
             case Preemption(_, request_id):
                 self._tracker.preempted(request_id)
-            case StepIssued(at_ms, decodes, chunks):
-                at_ms = self.time(at_ms)
-                self._steps.issued(self._tracker.issued(decodes, chunks, at_ms), at_ms)
-            case StepFinished(at_ms):
-                self._step_finished(self.time(at_ms))
             case ClockConfirmed(at_ms, clock_mhz):
                 self.clock.confirm(clock_mhz, self.time(at_ms))
             case ClockRefused(at_ms):

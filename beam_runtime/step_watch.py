@@ -5,15 +5,12 @@ the other: a controller may change clocks faster than a step travels.
 """
 
 from collections import deque
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from beam_runtime.calibration import Calibration, Drift, StepKind
 from beam_runtime.clock_state import ClockState
 from beam_runtime.cost import StepCost
-from beam_runtime.pipeline import clock_index
+from beam_runtime.passes import Passes
 from beam_runtime.pipeline_times import PipelineTimes
 from beam_runtime.types import EngineLimits, StepShape
 
@@ -22,10 +19,9 @@ from beam_runtime.types import EngineLimits, StepShape
 CLOCK_DOUBT = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
+class _Expected(NamedTuple):
     kind: StepKind
-    latency_ms: NDArray[np.float64]  # the table's, by clock
+    shape: StepShape
 
 
 class StepWatch:
@@ -45,7 +41,7 @@ class StepWatch:
         clock: ClockState,
         calibration: Calibration,
     ) -> None:
-        self._cost = cost
+        self._passes = None if cost is None else Passes(cost, limits)
         self._limits = limits
         self._clock = clock
         self._calibration = calibration
@@ -58,13 +54,12 @@ class StepWatch:
         if not self._times.in_flight:
             self._progress_ms = at_ms  # a stall is counted from when there was work
         kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
-        latency_ms, predicted_ms = np.empty(0), 0.0
-        if self._cost is not None:
-            latency_ms = self._cost.latency_ms(shape)
-            predicted_ms = float(latency_ms[clock_index(self._cost, self._clock.running_mhz)])
-        predicted_ms *= self._calibration.scale(kind)
+        predicted_ms = 0.0
+        if self._passes is not None:
+            predicted_ms = self._passes.table_ms(shape, self._clock.running_mhz)
+            predicted_ms *= self._calibration.scale(kind)
         self._times.issue(at_ms, predicted_ms + self._limits.host_gap_ms)
-        self._expected.append(_Expected(kind, latency_ms))
+        self._expected.append(_Expected(kind, shape))
 
     def finished(self, at_ms: float) -> Drift | None:
         """The oldest step is back.
@@ -77,9 +72,9 @@ class StepWatch:
         if not self._expected:
             return None
         expected = self._expected.popleft()
-        if measured is None or self._cost is None:
+        if measured is None or self._passes is None:
             return None
-        predicted_ms = self._predicted_ms(self._cost, expected, measured.since_ms, at_ms)
+        predicted_ms = self._predicted_ms(self._passes, expected.shape, measured.since_ms, at_ms)
         if predicted_ms is None:
             return None
         return self._calibration.observe_step(
@@ -87,17 +82,22 @@ class StepWatch:
         )
 
     def _predicted_ms(
-        self, cost: StepCost, step: _Expected, from_ms: float, to_ms: float
+        self, passes: Passes, shape: StepShape, from_ms: float, to_ms: float
     ) -> float | None:
         """The table's time for a stage, at the clocks of that time; None where they are unknown.
 
         A clock that changes meanwhile changes the pace: passes per time add up, not times.
         """
         shares = self._clock.share_before(from_ms, to_ms)
-        if shares is None or not step.latency_ms.min() > 0.0:  # of no tokens, or nonsense
+        if shares is None:
             return None
-        now = 1.0 / float(step.latency_ms[clock_index(cost, self._clock.asked_mhz)])
-        before = 1.0 / float(step.latency_ms[clock_index(cost, self._clock.before_mhz)])
+        now_ms = passes.table_ms(shape, self._clock.asked_mhz)
+        if shares == (0.0, 0.0):
+            return now_ms if now_ms > 0.0 else None  # of no tokens, or nonsense
+        before_ms = passes.table_ms(shape, self._clock.before_mhz)
+        if not (now_ms > 0.0 and before_ms > 0.0):
+            return None
+        now, before = 1.0 / now_ms, 1.0 / before_ms
         one_ms, other_ms = (1.0 / (share * before + (1.0 - share) * now) for share in shares)
         if abs(one_ms - other_ms) > CLOCK_DOUBT * min(one_ms, other_ms):
             return None

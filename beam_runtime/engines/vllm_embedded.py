@@ -22,11 +22,11 @@ from beam_runtime.engines.config import EmbeddedPolicy
 from beam_runtime.engines.vllm_features import Features
 from beam_runtime.engines.vllm_followed import Followed
 from beam_runtime.engines.vllm_gate import Gate
-from beam_runtime.engines.vllm_passes import Passes
 from beam_runtime.engines.vllm_plan import Constraint, Plan
 from beam_runtime.engines.vllm_planner import Planner
 from beam_runtime.engines.vllm_tally import Tally
 from beam_runtime.engines.vllm_view import SchedulerView, arrival_ms
+from beam_runtime.passes import Passes
 from beam_runtime.types import Forecast, Slo
 
 if TYPE_CHECKING:
@@ -207,11 +207,12 @@ class Embedded:
         orders = controller.orders
         clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
         if step.shape is None:
-            pass_ms, pass_j = self._passes.price_of_decodes(
+            pass_ms, pass_j = self._passes.decodes(
                 len(step.decodes), step.context_tokens, clock_mhz, correction
             )
         else:
-            pass_ms, pass_j = self._passes.price(step.shape, clock_mhz, correction)
+            pass_ms = self._passes.pass_ms(step.shape, clock_mhz, correction)
+            pass_j = self._passes.energy_j(step.shape, clock_mhz)
         self.view.times.issue(begun_ms, pass_ms)
         self.tally.steps += 1
         self.tally.active_energy_j += pass_j * self.view.limits.pp

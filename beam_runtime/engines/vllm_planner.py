@@ -17,9 +17,9 @@ from beam_runtime.composer import Hold, compose
 from beam_runtime.engines.base import Orders
 from beam_runtime.engines.vllm_features import Features
 from beam_runtime.engines.vllm_followed import Cohort
-from beam_runtime.engines.vllm_passes import Passes
 from beam_runtime.engines.vllm_plan import Plan, plan
 from beam_runtime.engines.vllm_view import SchedulerView
+from beam_runtime.passes import Passes
 from beam_runtime.types import SAME_MS, Knobs, Rules, StepShape
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Planner:
     ) -> float:
         """The composer's _hold_until_ms, for one microbatch of equal requests."""
         knobs, correction, passes = orders.knobs, orders.correction, self._passes
-        pass_ms, _ = passes.price_of_decodes(
+        pass_ms, _ = passes.decodes(
             len(cohort.names), cohort.computed_tokens, knobs.clock_mhz, correction
         )
         stage_free_ms = self._view.times.stage_free_ms()

@@ -1,4 +1,6 @@
-"""The engine thread's arithmetic is StepCost's and Pipeline's."""
+"""The arithmetic of one step at a time is StepCost's and Pipeline's."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_runtime.cost import StepCost
-from beam_runtime.engines.vllm_passes import Passes
+from beam_runtime.passes import Passes
 from beam_runtime.pipeline import ClockPlan, Pipeline
 from beam_runtime.types import Correction, EngineLimits, StepShape
 
@@ -46,3 +48,11 @@ def test_equal_to_pipeline(step: StepShape, clock_mhz: int, free_ms: list[float]
     assert pass_ms == pytest.approx(route[0].busy_ms + 0.7)
     assert passes.energy_j(step, clock_mhz) == pytest.approx(route[0].energy_j)
     assert passes.finish_ms(pass_ms, 10.0, tuple(free_ms)) == pytest.approx(route[-1].end_ms)
+    if step.decode_requests and not step.prefill_tokens:
+        step = replace(step, prefill_context_tokens=0)
+        both = passes.decodes(
+            step.decode_requests, step.decode_context_tokens, clock_mhz, correction
+        )
+        assert both == pytest.approx(
+            (passes.pass_ms(step, clock_mhz, correction), passes.energy_j(step, clock_mhz))
+        )

@@ -1,9 +1,12 @@
-"""StepCost and Pipeline for one step at a time on the engine's thread: plain numbers, no arrays.
+"""StepCost and Pipeline for one step at a time: plain numbers, no arrays.
 
-The same arithmetic as beam_runtime.cost and .pipeline, which tests hold it to; numpy's price
-per call is twenty times that of these few multiplications. One clock is looked at, the one
-asked for: a change under way is not seen here.
+For who asks once or twice a step, and on the engine's own thread. The same arithmetic as
+beam_runtime.cost and .pipeline, which tests hold it to; numpy's price per call is twenty times
+that of these few multiplications. One clock is looked at, the one asked for: a change under way
+is not seen here.
 """
+
+from array import array
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +34,33 @@ class Passes:
         self._attention_j = cost.attention_energy_j.tolist()
         self._index = {int(mhz): at for at, mhz in enumerate(cost.clocks_mhz)}
 
+    def table_ms(self, step: StepShape, clock_mhz: int) -> float:
+        """One stage's pass, as the table has it."""
+        at = self._at(clock_mhz)
+        return _value(self._tokens_ms[at], self._attention_ms[at], step)
+
     def pass_ms(self, step: StepShape, clock_mhz: int, correction: Correction) -> float:
         """One stage's pass, calibrated, with the host gap after it."""
-        at = self._at(clock_mhz)
         scale = correction.prefill_scale if step.prefill_tokens else correction.decode_scale
-        busy_ms = scale * _value(self._tokens_ms[at], self._attention_ms[at], step)
-        return busy_ms + self._limits.host_gap_ms
+        return scale * self.table_ms(step, clock_mhz) + self._limits.host_gap_ms
 
-    def price_of_decodes(
+    def energy_j(self, step: StepShape, clock_mhz: int) -> float:
+        """One stage's pass, summed over its GPUs."""
+        at = self._at(clock_mhz)
+        return _value(self._tokens_j[at], self._attention_j[at], step)
+
+    def decodes(
         self, count: int, context_tokens: int, clock_mhz: int, correction: Correction
     ) -> tuple[float, float]:
-        """price() of a step with nothing else in it: most are like that."""
-        at = self._index.get(clock_mhz)
-        if at is None or count >= len(self._tokens_ms[at]):
-            shape = StepShape(0, 0, count, context_tokens, 0.0)
-            return self.price(shape, clock_mhz, correction)
+        """pass_ms() and energy_j() of a step with nothing else in it, as most of them are.
+
+        Args:
+            count: of the decodes, up to the engine's max_num_seqs.
+            context_tokens: of them all.
+            clock_mhz: that the pass runs at.
+            correction: what calibration learnt.
+        """
+        at = self._at(clock_mhz)
         _, _, per_token, per_request, once, _ = self._attention_ms[at]
         busy_ms = self._tokens_ms[at][count] + per_token * context_tokens
         busy_ms += per_request * count + once
@@ -53,12 +68,6 @@ class Passes:
         joules = self._tokens_j[at][count] + per_token * context_tokens
         joules += per_request * count + once
         return correction.decode_scale * busy_ms + self._limits.host_gap_ms, joules
-
-    def price(self, step: StepShape, clock_mhz: int, correction: Correction) -> tuple[float, float]:
-        """(pass_ms(), the pass's joules, summed over the stage's GPUs)."""
-        at = self._at(clock_mhz)
-        joules = _value(self._tokens_j[at], self._attention_j[at], step)
-        return self.pass_ms(step, clock_mhz, correction), joules
 
     def finish_ms(self, pass_ms: float, issue_ms: float, stage_free_ms: tuple[float, ...]) -> float:
         """When a step of such passes would leave the last stage."""
@@ -73,15 +82,16 @@ class Passes:
         return clock_index(self._cost, clock_mhz) if at is None else at
 
 
-def _dense(edges: FloatArray, linear: FloatArray, tokens: NDArray[np.int64]) -> list[list[float]]:
+def _dense(
+    edges: FloatArray, linear: FloatArray, tokens: NDArray[np.int64]
+) -> list["array[float]"]:
     right = np.clip(np.searchsorted(edges, tokens), 1, len(edges) - 1)
     weight = (tokens - edges[right - 1]) / (edges[right] - edges[right - 1])
     values = (1 - weight) * linear[:, right - 1] + weight * linear[:, right]
-    dense: list[list[float]] = values.tolist()
-    return dense
+    return [array("d", row.tobytes()) for row in values]
 
 
-def _value(by_tokens: list[float], attention: list[float], step: StepShape) -> float:
+def _value(by_tokens: "array[float]", attention: list[float], step: StepShape) -> float:
     """cost_fit.FEATURES, written out."""
     tokens = step.tokens
     if tokens == 0:
