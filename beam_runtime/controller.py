@@ -170,7 +170,8 @@ class Controller(Hooks):
         Args:
             path: the perf-energy table; it must be for ``limits.pp``.
             limits: of the engine.
-            gpus: the replica's GPUs, by UUID or NVML index; none = clocks stay as they are.
+            gpus: the replica's GPUs, by UUID or NVML index, or HOST:PORT/INDEX where they are on
+                other nodes (clocks.places); none = clocks stay as they are.
             model: what the table must be for, where given.
             tp: likewise.
             device: likewise.

@@ -56,6 +56,7 @@ def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
         return None, str(choice)
     try:
         actuator = choice.spec.open()
+        actuator.supported_clocks_mhz()  # where it cannot work it says so here
         # By UUID from here on: an index changes when a GPU falls off the bus.
         spec = replace(choice.spec, gpus=actuator.gpus)
         return GuardedActuator(actuator, spec), str(choice)

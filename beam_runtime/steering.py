@@ -148,7 +148,8 @@ class Steering:
         self._look_after(now_ms)
         if self._due(now_ms):
             self._asked, self._decided_ms = False, now_ms
-            if self._release_failed and (self._observing or not self._fallback.steering):
+            locks = self._sets_clocks and self._fallback.steering and not self._observing
+            if self._release_failed and not locks:
                 self._want_clock(None)
             if self._fallback.steering and self._searches is not None:
                 self._decide(self._searches, now_ms)
@@ -230,6 +231,7 @@ class Steering:
         elif self._sets_clocks:
             _LOG.warning("clocks stay as they are: %s", event.error)
             self._sets_clocks = False
+            self._release_failed = True  # it may have been refused, too: ask until it is done
 
     def _observe(self, observing: bool) -> None:
         """Look on only, or steer again: then the next decision is put in force."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks
 from beam_runtime.clocks.claims import orphans, restore
-from beam_runtime.clocks.spec import ActuatorSpec
+from beam_runtime.clocks.guarded import release_orphan
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import BeamError, ClockError
 
@@ -100,7 +100,7 @@ def diagnose(
     """
     state = state or StateFile()
     driver, gpus, no_gpus = _gpus(nvml)
-    locks, record_error = _locks(state, restore_orphans, _release)
+    locks, record_error = _locks(state, restore_orphans, release_orphan)
     return Diagnosis(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs",
@@ -170,10 +170,6 @@ def _lock(
         holding.gpus, holding.clock_mhz, holding.owner.pid, condition,
         "" if error is None else _reason(error),
     )  # fmt: skip
-
-
-def _release(holding: Holding) -> None:
-    ActuatorSpec.from_name(holding.actuator, holding.gpus).open().release(orphans=True)
 
 
 def _reason(error: BeamError) -> str:

@@ -53,13 +53,21 @@ class ClockReading:
         return self.clock_mhz < clock_mhz and excused
 
 
-class ClockActuator(Protocol):
-    """Sets, reads back and releases the SM clock of a replica's GPUs."""
+class Releaser(Protocol):
+    """Gives GPUs back: what a guard and a restore need of an actuator."""
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """UUIDs of the GPUs it drives; an index changes when a GPU falls off the bus."""
+        """The GPUs it drives: by UUID, as an index changes when one falls off the bus."""
         ...
+
+    def release(self, *, orphans: bool = False) -> None:
+        """See ClockActuator.release."""
+        ...
+
+
+class ClockActuator(Releaser, Protocol):
+    """Sets, reads back and releases the SM clock of a replica's GPUs."""
 
     def supported_clocks_mhz(self) -> tuple[int, ...]:
         """The SM clocks that every one of the GPUs offers, ascending."""
@@ -76,7 +84,10 @@ class ClockActuator(Protocol):
         ...
 
     def read_back(self) -> tuple[ClockReading, ...]:
-        """Each GPU's SM clock now, in the order of ``gpus``. Raises ClockError."""
+        """The SM clock now of each GPU that can be read, in the order of ``gpus``.
+
+        Raises ClockError.
+        """
         ...
 
     def release(self, *, orphans: bool = False) -> None:

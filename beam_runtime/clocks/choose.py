@@ -4,6 +4,8 @@ a command was given        -> command
 CAP_SYS_ADMIN is effective -> NVML itself
 zeusd's socket is there    -> zeusd
 otherwise                  -> none: clocks stay as they are, the other knobs still turn
+
+GPUs of other nodes (places.py) are always set through the zeusd there, beside this machine's.
 """
 
 import os
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beam_runtime.clocks.nvml_errors import WAYS_OUT
+from beam_runtime.clocks.places import by_place
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.zeusd import DEFAULT_SOCKET, SOCKET_VARIABLE
 
@@ -29,7 +32,9 @@ class Choice:
     def __str__(self) -> str:
         if self.spec.kind is ActuatorKind.NONE:
             return f"clocks stay as they are: {self.reason}"
-        return f"clocks through {self.spec.kind}: {self.reason}"
+        nodes = ", ".join(address for address in by_place(self.spec.gpus) if address)
+        others = f"; those of other nodes through zeusd at {nodes}" if nodes else ""
+        return f"clocks through {self.spec.kind}: {self.reason}{others}"
 
 
 def choose_actuator(
@@ -42,7 +47,7 @@ def choose_actuator(
     """Choose a way without trying it: nothing is set, nothing is opened.
 
     Args:
-        gpus: the replica's GPUs, by UUID or NVML index; none means no clocks.
+        gpus: the replica's GPUs, by UUID or NVML index, or on other nodes; none means no clocks.
         set_command: a site's own command as an argv template, see clocks.command.
         release_command: its counterpart.
         proc_status: where the kernel tells this process's capabilities.

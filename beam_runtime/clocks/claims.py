@@ -4,12 +4,18 @@ held            by a living process: nobody else may lock these GPUs
 orphaned        its process is dead, and the lock is still in force: to be released
 void            its process is dead and nothing is locked, or the machine was booted since
                 (clock locks do not survive that): only the entry is stale
+
+GPUs of another node are on a record of their own: each node is released, and forgotten, by
+itself. This machine's boot frees none of them. Records are this machine's: two machines that
+set the clocks of a third do not hear of each other here.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from beam_runtime.clocks.owner import Owner, boot_id
+from beam_runtime.clocks.places import by_place, node_of
+from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 
@@ -28,7 +34,7 @@ def orphans(holdings: Sequence[Holding]) -> list[Holding]:
         holding
         for holding in holdings
         if holding.clock_mhz is not None
-        and holding.owner.boot_id == boot_id()
+        and (holding.owner.boot_id == boot_id() or any(map(node_of, holding.gpus)))
         and not holding.owner.alive()
     ]
 
@@ -84,7 +90,12 @@ def claim(
                     hint="beam doctor --restore",
                 )
         kept = [h for h in holdings if h.owner != owner and not wanted & set(h.gpus)]
-        holdings[:] = [*kept, Holding(owner, tuple(gpus), clock_mhz, actuator)]
+        holdings[:] = kept + [
+            Holding(
+                owner, own, clock_mhz, f"{ActuatorKind.NODE}:{address}" if address else actuator
+            )
+            for address, own in by_place(gpus).items()
+        ]
 
 
 def unlock(state: StateFile, owner: Owner) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from beam_runtime.clocks.base import ClockReading, check_supported
 from beam_runtime.errors import ClockUnavailableError
 
+MODEL = "NVIDIA A100-SXM4-80GB"
 _CLOCKS_MHZ = tuple(range(210, 1411, 15))
 
 
@@ -56,6 +57,10 @@ class FileGpus:
     def gpus(self) -> tuple[str, ...]:
         """Their names."""
         return self._gpus
+
+    def models(self) -> tuple[str, ...]:
+        """What they pass for."""
+        return (MODEL,) * len(self._gpus)
 
     def supported_clocks_mhz(self) -> tuple[int, ...]:
         """An A100's list."""

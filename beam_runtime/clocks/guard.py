@@ -18,11 +18,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.base import Releaser
 from beam_runtime.clocks.claims import give_up
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorSpec
@@ -176,31 +176,45 @@ class Watch:
 
 
 def release(
-    actuator: ClockActuator,
+    releasers: Sequence[Releaser],
     state: StateFile,
     owner: Owner,
     *,
     sleep_s: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Give the owner's GPUs back if they are still its own; False when that failed.
+    """Give the owner's GPUs back if they are still its own; False when that failed for some.
+
+    Each machine's GPUs go free by themselves, and off the record then; what does not answer is
+    asked again after a pause, and stays on record.
+    """
+    left = list(releasers)
+    for pause_s in (0.0, *_RELEASE_PAUSES_S):
+        sleep_s(pause_s)
+        left = [one for one in left if not _released(one, state, owner)]
+        if not left:
+            return True
+    return False
+
+
+def _released(releaser: Releaser, state: StateFile, owner: Owner) -> bool:
+    """Try once.
 
     It happens under the state file's lock, so that a new owner can neither claim nor lock
     these GPUs in between. Where the file is out of reach nobody new can have claimed them
     either, and the GPUs are released without it.
     """
-    for pause_s in (0.0, *_RELEASE_PAUSES_S):
-        sleep_s(pause_s)
-        on_record = False
-        with contextlib.suppress(ClockError):
-            with contextlib.suppress(ClockError), state.change() as holdings:
-                on_record = True
-                if any(h.owner == owner and h.clock_mhz is not None for h in holdings):
-                    actuator.release(orphans=True)
-                holdings[:] = [h for h in holdings if h.owner != owner]
-                return True
-            if not on_record:
-                actuator.release(orphans=True)
-                return True
+    on_record = False
+    with contextlib.suppress(ClockError):
+        with contextlib.suppress(ClockError), state.change() as holdings:
+            on_record = True
+            own = [h for h in holdings if h.owner == owner and set(h.gpus) & set(releaser.gpus)]
+            if any(h.clock_mhz is not None for h in own):
+                releaser.release(orphans=True)
+            holdings[:] = [h for h in holdings if h not in own]
+            return True
+        if not on_record:
+            releaser.release(orphans=True)
+            return True
     return False
 
 
@@ -212,7 +226,7 @@ def main() -> int:
         charge = json.loads(_read_line(0))
         owner = Owner(**charge["owner"])
         state = StateFile(Path(charge["state_folder"]))
-        actuator = ActuatorSpec.from_json(charge["spec"]).open()
+        releasers = ActuatorSpec.from_json(charge["spec"]).open_releasers()
         watch = Watch(owner, 0, float(charge["heartbeat_timeout_s"]))
     except Exception as error:  # whatever it is, the owner has to hear of it
         os.write(1, f"{type(error).__name__}: {error}".encode())
@@ -227,7 +241,7 @@ def main() -> int:
     if not reason:
         give_up(state, owner)
         return 0
-    return 0 if release(actuator, state, owner) else 1
+    return 0 if release(releasers, state, owner) else 1
 
 
 class _ToldToEnd(BaseException):

@@ -63,7 +63,7 @@ class GuardedActuator:
         if os.getpid() != self._owner.pid:
             raise ClockError("these clocks belong to the process that forked this one")
         if self._guard is None:
-            restore(self._state, _release_orphan)
+            restore(self._state, release_orphan)
             claim(self._state, self._owner, self.gpus, self._spec.name, None)
             self._guard = self._start_guard(self._spec, self._state, self._owner)
         claim(self._state, self._owner, self.gpus, self._spec.name, clock_mhz)
@@ -115,5 +115,7 @@ class GuardedActuator:
             give_up(self._state, self._owner)
 
 
-def _release_orphan(holding: Holding) -> None:
-    ActuatorSpec.from_name(holding.actuator, holding.gpus).open().release(orphans=True)
+def release_orphan(holding: Holding) -> None:
+    """Free a dead owner's GPUs, as its record tells. Raises ClockError."""
+    for one in ActuatorSpec.from_name(holding.actuator, holding.gpus).open_releasers():
+        one.release(orphans=True)

@@ -176,6 +176,10 @@ class NvmlGpus:
             for at, uuid in enumerate(self._uuids)
         )
 
+    def models(self) -> tuple[str, ...]:
+        """Product names."""
+        return tuple(gpu.name for gpu in self.identities())
+
     def driver_version(self) -> str:
         """The NVIDIA driver's version."""
         return str(self._ask("nvmlSystemGetDriverVersion", None))

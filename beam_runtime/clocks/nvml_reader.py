@@ -19,6 +19,10 @@ class NvmlReader:
         """UUIDs."""
         return self._nvml.gpus
 
+    def models(self) -> tuple[str, ...]:
+        """Product names."""
+        return self._nvml.models()
+
     def supported_clocks_mhz(self) -> tuple[int, ...]:
         """As NVML lists them."""
         return self._nvml.supported_clocks_mhz()

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.base import ClockActuator, Releaser
+from beam_runtime.clocks.places import by_place
 from beam_runtime.errors import ClockUnavailableError
+
+if TYPE_CHECKING:
+    from beam_runtime.clocks.nodes import LocalActuator
 
 
 class ActuatorKind(StrEnum):
@@ -17,6 +21,7 @@ class ActuatorKind(StrEnum):
     ZEUSD = "zeusd"
     COMMAND = "command"
     FILE = "file"
+    NODE = "node"
     NONE = "none"
 
 
@@ -25,9 +30,9 @@ class ActuatorSpec:
     """How a replica's GPUs are reached.
 
     Attributes:
-        kind: which way.
-        gpus: UUIDs; NVML indices are accepted too.
-        socket: zeusd's.
+        kind: which way, for the GPUs of this machine.
+        gpus: UUIDs; NVML indices are accepted too, and GPUs of other nodes (places.py).
+        socket: zeusd's, or its address on another node.
         set_command: argv with {gpu}, {index} and {clock_mhz}; run once per GPU.
         release_command: argv with {gpu} and {index}.
         file: where FileGpus live.
@@ -42,6 +47,38 @@ class ActuatorSpec:
 
     def open(self) -> ClockActuator:
         """The actuator. Raises ClockUnavailableError where it cannot work here."""
+        here, *others = self._places()
+        local = here._open_local()
+        if not others:
+            return local
+        from beam_runtime.clocks.nodes import AcrossNodes
+        from beam_runtime.clocks.zeusd_node import ZeusdNode
+
+        return AcrossNodes(local, [ZeusdNode(tuple(map(str, one.gpus))) for one in others])
+
+    def open_releasers(self) -> tuple[Releaser, ...]:
+        """What gives the GPUs back, each machine's by themselves.
+
+        Raises ClockUnavailableError where this machine's cannot be reached.
+        """
+        from beam_runtime.clocks.zeusd_node import ZeusdNode
+
+        return tuple(
+            ZeusdNode(tuple(map(str, one.gpus)))
+            if one.kind is ActuatorKind.NODE
+            else one._open_local()
+            for one in self._places()
+        )
+
+    def _places(self) -> tuple[Self, ...]:
+        return tuple(
+            replace(self, kind=ActuatorKind.NODE, gpus=gpus, socket=address)
+            if address
+            else replace(self, gpus=gpus)
+            for address, gpus in by_place(self.gpus).items()
+        ) or (self,)
+
+    def _open_local(self) -> "LocalActuator":
         match self.kind:
             case ActuatorKind.NVML:
                 from beam_runtime.clocks.nvml import NvmlGpus
@@ -61,6 +98,11 @@ class ActuatorSpec:
                 from beam_runtime.clocks.file_gpus import FileGpus
 
                 return FileGpus(self.file, self.gpus)
+            case ActuatorKind.NODE:
+                raise ClockUnavailableError(
+                    f"all of these GPUs are on other nodes: {', '.join(map(str, self.gpus))}",
+                    hint="name this machine's, too: what clocks the others offer is read from them",
+                )
         raise ClockUnavailableError(f"{self.kind} sets no clocks")
 
     @property
@@ -84,6 +126,8 @@ class ActuatorSpec:
                 return cls(ActuatorKind.ZEUSD, gpus, socket=place)
             case ActuatorKind.FILE:
                 return cls(ActuatorKind.FILE, gpus, file=place)
+            case ActuatorKind.NODE:
+                return cls(ActuatorKind.NODE, gpus, socket=place)
         raise ClockUnavailableError(
             f"a lock that was set by {kind!r} cannot be released from its record",
             hint="run the site's own release command for " + ", ".join(gpus),

@@ -17,11 +17,15 @@
     gpus = ["GPU-...", "GPU-..."]          # all GPUs of the replica, by UUID or NVML index
     idle_power_w = 160                     # of one stage's GPUs, where the table lacks it
 
+    [clock.nodes]                          # those on other nodes, by the zeusd there and index
+    "node2:4938" = [0, 1, 2, 3]
+
 The environment's BEAM_POLICY goes before the file's policy: an operator can look first.
 Unknown keys are refused; a mistyped SLO must not become the default one.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,9 +33,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from beam_runtime.clocks.places import on_node
 from beam_runtime.errors import BeamError
 from beam_runtime.types import Slo
 
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 CONFIG_VARIABLE = "BEAM_CONFIG"
 POLICY_VARIABLE = "BEAM_POLICY"
 
@@ -54,7 +60,8 @@ class EmbeddedConfig:
         log: decision log; None = none is kept.
         slo: for requests that name no class.
         classes: SLOs by class name.
-        gpus: the replica's, by UUID or NVML index.
+        gpus: the replica's, by UUID or NVML index; those of other nodes as clocks.places names
+            them.
         idle_power_w: what a waiting stage's GPUs draw together, where the table lacks it.
         metrics_port: where Prometheus metrics are served; None = nowhere.
     """
@@ -112,7 +119,7 @@ class _Reader:
         own = {name: value for name, value in slo.items() if name not in classes}
         default = self._slo(own, "slo", Slo())
         clock = self._table(raw, "clock")
-        self._known(clock, "clock.", ("gpus", "idle_power_w"))
+        self._known(clock, "clock.", ("gpus", "idle_power_w", "nodes"))
         return EmbeddedConfig(
             table=self._file(raw, "table"),
             policy=self._policy(raw),
@@ -121,7 +128,7 @@ class _Reader:
             classes={
                 name: self._slo(value, f"slo.{name}", default) for name, value in classes.items()
             },
-            gpus=self._gpus(clock),
+            gpus=self._gpus(clock) + self._gpus_on_nodes(clock),
             idle_power_w=self._positive(clock, "idle_power_w", "clock.idle_power_w", "watts"),
             metrics_port=self._port(raw),
         )
@@ -180,6 +187,24 @@ class _Reader:
         if not isinstance(value, list) or not all(type(gpu) in (str, int) for gpu in value):
             raise self._refuse("clock.gpus", "a list of UUIDs or NVML indices", value)
         return tuple(value)
+
+    def _gpus_on_nodes(self, raw: dict[str, Any]) -> tuple[str, ...]:
+        nodes = raw.get("nodes", {})
+        if not isinstance(nodes, dict):
+            raise self._refuse("clock.nodes", "a table: [clock.nodes]", nodes)
+        if nodes and not raw.get("gpus"):
+            raise self._refuse("clock.gpus", "this node's GPUs where clock.nodes names others", [])
+        for address, indices in nodes.items():
+            named = _ADDRESS.fullmatch(address)
+            if not named or int(named[2]) > 65535:
+                raise self._refuse(f"clock.nodes.{address}", "named HOST:PORT of a zeusd", address)
+            if not isinstance(indices, list) or not all(
+                type(index) is int and index >= 0 for index in indices
+            ):
+                raise self._refuse(f"clock.nodes.{address}", "a list of NVML indices", indices)
+        return tuple(
+            on_node(address, index) for address, indices in nodes.items() for index in indices
+        )
 
     def _port(self, raw: dict[str, Any]) -> int | None:
         value = raw.get("metrics_port")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from beam_runtime.clocks.energy import EnergyCounter
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.places import by_place
 from beam_runtime.errors import ClockError
 
 # Counters tick every 100 ms: over a second the mean is good to a few percent.
@@ -70,10 +71,11 @@ class Wattmeter:
 
 
 def open_wattmeter(gpus: Sequence[str | int]) -> Wattmeter | None:
-    """A meter for these GPUs; None where none was named or they have no counter."""
-    if not gpus:
+    """A meter for those GPUs that are this machine's; None without any, or without counters."""
+    own = by_place(gpus).get("", ())
+    if not own:
         return None
     try:
-        return Wattmeter(NvmlGpus(gpus))
+        return Wattmeter(NvmlGpus(own))
     except ClockError:
         return None

@@ -40,6 +40,13 @@ def test_root_goes_to_nvml(tmp_path: Path) -> None:
     assert "CAP_SYS_ADMIN" in str(choice)
 
 
+@pytest.mark.usefixtures("no_zeusd")
+def test_other_nodes_are_said_beside_it(tmp_path: Path) -> None:
+    choice = choose_actuator([0, "node2:4938/0"], proc_status=status(tmp_path, ROOT))
+    assert choice.spec == ActuatorSpec(ActuatorKind.NVML, (0, "node2:4938/0"))
+    assert str(choice).endswith("; those of other nodes through zeusd at node2:4938")
+
+
 def test_a_plain_user_goes_to_zeusd_where_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

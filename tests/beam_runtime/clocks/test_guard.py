@@ -260,7 +260,7 @@ class TestRelease:
         gone = Owner(1 << 22, 0, Owner.current().boot_id)
         claim(bench.state, Owner.current(), ["GPU-fake-0"], "nvml", 1200)
         actuator = FakeActuator()
-        assert release(actuator, bench.state, gone, sleep_s=lambda seconds: None)
+        assert release([actuator], bench.state, gone, sleep_s=lambda seconds: None)
         assert actuator.calls == []
         assert len(bench.state.read()) == 1
 
@@ -279,7 +279,7 @@ class TestRelease:
         actuator.set(1005)
         claim(bench.state, me, actuator.gpus, "nvml", 1005)
         pauses: list[float] = []
-        assert release(actuator, bench.state, me, sleep_s=pauses.append)
+        assert release([actuator], bench.state, me, sleep_s=pauses.append)
         assert actuator.locked_mhz == [None]
         assert len(pauses) == 3
         assert bench.state.read() == ()
@@ -289,7 +289,7 @@ class TestRelease:
         bench.state.path.write_text("{")
         actuator = FakeActuator()
         actuator.set(1005)
-        assert release(actuator, bench.state, Owner.current(), sleep_s=lambda seconds: None)
+        assert release([actuator], bench.state, Owner.current(), sleep_s=lambda seconds: None)
         assert actuator.locked_mhz == [None]
         assert bench.state.path.read_text() == "{"
 
@@ -300,7 +300,7 @@ class TestRelease:
 
         me = Owner.current()
         claim(bench.state, me, ["GPU-fake-0"], "nvml", 1005)
-        assert not release(Lost(), bench.state, me, sleep_s=lambda seconds: None)
+        assert not release([Lost()], bench.state, me, sleep_s=lambda seconds: None)
         assert len(bench.state.read()) == 1, "doctor will find it"
 
 

@@ -1,13 +1,10 @@
 """zeusd's client against a daemon that is a real HTTP server on a real Unix socket."""
 
-import http.server
-import socketserver
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from fault_zeusd import Zeusd, serving
 
 from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.lock import ClockLock
@@ -16,65 +13,15 @@ from beam_runtime.clocks.zeusd import ZeusdGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 
 
-class Zeusd(socketserver.ThreadingUnixStreamServer):
-    """Locks the clocks of a FakeNvml for whoever asks over HTTP."""
-
-    daemon_threads = True
-
-    def __init__(self, path: Path, nvml: FakeNvml) -> None:
-        self.nvml = nvml
-        self.requests: list[str] = []
-        self.tokens: list[str | None] = []
-        self.answer: tuple[int, str] | None = None
-        super().__init__(str(path), _Handler)
-        self.path = str(path)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Zeusd
-
-    def do_POST(self) -> None:
-        self.server.requests.append(self.path)
-        self.server.tokens.append(self.headers.get("Authorization"))
-        url = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        status, text = self.server.answer or self._obey(url.path, query)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def _obey(self, path: str, query: dict[str, str]) -> tuple[int, str]:
-        for index in query["gpu_ids"].split(","):
-            gpu = self.server.nvml.gpus[int(index)]
-            if path == "/gpu/set_gpu_locked_clocks":
-                low, high = int(query["min_clock_mhz"]), int(query["max_clock_mhz"])
-                self.server.nvml.nvmlDeviceSetGpuLockedClocks(gpu, low, high)
-            elif path == "/gpu/reset_gpu_locked_clocks":
-                self.server.nvml.nvmlDeviceResetGpuLockedClocks(gpu)
-            else:
-                return 404, "no such endpoint"
-        return 200, ""
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        pass
-
-
 @pytest.fixture
 def zeusd(tmp_path: Path) -> Iterator[Zeusd]:
-    server = Zeusd(tmp_path / "zeusd.sock", FakeNvml(fake_gpus(4)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    daemon = Zeusd(FakeNvml(fake_gpus(4)), tmp_path / "zeusd.sock")
+    with serving(daemon):
+        yield daemon
 
 
 def test_it_locks_reads_back_and_frees_the_gpus_it_was_given(zeusd: Zeusd) -> None:
-    actuator = ZeusdGpus(NvmlGpus(["GPU-1", "GPU-3"], nvml=zeusd.nvml), zeusd.path)
+    actuator = ZeusdGpus(NvmlGpus(["GPU-1", "GPU-3"], nvml=zeusd.nvml), zeusd.place)
     assert actuator.gpus == ("GPU-1", "GPU-3")
     assert 1005 in actuator.supported_clocks_mhz()
     with ClockLock(actuator) as lock:
@@ -89,7 +36,7 @@ def test_it_locks_reads_back_and_frees_the_gpus_it_was_given(zeusd: Zeusd) -> No
 
 
 def test_an_unsupported_clock_never_reaches_the_daemon(zeusd: Zeusd) -> None:
-    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.path)
+    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)
     with pytest.raises(ClockUnavailableError, match="do not offer 1000 MHz"):
         actuator.set(1000)
     assert zeusd.requests == []
@@ -97,7 +44,7 @@ def test_an_unsupported_clock_never_reaches_the_daemon(zeusd: Zeusd) -> None:
 
 def test_a_lock_that_is_not_ours_stays(zeusd: Zeusd) -> None:
     zeusd.nvml.gpus[0].lock_mhz = 1200
-    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.path)
+    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)
     actuator.release()
     assert zeusd.nvml.locked[0] == 1200
     actuator.release(orphans=True)
@@ -112,7 +59,7 @@ def test_a_refusal_says_what_the_daemon_said(
     zeusd: Zeusd, status: int, error: type[ClockError]
 ) -> None:
     zeusd.answer = (status, "not today")
-    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.path)
+    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)
     with pytest.raises(error, match="zeusd") as caught:
         actuator.set(1005)
     assert "not today" in str(caught.value.cause)
@@ -122,7 +69,7 @@ def test_a_refusal_says_what_the_daemon_said(
 
 def test_the_token_travels(zeusd: Zeusd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZEUSD_TOKEN", "secret")
-    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.path)
+    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)
     actuator.set(1005)
     actuator.release()
     assert zeusd.tokens == ["Bearer secret"] * 2
@@ -130,5 +77,6 @@ def test_the_token_travels(zeusd: Zeusd, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_no_daemon(tmp_path: Path) -> None:
     actuator = ZeusdGpus(NvmlGpus([0], nvml=FakeNvml()), str(tmp_path / "nobody.sock"))
-    with pytest.raises(ClockUnavailableError, match="does not answer"):
+    with pytest.raises(ClockError, match="does not answer") as caught:
         actuator.set(1005)
+    assert type(caught.value) is ClockError, "it may come back: nothing is given up for good"
