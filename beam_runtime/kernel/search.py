@@ -62,7 +62,7 @@ MISSES, TRIES = 2, 16
 # A last look takes so many plays, none where plays are long: there a step matters less.
 LAST_PLAYS, LAST_WORK = 8, 5_000
 # Violations closer than this (in shares of one SLO) are the same.
-SAME_VIOLATION = 0.02
+SAME_VIOLATION = 0.005
 # What the search is doing: 1 and 2 of the docstring, 3, then its last paragraph.
 CHEAPEST, LAST_LOOK, LEAST_LATE, NO_WORSE, LOWER = range(5)
 
