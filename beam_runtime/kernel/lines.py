@@ -40,10 +40,6 @@ from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
 UNTRIED, TRIED = 0.02, 0.0005
-# The same for a last look, by which steps more or fewer inside the horizon come to light.
-LAST_UNTRIED, LAST_TRIED = 0.1, 0.02
-# How late an estimated TBT may be then, beyond the doubts below, in shares of its SLO.
-LAST_GAP = 0.2
 # The same for TTFT and TBT, in shares of their SLO; a sketch knows little about TBT.
 TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 # The fastest entries of a line: those whose time is within this factor.
@@ -244,7 +240,7 @@ def prepare_decode(
 @compiled
 def cheapest(
     lines: int, best_j: float, late_ms: float, gap_ms: float, ttft_ms: float, tbt_ms: float,
-    slow_ms: float, trust: float, untried: float, tried: float, w: Room,
+    slow_ms: float, trust: float, w: Room,
 ) -> tuple[int, int]:  # fmt: skip
     """The open entry to play next, expected below ``best_j`` and these excesses; else (-1, -1).
 
@@ -254,7 +250,7 @@ def cheapest(
     at_line, at_clock, least_j = -1, -1, best_j
     for line in range(lines):
         played = w.line[3, line]
-        doubt = untried if played < 0 else tried
+        doubt = UNTRIED if played < 0 else TRIED
         for c in range(w.state.shape[1]):
             if w.state[line, c] != OPEN or w.estimate[SLOW, line, c] > slow_ms:
                 continue

@@ -5,9 +5,7 @@ Every candidate has an estimate (lines.py). They are played in the order of esti
 1. play the cheapest entry that is estimated to keep every SLO;
 2. its play corrects the estimates of its line; if it breaks an SLO, so will lower clocks of
    that line, and they are dropped;
-3. when nothing left is estimated to be cheaper than the best that was played, take a last look
-   at a few that might be all the same: a step more or fewer before the last prompt is done
-   makes up to a tenth of a short horizon's energy, and no estimate knows of it.
+3. stop when nothing left is estimated to be cheaper than the best that was played.
 
 Nothing is dropped on monotony in chunk, which energy does not have. Where nothing keeps the
 SLOs, the fastest entries are played in the order of estimated violation; then cheaper entries
@@ -23,12 +21,7 @@ from beam_runtime.kernel.jit import compiled, entry, inlined
 from beam_runtime.kernel.lines import (
     ABOUT,
     CLOSED,
-    LAST_GAP,
-    LAST_TRIED,
-    LAST_UNTRIED,
     SLOW,
-    TRIED,
-    UNTRIED,
     Grid,
     Room,
     cheapest,
@@ -58,13 +51,11 @@ from beam_runtime.types import SAME_MS
 
 # After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
 # plays of the fastest entries.
-MISSES, TRIES = 2, 16
-# A last look takes so many plays, none where plays are long: there a step matters less.
-LAST_PLAYS, LAST_WORK = 8, 5_000
+MISSES, TRIES = 3, 16
 # Violations closer than this (in shares of one SLO) are the same.
 SAME_VIOLATION = 0.005
-# What the search is doing: 1 and 2 of the docstring, 3, then its last paragraph.
-CHEAPEST, LAST_LOOK, LEAST_LATE, NO_WORSE, LOWER = range(5)
+# What the search is doing: 1 to 3 of the docstring; then its last paragraph.
+CHEAPEST, LEAST_LATE, NO_WORSE, LOWER = range(4)
 
 
 class Choice(NamedTuple):
@@ -156,19 +147,11 @@ def search(
         if phase == CHEAPEST:
             if work <= g.most_work and (misses < MISSES or best.feasible):
                 most_j = best.energy_j if best.feasible else math.inf
-                line, c = cheapest(
-                    lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, math.inf, trust, UNTRIED, TRIED, w
-                )  # fmt: skip
+                line, c = cheapest(lines, most_j, 0.0, 0.0, ttft_ms, tbt_ms, math.inf, trust, w)
             if line < 0:
-                phase, misses = (LAST_LOOK if best.feasible else LEAST_LATE), 0
-        if phase == LAST_LOOK:
-            if misses < LAST_PLAYS and work <= LAST_WORK:
-                line, c = cheapest(
-                    lines, best.energy_j, 0.0, LAST_GAP * tbt_ms, ttft_ms, tbt_ms, math.inf, trust,
-                    LAST_UNTRIED, LAST_TRIED, w,
-                )  # fmt: skip
-            if line < 0:
-                break
+                if best.feasible:
+                    break
+                phase, misses = LEAST_LATE, 0
         if phase == LEAST_LATE:
             if misses < TRIES and (work <= g.most_work or misses == 0):
                 limit = least * 1.5 + 0.01 if misses > 0 else math.inf
@@ -182,8 +165,7 @@ def search(
                 late_ms, gap_ms = max(0.0, o.ttft_excess_ms), max(0.0, o.tbt_excess_ms)
                 slow_ms = w.estimate[SLOW, best.line, best.clock] * ABOUT
                 line, c = cheapest(
-                    lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, slow_ms, trust,
-                    UNTRIED, TRIED, w,
+                    lines, best.energy_j, late_ms, gap_ms, ttft_ms, tbt_ms, slow_ms, trust, w
                 )  # fmt: skip
             if line < 0:
                 phase, low, high = LOWER, -1, best.clock
@@ -203,9 +185,6 @@ def search(
             learn(line, c, one.energy_j, one.outcome, w)
         if better(one, best, least):
             best = one
-        if phase == LAST_LOOK:
-            misses += 1
-            continue
         if one.feasible:
             phase = CHEAPEST
             continue
