@@ -46,6 +46,7 @@ class Columns:
         step.computed[:end] = [request.num_computed_tokens for request in running]
         step.last_ms[:end] = [one.last_token_ms or now_ms for one in known]
         step.generated[:end] = step.totals[:end] - self._prompts
+        step.shared_blocks[:end] = 0
         if self._asynchronous:
             self._count_placeholders(running, end)
         waiting = self._fill_waiting(end, now_ms)
@@ -100,7 +101,7 @@ class Columns:
 
     def _fill_waiting(self, begin: int, now_ms: float) -> int:
         """As many as could fill the largest step."""
-        step, limits = self._step, self._view.limits
+        step, limits, hits = self._step, self._view.limits, self._view.hits
         room, at = limits.max_batched_tokens, begin
         for request in self._view.waiting():
             if room <= 0 or at == step.columns:
@@ -109,11 +110,14 @@ class Columns:
             if getattr(request, "num_stale_output_tokens", 0):
                 continue
             tokens = request.num_tokens
-            room -= tokens
+            cached, unheld = hits.find(request)
+            room -= tokens - cached
             if request.num_prompt_tokens > limits.max_model_len:
                 continue
             step.totals[at] = tokens
             step.computed[at] = 0
+            step.cached[at] = cached
+            step.shared_blocks[at] = (cached - unheld) // limits.block_size
             step.generated[at] = tokens - request.num_prompt_tokens
             step.last_ms[at] = now_ms
             at += 1

@@ -135,8 +135,9 @@ class Embedded:
         slo = self._slo_of(request, self.slo)
         known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
         self.controller.arrival(
-            request.request_id, request.num_prompt_tokens, slo=known.slo, at_ms=known.arrival_ms
-        )
+            request.request_id, request.num_prompt_tokens, slo=known.slo,
+            cached_tokens=self.view.hits.find(request)[0], at_ms=known.arrival_ms,
+        )  # fmt: skip
 
     @_never_raises
     def aborted(self, names: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """vLLM's scheduler as a Snapshot, read on the engine's own thread before each step.
 
 It knows vLLM's attributes and no vLLM module: what it reads is listed in vllm_features. Only as
-many waiting requests are read as one step could admit. Prefix-cache hits are not looked up
-(that costs as much as scheduling): a waiting request counts with its whole prompt.
+many waiting requests are read as one step could admit, less what the prefix cache holds of them.
+What running requests have in common counts as each one's own.
 """
 
 from collections import deque
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from beam_runtime.engines.vllm_followed import Cohort, Followed
+from beam_runtime.engines.vllm_hits import PrefixHits
 from beam_runtime.pipeline_times import PipelineTimes
 from beam_runtime.types import (
     Correction,
@@ -64,6 +65,7 @@ class SchedulerView:
         unsettled: requests whose prompt, or what a preemption lost, is not scheduled whole.
         flying: steps in flight, oldest first.
         chunk_owed: a decode-only step was sent ahead of a chunk.
+        hits: looks into the prefix cache.
     """
 
     scheduler: Any
@@ -73,6 +75,10 @@ class SchedulerView:
     unsettled: set[str] = field(default_factory=set)
     flying: deque[Flying] = field(default_factory=deque)
     chunk_owed: bool = False
+    hits: PrefixHits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hits = PrefixHits(self.scheduler)
 
     @property
     def asynchronous(self) -> bool:
@@ -147,12 +153,14 @@ class SchedulerView:
             if getattr(request, "num_stale_output_tokens", 0):
                 continue
             known = self.known(request.request_id)
+            cached, unheld = self.hits.find(request)
             state = RequestState(
                 request.request_id, request.num_prompt_tokens, known.arrival_ms, known.slo,
-                0, request.num_output_tokens, 0, known.first_token_ms, known.last_token_ms,
+                0, request.num_output_tokens, cached, known.first_token_ms, known.last_token_ms,
+                unheld_tokens=unheld,
             )  # fmt: skip
             waiting.append(state)
-            room -= request.num_tokens
+            room -= request.num_tokens - cached
             if room <= 0:
                 break
         return tuple(waiting)

@@ -16,6 +16,7 @@ from beam_runtime.kernel.composer import STEP, classify, compose
 from beam_runtime.kernel.jit import brief_entry
 from beam_runtime.kernel.pack import pack_engine, pack_tables
 from beam_runtime.kernel.state import (
+    CACHED,
     CHUNK_OWED,
     COMPUTED,
     DUE,
@@ -38,6 +39,7 @@ from beam_runtime.kernel.state import (
     READY_SINCE,
     ROOM,
     RUNNING,
+    SHARED,
     STAGE_FREE,
     TBT_SLO,
     TOTAL,
@@ -102,6 +104,8 @@ class NextStep:
         totals: per request, tokens of prompt and answer.
         computed: tokens with a place in the KV cache.
         generated: tokens of the answer.
+        cached: of one that waits, tokens of its prefix-cache hit, in whole blocks.
+        shared_blocks: blocks of the hit that a request ahead of it holds, too.
         last_ms: when the latest token came; any number where none has.
         tbt_ms: TBT SLO.
     """
@@ -120,6 +124,7 @@ class NextStep:
         )
         rows, times = self._state.requests, self._state.times
         self.totals, self.computed, self.generated = rows[TOTAL], rows[COMPUTED], rows[GENERATED]
+        self.cached, self.shared_blocks = rows[CACHED], rows[SHARED]
         self.last_ms, self.tbt_ms = times[LAST], times[TBT_SLO]
         self._given: tuple[Knobs, Correction, Rules] | None = None
         self._engine: Engine

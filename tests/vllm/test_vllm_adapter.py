@@ -231,7 +231,7 @@ def test_any_orders_serve_every_request(
     for seed in range(12):
         engine = rig(
             make=make_scheduler, pp=pp, asynchronous=asynchronous,
-            num_blocks=(40, 4_000)[seed % 2],
+            num_blocks=(40, 4_000)[seed % 2], prefix_caching=seed % 4 > 1,
         )  # fmt: skip
         assert engine.scheduler.beam is not None
         director = Director(any_knobs(random.Random(seed), pp))
@@ -272,6 +272,7 @@ def test_compiled_and_readable_composer_make_the_same_plans(
             return quick
         assert quick.until_ms == pytest.approx(readable.until_ms, abs=1e-6)
         assert replace(quick, until_ms=0.0) == replace(readable, until_ms=0.0, why="")
+        seen["hits"] += any(self._view.hits.find(request)[0] for request in self._view.waiting())
         seen["holds"] += quick.holds
         seen["hides"] += bool(quick.hidden)
         seen["owes"] += quick.chunk_owed
@@ -281,12 +282,13 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     for seed in range(12):
         engine = rig(
             make=make_scheduler, pp=pp, asynchronous=asynchronous,
-            num_blocks=(40, 4_000)[seed % 2],
+            num_blocks=(40, 4_000)[seed % 2], prefix_caching=seed % 4 > 1,
         )  # fmt: skip
         director = Director(any_knobs(random.Random(seed), pp))
         drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
         assert engine.scheduler.beam.failure == ""
     assert seen["holds"] > 100
+    assert seen["hits"] > 50
     assert seen["owes"] > 0
     assert seen["hides"] > 50 or pp == 1
 
@@ -369,6 +371,31 @@ def test_microbatches_split_the_decodes_of_a_pipeline(
         return max(len(batch) for batch in last if max(batch.values()) == 1)
 
     assert largest_decode(2) <= -(-largest_decode(1) // 2) + 1
+
+
+def test_a_prefix_cache_hit_is_known_before_vllm_looks(rig: Any, config: Path) -> None:
+    class Listening(Director):
+        def arrival(self, name: str, tokens: int, *, cached_tokens: int, **_: Any) -> None:
+            told[name] = cached_tokens
+
+    told: dict[str, int] = {}
+    engine = rig(make=make_scheduler, prefix_caching=True)
+    beam = engine.scheduler.beam
+    beam.controller.close()
+    beam.connect(Listening(lambda: Knobs(1200, 512)))
+    prompt = list(range(320))
+
+    def waiting(name: str, tokens: list[int], outputs: int) -> tuple[int, int]:
+        engine.add(name, tokens, outputs)
+        (state,) = beam.view.snapshot(0.0, Knobs(1200, 512), Correction()).waiting
+        assert told[name] == state.cached_tokens
+        return state.cached_tokens, state.unheld_tokens
+
+    assert waiting("first", prompt, 1) == (0, 0)
+    engine.update(*engine.schedule())
+    assert waiting("again", prompt, 9) == (304, 304), "the last token's block is computed anew"
+    engine.update(*engine.schedule())
+    assert waiting("beside", prompt[:100] + prompt, 9) == (96, 0), "another request holds them"
 
 
 def test_a_paced_batch_is_held_without_being_sent_empty(

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 from beam_runtime.composer import Step, compose  # noqa: E402
 from beam_runtime.emulator import finish, issue  # noqa: E402
+from beam_runtime.engines.vllm_hits import PrefixHits  # noqa: E402
 from beam_runtime.pipeline import Pass  # noqa: E402
 from beam_runtime.schedule import blocks, shared_blocks  # noqa: E402
 from beam_runtime.types import (  # noqa: E402
@@ -125,6 +126,7 @@ class Seen:
     hits: int = 0
     unheld: int = 0  # hits on blocks that nobody held
     shared: int = 0  # hits on blocks that others held
+    looks: int = 0  # at hits of requests that go on waiting, as an adapter finds them
     answers: int = 0  # hits beyond the prompt, after a preemption
     aborts: int = 0
     mixed: int = 0
@@ -136,11 +138,14 @@ def hits(
 ) -> dict[str, tuple[int, int]]:
     """The prefix-cache hit of all who waited before a step: (tokens, of them held by nobody)."""
     found = {}
+    looks = PrefixHits(oracle.scheduler)
     for name, request in oracle.scheduler.requests.items():
         if name in before:
             continue
         if name not in tokens:
             found[name] = oracle.hit(name)
+            assert looks.find(request) == found[name], name
+            seen.looks += found[name][0] > 0
             continue
         cached = request.num_computed_tokens - tokens[name]
         found[name] = cached, cached - shared[name]
@@ -269,6 +274,7 @@ def test_prefix_cache_hits_when_kv_blocks_are_few(rig: Rig, pp: int) -> None:
     assert sum(one.unheld for one in seen) > 50
     assert sum(one.shared for one in seen) > 50
     assert sum(one.answers for one in seen) > 50
+    assert sum(one.looks for one in seen) > 50
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])
