@@ -133,6 +133,11 @@ class Calibration:
         """The correction's factor for this kind alone: asked of every step, and cheap."""
         return self._scales[kind].clamped
 
+    def begin_from(self, floor: Correction) -> None:
+        """Other least margins from now on; what was learnt stays."""
+        self._floor = floor
+        self._correction = None
+
     @property
     def trusted(self) -> bool:
         """Whether the table still describes this engine: no scale wants to leave its clamp."""

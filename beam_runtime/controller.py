@@ -26,10 +26,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
@@ -42,21 +41,18 @@ from beam_runtime.events import (
     ClockRefused,
     Event,
     Observe,
+    Promise,
     Resume,
 )
 from beam_runtime.hooks import Hooks
-from beam_runtime.resources import (
-    Searcher,
-    open_clocks,
-    open_cost,
-    open_search,
-    open_searches,
-    open_stance,
-)
+from beam_runtime.opening import Opening
+from beam_runtime.resources import Searcher, Searches, open_clocks, open_cost
 from beam_runtime.status import Status
 from beam_runtime.steering import Steering, SteeringRules
 from beam_runtime.types import Decision, EngineLimits, Knobs, Slo, Snapshot
-from beam_runtime.warming import Warming
+
+if TYPE_CHECKING:
+    from beam_runtime.kernel.next_step import NextStep
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -82,6 +78,7 @@ class Controller(Hooks):
         log: where decisions go; closed at the end.
         search: finds the best knobs for a snapshot; by default the compiled search.
         observing: see observe().
+        compose_with: takes the compiled composer once it is loaded, on the search's thread.
         threads: False = nothing runs by itself: call advance().
         now_ms: the time axis of all hooks, in milliseconds; time.monotonic() by default.
 
@@ -103,6 +100,7 @@ class Controller(Hooks):
         log: DecisionLog | None = None,
         search: Searcher | None = None,
         observing: bool = False,
+        compose_with: "Callable[[NextStep], None] | None" = None,
         threads: bool = True,
         now_ms: Callable[[], float] | None = None,
     ) -> None:
@@ -120,26 +118,25 @@ class Controller(Hooks):
             None if actuator is None
             else ClockSetter(actuator, self._clock_outcome, threaded=threads)
         )  # fmt: skip
-        self._cost, self._given_search = cost, search
         top_mhz = 0 if isinstance(cost, TableError) else int(cost.clocks_mhz[-1])
         self._own = own or Knobs(top_mhz, limits.max_batched_tokens)
         check_knobs(self._own, limits)
         self._limits = limits
-        self._stance = open_stance(cost, limits, slos or {})
-        opening = partial(
-            open_searches, cost, limits, self._stance, self._own, search,
-            clocks=actuator is not None,
+        self._compose_with = compose_with
+        self._opening = Opening(
+            cost, limits, slos or {}, self._own, search,
+            clocks=actuator is not None, composer=compose_with is not None, threads=threads,
         )  # fmt: skip
-        # Only the compiled search takes time to open: the thread that will use it does that.
-        later = threads and search is None and not isinstance(cost, TableError)
-        self._warming = Warming(opening) if later else None
+        searches = None if self._opening.later else self._opening.look()
         self._steering = Steering(
-            cost, limits, self._own, None if later else opening(), self._stance,
-            self._now_ms, self._want_clock,
+            cost, limits, self._own, searches, self._opening.stance,
+            self._now_ms, self._want_clock, promise=self._opening.promise,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
             sets_clocks=actuator is not None,
             observing=observing,
         )  # fmt: skip
+        if searches is not None:
+            self._hand_over(searches)
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
         )
@@ -259,8 +256,8 @@ class Controller(Hooks):
 
     @property
     def warming_up(self) -> bool:
-        """Whether the search is still being opened; nothing is decided until it is."""
-        return self._warming is not None
+        """Whether a search is still being opened; before the first, nothing is decided."""
+        return self._opening.pending
 
     @property
     def status(self) -> Status:
@@ -282,7 +279,7 @@ class Controller(Hooks):
         Raises:
             TableError: there is no usable table.
         """
-        return self._decide(state)
+        return self._opening.pure()(state)
 
     def resume(self) -> None:
         """Steer again although too many failures have switched it off."""
@@ -296,6 +293,10 @@ class Controller(Hooks):
         """Steer again after observe(): the next decision is put in force."""
         self._append(Observe(self._now_ms(), observing=False))
 
+    def promise(self, slo: Slo) -> None:
+        """From now on requests that name no SLO are promised this one, and margins follow."""
+        self._append(Promise(self._now_ms(), slo))
+
     def last_words(self, why: str) -> None:
         """Write ``stop`` now, for who may be killed before close(). Fit for a signal handler."""
         if self._open:
@@ -307,12 +308,10 @@ class Controller(Hooks):
         with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
             while True:
                 events.append(self._events.popleft())
-        return self._steering.advance(events)
-
-    @cached_property
-    def _decide(self) -> Searcher:
-        # Not the worker's: that one may be searching right now.
-        return open_search(self._cost, self._limits, self._stance, self._given_search)
+        orders = self._steering.advance(events)
+        if self._opening.pending:
+            self._look_for_searches()
+        return orders
 
     # Inside
 
@@ -336,26 +335,27 @@ class Controller(Hooks):
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()
-                if self._warming is not None:
-                    self._warm(self._warming)
             except Exception:
                 self._steering.broken()
-        if self._warming is not None:
-            self._warming.close()
+        self._opening.close()
 
-    def _warm(self, warming: Warming) -> None:
-        """See how far the search is; until then events are taken in and nothing is decided."""
-        self._steering.wait(warming.why)
+    def _look_for_searches(self) -> None:
+        """See how far they are; until then events are taken in and nothing new is decided."""
+        if self._opening.why:
+            self._steering.wait(self._opening.why)
         try:
-            searches = warming.look()
+            searches = self._opening.look()
         except Exception as error:
             _LOG.debug("no search", exc_info=True)
             self._steering.unopened(error)
-        else:
-            if searches is None:
-                return
-            self._steering.opened(searches)
-        self._warming = None
+            return
+        if searches is not None:
+            self._steering.opened(searches, self._opening.stance)
+            self._hand_over(searches)
+
+    def _hand_over(self, searches: Searches) -> None:
+        if searches.next_step is not None and self._compose_with is not None:
+            self._compose_with(searches.next_step)
 
     def _want_clock(self, clock_mhz: int | None) -> None:
         if self._clocks is not None and self._open:

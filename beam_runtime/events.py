@@ -89,6 +89,13 @@ class Observe(NamedTuple):
     observing: bool
 
 
+class Promise(NamedTuple):
+    """From now on requests that name no SLO are promised this one."""
+
+    at_ms: float
+    slo: Slo
+
+
 Event = (
     Arrival
     | FirstToken
@@ -101,6 +108,7 @@ Event = (
     | ClockRefused
     | Resume
     | Observe
+    | Promise
 )
 
 # After these the best knobs may be others; the rest only keeps the picture up to date.

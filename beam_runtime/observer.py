@@ -25,6 +25,7 @@ from beam_runtime.events import (
     Event,
     FirstToken,
     Preemption,
+    Promise,
     StepFinished,
     StepIssued,
 )
@@ -135,6 +136,8 @@ class Observer:
                 self.clock.confirm(clock_mhz, self.time(at_ms))
             case ClockRefused(at_ms):
                 self.clock.refuse(self.time(at_ms))
+            case Promise(_, slo):
+                self._slos["default"] = slo
 
     def take_gaps(self) -> Gaps:
         """Gaps between tokens since this was last asked."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import choose_actuator
@@ -27,6 +28,9 @@ from beam_runtime.types import (
     Snapshot,
 )
 
+if TYPE_CHECKING:
+    from beam_runtime.kernel.next_step import NextStep
+
 Searcher = Callable[[Snapshot], Decision]
 
 
@@ -38,11 +42,13 @@ class Searches:
         steered: finds the best knobs for a snapshot.
         unlocked: the same at the highest clock only; taken where clocks cannot be set.
         foretell_own: what to expect of the engine's own settings; None = nobody can say.
+        next_step: the compiled composer, for an engine that asks before each step; its own.
     """
 
     steered: Searcher
     unlocked: Searcher
     foretell_own: Callable[[Snapshot], Forecast] | None
+    next_step: "NextStep | None" = None
 
 
 # More clocks cost search time and save nothing: energy is flat around its optimum.
@@ -139,6 +145,7 @@ def open_searches(
     given: Searcher | None,
     *,
     clocks: bool,
+    composer: bool = False,
 ) -> Searches:
     """Everything compiled that a controller calls, called once.
 
@@ -149,14 +156,16 @@ def open_searches(
         own: the engine's own settings.
         given: a search to use instead.
         clocks: whether they can be set.
+        composer: whether to open the compiled composer, too.
     """
     foretell_own = None if given else open_own(cost, limits, own)
+    next_step = open_next_step(cost, limits) if composer else None
     if not clocks:
         search = open_search(_unlocked(cost), limits, stance, given)
-        return Searches(search, search, foretell_own)
+        return Searches(search, search, foretell_own, next_step)
     # The second is made when it is needed: the day may never come.
     unlocked = _lazily(lambda: open_search(_unlocked(cost), limits, stance, given))
-    return Searches(open_search(cost, limits, stance, given), unlocked, foretell_own)
+    return Searches(open_search(cost, limits, stance, given), unlocked, foretell_own, next_step)
 
 
 def open_search(
@@ -188,6 +197,15 @@ def open_own(
     # Compiled here, so that no request ever waits for it.
     foretell(warm_up(limits, own.chunk_tokens, own.clock_mhz))
     return foretell
+
+
+def open_next_step(cost: StepCost | TableError, limits: EngineLimits) -> "NextStep | None":
+    """The compiled composer; None where there is nothing to compile, or no table."""
+    if isinstance(cost, TableError) or find_spec("numba") is None:
+        return None
+    from beam_runtime.kernel.next_step import NextStep
+
+    return NextStep(cost, limits)
 
 
 def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:

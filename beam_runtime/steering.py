@@ -25,7 +25,10 @@ from beam_runtime.events import (
     ClockRefused,
     Event,
     Observe,
+    Promise,
     Resume,
+    StepFinished,
+    StepIssued,
 )
 from beam_runtime.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.observer import Observer
@@ -77,6 +80,7 @@ class Steering:
         stance: the rules and margins that the searches were made with.
         now_ms: the time axis of all events.
         want_clock: asks for a clock, None to release; the answer comes as an event.
+        promise: hears what most requests are promised from now on; opened() may follow.
         slos: named classes; ``default`` is for requests that name none.
         kv_blocks: KV-cache blocks of the engine, where known.
         engine: its adapter, where there is one.
@@ -96,6 +100,7 @@ class Steering:
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
         *,
+        promise: Callable[[Slo], None] | None = None,
         slos: Mapping[str, Slo] | None = None,
         kv_blocks: int | None = None,
         engine: EngineAdapter | None = None,
@@ -112,6 +117,7 @@ class Steering:
         self._stance = stance
         self._now_ms = now_ms
         self._want_clock = want_clock
+        self._promise = promise
         self._engine = engine
         self.rules = rules or SteeringRules()
         self._log = log
@@ -156,17 +162,24 @@ class Steering:
         return self.orders
 
     def wait(self, why: str) -> None:
-        """There is no search yet: the engine has its own settings, and nobody has failed."""
+        """Searches are being opened: until the first are, the engine has its own settings."""
+        if self._searches is not None:
+            return
         self._waiting = why
         if self._fallback.steering and self.orders.why != why:
             self._publish(self._own_orders(why))
 
-    def opened(self, searches: Searches) -> None:
-        """Here they are: decide from now on."""
+    def opened(self, searches: Searches, stance: Stance) -> None:
+        """Here they are, for this stance: decide by it from now on."""
         self._searches, self._waiting, self._asked = searches, "", True
+        self._stance = stance
+        self._seen.calibration.begin_from(stance.floor)
 
     def unopened(self, error: Exception) -> None:
-        """There will be no search: the engine has its own settings for good."""
+        """There will be no search: the engine has its own settings for good, or the old one."""
+        if self._searches is not None:
+            _LOG.warning("BEAM steers as it did before the promise was changed: %s", error)
+            return
         self._waiting = ""
         detail = f"{type(error).__name__}: {error}"
         self._fell(self._fallback.condition(Fault.SEARCH, detail, self._seen.last_ms))
@@ -208,6 +221,8 @@ class Steering:
         self.counts.events += 1
         self._asked = self._asked or isinstance(event, ASK_FOR_A_DECISION)
         self._seen.absorb(event, now_ms)
+        if isinstance(event, StepIssued | StepFinished):  # most of them are
+            return
         match event:
             case ClockConfirmed(_, None):
                 self._release_failed = False
@@ -219,6 +234,8 @@ class Steering:
                 self._fallback.resume()
             case Observe(_, observing):
                 self._observe(observing)
+            case Promise(_, slo) if self._promise is not None:
+                self._promise(slo)
 
     def _clock_refused(self, event: ClockRefused) -> None:
         at_ms = self._seen.last_ms

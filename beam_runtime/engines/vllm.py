@@ -15,7 +15,6 @@ import logging
 import signal
 import threading
 import time
-from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -183,10 +182,6 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         now_ms=_monotonic_ms,
         wattmeter=open_wattmeter(config.gpus),
     )
-    if find_spec("numba") is not None:
-        from beam_runtime.kernel.next_step import NextStep
-
-        embedded.compose_with(NextStep(cost, limits))
     controller = Controller(
         cost,
         limits,
@@ -196,6 +191,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         log=None if config.log is None else DecisionLog(config.log),
         # Whoever only looks on locks nothing, whatever it could.
         observing=config.policy is EmbeddedPolicy.OBSERVE,
+        compose_with=embedded.compose_with,
         now_ms=_monotonic_ms,
     )
     controller.clocks = clocks

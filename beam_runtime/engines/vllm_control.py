@@ -88,7 +88,7 @@ class Control:
         if policy is not None:
             self._embedded.obey(EmbeddedPolicy(policy))
         if promised is not None:
-            self._embedded.slo = promised
+            self._embedded.promise(promised)
         if wish.get("resume"):
             self._embedded.controller.resume()
         _LOG.warning("BEAM was told: %s", json.dumps(wish))

@@ -125,6 +125,11 @@ class Embedded:
         self._may_steer = policy is EmbeddedPolicy.STEER
         (self.controller.steer if self._may_steer else self.controller.observe)()
 
+    def promise(self, slo: Slo) -> None:
+        """What requests are promised from now on that say nothing themselves. From any thread."""
+        self.slo = slo
+        self.controller.promise(slo)
+
     # The engine's thread
 
     @_never_raises

@@ -15,7 +15,7 @@ from fault_opening import open_fake
 
 pytest.importorskip("numba", reason="without numba there is nothing to compile")
 
-from beam_runtime import controller as controller_module
+from beam_runtime import opening as opening_module
 from beam_runtime.controller import Controller
 from beam_runtime.cost import StepCost
 from beam_runtime.kernel import jit
@@ -37,9 +37,7 @@ def runs(pid: int) -> bool:
 def beam(
     small_cost: StepCost, limits: EngineLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Controller:
-    monkeypatch.setattr(
-        controller_module, "open_searches", partial(open_fake, tmp_path, os.getpid())
-    )
+    monkeypatch.setattr(opening_module, "open_searches", partial(open_fake, tmp_path, os.getpid()))
     return Controller(small_cost, limits)
 
 
@@ -123,9 +121,10 @@ def test_a_search_that_cannot_be_opened_is_said_once(
 def test_close_ends_the_child(beam: Controller) -> None:
     with beam:
         wait_for(lambda: compiling(beam))
-        assert beam._warming is not None
-        assert beam._warming._compiler is not None
-        child = beam._warming._compiler.pid
+        warming = beam._opening._warming
+        assert warming is not None
+        assert warming._compiler is not None
+        child = warming._compiler.pid
         assert runs(child)
     assert not runs(child)
     assert beam.orders.why == "BEAM has been stopped"
@@ -153,12 +152,13 @@ def test_the_child_does_not_outlive_a_killed_engine() -> None:
 def test_the_child_compiles_what_this_process_will_ask_for(
     small_cost: StepCost, limits: EngineLimits
 ) -> None:
-    controller = Controller(small_cost, limits)
-    assert controller._warming is not None
-    charge = controller._warming._open
+    controller = Controller(small_cost, limits, compose_with=lambda step: None)
+    charge = controller._opening._open
     pickle.loads(pickle.dumps(charge))()
     with jit.from_disk_only():
-        assert charge().foretell_own is not None
+        opened = charge()
+    assert opened.foretell_own is not None
+    assert opened.next_step is not None
 
 
 def test_from_disk_only_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -33,7 +34,9 @@ from beam_runtime.engines.vllm_followed import Cohort  # noqa: E402
 from beam_runtime.engines.vllm_plan import Plan  # noqa: E402
 from beam_runtime.engines.vllm_planner import Planner  # noqa: E402
 from beam_runtime.engines.vllm_view import SchedulerView  # noqa: E402
+from beam_runtime.kernel.next_step import NextStep  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
+from beam_runtime.warming import Warming  # noqa: E402
 
 BATCHED_TOKENS = 512
 NOTHING = SimpleNamespace(ttft_ms={})
@@ -266,6 +269,7 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     compiled = Planner._make
 
     def both(self: Planner, now_ms: float, orders: Orders) -> Plan | None:
+        seen["compiled"] += self._compiled is not None
         quick, readable = compiled(self, now_ms, orders), self._composed(now_ms, orders)
         if quick is None or readable is None:
             assert quick is readable
@@ -284,9 +288,12 @@ def test_compiled_and_readable_composer_make_the_same_plans(
             make=make_scheduler, pp=pp, asynchronous=asynchronous,
             num_blocks=(40, 4_000)[seed % 2], prefix_caching=seed % 4 > 1,
         )  # fmt: skip
+        controller = engine.scheduler.beam.controller
+        wait_for(lambda controller=controller: not controller.warming_up)
         director = Director(any_knobs(random.Random(seed), pp))
         drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
         assert engine.scheduler.beam.failure == ""
+    assert seen["compiled"] > 100
     assert seen["holds"] > 100
     assert seen["hits"] > 50
     assert seen["owes"] > 0
@@ -349,6 +356,61 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
         assert events == same_events
     assert late > 0
     assert shared > 100
+
+
+def test_until_the_compiled_composer_is_loaded_the_readable_one_plans(
+    rig: Any, simulated: Clock, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed, loaded_by, plans = threading.Event(), [], Counter()
+    look, compose, ask = Warming.look, NextStep.__init__, NextStep.ask
+    composed = Planner._composed
+
+    def slow(self: Warming) -> Any:
+        return look(self) if allowed.is_set() else None
+
+    def loading(self: NextStep, *args: Any) -> None:
+        loaded_by.append(threading.current_thread().name)
+        compose(self, *args)
+
+    def asked(self: NextStep, *args: Any, **kwargs: Any) -> Any:
+        plans["compiled"] += threading.current_thread() is threading.main_thread()
+        return ask(self, *args, **kwargs)
+
+    def read(self: Planner, *args: Any) -> Any:
+        plans["readable"] += 1
+        return composed(self, *args)
+
+    monkeypatch.setattr(Warming, "look", slow)
+    monkeypatch.setattr(NextStep, "__init__", loading)
+    monkeypatch.setattr(NextStep, "ask", asked)
+    monkeypatch.setattr(Planner, "_composed", read)
+    drive(rig(make=make_scheduler), simulated, Director(lambda: Knobs(1200, 64)), 1, 1)
+    assert plans["readable"] > 10
+    assert plans["compiled"] == 0
+    assert loaded_by == []
+    plans.clear()
+    allowed.set()
+    engine = rig(make=make_scheduler)
+    controller = engine.scheduler.beam.controller
+    wait_for(lambda: not controller.warming_up)
+    drive(engine, simulated, Director(lambda: Knobs(1200, 64)), 1, 1)
+    assert plans["compiled"] > 10
+    assert plans["readable"] == 0
+    assert loaded_by == ["beam-search"]
+    assert engine.scheduler.beam.failure == ""
+
+
+def test_another_default_slo_reaches_requests_and_margins(rig: Any, config: Path) -> None:
+    engine = rig(make=make_scheduler)
+    beam = engine.scheduler.beam
+    wait_for(lambda: beam.controller.orders.steering)
+    before_ms = beam.controller.status.correction.ttft_margin_ms
+    Control(beam).change({"slo": {"ttft_ms": 200}})
+    wait_for(lambda: beam.controller.status.correction.ttft_margin_ms == 0.4 * before_ms)
+    engine.add("r0", [1] * 30, 2)
+    assert beam.view.followed["r0"].slo == Slo(200.0, 100.0)
+    assert beam.controller.orders.steering
+    beam.close()
 
 
 def test_the_chunk_knob_is_the_step_s_budget(rig: Any, simulated: Clock, config: Path) -> None:
@@ -428,6 +490,8 @@ def test_a_failing_hook_leaves_the_engine_to_itself(
             raise ZeroDivisionError("a planted bug")
 
     engine = rig(make=make_scheduler)
+    controller = engine.scheduler.beam.controller
+    wait_for(lambda: not controller.warming_up)
     monkeypatch.setattr("beam_runtime.engines.vllm_columns.Columns.fill", broken)
     director = Director(lambda: Knobs(1200, 64))
     with caplog.at_level(logging.ERROR, logger="beam_runtime.vllm"):

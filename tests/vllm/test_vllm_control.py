@@ -41,6 +41,9 @@ class FakeController:
     def steer(self) -> None:
         self.asked = "steer"
 
+    def promise(self, slo: Slo) -> None:
+        self.asked = f"{slo.ttft_ms:.0f} and {slo.tbt_ms:.0f} ms"
+
 
 @dataclass
 class FakeEmbedded:
@@ -56,6 +59,9 @@ class FakeEmbedded:
 
     def obey(self, policy: EmbeddedPolicy) -> None:
         Embedded.obey(self, policy)  # type: ignore[arg-type]
+
+    def promise(self, slo: Slo) -> None:
+        Embedded.promise(self, slo)  # type: ignore[arg-type]
 
     @property
     def view(self) -> Any:
@@ -79,6 +85,7 @@ def test_changes_take_effect_whole_or_not_at_all() -> None:
     embedded = FakeEmbedded()
     control = Control(embedded)  # type: ignore[arg-type]
     assert control.change({"slo": {"tbt_ms": 50}})["slo"] == {"ttft_ms": 1000.0, "tbt_ms": 50.0}
+    assert embedded.controller.asked == "1000 and 50 ms"
     assert control.change({"policy": "observe", "resume": True})["policy"] == "observe"
     assert embedded.controller.resumed
     for wish in ({}, [], {"polcy": "off"}, {"policy": "off"}, {"slo": 5}, {"slo": {"x": 1}}):
