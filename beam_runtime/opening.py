@@ -54,13 +54,14 @@ class Opening:
         self._own = own
         self._given = given
         self._clocks = clocks
+        self._composer = composer  # until it was handed over
         # Only the compiled search takes time to open: the thread that will use it does that.
         self.later = threads and given is None and not isinstance(cost, TableError)
         self._warming: Warming | None = None
         self._pure: tuple[Stance, Searcher] | None = None
         self.stance = open_stance(cost, limits, self._slos)
         self.pending = False
-        self._begin(composer=composer)
+        self._begin()
 
     @property
     def why(self) -> str:
@@ -79,6 +80,7 @@ class Opening:
             self._end()
             raise
         if searches is not None:
+            self._composer = False
             self._end()
         return searches
 
@@ -88,7 +90,7 @@ class Opening:
         before, self.stance = self.stance, open_stance(self._cost, self._limits, self._slos)
         if self.stance != before:
             self.close()
-            self._begin(composer=False)
+            self._begin()
 
     def pure(self) -> Searcher:
         """A search for this stance that nobody else asks."""
@@ -103,10 +105,10 @@ class Opening:
             self._warming.close()
         self._end()
 
-    def _begin(self, *, composer: bool) -> None:
+    def _begin(self) -> None:
         self._open = partial(
             open_searches, self._cost, self._limits, self.stance, self._own, self._given,
-            clocks=self._clocks, composer=composer,
+            clocks=self._clocks, composer=self._composer,
         )  # fmt: skip
         self._warming = Warming(self._open) if self.later else None
         self.pending = True

@@ -14,8 +14,9 @@ pytest.importorskip("numba", reason="without numba there is nothing to compile")
 from beam_runtime import opening as opening_module
 from beam_runtime.controller import Controller
 from beam_runtime.cost import StepCost
+from beam_runtime.opening import Opening
 from beam_runtime.stance import stance_for
-from beam_runtime.types import EngineLimits, Slo
+from beam_runtime.types import EngineLimits, Knobs, Slo
 
 LAX, STRICT = Slo(1000.0, 200.0), Slo(300.0, 60.0)
 
@@ -94,6 +95,23 @@ def test_a_search_that_does_not_open_leaves_the_old_one(
         assert not beam.warming_up
         assert beam.orders.steering
         assert beam.status.counts.falls == 0
+
+
+def test_the_composer_is_handed_over_once_and_not_lost_to_an_early_promise(
+    small_cost: StepCost, limits: EngineLimits
+) -> None:
+    opening = Opening(
+        small_cost, limits, {"default": LAX}, Knobs(1000, 512), None,
+        clocks=True, composer=True, threads=False,
+    )  # fmt: skip
+    opening.promise(STRICT)
+    first = opening.look()
+    assert first is not None
+    assert first.next_step is not None
+    opening.promise(LAX)
+    second = opening.look()
+    assert second is not None
+    assert second.next_step is None
 
 
 def test_a_promise_that_changes_no_stance_opens_nothing(beam: Controller, tmp_path: Path) -> None:
