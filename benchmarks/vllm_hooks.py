@@ -3,13 +3,16 @@
 vLLM's own Scheduler class without a model, twice: plain, and made by make_scheduler (steering,
 its controller and search thread running). Both are fed the same requests and take their steps in
 turns, so that whatever this machine does hits both. A step is schedule() and
-update_from_output() together: in a CPU engine's long passes the difference would vanish. Orders
-are given, so that BEAM steers whatever this machine's passes take; its controller absorbs events
-and searches meanwhile. Three rows for each number of running requests:
+update_from_output() together, with BEAM the gate before them as well: in a CPU engine's long
+passes the difference would vanish. Orders are given, so that BEAM steers whatever this machine's
+passes take; its controller absorbs events and searches meanwhile. Rows for each number of running
+requests:
 
     free    every ready decode at once
-    paced   batches are held for 5 ms, and each round of waiting asks the composer
+    paced   batches are held for 5 ms, and the gate is asked every millisecond
     async   as free, under vLLM's AsyncScheduler, which is the default on GPUs
+    mixed   as free, and after every fourth step a request has ended and another comes: the
+            composer looks at each of them, and the search has reasons to decide anew
 
 ``added`` is the difference of the two schedulers; ``inside`` is what passed inside BEAM's hooks
 of a step, which other work of the machine blurs less. Compare with 100 us (p50), 300 us (p99).
@@ -31,11 +34,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from beam_runtime.engines.vllm_gate import Gate
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm"))
 
 STEPS = 400
-PACE_MS = {"free": 0.0, "paced": 5.0, "async": 0.0}
-HOOKS = ("constrained", "issued", "returned")
+PACE_MS = {"free": 0.0, "paced": 5.0, "async": 0.0, "mixed": 0.0}
+STEPS_PER_ARRIVAL = 4
+HOOKS = ("gate", "constrained", "issued", "returned", "added")
 
 
 class Ordered:
@@ -51,7 +57,7 @@ class Ordered:
         self._given = SimpleNamespace(
             orders=replace(controller.orders, knobs=knobs, rules=rules, steering=True)
         )
-        for hook in ("step_issued", "step_finished"):
+        for hook in ("arrival", "first_token", "step_issued", "step_finished", "completion"):
             setattr(self, hook, getattr(controller, hook))
 
     @property
@@ -71,13 +77,20 @@ class Engine:
     inside_us: list[float] = field(default_factory=list)
     spent_us: float = 0.0
 
-    def begin(self, running: int) -> None:
-        """Get every request through its prompt."""
+    arrived: int = 0
+
+    def begin(self, running: int, *, change: bool) -> None:
+        """Get every request through its prompt; with ``change``, they end one after the other."""
         for number in range(running):
-            self.rig.add(f"request-{number}", [1] * 64, STEPS + 50)
+            self.come(STEPS_PER_ARRIVAL * (number + 3) if change else STEPS + 50)
         requests = self.rig.scheduler.requests
         while any(one.num_computed_tokens < 64 for one in requests.values()):
             self.rig.update(*self.rig.schedule())
+
+    def come(self, tokens: int) -> None:
+        """One more request."""
+        self.rig.add(f"request-{self.arrived}", [1] * 64, tokens)
+        self.arrived += 1
 
     def watch(self) -> None:
         """Note what passes inside BEAM's hooks."""
@@ -97,9 +110,11 @@ class Engine:
 
     def step(self) -> bool:
         """schedule() and update_from_output(); False for a round of waiting."""
-        scheduler = self.rig.scheduler
+        scheduler, beam = self.rig.scheduler, getattr(self.rig.scheduler, "beam", None)
         self.spent_us = 0.0
         begin_s = time.perf_counter()
+        if beam is not None and beam.gate(False) is not Gate.GO:
+            return False
         output = scheduler.schedule()
         scheduled_s = time.perf_counter()
         sampled = set(output.num_scheduled_tokens)
@@ -118,7 +133,8 @@ def measure(rig: Any, running: int, mode: str) -> dict[str, Any]:
     from beam_runtime.engines.vllm import make_scheduler
 
     options = {
-        "max_num_seqs": running, "num_blocks": running * 70, "asynchronous": mode == "async",
+        "max_num_seqs": running * (1 + (mode == "mixed")), "num_blocks": running * 70,
+        "asynchronous": mode == "async",
     }  # fmt: skip
     plain, hooked = Engine(rig(**options)), Engine(rig(make=make_scheduler, **options))
     beam = hooked.rig.scheduler.beam
@@ -128,10 +144,13 @@ def measure(rig: Any, running: int, mode: str) -> dict[str, Any]:
         time.sleep(0.01)
     beam.connect(Ordered(beam.controller, PACE_MS[mode]))
     for engine in (plain, hooked):
-        engine.begin(running)
+        engine.begin(running, change=mode == "mixed")
     hooked.watch()
     gc.disable()
-    for _ in range(STEPS):
+    for number in range(STEPS):
+        if mode == "mixed" and number % STEPS_PER_ARRIVAL == 0:
+            for engine in (plain, hooked):
+                engine.come(STEPS_PER_ARRIVAL * running)
         plain.step()
         time.sleep(0.001)
         while not hooked.step():

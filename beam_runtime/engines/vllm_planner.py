@@ -134,16 +134,21 @@ class Planner:
     def _only_decodes(self, knobs: Knobs) -> int:
         """How many requests run, where all that vLLM has are decodes that can go together.
 
-        Nobody waits, everybody's prompt is done, nothing is in flight or asynchronous scheduling
-        has made a place for it: most steps of most engines, told without a look at requests.
+        Everybody's prompt is done, nobody waits or all seats are taken, nothing is in flight or
+        asynchronous scheduling has made a place for it: most steps of most engines, told without
+        a look at requests.
         """
         view = self._view
-        # Who waits although nobody is unsettled was preempted, and vLLM did not say so.
-        if knobs.microbatches > 1 or view.unsettled or view.queued:
+        if knobs.microbatches > 1:
             return 0
         if view.flying and not (view.asynchronous and view.limits.pp == 1):
             return 0
         running = len(view.scheduler.running)
+        # Who waits although nobody is unsettled was preempted, and vLLM did not say so.
+        if view.unsettled or view.queued:
+            seated = running >= view.limits.max_num_seqs
+            if not seated or view.together() is None:
+                return 0
         # Each may need one KV block more; where there are too few, somebody is preempted.
         return running if running <= view.free_blocks else 0
 

@@ -280,6 +280,9 @@ def test_compiled_and_readable_composer_make_the_same_plans(
         seen["holds"] += quick.holds
         seen["hides"] += bool(quick.hidden)
         seen["owes"] += quick.chunk_owed
+        seen["full"] += (
+            self._view.queued and self._all_at_once(now_ms, orders, orders.rules) == quick
+        )
         return quick
 
     monkeypatch.setattr(Planner, "_make", both)
@@ -287,6 +290,7 @@ def test_compiled_and_readable_composer_make_the_same_plans(
         engine = rig(
             make=make_scheduler, pp=pp, asynchronous=asynchronous,
             num_blocks=(40, 4_000)[seed % 2], prefix_caching=seed % 4 > 1,
+            max_num_seqs=(16, 3)[seed % 3 == 1],
         )  # fmt: skip
         controller = engine.scheduler.beam.controller
         wait_for(lambda controller=controller: not controller.warming_up)
@@ -297,6 +301,7 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     assert seen["holds"] > 100
     assert seen["hits"] > 50
     assert seen["owes"] > 0
+    assert seen["full"] > 50 or pp > 1
     assert seen["hides"] > 50 or pp == 1
 
 
