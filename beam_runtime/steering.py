@@ -34,7 +34,7 @@ from beam_runtime.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.observer import Observer
 from beam_runtime.resources import Searches
 from beam_runtime.stance import Stance
-from beam_runtime.types import Decision, EngineLimits, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -50,7 +50,8 @@ class SteeringRules:
         least_gap_ms: between two decisions; what happens in between is taken in together.
         observing_gap_ms: the same while observing: nobody waits for what it finds, and each
             look takes the interpreter's lock from the engine.
-        refresh_ms: a decision this old is made anew while there are requests.
+        refresh_ms: a decision this old is made anew while there are requests; an observer
+            makes none sooner, only forecasts.
         deadline_ms: a decision that took longer describes an engine that is gone.
         stall_ms: steps in flight and none back for this long: the engine hangs.
         resync_ms: how often an adapter is asked for the engine's own view.
@@ -132,7 +133,7 @@ class Steering:
         self._asked = True
         self._sets_clocks = sets_clocks
         self._release_failed = False
-        self._decided_ms = self._resynced_ms = float("-inf")
+        self._decided_ms = self._chosen_ms = self._resynced_ms = float("-inf")
         self.orders = Orders(
             own, Rules.vanilla(), steering=False, why=self._waiting or "nothing decided yet"
         )
@@ -296,17 +297,21 @@ class Steering:
 
     def _decide(self, searches: Searches, now_ms: float) -> None:
         state = self._seen.snapshot(now_ms, self.orders.knobs)
+        own = searches.foretell_own if self._observing else None
+        fresh = (
+            self.orders.decision is not None and now_ms - self._chosen_ms < self.rules.refresh_ms
+        )
+        if own is not None and fresh:
+            self._foretell(own, state)
+            return
+        self._chosen_ms = now_ms
         search = searches.steered if self._sets_clocks else searches.unlocked
         try:
             decision = search(state)
             check_knobs(decision.knobs, self._limits)
-            expected = decision.forecast
-            if self._observing and searches.foretell_own is not None:
-                expected = searches.foretell_own(state)
+            expected = decision.forecast if own is None else own(state)
         except Exception as error:
-            self.counts.failed_searches += 1
-            _LOG.debug("no decision", exc_info=True)
-            self._failed(Fault.SEARCH, f"{type(error).__name__}: {error}", now_ms)
+            self._unsearched(error, now_ms)
             return
         self._fallback.succeeded(Fault.SEARCH)
         search_ms = self._now_ms() - now_ms
@@ -328,6 +333,23 @@ class Steering:
             if self._observing:
                 fields["own"] = forecast_fields(expected)
             self._log.write("decision", now_ms, **fields)
+
+    def _foretell(self, own: Callable[[Snapshot], Forecast], state: Snapshot) -> None:
+        """Between an observer's decisions: what to expect of the engine, and nothing else."""
+        try:
+            expected = own(state)
+        except Exception as error:
+            self._unsearched(error, state.now_ms)
+            return
+        self._seen.predicted_ttft_ms = expected.ttft_ms
+        number = self.orders.number + 1
+        correction = state.correction
+        self._publish(replace(self.orders, correction=correction, expected=expected, number=number))
+
+    def _unsearched(self, error: Exception, now_ms: float) -> None:
+        self.counts.failed_searches += 1
+        _LOG.debug("no decision", exc_info=error)
+        self._failed(Fault.SEARCH, f"{type(error).__name__}: {error}", now_ms)
 
     def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
         clock_mhz = decision.knobs.clock_mhz

@@ -349,6 +349,34 @@ def test_an_observer_foretells_the_engine_s_own_settings(
     assert all("own" in record for record in decided)
 
 
+def test_an_observer_decides_less_often_than_it_foretells(
+    small_cost: StepCost, limits: EngineLimits, tmp_path: Path
+) -> None:
+    now_ms = [0.0]
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    with Controller(
+        small_cost, limits, log=log, observing=True, threads=False, now_ms=lambda: now_ms[0]
+    ) as beam:
+
+        def foretold(name: str, at_ms: float) -> tuple[set[str], set[str], int]:
+            now_ms[0] = at_ms
+            beam.arrival(name, 300)
+            orders = beam.advance()
+            assert orders.expected is not None
+            assert orders.decision is not None
+            decided = set(orders.decision.forecast.ttft_ms)
+            return set(orders.expected.ttft_ms), decided, beam.status.counts.decisions
+
+        assert foretold("a", 0.0) == ({"a"}, {"a"}, 1)
+        assert foretold("b", 100.0) == ({"a", "b"}, {"a"}, 1)
+        assert foretold("c", 249.0) == ({"a", "b", "c"}, {"a"}, 1)
+        assert foretold("d", 250.0 + 5.0) == ({"a", "b", "c", "d"}, {"a", "b", "c", "d"}, 2)
+        beam.steer()
+        assert foretold("e", 300.0)[2] == 3
+        assert beam.orders.steering
+    assert len([r for r in read_log(log.path) if r["kind"] == "decision"]) == 3
+
+
 def test_last_words_are_written_at_once_and_only_repeated_where_more_has_happened(
     small_cost: StepCost, limits: EngineLimits, tmp_path: Path
 ) -> None:
