@@ -37,10 +37,12 @@ def _energy_j(cell: tuple[int, int, int, int], clock_mhz: float) -> float:
 
 @pytest.fixture
 def mortal_children() -> Iterator[None]:
-    """Children die of a hangup, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Children die of a hangup and of Ctrl-C, also where the tests run under nohup or by ``&``."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture(scope="session")

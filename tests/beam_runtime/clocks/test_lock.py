@@ -245,12 +245,14 @@ def test_a_deadly_signal_releases_and_still_kills(tmp_path: Path, number: signal
     assert end_of(tmp_path, body) == ("free", -number)
 
 
+@pytest.mark.usefixtures("mortal_children")
 def test_sigint_releases(tmp_path: Path) -> None:
     body = "lock.__enter__(); lock.set(1005); os.kill(os.getpid(), 2); time.sleep(30)"
     left, _ = end_of(tmp_path, body)
     assert left == "free"
 
 
+@pytest.mark.usefixtures("mortal_children")
 def test_a_second_sigint_during_the_release_does_not_cut_it_short(tmp_path: Path) -> None:
     body = "with lock: lock.set(1005); os.kill(os.getpid(), 2); time.sleep(30)"
     left, code = end_of(tmp_path, body, in_release="os.kill(os.getpid(), 2); time.sleep(0.2)")
