@@ -190,13 +190,12 @@ def unpack(
     """A Forecast from what the compiled code noted per row."""
     names = [r.request_id for r in requests]
     ttft = {r.request_id: math.inf for r in state.waiting if not r.generated_tokens}
-    noted = played.times[TTFT]
-    ttft.update({names[row]: float(noted[row]) for row in np.flatnonzero(noted >= 0.0)})
-    noted = played.times[GAP]
-    gaps = np.where(noted >= 0.0, np.maximum(noted, outcome.cycle_ms), -1.0).tolist()
+    noted_ms, gap_ms = played.times[TTFT], played.times[GAP]
+    ttft.update({names[row]: float(noted_ms[row]) for row in np.flatnonzero(noted_ms >= 0.0)})
+    gaps_ms = np.where(gap_ms >= 0.0, np.maximum(gap_ms, outcome.cycle_ms), -1.0).tolist()
     return Forecast(
         ttft_ms=ttft,
-        worst_tbt_ms={name: gap for name, gap in zip(names, gaps, strict=True) if gap >= 0.0},
+        worst_tbt_ms={name: ms for name, ms in zip(names, gaps_ms, strict=True) if ms >= 0.0},
         ttft_excess_ms=outcome.ttft_excess_ms,
         tbt_excess_ms=outcome.tbt_excess_ms,
         ttft_worst=names[outcome.ttft_row] if outcome.ttft_row >= 0 else None,

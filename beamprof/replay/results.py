@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from beam_runtime.types import SAME_MS
 from beamprof.atomic_file import check_writable, written_whole
+from beamprof.errors import OutputError
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 
@@ -140,5 +141,9 @@ def check_frames_writable(folder: Path, *, force: bool) -> None:
     if not folder.exists():
         check_writable(folder, force=force)
         return
+    if not folder.is_dir():
+        raise OutputError(
+            f"{folder} is a file", hint="name a folder, new or there: --output FOLDER"
+        )
     for name in FILES:
         check_writable(folder / f"{name}.parquet", force=force)

@@ -203,9 +203,11 @@ def test_the_command_as_json(files, capsys):
         (["--max-model-len", "60"], "exceed 60 tokens"),
         (["--plant-table", "none.parquet"], "none.parquet"),
         (["-o", "no/where"], "no directory no"),
+        (["-o", "a-file"], "a-file is a file"),
     ],
 )
-def test_bad_input_is_exit_2_with_cause_or_hint(files, capsys, words, said):
+def test_bad_input_is_exit_2_with_cause_or_hint(files, tmp_path, capsys, words, said):
+    (tmp_path / "a-file").touch()
     assert main([*files, *words]) == 2
     err = capsys.readouterr().err
     assert "error: " in err and said in err
