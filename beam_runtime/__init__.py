@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from beam_runtime.controller import Controller
-    from beam_runtime.cost import StepCost, StepForecast
-    from beam_runtime.decisions import DecisionLog, read_log
-    from beam_runtime.engines.base import EngineAdapter, Orders
+    from beam_runtime.control.controller import Controller
+    from beam_runtime.control.decision_log import DecisionLog, read_log
+    from beam_runtime.control.orders import EngineAdapter, Orders
+    from beam_runtime.control.status import Status
+    from beam_runtime.control.steering import SteeringRules
     from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
-    from beam_runtime.explain import explain
-    from beam_runtime.search import Policy, Search
-    from beam_runtime.status import Status
-    from beam_runtime.steering import SteeringRules
-    from beam_runtime.table import PerfTable
+    from beam_runtime.search.explain import explain
+    from beam_runtime.search.search import Policy, Search
+    from beam_runtime.table.perf_table import PerfTable
+    from beam_runtime.table.step_cost import StepCost, StepForecast
     from beam_runtime.types import (
         Decision,
         EngineLimits,
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "Controller": "controller",
-    "Status": "status",
-    "SteeringRules": "steering",
-    "EngineAdapter": "engines.base",
-    "Orders": "engines.base",
+    "Controller": "control.controller",
+    "Status": "control.status",
+    "SteeringRules": "control.steering",
+    "EngineAdapter": "control.orders",
+    "Orders": "control.orders",
     "Search": "search",
     "Policy": "search",
-    "DecisionLog": "decisions",
-    "read_log": "decisions",
-    "explain": "explain",
+    "DecisionLog": "control.decision_log",
+    "read_log": "control.decision_log",
+    "explain": "search.explain",
     "Decision": "types",
     "EngineLimits": "types",
     "Forecast": "types",
@@ -57,8 +57,8 @@ _HOME = {
     "Source": "types",
     "StepShape": "types",
     "PerfTable": "table",
-    "StepCost": "cost",
-    "StepForecast": "cost",
+    "StepCost": "table",
+    "StepForecast": "table",
 }
 
 __all__ = [  # noqa: RUF022 - in the order a reader meets them

@@ -5,7 +5,7 @@
     clocks       510,810,1410   510:1410:120   510:1410:x2   1410   all   current
 
 A number whose unit is in doubt is refused with its readings; it is never guessed. What this
-module does not know: which clocks a device has (see beamprof.plan).
+module does not know: which clocks a device has (see beamprof.profiler.plan).
 """
 
 import math

@@ -32,11 +32,11 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_runtime.cost import StepCost
-from beam_runtime.emulator import LOOKAHEAD_MS, play
-from beam_runtime.pipeline import ClockPlan, Pipeline
-from beam_runtime.search import Policy, Search
-from beam_runtime.table import PerfTable
+from beam_runtime.emulator.forecast import LOOKAHEAD_MS, play
+from beam_runtime.emulator.pipeline import ClockPlan, Pipeline
+from beam_runtime.search.search import Policy, Search
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     EngineLimits,
     Knobs,
@@ -46,8 +46,8 @@ from beam_runtime.types import (
     StepInFlight,
     StepShape,
 )
-from beamprof.table_file import seal_table, write_table
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.table_file import seal_table, write_table
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "measured-a100"
 CHUNKS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 480, 512)
@@ -60,7 +60,7 @@ LONGEST_PROMPT = 10_000  # the model length the trace was served with
 BUILD = """
 import json, sys, time
 begin = time.perf_counter()
-from beam_runtime.controller import Controller
+from beam_runtime.control.controller import Controller
 from beam_runtime.types import EngineLimits
 imported = time.perf_counter()
 controller = Controller.from_table(sys.argv[1], EngineLimits(pp=4), idle_power_w=90.0)

@@ -27,11 +27,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.plain import plain
 from beamprof.replay.ladder import ReplayOptions, ReplayReport, Rung, replay
 from beamprof.replay.policies.beam import PARTS
-from beamprof.report.plain import plain
-from beamprof.table_file import seal_table
+from beamprof.tables.table_file import seal_table
 from beamprof.traces.importing import open_trace
 from beamprof.traces.trace import Trace
 from beamprof.units import parse_duration_s

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from beam_runtime.cost import StepCost
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_runtime.controller import Controller
-from beam_runtime.cost import StepCost
-from beam_runtime.table import PerfTable
+from beam_runtime.control.controller import Controller
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, StepShape
 
 RUNNING = 32

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.schema import KEY_COLUMNS, RowKind
+from beam_runtime.table.schema import KEY_COLUMNS, RowKind
+from beamprof.backends.cell import Cell
 from beamprof.backends.modelled import ModelledBackend
-from beamprof.cells import Cell
 from beamprof.devices.device import resolve_device
-from beamprof.model_shape import resolve_model
+from beamprof.models.shape import resolve_model
 from beamprof.tables.importers import ImportOverrides, importer
 
 Array = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What a coarser plan costs in accuracy: the numbers that beamprof.expectation states.
+"""What a coarser plan costs in accuracy: the numbers that beamprof.profiler.expectation states.
 
 1. Clocks: StepCost fitted on 3, 5, 7 and 9 of the 31 clocks of the published 70B table, evenly
    spread, asked at the others.
@@ -13,7 +13,7 @@ import json
 
 from step_cost import DATA, unseen_clocks, unseen_steps
 
-from beamprof.expectation import BY_CLOCKS, LATENCY_BY_SHARE
+from beamprof.profiler.expectation import BY_CLOCKS, LATENCY_BY_SHARE
 
 TABLE = "dvfs_profile_NVIDIA A100-SXM4-80GB_meta-llama_Llama-3.3-70B-Instruct_tp2_pp4_one.csv"
 CLOCKS_MHZ = {

@@ -37,13 +37,13 @@ import numpy as np
 from predicted_server import MAX_DECODES, MAX_LEN, MAX_TOKENS, Request
 
 from beam_runtime.errors import BeamError
-from beamprof.backends.choose import Choice, choose_backend
 from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.vllm_stage import VllmBackend
-from beamprof.model_shape import resolve_model
-from beamprof.plan import Plan
-from beamprof.profile import ProfileRequest, profile
-from beamprof.spec import SweepSpec, resolve_spec
+from beamprof.models.shape import resolve_model
+from beamprof.profiler.choose_backend import Choice, choose_backend
+from beamprof.profiler.plan import Plan
+from beamprof.profiler.profile import ProfileRequest, profile
+from beamprof.profiler.spec import SweepSpec, resolve_spec
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
@@ -105,8 +105,8 @@ def excerpt(path: Path, rate_rps: float, seconds: float) -> list[Request]:
 
 def rate_for(load: float, table: Path) -> float:
     """Requests per second that keep the engine busy for a share ``load``, as the table has it."""
-    from beam_runtime.cost import StepCost
-    from beam_runtime.table import PerfTable
+    from beam_runtime.table.perf_table import PerfTable
+    from beam_runtime.table.step_cost import StepCost
     from beam_runtime.types import StepShape
 
     loaded = PerfTable.load(table)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beam_runtime.calibration import CalibrationRules
-from beam_runtime.steering import SteeringRules
+from beam_runtime.control.calibration import CalibrationRules
+from beam_runtime.control.steering import SteeringRules
 
 MAX_TOKENS, MAX_DECODES, MAX_LEN = 64, 32, 1024
 # On a busy machine a late decision must not end the watching.
@@ -107,10 +107,10 @@ class Server:
     def __init__(self, model: Path, table: Path, clock: WallClock | CpuClock) -> None:
         from vllm import LLM
 
-        import beam_runtime.engines.vllm as adapter
-        from beam_runtime.controller import Controller
-        from beam_runtime.cost import StepCost
-        from beam_runtime.table import PerfTable
+        import beam_runtime.engines.vllm.scheduler as adapter
+        from beam_runtime.control.controller import Controller
+        from beam_runtime.table.perf_table import PerfTable
+        from beam_runtime.table.step_cost import StepCost
 
         self.clock = clock
         adapter._monotonic_ms = clock.now_ms

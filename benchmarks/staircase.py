@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from beam_runtime.staircase import find_stairs, with_feet, with_foot_edges
+from beam_runtime.table.staircase import find_stairs, with_feet, with_foot_edges
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "a100-operators"
 # The published A100 tables measure these.

@@ -19,13 +19,13 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from beam_runtime.cost import StepCost
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import StepShape
-from beamprof.grid import GridLimits, grid
-from beamprof.table_file import seal_table
+from beamprof.profiler.grid import GridLimits, grid
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.table_file import seal_table
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 TRAIN_CLOCKS_MHZ = (510, 630, 750, 870, 960, 1050, 1140, 1260, 1410)  # the default plan's

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from beam_runtime.engines.vllm_gate import Gate
+from beam_runtime.engines.vllm.gate import Gate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm"))
 
@@ -130,7 +130,7 @@ class Engine:
 
 def measure(rig: Any, running: int, mode: str) -> dict[str, Any]:
     """One row: ``running`` decodes in both schedulers."""
-    from beam_runtime.engines.vllm import make_scheduler
+    from beam_runtime.engines.vllm.scheduler import make_scheduler
 
     options = {
         "max_num_seqs": running * (1 + (mode == "mixed")), "num_blocks": running * 70,

@@ -88,7 +88,7 @@ def compare(llm: Any, pairs: int, requests: int) -> dict[str, Any]:
     from conftest import write_tiny_table
 
     from beam_runtime.engines.config import EmbeddedConfig
-    from beam_runtime.engines.vllm import embed
+    from beam_runtime.engines.vllm.scheduler import embed
 
     core = llm.llm_engine.engine_core.engine_core
     scheduler, config = core.scheduler, EmbeddedConfig.from_environment()

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from beam_runtime import BeamError, Controller, EngineLimits, PerfTable, Slo, StepCost
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.engines.fake import FakeEngine, FakeRequest, Ledger
-from beam_runtime.idle_power import with_idle_power
+from beam_runtime.table.idle_power import with_idle_power
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.engine import FakeEngine, FakeRequest, Ledger
 
 
 def poisson_load(rate: float, seconds: float, slo: Slo, seed: int) -> list[FakeRequest]:

@@ -34,7 +34,7 @@ from beamprof.devices.attention import kv_bytes_per_layer
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.power import running_w, waiting_w
-from beamprof.model_shape import StageShape, registry
+from beamprof.models.shape import StageShape, registry
 
 Array = NDArray[np.float64]
 

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from paper_table import paper_table
 
-from beam_runtime.cost import StepCost
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits
 
 # Tests check behaviour; how fast examples run depends on who else uses the machine.
 settings.register_profile("beam", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("beam")
+
+# Its asserts speak, wherever it is imported from.
+pytest.register_assert_rewrite("fault_bench")
 
 CLOCKS_MHZ = (510, 735, 960, 1185, 1410)
 CELLS = (

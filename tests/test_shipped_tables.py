@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beam_runtime.schema import COLUMNS, KEY_COLUMNS
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import COLUMNS, KEY_COLUMNS
 from beam_runtime.types import Source
 from beamprof.cli.main import main
 from beamprof.tables.check import check_table

@@ -1,4 +1,4 @@
-"""Twin of beam_runtime.composer.
+"""Twin of beam_runtime.emulator.composer.
 
 What the reference finds by looking over all requests (who is ready, whether prefill is pending,
 the earliest due) is kept up to date here by ``set_kind``, and only where a request changes.
@@ -6,7 +6,7 @@ the earliest due) is kept up to date here by ``set_kind``, and only where a requ
 
 import math
 
-from beam_runtime.composer import CUT_TOKENS
+from beam_runtime.emulator.composer import CUT_TOKENS
 from beam_runtime.kernel.jit import compiled
 from beam_runtime.kernel.schedule import fill, prefill_pending, shortened
 from beam_runtime.kernel.state import (

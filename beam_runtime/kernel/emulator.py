@@ -1,9 +1,9 @@
-"""Twin of beam_runtime.emulator."""
+"""Twin of beam_runtime.emulator.forecast."""
 
 import math
 from typing import NamedTuple
 
-from beam_runtime.emulator import MAX_MOVES, MAX_STEPS
+from beam_runtime.emulator.forecast import MAX_MOVES, MAX_STEPS
 from beam_runtime.kernel.composer import (
     HOLD,
     compose,

@@ -86,5 +86,9 @@ class _PackageCache(FunctionCache):  # type: ignore[misc]
 
 def _sources() -> str:
     here = Path(__file__).parent
-    files = [*sorted(here.glob("*.py")), here.parent / "types.py", here.parent / "emulator.py"]
+    files = [
+        *sorted(here.glob("*.py")),
+        here.parent / "types.py",
+        here.parent / "emulator" / "forecast.py",
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

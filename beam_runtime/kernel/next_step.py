@@ -1,7 +1,7 @@
 """compose for an engine's own thread: a state read afresh, one answer, in microseconds.
 
 Whoever uses it writes one column per request, running ones first, and asks. It says what
-beam_runtime.composer would, which the adapter's tests hold it to. That the pipeline has room is
+emulator.composer would, which the adapter's tests hold it to. That the pipeline has room is
 looked at before: nothing is read then.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_runtime.cost import StepCost
+from beam_runtime.emulator.pipeline import clock_index
 from beam_runtime.kernel.composer import STEP, classify, compose
 from beam_runtime.kernel.jit import brief_entry
 from beam_runtime.kernel.pack import pack_engine, pack_tables
@@ -49,7 +49,7 @@ from beam_runtime.kernel.state import (
     State,
     Tables,
 )
-from beam_runtime.pipeline import clock_index
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, Snapshot
 
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from beam_runtime.cost import FloatArray, StepCost
-from beam_runtime.cost_fit import FEATURES
+from beam_runtime.emulator.schedule import cached_tokens, servable, shared_blocks
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -35,7 +34,8 @@ from beam_runtime.kernel.state import (
     State,
     Tables,
 )
-from beam_runtime.schedule import cached_tokens, servable, shared_blocks
+from beam_runtime.table.cost_fit import FEATURES
+from beam_runtime.table.step_cost import FloatArray, StepCost
 from beam_runtime.types import RequestState, Rules, Snapshot
 
 # The order that kernel/composer.py's step_cost is written for.

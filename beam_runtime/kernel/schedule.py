@@ -1,4 +1,4 @@
-"""Twin of beam_runtime.schedule: what vLLM's own rules put into a step."""
+"""Twin of beam_runtime.emulator.schedule: what vLLM's own rules put into a step."""
 
 from beam_runtime.kernel.jit import compiled
 from beam_runtime.kernel.state import (

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 
-from beam_runtime.cost import StepCost
+from beam_runtime.emulator.pipeline import ClockPlan, clock_index
 from beam_runtime.kernel import search as compiled
 from beam_runtime.kernel.emulator import Outcome
 from beam_runtime.kernel.lines import Grid, Room
 from beam_runtime.kernel.pack import blank_like, pack_engine, pack_state, pack_tables
 from beam_runtime.kernel.sketch import Paper
 from beam_runtime.kernel.state import GAP, TTFT, Engine, Setting, State
-from beam_runtime.pipeline import ClockPlan, clock_index
-from beam_runtime.reasons import Found, Tried
+from beam_runtime.search.reasons import Found, Tried
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Forecast, Knobs, RequestState, Rules, Snapshot
 
 MOST_PLAYS = 48

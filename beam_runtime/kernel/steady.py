@@ -1,4 +1,4 @@
-"""Twin of beam_runtime.steady."""
+"""Twin of beam_runtime.emulator.steady."""
 
 import math
 from typing import NamedTuple

@@ -11,7 +11,7 @@ import numpy as np
 from beamprof.devices.device import Device
 from beamprof.devices.forward import allreduce_us
 from beamprof.devices.power import waiting_w
-from beamprof.model_shape import StageShape
+from beamprof.models.shape import StageShape
 
 PER_LAYER = 2  # after the output projection of attention, and after the MLP
 

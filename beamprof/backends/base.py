@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from beam_runtime.types import Source
-from beamprof.cells import Cell
+from beamprof.backends.cell import Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,9 @@ class MeasureBackend(Protocol):
     def open(self) -> Mapping[str, str]:
         """Take the device; return the table metadata that only the backend knows.
 
-        Keys are those of beam_runtime.schema.METADATA_KEYS (device, device_clocks_mhz, gpu_name,
-        driver, engine, engine_version, energy_source, allreduce, host_gap_ms, stage_transfer_ms).
+        Keys are those of beam_runtime.table.schema.METADATA_KEYS (device, device_clocks_mhz,
+        gpu_name, driver, engine, engine_version, energy_source, allreduce, host_gap_ms,
+        stage_transfer_ms).
 
         Raises:
             BackendError: it cannot run here.

@@ -13,9 +13,10 @@ from typing import Protocol
 from beam_runtime.clocks.base import POWER_CAP
 from beam_runtime.clocks.energy import EnergyMeter
 from beam_runtime.clocks.lock import ClockLock
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
 from beamprof.backends.base import Measurement
+from beamprof.backends.cell import Cell
 from beamprof.backends.pass_estimate import PassEstimate
 from beamprof.backends.pass_timing import (
     PassRunner,
@@ -25,10 +26,9 @@ from beamprof.backends.pass_timing import (
     time_waiting,
 )
 from beamprof.backends.sensors import Sensors
-from beamprof.cells import Cell
 from beamprof.console import note
 from beamprof.errors import BackendError
-from beamprof.model_shape import StageShape
+from beamprof.models.shape import StageShape
 
 IDLE_WINDOW_MS = 1000.0
 CLOCK_LOSS = 0.01  # a pass whose clock fell further below its lock is not that clock's

@@ -11,15 +11,15 @@ import numpy as np
 
 import beamprof
 from beam_runtime.clocks.base import POWER_CAP
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
 from beamprof.backends.base import Measurement
-from beamprof.cells import Cell
+from beamprof.backends.cell import Cell
 from beamprof.devices.device import Device
 from beamprof.devices.forward import Forward, forward
 from beamprof.devices.power import waiting_w
 from beamprof.errors import BackendError
-from beamprof.model_shape import ModelShape, StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 IDLE_WINDOW_MS = 1000.0
 SIGNIFICANT_DIGITS = 7  # rows come out the same on machines whose last bits differ

@@ -4,7 +4,7 @@ Never part of a number that goes into a table.
 """
 
 from beam_runtime.types import StepShape
-from beamprof.model_shape import StageShape
+from beamprof.models.shape import StageShape
 
 # First guesses at what a device does, FLOP/s and bytes/s.
 _GUESS = {"cuda": (300e12, 1.5e12), "cpu": (50e9, 10e9)}

@@ -28,7 +28,7 @@ class Sensors:
         assumed_power_w: of each device, where there is no counter.
         gauge: clock, temperature, throttle reasons; all None on a CPU.
         actuator: sets clocks; None on a CPU.
-        metadata: what they say of the device, see beam_runtime.schema.METADATA_KEYS.
+        metadata: what they say of the device, see beam_runtime.table.schema.METADATA_KEYS.
     """
 
     counter: EnergyCounter | None

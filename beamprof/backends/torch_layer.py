@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beamprof.model_shape import ModelShape, StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 Reduce = Callable[[Tensor], Tensor]
 

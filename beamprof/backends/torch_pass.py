@@ -24,7 +24,7 @@ from beamprof.backends.torch_layer import (
     rotation,
 )
 from beamprof.backends.torch_memory import check_fits
-from beamprof.model_shape import ModelShape, StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 
 @dataclass(frozen=True, slots=True)

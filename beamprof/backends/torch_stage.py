@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from beam_runtime.errors import BeamError
 from beamprof.backends.base import Measurement
+from beamprof.backends.cell import Cell
 from beamprof.backends.measuring import MeasuringBackend, StageRunner
 from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.rapl import POWERCAP
 from beamprof.backends.sensors import Sensors, cpu_sensors, gpu_sensors
-from beamprof.cells import Cell
+from beamprof.backends.torchrun import started_ranks
 from beamprof.console import note
 from beamprof.errors import BackendError
-from beamprof.model_shape import ModelShape, StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 if TYPE_CHECKING:
     from beamprof.backends.torch_ranks import Ranks
@@ -144,7 +145,6 @@ class TorchBackend(MeasuringBackend):
     # Opening
 
     def _join_ranks(self) -> None:
-        from beamprof.backends.choose import started_ranks
         from beamprof.backends.torch_ranks import Ranks
 
         size = started_ranks()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from beamprof.model_shape import ARCHITECTURES, ModelShape
+from beamprof.models.shape import ARCHITECTURES, ModelShape
 
 
 def model_folder(named: str, model: ModelShape, scratch: Path) -> Path:

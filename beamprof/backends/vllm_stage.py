@@ -21,6 +21,7 @@ from typing import Any
 
 from beam_runtime.types import StepShape
 from beamprof.backends.base import Measurement
+from beamprof.backends.cell import Cell
 from beamprof.backends.measuring import MeasuringBackend, StageRunner
 from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.rapl import POWERCAP
@@ -29,9 +30,8 @@ from beamprof.backends.vllm_cells import envelope
 from beamprof.backends.vllm_layers import layer_counts, stage_of
 from beamprof.backends.vllm_model import model_folder
 from beamprof.backends.vllm_process import VllmProcess
-from beamprof.cells import Cell
 from beamprof.console import note
-from beamprof.model_shape import ModelShape, StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 # The decodes by which the host gap is measured, and the context of each.
 GAP_DECODES, GAP_CONTEXT_TOKENS, GAP_PASSES = 16, 64, 60

@@ -50,13 +50,13 @@ def command(
 
     One new prompt on an idle engine:  beam decide TABLE --waiting 1500 --slo-ttft 1s
     """
-    from beam_runtime.table import PerfTable
+    from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.types import Slo
-    from beamprof.decide import decide, limits_of
-    from beamprof.engine_state import read_state, state_of
+    from beamprof.decide.decide import decide, limits_of
+    from beamprof.decide.engine_state import read_state, state_of
     from beamprof.errors import StateError
+    from beamprof.plain import plain
     from beamprof.report.decide_view import show_decision
-    from beamprof.report.plain import plain
 
     if state is not None and (waiting or running or clock):
         raise StateError(

@@ -17,9 +17,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """What is here, what may be done, and whether a GPU was left locked. Exit code 1 if so."""
-    from beamprof.doctor import diagnose
+    from beamprof.doctor.diagnose import diagnose
+    from beamprof.plain import plain
     from beamprof.report.doctor_view import show_diagnosis
-    from beamprof.report.plain import plain
 
     found = diagnose(restore_orphans=restore)
     emit(

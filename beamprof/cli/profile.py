@@ -10,9 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from beam_runtime.table import PerfTable
-    from beamprof.dry_run import DryRun
-    from beamprof.profile import ProfileRequest, ProfileResult
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.profiler.dry_run import DryRun
+    from beamprof.profiler.profile import ProfileRequest, ProfileResult
 
 
 def command(
@@ -75,8 +75,8 @@ def command(
     Without a GPU the numbers are modelled from a device file, and say so. An interrupted sweep
     goes on where it stopped when the same command is run again.
     """
-    from beamprof.profile import ProfileRequest
-    from beamprof.spec import resolve_spec
+    from beamprof.profiler.profile import ProfileRequest
+    from beamprof.profiler.spec import resolve_spec
 
     flags = {
         "model": model,
@@ -100,7 +100,7 @@ def command(
 
 def _show_plan(request: "ProfileRequest", *, as_json: bool) -> None:
     from beamprof.console import emit, note
-    from beamprof.dry_run import dry_run
+    from beamprof.profiler.dry_run import dry_run
 
     planned = dry_run(request)
     for text in planned.prepared.notes:
@@ -179,7 +179,7 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
     from beamprof.cli.progress import SweepProgress
     from beamprof.console import emit
     from beamprof.interrupt import stop_on_signals
-    from beamprof.profile import profile
+    from beamprof.profiler.profile import profile
 
     with stop_on_signals() as stop, Bar("trials") as bar:
         result = profile(request, watcher=SweepProgress(bar), stop=stop)
@@ -201,7 +201,7 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
 
 
 def _result_data(result: "ProfileResult") -> dict[str, Any]:
-    from beamprof.knees import knees
+    from beamprof.tables.knees import knees
 
     prepared = result.prepared
     return {
@@ -263,8 +263,8 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
 def _knee_grid(table: "PerfTable") -> Any:
     from rich.table import Table
 
-    from beamprof.knees import knees
     from beamprof.tables.grid import describe_step
+    from beamprof.tables.knees import knees
 
     grid = Table(box=None, pad_edge=False)
     several = len(table.clocks_mhz) > 1

@@ -1,11 +1,11 @@
 """A sweep's steps on the bar: which pass is under way, and what the last one measured."""
 
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beamprof.backends.base import Measurement
 from beamprof.cli.bar import Bar
 from beamprof.console import note
-from beamprof.plan import Trial
-from beamprof.prepare import Prepared
+from beamprof.profiler.plan import Trial
+from beamprof.profiler.prepare import Prepared
 from beamprof.tables.grid import describe_step
 
 

@@ -64,10 +64,10 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side."""
-    from beam_runtime.table import PerfTable
+    from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.types import Slo
+    from beamprof.plain import plain
     from beamprof.replay.ladder import ReplayOptions, replay
-    from beamprof.report.plain import plain
     from beamprof.report.replay_views import show_replay
     from beamprof.traces.importing import open_trace
 

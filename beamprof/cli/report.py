@@ -11,7 +11,7 @@ from beamprof.console import emit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from beamprof.html_report import WrittenReport
+    from beamprof.report.html_report import WrittenReport
 
 
 def command(
@@ -39,8 +39,8 @@ def command(
 
     After a replay:  beam replay --table T --trace X --output FOLDER && beam report FOLDER
     """
-    from beamprof.html_report import write_report
-    from beamprof.report.plain import plain
+    from beamprof.plain import plain
+    from beamprof.report.html_report import write_report
 
     report = write_report(
         paths, output, window=None if window is None else window_s(window), force=force

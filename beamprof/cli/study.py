@@ -100,8 +100,8 @@ def command(
 
 def _show_plan(spec: "StudySpec", output: Path, workers: int | None, *, as_json: bool) -> None:
     from beamprof.console import emit, note
+    from beamprof.plain import plain
     from beamprof.replay.study import plan_study
-    from beamprof.report.plain import plain
     from beamprof.report.study_views import show_plan
 
     plan = plan_study(spec, output, workers=workers)
@@ -156,7 +156,7 @@ def _run(
 
 
 def _data(result: "StudyResult") -> dict[str, Any]:
-    from beamprof.report.plain import plain
+    from beamprof.plain import plain
 
     data: dict[str, Any] = plain(
         {

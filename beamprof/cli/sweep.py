@@ -24,7 +24,7 @@ def show(
     import os
 
     from beamprof.console import emit
-    from beamprof.spec import SETTINGS, resolve_spec, shipped_sweeps
+    from beamprof.profiler.spec import SETTINGS, resolve_spec, shipped_sweeps
 
     spec = resolve_spec(environment=os.environ, sweep=name)
     values = {setting.key: getattr(spec, setting.field) for setting in SETTINGS}
@@ -62,9 +62,9 @@ def init(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Write a commented TOML with every setting, its meaning and an example."""
-    from beamprof.atomic_file import written_whole
     from beamprof.console import emit
-    from beamprof.spec import sweep_template
+    from beamprof.files import written_whole
+    from beamprof.profiler.spec import sweep_template
 
     with written_whole(path, force=force) as temporary:
         temporary.write_text(sweep_template(), "utf-8")

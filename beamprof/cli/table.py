@@ -24,9 +24,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 @app.command()
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
     """Show what is in a table: coverage, best clocks, frontier, doubts."""
-    from beam_runtime.table import PerfTable
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.plain import plain
     from beamprof.report.inspect_view import show_table
-    from beamprof.report.plain import plain
     from beamprof.tables.inspect import inspect_table
 
     view = inspect_table(PerfTable.load(table))
@@ -56,9 +56,9 @@ def lookup(
     as_json: AsJson = False,
 ) -> None:
     """What one engine step costs, at one clock or at all."""
-    from beam_runtime.table import PerfTable
+    from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.types import StepShape
-    from beamprof.report.plain import plain
+    from beamprof.plain import plain
     from beamprof.report.table_views import show_lookup
     from beamprof.tables.lookup import lookup_step
 
@@ -75,8 +75,8 @@ def lookup(
 @app.command()
 def check(table: TablePath, as_json: AsJson = False) -> None:
     """Should this table drive a controller? Exit code 1 when it should not."""
-    from beam_runtime.table import PerfTable
-    from beamprof.report.plain import plain
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.plain import plain
     from beamprof.report.table_views import show_check
     from beamprof.tables.check import check_table
 
@@ -102,8 +102,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """How far table A is off table B: MAPE and bias, over all, by batch and by clock."""
-    from beam_runtime.table import PerfTable
-    from beamprof.report.plain import plain
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.plain import plain
     from beamprof.report.table_views import show_comparison
     from beamprof.tables.compare import compare_tables
 
@@ -172,8 +172,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a table for other tools: CSV, JSON lines, or the CSV form of the BEAM paper."""
-    from beam_runtime.table import PerfTable
-    from beamprof.report.plain import plain
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.plain import plain
     from beamprof.tables.export import export_table, output_beside
 
     loaded = PerfTable.load(table)

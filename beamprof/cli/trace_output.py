@@ -58,7 +58,7 @@ def write(
 
 def show(command: str, report: "TraceReport", next_command: str, *, as_json: bool) -> None:
     """A trace's numbers and record, for people or as JSON."""
-    from beamprof.report.plain import plain
+    from beamprof.plain import plain
     from beamprof.report.trace_views import show_trace
     from beamprof.traces.trace_file import describe
 

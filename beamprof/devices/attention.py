@@ -10,7 +10,7 @@ import numpy as np
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth
-from beamprof.model_shape import StageShape
+from beamprof.models.shape import StageShape
 
 QUERY_TILE = 128  # query rows of one thread block in chunk attention
 SPLIT_BELOW = 0.8  # flash decoding splits the cache while blocks < 0.8 * SMs

@@ -14,7 +14,7 @@ from beamprof.devices.attention import chunk_us, decode_us, kv_bytes_per_layer
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, Gemm, bandwidth, gemm_us
 from beamprof.devices.power import Utilisation, capped_mhz, running_w
-from beamprof.model_shape import StageShape
+from beamprof.models.shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
 

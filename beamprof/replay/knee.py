@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from beam_runtime.cost_fit import SHAPE_FIELDS
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.cost_fit import SHAPE_FIELDS
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
 
 
 def knee_mhz(table: PerfTable) -> int:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from beam_runtime.cost import StepCost
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
+from beamprof.plain import plain
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.metrics import Metrics, measure, servable_in_time
 from beamprof.replay.plant import Site, play
@@ -21,7 +22,6 @@ from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
-from beamprof.report.plain import plain
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens

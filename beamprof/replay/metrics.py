@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.cost import StepCost
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, StepShape, chunk_pairs
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Floats, Played

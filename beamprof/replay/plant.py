@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.cost import StepCost
+from beam_runtime.emulator.pipeline import clock_index
 from beam_runtime.kernel.pack import pack_engine, pack_tables
 from beam_runtime.kernel.state import (
     DUE,
@@ -34,7 +34,7 @@ from beam_runtime.kernel.state import (
     Setting,
     State,
 )
-from beam_runtime.pipeline import clock_index
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop

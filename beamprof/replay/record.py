@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.traces.trace import Provenance, Trace
 
 _MATTERS = ("numpy", "numba", "polars")

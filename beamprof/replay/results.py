@@ -17,8 +17,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from beam_runtime.types import SAME_MS
-from beamprof.atomic_file import check_writable, written_whole
 from beamprof.errors import OutputError
+from beamprof.files import check_writable, written_whole
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 

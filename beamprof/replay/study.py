@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import polars as pl
 import pyarrow.parquet as pq
 
-from beam_runtime.table import PerfTable
-from beamprof.atomic_file import check_writable, written_whole
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.files import check_writable, written_whole
 from beamprof.interrupt import Stop
 from beamprof.replay.ladder import site_of
 from beamprof.replay.policies.registry import KNEE, VANILLA

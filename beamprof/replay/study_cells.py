@@ -18,8 +18,9 @@ import polars as pl
 import beam_runtime
 import beamprof
 from beam_runtime.errors import BeamError
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.errors import ReplayError
+from beamprof.plain import plain
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.ladder import ReplayOptions, site_of
 from beamprof.replay.metrics import J_PER_KWH, Metrics, Spread, measure, servable_in_time
@@ -27,7 +28,6 @@ from beamprof.replay.plant import play
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
 from beamprof.replay.study_spec import StudySpec
-from beamprof.report.plain import plain
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 

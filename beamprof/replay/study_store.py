@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from beamprof.atomic_file import written_whole
 from beamprof.errors import OutputError
+from beamprof.files import written_whole
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Job
 
 SCHEMA = "beam.study.cell/1"

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.cost import StepCost
 from beam_runtime.kernel.state import (
     ARRIVAL,
     CACHED,
@@ -30,6 +29,7 @@ from beam_runtime.kernel.state import (
     WAITING,
     State,
 )
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Correction,
     EngineLimits,

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beam_runtime.explain import describe_knobs
-from beamprof.decide import Answer, Point, Space
+from beam_runtime.search.explain import describe_knobs
+from beamprof.decide.decide import Answer, Point, Space
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
 

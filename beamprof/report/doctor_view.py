@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beamprof.doctor import Diagnosis
+from beamprof.doctor.diagnose import Diagnosis
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 
 

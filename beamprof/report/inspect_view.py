@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beam_runtime.idle_power import ASSUMED_SHARE
+from beam_runtime.table.idle_power import ASSUMED_SHARE
 from beam_runtime.types import StepShape
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 from beamprof.report.table_views import findings_table

@@ -31,7 +31,7 @@ What this cannot know: whether the GPU that will serve is like the one that was 
 
 from dataclasses import dataclass
 
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
 from beamprof.tables.findings import (
     Finding,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from beam_runtime.schema import COLUMNS, RowKind
-from beam_runtime.table import PerfTable
-from beamprof.atomic_file import written_whole
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import COLUMNS, RowKind
 from beamprof.errors import ImportFormatError, OutputError
+from beamprof.files import written_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from beam_runtime.clocks.base import POWER_CAP
-from beam_runtime.cost_fit import fit_table
 from beam_runtime.errors import TableError
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.cost_fit import fit_table
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import StepShape
 from beamprof.tables.grid import CellGrid, describe_step
 from beamprof.tables.leave_one_out import CellError, ClockError, RelativeError, between_clocks

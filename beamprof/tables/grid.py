@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import StepShape
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from beam_runtime.table import PerfTable
-from beamprof.atomic_file import check_writable
-from beamprof.table_file import write_table
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.files import check_writable
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.table_file import write_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def import_table(
 
     Raises:
         ImportFormatError: an unknown format, or a file that is not what its format says.
-        TableError: the rows make no table (see beamprof.table_file).
+        TableError: the rows make no table (see beamprof.tables.table_file).
         OutputError: the output exists without force, or cannot be written.
     """
     source, output = Path(source), Path(output)

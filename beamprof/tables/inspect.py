@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import StepShape
 from beamprof.tables.check import TableCheck, check_table
 from beamprof.tables.grid import CellGrid

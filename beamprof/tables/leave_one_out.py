@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.cost import StepCost
-from beam_runtime.cost_fit import held_out
 from beam_runtime.errors import TableError
-from beam_runtime.schema import RowKind
-from beam_runtime.table import PerfTable
+from beam_runtime.table.cost_fit import held_out
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Origin, StepShape
 from beamprof.tables.grid import CellGrid, forward_steps
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.errors import TableError
-from beam_runtime.schema import KEY_COLUMNS, RowKind
-from beam_runtime.table import PerfTable
-from beamprof.atomic_file import check_writable
-from beamprof.table_file import seal_table, write_table
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import KEY_COLUMNS, RowKind
+from beamprof.files import check_writable
+from beamprof.tables.table_file import seal_table, write_table
 
 # Tables that differ in one of these describe different things.
 SAME = (

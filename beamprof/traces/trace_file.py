@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from beamprof.atomic_file import check_writable, written_whole
 from beamprof.errors import OutputError, TraceError
+from beamprof.files import check_writable, written_whole
 from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 
 SIDECAR_SCHEMA = "beam.trace/1"

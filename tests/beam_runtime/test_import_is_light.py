@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from beam_runtime.table import PerfTable
-from beamprof.table_file import write_table
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.tables.table_file import write_table
 
 _LOADED = """
 import json, sys

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 
 import beam_runtime
-from beam_runtime.controller import Controller
-from beam_runtime.table import PerfTable
-from beamprof.table_file import write_table
+from beam_runtime.control.controller import Controller
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.tables.table_file import write_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from beam_runtime.table import PerfTable
-from beamprof.table_file import seal_table
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.tables.table_file import seal_table
 
 # C, its context, B, sum of contexts
 Cell = tuple[int, int, int, int]

@@ -212,7 +212,7 @@ def write_tiny_table(
     """A table with made-up numbers for CONFIG's model: 2 ms a pass and 0.03 ms a token."""
     import numpy as np
 
-    from beamprof.table_file import seal_table, write_table
+    from beamprof.tables.table_file import seal_table, write_table
 
     cells = [(tokens, 0, 0, 0) for tokens in (1, 16, 64, 128, 256, 512)]
     cells += [(0, 0, b, b * context) for b in (1, 8, 32) for context in (32, 256, 1024)]

@@ -24,19 +24,20 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.clocks.fake import FakeActuator  # noqa: E402
-from beam_runtime.decisions import read_log  # noqa: E402
-from beam_runtime.engines import vllm_features, vllm_gate  # noqa: E402
-from beam_runtime.engines.base import Orders  # noqa: E402
-from beam_runtime.engines.vllm import make_scheduler  # noqa: E402
-from beam_runtime.engines.vllm_control import Control  # noqa: E402
-from beam_runtime.engines.vllm_followed import Cohort  # noqa: E402
-from beam_runtime.engines.vllm_plan import Plan  # noqa: E402
-from beam_runtime.engines.vllm_planner import Planner  # noqa: E402
-from beam_runtime.engines.vllm_view import SchedulerView  # noqa: E402
+from beam_runtime.control.decision_log import read_log  # noqa: E402
+from beam_runtime.control.orders import Orders  # noqa: E402
+from beam_runtime.control.warming import Warming  # noqa: E402
+from beam_runtime.engines.vllm import features as vllm_features  # noqa: E402
+from beam_runtime.engines.vllm import gate as vllm_gate  # noqa: E402
+from beam_runtime.engines.vllm.control import Control  # noqa: E402
+from beam_runtime.engines.vllm.followed import Cohort  # noqa: E402
+from beam_runtime.engines.vllm.plan import Plan  # noqa: E402
+from beam_runtime.engines.vllm.planner import Planner  # noqa: E402
+from beam_runtime.engines.vllm.scheduler import make_scheduler  # noqa: E402
+from beam_runtime.engines.vllm.view import SchedulerView  # noqa: E402
 from beam_runtime.kernel.next_step import NextStep  # noqa: E402
+from beam_runtime.testing.actuator import FakeActuator  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
-from beam_runtime.warming import Warming  # noqa: E402
 
 BATCHED_TOKENS = 512
 NOTHING = SimpleNamespace(ttft_ms={})
@@ -353,7 +354,7 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
     for seed in range(6):
         tally, events = run(seed)
         with monkeypatch.context() as alone:
-            alone.setattr("beam_runtime.engines.vllm_embedded._each_a_token", lambda *_: False)
+            alone.setattr("beam_runtime.engines.vllm.embedded._each_a_token", lambda *_: False)
             one_by_one, same_events = run(seed)
         assert tally == pytest.approx(one_by_one)
         assert tally["predicted_tbts"] > 0
@@ -497,7 +498,7 @@ def test_a_failing_hook_leaves_the_engine_to_itself(
     engine = rig(make=make_scheduler)
     controller = engine.scheduler.beam.controller
     wait_for(lambda: not controller.warming_up)
-    monkeypatch.setattr("beam_runtime.engines.vllm_columns.Columns.fill", broken)
+    monkeypatch.setattr("beam_runtime.engines.vllm.columns.Columns.fill", broken)
     director = Director(lambda: Knobs(1200, 64))
     with caplog.at_level(logging.ERROR, logger="beam_runtime.vllm"):
         _, wanted = drive(engine, simulated, director, 5, 1)
@@ -523,7 +524,9 @@ def test_observing_gives_clocks_back_and_steering_takes_them_again(
     rig: Any, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actuator = FakeActuator(2, range(600, 1201, 150))
-    monkeypatch.setattr("beam_runtime.resources.open_clocks", lambda gpus: (actuator, "a test's"))
+    monkeypatch.setattr(
+        "beam_runtime.control.resources.open_clocks", lambda gpus: (actuator, "a test's")
+    )
     engine = rig(make=make_scheduler)
     beam = engine.scheduler.beam
     control = Control(beam)
@@ -701,7 +704,7 @@ def test_both_ways_of_hiding_requests(
 
 def test_a_request_names_its_own_slo(rig: Any, config: Path) -> None:
     from beam_runtime.engines.config import EmbeddedConfig
-    from beam_runtime.engines.vllm_limits import slo_of
+    from beam_runtime.engines.vllm.limits import slo_of
 
     config.write_text("[slo]\nttft_ms = 900\n[slo.batch]\nttft_ms = 9000\ntbt_ms = 400\n")
     promised = slo_of(EmbeddedConfig.from_environment())

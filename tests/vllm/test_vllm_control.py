@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.nvml import NvmlGpus
-from beam_runtime.counts import Counts
-from beam_runtime.engines.base import Orders
+from beam_runtime.control.counts import Counts
+from beam_runtime.control.orders import Orders
+from beam_runtime.control.status import Status
 from beam_runtime.engines.config import EmbeddedPolicy
-from beam_runtime.engines.vllm_control import Control, exposition, serve
-from beam_runtime.engines.vllm_embedded import Embedded
-from beam_runtime.engines.vllm_power import PowerReading, Wattmeter, open_wattmeter
-from beam_runtime.engines.vllm_tally import Tally
+from beam_runtime.engines.vllm.control import Control, exposition, serve
+from beam_runtime.engines.vllm.embedded import Embedded
+from beam_runtime.engines.vllm.power import PowerReading, Wattmeter, open_wattmeter
+from beam_runtime.engines.vllm.tally import Tally
 from beam_runtime.errors import BeamError
-from beam_runtime.status import Status
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 from beam_runtime.types import Correction, Knobs, Rules, Slo
 
 ROOT = Path(__file__).parents[2]

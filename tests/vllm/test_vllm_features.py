@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from beam_runtime.engines import vllm_features
-from beam_runtime.engines.vllm_features import Features, features, missing, missing_on, unsupported
+from beam_runtime.engines.vllm import features as vllm_features
+from beam_runtime.engines.vllm.features import Features, features, missing, missing_on, unsupported
 
 
 def scheduler_class(without: str = "") -> type:

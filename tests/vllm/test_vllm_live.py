@@ -75,7 +75,7 @@ def plain(tiny_llama: Path) -> dict[str, Any]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    from beam_runtime.decisions import read_log
+    from beam_runtime.control.decision_log import read_log
 
     return list(read_log(folder / "decisions.jsonl"))
 

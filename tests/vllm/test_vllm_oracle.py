@@ -18,11 +18,11 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.composer import Step, compose  # noqa: E402
-from beam_runtime.emulator import finish, issue  # noqa: E402
-from beam_runtime.engines.vllm_hits import PrefixHits  # noqa: E402
-from beam_runtime.pipeline import Pass  # noqa: E402
-from beam_runtime.schedule import blocks, shared_blocks  # noqa: E402
+from beam_runtime.emulator.composer import Step, compose  # noqa: E402
+from beam_runtime.emulator.forecast import finish, issue  # noqa: E402
+from beam_runtime.emulator.pipeline import Pass  # noqa: E402
+from beam_runtime.emulator.schedule import blocks, shared_blocks  # noqa: E402
+from beam_runtime.engines.vllm.hits import PrefixHits  # noqa: E402
 from beam_runtime.types import (  # noqa: E402
     EngineLimits,
     Knobs,

@@ -17,20 +17,20 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.cost import StepCost  # noqa: E402
-from beam_runtime.schema import RowKind  # noqa: E402
+from beam_runtime.table.schema import RowKind  # noqa: E402
+from beam_runtime.table.step_cost import StepCost  # noqa: E402
 from beam_runtime.types import Source, StepShape  # noqa: E402
 from beamprof.backends.base import Measurement  # noqa: E402
+from beamprof.backends.cell import Cell  # noqa: E402
 from beamprof.backends.pass_timing import TimingRules  # noqa: E402
 from beamprof.backends.vllm_stage import VllmBackend  # noqa: E402
-from beamprof.cells import Cell  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402
-from beamprof.grid import at_clock  # noqa: E402
 from beamprof.interrupt import Stop  # noqa: E402
-from beamprof.model_shape import resolve_model  # noqa: E402
-from beamprof.plan import Trial  # noqa: E402
-from beamprof.profile import ProfileRequest, Unwatched, profile  # noqa: E402
-from beamprof.spec import resolve_spec  # noqa: E402
+from beamprof.models.shape import resolve_model  # noqa: E402
+from beamprof.profiler.grid import at_clock  # noqa: E402
+from beamprof.profiler.plan import Trial  # noqa: E402
+from beamprof.profiler.profile import ProfileRequest, Unwatched, profile  # noqa: E402
+from beamprof.profiler.spec import resolve_spec  # noqa: E402
 
 CELLS = (
     StepShape(1),

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.engines import vllm as adapter  # noqa: E402
-from beam_runtime.engines.base import Orders  # noqa: E402
+from beam_runtime.control.orders import Orders  # noqa: E402
+from beam_runtime.engines.vllm import scheduler as adapter  # noqa: E402
 from beam_runtime.types import Knobs, Rules  # noqa: E402
 
 HOST_MS, PASS_MS = 3.0, 10.0

@@ -8,10 +8,10 @@ with the stance that the runtime takes.
 from collections.abc import Collection
 from dataclasses import replace
 
-from beam_runtime.calibration import Calibration, StepKind
-from beam_runtime.search import Policy as SearchPolicy
-from beam_runtime.search import Search
-from beam_runtime.stance import Stance, stance_for
+from beam_runtime.control.calibration import Calibration, StepKind
+from beam_runtime.search.search import Policy as SearchPolicy
+from beam_runtime.search.search import Search
+from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, StepShape
 from beamprof.replay import event_loop as loop
 from beamprof.replay.policies.base import Policy, Wake

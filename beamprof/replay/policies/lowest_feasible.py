@@ -4,7 +4,7 @@ Clock only, chunk 256, plain vLLM scheduling. Latency falls with the clock, so t
 is in time is found by halving; the prediction is the emulator's.
 """
 
-from beam_runtime.search import Search
+from beam_runtime.search.search import Search
 from beam_runtime.types import Correction, Knobs
 from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.cost import StepCost
-from beam_runtime.cost_fit import FEATURES
+from beam_runtime.table.cost_fit import FEATURES
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits
 from beamprof.traces.trace import Trace
 

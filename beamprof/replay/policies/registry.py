@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.errors import ReplayError
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.policies.base import Policy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.decisions import read_log
+from beam_runtime.control.decision_log import read_log
 from beamprof.errors import ReportError
 
 KNOBS = ("clock_mhz", "chunk_tokens", "microbatches", "pace_ms")

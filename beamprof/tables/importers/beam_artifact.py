@@ -28,11 +28,11 @@ from statistics import median
 
 import numpy as np
 
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source
 from beamprof.devices.device import detect_device
 from beamprof.errors import ImportFormatError
-from beamprof.model_shape import ModelShape, registry, resolve_model
+from beamprof.models.shape import ModelShape, registry, resolve_model
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
 from beamprof.tables.importers.units import GPU_POWER_W, Reading, plausible_readings
 

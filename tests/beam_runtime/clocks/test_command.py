@@ -8,9 +8,9 @@ import pytest
 
 from beam_runtime.clocks import command
 from beam_runtime.clocks.command import CommandGpus
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
 SCRIPT = """
 import json, pathlib, sys

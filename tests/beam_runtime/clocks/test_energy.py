@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_runtime.clocks.energy import EnergyMeter, WindowVerdict
-from beam_runtime.clocks.fake_nvml import FakeGpu, FakeNvml, fake_gpus
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml, fake_gpus
 
 
 class TickingCounter:

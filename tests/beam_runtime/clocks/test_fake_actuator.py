@@ -1,10 +1,10 @@
 import pytest
 
 from beam_runtime.clocks.base import ClockActuator, ClockReading, check_supported
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.fake_nvml import FakeNvml
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import ClockUnavailableError
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.nvml import FakeNvml
 
 
 @pytest.mark.parametrize("actuator", [FakeActuator(), NvmlGpus([0], nvml=FakeNvml())])

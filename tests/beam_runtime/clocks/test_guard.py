@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from beam_runtime.clocks.claims import claim
-from beam_runtime.clocks.fake import FakeActuator
 from beam_runtime.clocks.file_gpus import FileGpus
 from beam_runtime.clocks.guard import Guard, Watch, release
 from beam_runtime.clocks.guarded import GuardedActuator
@@ -21,6 +20,7 @@ from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.errors import ClockError
+from beam_runtime.testing.actuator import FakeActuator
 
 # How long a test waits for what takes well under a second before it calls it missing.
 PATIENCE_S = 20.0

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from beam_runtime.clocks.base import ClockActuator, ClockReading
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
 
 class Clock:
@@ -205,7 +205,7 @@ def test_handlers_are_put_back_and_own_ones_respected() -> None:
 PROGRAM = """
     import os, signal, sys, time
     from pathlib import Path
-    from beam_runtime.clocks.fake import FakeActuator
+    from beam_runtime.testing.actuator import FakeActuator
     from beam_runtime.clocks.lock import ClockLock
 
     class OnDisk(FakeActuator):

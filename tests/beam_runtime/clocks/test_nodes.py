@@ -13,13 +13,10 @@ from pathlib import Path
 import pytest
 from fault_zeusd import Zeusd, serving
 
-from beam_runtime import resources
 from beam_runtime.clocks import zeusd_client
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import Choice
 from beam_runtime.clocks.claims import claim, orphans, restore
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.file_gpus import MODEL, FileGpus
 from beam_runtime.clocks.guarded import GuardedActuator, release_orphan
 from beam_runtime.clocks.lock import ClockLock
@@ -29,8 +26,11 @@ from beam_runtime.clocks.places import by_place, node_of
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.clocks.zeusd_node import ZeusdNode
+from beam_runtime.control import resources
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
-from beamprof.doctor import diagnose
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
+from beamprof.doctor.diagnose import diagnose
 
 PATIENCE_S = 20.0
 FREE = [None, None]

@@ -2,9 +2,9 @@ import inspect
 
 import pytest
 
-from beam_runtime.clocks.fake_nvml import FakeNvml, FakeNvmlError, fake_gpus
 from beam_runtime.clocks.nvml import REASONS, NvmlGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.testing.nvml import FakeNvml, FakeNvmlError, fake_gpus
 
 NOT_SUPPORTED, NO_PERMISSION, TIMEOUT, LIBRARY_MISSING, LOST, UNKNOWN = 3, 4, 10, 12, 15, 999
 

@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from beam_runtime.clocks.base import ClockReading
-from beam_runtime.clocks.fake import FakeActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.errors import ClockError
+from beam_runtime.testing.actuator import FakeActuator
 
 PATIENCE_S = 20.0
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from fault_zeusd import Zeusd, serving
 
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.zeusd import ZeusdGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from beam_runtime.engines.config import EmbeddedConfig
-from beam_runtime.engines.vllm_power import open_wattmeter
+from beam_runtime.engines.vllm.power import open_wattmeter
 from beam_runtime.errors import BeamError
 
 

@@ -1,13 +1,10 @@
 """What every test of a fault starts from."""
 
 import pytest
+from fault_bench import Bench
 
-pytest.register_assert_rewrite("fault_bench")
-
-from fault_bench import Bench  # noqa: E402
-
-from beam_runtime.cost import StepCost  # noqa: E402
-from beam_runtime.types import EngineLimits  # noqa: E402
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import EngineLimits
 
 
 @pytest.fixture

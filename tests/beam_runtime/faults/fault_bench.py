@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from beam_runtime.clocks.base import ClockActuator
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.nvml import NvmlGpus
-from beam_runtime.controller import Controller
-from beam_runtime.cost import StepCost
-from beam_runtime.engines.base import EngineAdapter, Orders
-from beam_runtime.engines.fake import FakeEngine, FakeRequest, Ledger
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.fallback import FallbackRules
+from beam_runtime.control.orders import EngineAdapter, Orders
+from beam_runtime.control.steering import SteeringRules
 from beam_runtime.errors import TableError
-from beam_runtime.fallback import FallbackRules
-from beam_runtime.steering import SteeringRules
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.engine import FakeEngine, FakeRequest, Ledger
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Slo, Snapshot
 
 SLO = Slo(3000.0, 400.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fault_bench import content
 
+from beam_runtime.control.resources import Searches
 from beam_runtime.kernel import jit
-from beam_runtime.resources import Searches
 
 
 def open_fake(folder: Path, engine_pid: int, *_: object, **__: object) -> Searches:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from beam_runtime.clocks.fake_nvml import FakeNvml
+from beam_runtime.testing.nvml import FakeNvml
 
 SET, RESET = "/gpu/set_gpu_locked_clocks", "/gpu/reset_gpu_locked_clocks"
 

@@ -7,12 +7,12 @@ import pytest
 from fault_bench import QUICK, Bench, alternating, content, forecast, requests, wait_for
 
 from beam_runtime.clocks.base import ClockReading
-from beam_runtime.clocks.fake import FakeActuator
-from beam_runtime.clocks.fake_nvml import FakeNvml
 from beam_runtime.clocks.setter import ClockSetter
-from beam_runtime.controller import Controller
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.resources import open_clocks
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
-from beam_runtime.resources import open_clocks
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.nvml import FakeNvml
 from beam_runtime.types import Decision, Knobs, Snapshot
 
 SET, RESET = "nvmlDeviceSetGpuLockedClocks", "nvmlDeviceResetGpuLockedClocks"

@@ -16,9 +16,9 @@ from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile
-from beam_runtime.controller import Controller
-from beam_runtime.table import PerfTable
-from beamprof.table_file import write_table
+from beam_runtime.control.controller import Controller
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.tables.table_file import write_table
 
 # A server that serves for ever, on GPUs in a file.
 SERVER = """
@@ -27,9 +27,9 @@ SERVER = """
     from beam_runtime.clocks.guarded import GuardedActuator
     from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
     from beam_runtime.clocks.state_file import StateFile
-    from beam_runtime.controller import Controller
-    from beam_runtime.cost import StepCost
-    from beam_runtime.table import PerfTable
+    from beam_runtime.control.controller import Controller
+    from beam_runtime.table.step_cost import StepCost
+    from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs
 
     def fail(*_):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from fault_bench import Bench, forecast, requests
 
-from beam_runtime.controller import Controller
-from beam_runtime.engines.base import Orders
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.orders import Orders
 from beam_runtime.types import Decision, Knobs, Snapshot
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from fault_bench import QUICK, SLO, Bench, alternating, forecast, requests
 
-from beam_runtime.controller import Controller
-from beam_runtime.engines.fake import FakeRequest
+from beam_runtime.control.controller import Controller
+from beam_runtime.testing.engine import FakeRequest
 from beam_runtime.types import Decision, Knobs, Slo, Snapshot
 
 

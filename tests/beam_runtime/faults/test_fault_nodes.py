@@ -7,11 +7,11 @@ from fault_bench import Bench, requests
 from fault_zeusd import Zeusd, serving
 
 from beam_runtime.clocks import zeusd_client
-from beam_runtime.clocks.fake_nvml import FakeNvml, fake_gpus
 from beam_runtime.clocks.nodes import AcrossNodes
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.zeusd_node import ZeusdNode
-from beam_runtime.controller import Controller
+from beam_runtime.control.controller import Controller
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
 
 @pytest.fixture

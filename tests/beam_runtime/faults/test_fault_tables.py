@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from fault_bench import Bench, requests
 
-from beam_runtime.controller import Controller
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.resources import open_cost
 from beam_runtime.errors import TableError
-from beam_runtime.resources import open_cost
-from beam_runtime.schema import METADATA_PREFIX, rows_sha256
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import METADATA_PREFIX, rows_sha256
 from beam_runtime.types import Knobs, Snapshot
-from beamprof.table_file import write_table
+from beamprof.tables.table_file import write_table
 
 
 @pytest.fixture

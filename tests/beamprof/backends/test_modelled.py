@@ -10,14 +10,14 @@ import pytest
 
 from beam_runtime.clocks.base import POWER_CAP
 from beam_runtime.errors import ClockUnavailableError
-from beam_runtime.schema import METADATA_KEYS, RowKind
+from beam_runtime.table.schema import METADATA_KEYS, RowKind
 from beam_runtime.types import Source
 from beamprof.backends.base import MeasureBackend
+from beamprof.backends.cell import Cell
 from beamprof.backends.modelled import ModelledBackend
-from beamprof.cells import Cell
 from beamprof.devices.device import resolve_device
 from beamprof.errors import BackendError
-from beamprof.model_shape import registry
+from beamprof.models.shape import registry
 
 ROOT = Path(__file__).parents[3]
 MEASURED = ROOT.parent / "shared" / "data" / "measured-a100"

@@ -1,5 +1,6 @@
 """The stage equals a Hugging Face layer stack with the same weights, whatever the pass."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 from beam_runtime.types import StepShape  # noqa: E402
 from beamprof.backends.torch_layer import LayerWeights  # noqa: E402
 from beamprof.backends.torch_pass import Stage, StagePass  # noqa: E402
-from beamprof.model_shape import ModelShape  # noqa: E402
+from beamprof.models.shape import ModelShape  # noqa: E402
 
 LAYERS = 3
 
@@ -88,10 +89,15 @@ def taken_from(layer: Any) -> LayerWeights:
     )
 
 
+def cache_name(model: Any) -> str:
+    """What this transformers calls it: ``cache`` from 5.24 on."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
 def their_pass(model: Any, prompt: Any) -> tuple[Any, list[tuple[Any, Any]]]:
     """Hidden states (tokens, hidden) and each layer's (tokens, kv_heads, head_dim) cache."""
     cache = transformers.DynamicCache()
-    out = model(inputs_embeds=prompt[None], past_key_values=cache, use_cache=True)
+    out = model(inputs_embeds=prompt[None], use_cache=True, **{cache_name(model): cache})
     kept = [
         (layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in cache.layers
     ]

@@ -13,7 +13,7 @@ from beamprof.backends.torch_memory import available, check_fits  # noqa: E402
 from beamprof.backends.torch_pass import Stage, spans_of  # noqa: E402
 from beamprof.backends.torch_runner import CpuRunner  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402
-from beamprof.model_shape import ModelShape, registry  # noqa: E402
+from beamprof.models.shape import ModelShape, registry  # noqa: E402
 
 TINY = ModelShape(
     name="tiny",

@@ -9,21 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from beam_runtime.clocks.fake_nvml import FakeGpu, FakeNvml, fake_gpus
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import BeamError, ClockPermissionError
-from beam_runtime.schema import METADATA_KEYS, RowKind
+from beam_runtime.table.schema import METADATA_KEYS, RowKind
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml, fake_gpus
 from beam_runtime.types import Source
 from beamprof.backends import measuring
 from beamprof.backends.allreduce import ModelledAllReduce
+from beamprof.backends.cell import Cell
 from beamprof.backends.pass_timing import PassTimes, TimingRules
 from beamprof.backends.sensors import cpu_sensors, gpu_sensors
 from beamprof.backends.torch_stage import TorchBackend
-from beamprof.cells import Cell
 from beamprof.devices.device import resolve_device
 from beamprof.errors import BackendError
-from beamprof.model_shape import ModelShape, registry
+from beamprof.models.shape import ModelShape, registry
 
 TINY = ModelShape(
     name="tiny",
@@ -416,15 +416,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import StepShape
 from beamprof.backends.torch_layer import LayerWeights
 from beamprof.backends.torch_pass import Stage
 from beamprof.backends.torch_stage import TorchBackend
 from beamprof.backends.pass_timing import TimingRules
-from beamprof.cells import Cell
+from beamprof.backends.cell import Cell
 from beamprof.errors import BackendError
-from beamprof.model_shape import ModelShape
+from beamprof.models.shape import ModelShape
 
 model = ModelShape("tiny", "qwen2", 64, 96, 2, 4, 2, 16, 100, 4096, dtype="float32", qkv_bias=True)
 rules = TimingRules(0.05, 0.05, 0.0, 0.0, latency_target=1, energy_target=1)

@@ -14,8 +14,8 @@ from beamprof.backends.vllm_cells import MOST_STEPS, craft, envelope
 from beamprof.backends.vllm_layers import layer_counts, stage_of
 from beamprof.backends.vllm_model import hf_config, model_folder
 from beamprof.errors import BackendError
-from beamprof.grid import GridLimits, grid
-from beamprof.model_shape import registry, resolve_model
+from beamprof.models.shape import registry, resolve_model
+from beamprof.profiler.grid import GridLimits, grid
 
 decodes = st.integers(1, 64).flatmap(
     lambda b: st.tuples(st.just(b), st.integers(b, b * 4096))

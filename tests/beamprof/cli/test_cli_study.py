@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # for replay_case
 from replay_cases import make_table, random_trace
 
 from beamprof.cli.main import main
-from beamprof.table_file import write_table
+from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
 
 PATIENCE_S = 240

@@ -1,15 +1,15 @@
 import pytest
 
-from beam_runtime.schema import RowKind
+from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source
 from beamprof.backends.base import Measurement
-from beamprof.cells import Cell
+from beamprof.backends.cell import Cell
 from beamprof.cli import bar as bar_module
 from beamprof.cli.bar import Bar
 from beamprof.cli.progress import SweepProgress, describe
-from beamprof.plan import Trial
-from beamprof.prepare import ProfileRequest, prepare
-from beamprof.spec import resolve_spec
+from beamprof.profiler.plan import Trial
+from beamprof.profiler.prepare import ProfileRequest, prepare
+from beamprof.profiler.spec import resolve_spec
 
 TRIAL = Trial(Cell(RowKind.FORWARD, 1410, 128, 4096, 8, 800), 0)
 

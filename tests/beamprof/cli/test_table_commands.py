@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.cli.main import main
-from beamprof.table_file import write_table
+from beamprof.tables.table_file import write_table
 
 NAME = "dvfs_profile_NVIDIA A100-SXM4-80GB_meta-llama_Llama-3.3-70B-Instruct_tp2_pp4_one.csv"
 HEADER = (

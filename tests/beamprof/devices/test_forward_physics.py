@@ -14,7 +14,7 @@ from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import Forward, forward, padded_tokens, pass_ms
 from beamprof.devices.gemm import Gemm, choose_kernel, gemm_us
 from beamprof.devices.power import capped_mhz, waiting_w
-from beamprof.model_shape import StageShape, registry
+from beamprof.models.shape import StageShape, registry
 
 A100 = resolve_device("a100-sxm4-80gb")
 CLOCKS = np.arange(510.0, 1411.0, 15.0)

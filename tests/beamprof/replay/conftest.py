@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from beam_runtime.cost import StepCost
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.replay.plant import Site
 

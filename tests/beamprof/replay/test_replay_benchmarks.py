@@ -14,8 +14,8 @@ from beamprof.errors import ReplayError
 from beamprof.replay.ladder import replay
 from beamprof.replay.plant import play
 from beamprof.replay.policies.static import Static
-from beamprof.table_file import seal_table
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.table_file import seal_table
 from beamprof.traces.importing import import_trace
 
 MEASURED = Path(__file__).parents[4] / "shared" / "data" / "measured-a100"

@@ -17,7 +17,7 @@ from beamprof.replay.metrics import Spread, measure, servable_in_time
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.results import request_frame, step_frame
-from beamprof.table_file import write_table
+from beamprof.tables.table_file import write_table
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace_file import save_trace
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from replay_cases import IDLE_W, make_table, make_trace, random_trace
 
-from beam_runtime.composer import Step, compose
-from beam_runtime.emulator import finish, issue
-from beam_runtime.pipeline import ClockPlan, Pipeline
-from beam_runtime.schedule import blocks
+from beam_runtime.emulator.composer import Step, compose
+from beam_runtime.emulator.forecast import finish, issue
+from beam_runtime.emulator.pipeline import ClockPlan, Pipeline
+from beam_runtime.emulator.schedule import blocks
 from beam_runtime.types import Correction, Knobs, RequestState, Rules, Snapshot
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
@@ -270,7 +270,7 @@ def test_a_request_that_can_never_be_served_is_named(site):
 
 
 def test_a_table_without_idle_power_is_refused(site):
-    from beam_runtime.cost import StepCost
+    from beam_runtime.table.step_cost import StepCost
 
     cost = StepCost.from_table(make_table(idle=False))
     with pytest.raises(ReplayError, match="waiting GPU"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from replay_cases import CLOCKS_MHZ, IDLE_W, make_trace, random_trace
 
-from beam_runtime.cost import StepCost
+from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Slo, StepShape
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
@@ -16,7 +16,7 @@ from beamprof.replay.policies import beam_paper
 from beamprof.replay.policies.beam import PARTS
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import policy_named
-from beamprof.table_file import seal_table
+from beamprof.tables.table_file import seal_table
 
 PLAYABLE = ("vanilla", "static:800", "window-dvfs", "lowest-feasible", "beam-paper", "beam")
 

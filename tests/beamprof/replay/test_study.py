@@ -14,7 +14,7 @@ from replay_cases import CLOCKS_MHZ, make_table, make_trace, random_trace
 
 from beam_runtime import kernel
 from beam_runtime.errors import BeamError
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.errors import OutputError, ReplayError
 from beamprof.interrupt import Stop
 from beamprof.replay import study as study_module
@@ -25,7 +25,7 @@ from beamprof.replay.study import METADATA_KEY, plan_study, study
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, TIMINGS, play_job
 from beamprof.replay.study_places import LocalPlace, On, RayPlace
 from beamprof.replay.study_spec import resolve_study
-from beamprof.table_file import write_table
+from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
 
 POLICIES = "vanilla,static:knee,static:800,oracle"

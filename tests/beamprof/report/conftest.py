@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from beam_runtime.controller import Controller
-from beam_runtime.cost import StepCost
-from beam_runtime.decisions import DecisionLog
-from beam_runtime.engines.fake import FakeEngine, FakeRequest
-from beam_runtime.table import PerfTable
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.decision_log import DecisionLog
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.testing.engine import FakeEngine, FakeRequest
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.replay.ladder import ReplayOptions, replay
 

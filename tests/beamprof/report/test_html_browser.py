@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from beamprof.html_report import write_report
+from beamprof.report.html_report import write_report
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -14,7 +14,6 @@ from page_reading import Page
 
 from beamprof.cli.main import main
 from beamprof.errors import OutputError, ReportError
-from beamprof.html_report import write_report
 from beamprof.replay.saved import load_replay
 from beamprof.report.html.burst import Window, busiest
 from beamprof.report.html.late_shares import Sample, late_shares
@@ -22,6 +21,7 @@ from beamprof.report.html.log_run import KNOBS, load_log
 from beamprof.report.html.number_words import percent, significant
 from beamprof.report.html.render import render
 from beamprof.report.html.replay_part import replay_part
+from beamprof.report.html_report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +411,7 @@ def test_nothing_is_left_of_a_page_that_cannot_be_made(replayed, tmp_path, monke
     def broken(parts):
         raise OutputError("no room")
 
-    monkeypatch.setattr("beamprof.html_report.render", broken)
+    monkeypatch.setattr("beamprof.report.html_report.render", broken)
     with pytest.raises(OutputError):
         write_report([replayed], old, force=True)
     assert old.read_text() == "mine" and list(tmp_path.iterdir()) == [old]

@@ -12,7 +12,6 @@ from replay_cases import make_table, random_trace
 
 from beamprof.cli.main import main
 from beamprof.errors import ReportError
-from beamprof.html_report import write_report
 from beamprof.replay import study as study_module
 from beamprof.replay.saved_study import load_study
 from beamprof.replay.study import METADATA_KEY, study
@@ -20,7 +19,8 @@ from beamprof.replay.study_cells import play_job
 from beamprof.replay.study_spec import resolve_study
 from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.study_part import study_part
-from beamprof.table_file import write_table
+from beamprof.report.html_report import write_report
+from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beamprof.report.plain import plain
+from beamprof.plain import plain
 from beamprof.report.terminal import Curve, plot, shade_legend, shaded_line
 from beamprof.tables.inspect import efficient
 

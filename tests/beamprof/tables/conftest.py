@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from beam_runtime.table import PerfTable
-from beamprof.model_shape import registry
-from beamprof.table_file import seal_table
+from beam_runtime.table.perf_table import PerfTable
+from beamprof.models.shape import registry
 from beamprof.tables.grid import CellGrid
+from beamprof.tables.table_file import seal_table
 
 CLOCKS_MHZ = (510, 630, 735, 840, 930, 1005, 1110, 1260, 1410)
 TOKENS = (1, 8, 16, 32, 64, 128, 256)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beam_runtime.schema import COLUMNS
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import COLUMNS
 from beamprof.errors import ImportFormatError, ModelShapeError, OutputError
 from beamprof.tables.export import export_table, output_beside
 from beamprof.tables.importers import ImportOverrides, importer

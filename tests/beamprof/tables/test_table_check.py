@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from beam_runtime.clocks.base import POWER_CAP
 from beam_runtime.types import StepShape
-from beamprof.table_file import seal_table
 from beamprof.tables.check import TableCheck, check_table
 from beamprof.tables.compare import compare_tables
 from beamprof.tables.importers import ImportOverrides, importer
 from beamprof.tables.leave_one_out import between_clocks, errors_by_clock
 from beamprof.tables.noise import OUTLIER_LATENCY, outliers, residuals
+from beamprof.tables.table_file import seal_table
 
 CELL = {"prefill_tokens": 0, "decode_requests": 64, "decode_context_tokens": 64 * 2048}
 STEP = StepShape(0, 0, 64, 64 * 2048)

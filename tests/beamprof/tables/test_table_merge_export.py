@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_runtime.errors import TableError
-from beam_runtime.schema import COLUMNS, rows_sha256
-from beam_runtime.table import PerfTable
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import COLUMNS, rows_sha256
 from beamprof.errors import ImportFormatError, OutputError
-from beamprof.table_file import seal_table, write_table
 from beamprof.tables.export import export_table, output_beside
 from beamprof.tables.importers import ImportOverrides, importer
 from beamprof.tables.merge import Prefer, merge_files, merge_tables
+from beamprof.tables.table_file import seal_table, write_table
 
 
 def part(table: PerfTable, mask) -> PerfTable:

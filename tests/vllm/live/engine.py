@@ -93,7 +93,7 @@ def ordered(llm, knobs, name: str) -> dict:
     """A run under orders that a test gives; a stand-in keeps what the controller is told."""
     from collections import Counter
 
-    from beam_runtime.engines.base import Orders
+    from beam_runtime.control.orders import Orders
     from beam_runtime.types import Correction, Rules
 
     class Director:

@@ -1,0 +1,230 @@
+"""What a controller is built from, opened so that nothing missing stops the engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.choose import choose_actuator
+from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.clocks.spec import ActuatorKind
+from beam_runtime.emulator.forecast import LOOKAHEAD_MS
+from beam_runtime.errors import BeamError, ClockError, TableError
+from beam_runtime.search.search import Policy, Search, warm_up
+from beam_runtime.search.stance import Stance, stance_for
+from beam_runtime.table.idle_power import with_idle_power
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import (
+    Correction,
+    Decision,
+    EngineLimits,
+    Forecast,
+    Knobs,
+    Rules,
+    Slo,
+    Snapshot,
+)
+
+if TYPE_CHECKING:
+    from beam_runtime.kernel.next_step import NextStep
+
+Searcher = Callable[[Snapshot], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What a controller asks, all on one thread.
+
+    Attributes:
+        steered: finds the best knobs for a snapshot.
+        unlocked: the same at the highest clock only; taken where clocks cannot be set.
+        foretell_own: what to expect of the engine's own settings; None = nobody can say.
+        next_step: the compiled composer, for an engine that asks before each step; its own.
+    """
+
+    steered: Searcher
+    unlocked: Searcher
+    foretell_own: Callable[[Snapshot], Forecast] | None
+    next_step: "NextStep | None" = None
+
+
+# More clocks cost search time and save nothing: energy is flat around its optimum.
+MOST_CLOCKS = 32
+
+
+def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
+    """The best way to set these GPUs' clocks (None: no way), and one line that says why."""
+    choice = choose_actuator(gpus)
+    if choice.spec.kind is ActuatorKind.NONE:
+        return None, str(choice)
+    try:
+        actuator = choice.spec.open()
+        actuator.supported_clocks_mhz()  # where it cannot work it says so here
+        # By UUID from here on: an index changes when a GPU falls off the bus.
+        spec = replace(choice.spec, gpus=actuator.gpus)
+        return GuardedActuator(actuator, spec), str(choice)
+    except ClockError as error:
+        cause = f" ({error.cause})" if error.cause else ""
+        return None, f"clocks stay as they are: {error.message}{cause}"
+
+
+def open_cost(
+    path: str | Path,
+    actuator: ClockActuator | None,
+    idle_power_w: float | None = None,
+    *,
+    model: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    device: str | None = None,
+) -> StepCost | TableError:
+    """Step costs at the clocks that table and GPUs share; the error, where there are none."""
+    try:
+        table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
+        offered = () if actuator is None else actuator.supported_clocks_mhz()
+        cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
+        return with_idle_power(cost, idle_power_w)
+    except TableError as error:
+        return error
+    except BeamError as error:
+        return TableError(error.message, cause=error.cause, hint=error.hint)
+
+
+def served_clocks(measured: Sequence[int], offered: Sequence[int]) -> tuple[int, ...]:
+    """The clocks to choose among: offered by the GPUs, inside what was measured, not too many.
+
+    Raises:
+        TableError: the GPUs offer no clock inside the measured range.
+    """
+    if not offered:
+        return tuple(measured)
+    inside = [clock for clock in offered if min(measured) <= clock <= max(measured)]
+    if not inside:
+        raise TableError(
+            f"the GPUs offer no clock between {min(measured)} and {max(measured)} MHz",
+            cause=f"they offer {min(offered)} to {max(offered)} MHz",
+            hint="is the table for this GPU?",
+        )
+    both = [clock for clock in inside if clock in set(measured)]
+    # A table of few clocks is interpolated between them: its costs are smooth in the clock.
+    clocks = both if len(both) >= MOST_CLOCKS // 2 else inside
+    every = -(-len(clocks) // MOST_CLOCKS)
+    return tuple(sorted({*clocks[::-1][::every], clocks[-1]}))
+
+
+def at_top_clock(cost: StepCost) -> StepCost:
+    """The same costs, with the highest clock to choose from alone."""
+    return replace(
+        cost,
+        clocks_mhz=cost.clocks_mhz[-1:],
+        linear_latency_ms=cost.linear_latency_ms[-1:],
+        linear_energy_j=cost.linear_energy_j[-1:],
+        attention_latency_ms=cost.attention_latency_ms[-1:],
+        attention_energy_j=cost.attention_energy_j[-1:],
+        idle_power_w=cost.idle_power_w[-1:],
+    )
+
+
+def open_stance(
+    cost: StepCost | TableError, limits: EngineLimits, slos: Mapping[str, Slo]
+) -> Stance:
+    """How to steer; of no consequence without a table."""
+    if isinstance(cost, TableError):
+        return Stance(Rules(), Policy(), Correction())
+    return stance_for(cost, limits, slos.get("default", Slo()), classes=slos.values())
+
+
+def open_searches(
+    cost: StepCost | TableError,
+    limits: EngineLimits,
+    stance: Stance,
+    own: Knobs,
+    given: Searcher | None,
+    *,
+    clocks: bool,
+    composer: bool = False,
+) -> Searches:
+    """Everything compiled that a controller calls, called once.
+
+    Args:
+        cost: step costs, or why there are none.
+        limits: of the engine.
+        stance: how to steer it.
+        own: the engine's own settings.
+        given: a search to use instead.
+        clocks: whether they can be set.
+        composer: whether to open the compiled composer, too.
+    """
+    foretell_own = None if given else open_own(cost, limits, own)
+    next_step = open_next_step(cost, limits) if composer else None
+    if not clocks:
+        search = open_search(_unlocked(cost), limits, stance, given)
+        return Searches(search, search, foretell_own, next_step)
+    # The second is made when it is needed: the day may never come.
+    unlocked = _lazily(lambda: open_search(_unlocked(cost), limits, stance, given))
+    return Searches(open_search(cost, limits, stance, given), unlocked, foretell_own, next_step)
+
+
+def open_search(
+    cost: StepCost | TableError, limits: EngineLimits, stance: Stance, given: Searcher | None
+) -> Searcher:
+    """The search of one thread: its arrays are its own."""
+    if isinstance(cost, TableError):
+        return _refuses(cost)
+    if given is not None:
+        return given
+    return Search(cost, limits, rules=stance.rules, policy=stance.policy)
+
+
+def open_own(
+    cost: StepCost | TableError, limits: EngineLimits, own: Knobs
+) -> Callable[[Snapshot], Forecast] | None:
+    """Forecasts of the engine's own settings; None where nothing compiled can make them."""
+    if isinstance(cost, TableError) or find_spec("numba") is None:
+        return None
+    from beam_runtime.kernel.searcher import Searcher as Compiled
+
+    player = Compiled(
+        cost, limits, Rules.vanilla(), (own.chunk_tokens,), (0.0,), LOOKAHEAD_MS, 0.0, (1.0, 1.0)
+    )
+
+    def foretell(state: Snapshot) -> Forecast:
+        return player.forecast(state, own)
+
+    # Compiled here, so that no request ever waits for it.
+    foretell(warm_up(limits, own.chunk_tokens, own.clock_mhz))
+    return foretell
+
+
+def open_next_step(cost: StepCost | TableError, limits: EngineLimits) -> "NextStep | None":
+    """The compiled composer; None where there is nothing to compile, or no table."""
+    if isinstance(cost, TableError) or find_spec("numba") is None:
+        return None
+    from beam_runtime.kernel.next_step import NextStep
+
+    return NextStep(cost, limits)
+
+
+def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:
+    return cost if isinstance(cost, TableError) else at_top_clock(cost)
+
+
+def _lazily(make: Callable[[], Searcher]) -> Searcher:
+    made: list[Searcher] = []
+
+    def search(state: Snapshot) -> Decision:
+        if not made:
+            made.append(make())
+        return made[0](state)
+
+    return search
+
+
+def _refuses(error: TableError) -> Searcher:
+    def search(state: Snapshot) -> Decision:
+        raise error
+
+    return search

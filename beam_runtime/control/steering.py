@@ -1,0 +1,400 @@
+"""The controller without threads: events in, orders and clock wishes out.
+
+    advance(events)  absorb -> look after -> decide, if that is asked for and due
+
+What is known of the engine is the observer's; here it is used. Everything runs on one thread,
+the controller's own or, in tests and replays, the caller's. It never raises for what an engine,
+a table, a search or a clock does; it falls back.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from beam_runtime.control.calibration import Calibration, CalibrationRules
+from beam_runtime.control.conditions import conditions
+from beam_runtime.control.counts import Counts
+from beam_runtime.control.decision_log import DecisionLog, decision_fields, forecast_fields
+from beam_runtime.control.events import (
+    ASK_FOR_A_DECISION,
+    ClockConfirmed,
+    ClockRefused,
+    Event,
+    Observe,
+    Promise,
+    Resume,
+    StepFinished,
+    StepIssued,
+)
+from beam_runtime.control.fallback import Fallback, FallbackRules, Fault
+from beam_runtime.control.observer import Observer
+from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
+from beam_runtime.control.resources import Searches
+from beam_runtime.errors import ClockPermissionError, ClockUnavailableError, TableError
+from beam_runtime.search.stance import Stance
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo, Snapshot
+
+_LOG = logging.getLogger("beam_runtime")
+
+_OBSERVES = "BEAM was asked to observe"
+_UNOPENED = "warming up: the search is not open yet"
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRules:
+    """How often, how long, how far.
+
+    Attributes:
+        least_gap_ms: between two decisions; what happens in between is taken in together.
+        observing_gap_ms: the same while observing: nobody waits for what it finds, and each
+            look takes the interpreter's lock from the engine.
+        refresh_ms: a decision this old is made anew while there are requests; an observer
+            makes none sooner, only forecasts.
+        deadline_ms: a decision that took longer describes an engine that is gone.
+        stall_ms: steps in flight and none back for this long: the engine hangs.
+        resync_ms: how often an adapter is asked for the engine's own view.
+        coverage: how far beyond its largest measured batch and context a table is believed.
+        calibration, fallback: see there.
+    """
+
+    least_gap_ms: float = 5.0
+    observing_gap_ms: float = 100.0
+    refresh_ms: float = 250.0
+    deadline_ms: float = 20.0
+    stall_ms: float = 5_000.0
+    resync_ms: float = 1_000.0
+    coverage: float = 2.0
+    calibration: CalibrationRules = field(default_factory=CalibrationRules)
+    fallback: FallbackRules = field(default_factory=FallbackRules)
+
+
+class Steering:
+    """Decides from events.
+
+    Args:
+        cost: step costs, or why there are none.
+        limits: of the engine.
+        own: the engine's own settings, given back whenever BEAM does not steer.
+        searches: what is asked for knobs and forecasts; None = opened() will bring them.
+        stance: the rules and margins that the searches were made with.
+        now_ms: the time axis of all events.
+        want_clock: asks for a clock, None to release; the answer comes as an event.
+        promise: hears what most requests are promised from now on; opened() may follow.
+        slos: named classes; ``default`` is for requests that name none.
+        kv_blocks: KV-cache blocks of the engine, where known.
+        engine: its adapter, where there is one.
+        rules: how often, how long, how far.
+        log: where decisions go.
+        sets_clocks: whether there is a way to set them.
+        observing: decide and log, but order nothing and leave the clocks alone.
+    """
+
+    def __init__(
+        self,
+        cost: StepCost | TableError,
+        limits: EngineLimits,
+        own: Knobs,
+        searches: Searches | None,
+        stance: Stance,
+        now_ms: Callable[[], float],
+        want_clock: Callable[[int | None], None],
+        *,
+        promise: Callable[[Slo], None] | None = None,
+        slos: Mapping[str, Slo] | None = None,
+        kv_blocks: int | None = None,
+        engine: EngineAdapter | None = None,
+        rules: SteeringRules | None = None,
+        log: DecisionLog | None = None,
+        sets_clocks: bool = True,
+        observing: bool = False,
+    ) -> None:
+        self._cost = None if isinstance(cost, TableError) else cost
+        self._limits = limits
+        self._own = own
+        self._searches = searches
+        self._waiting = _UNOPENED if searches is None else ""
+        self._stance = stance
+        self._now_ms = now_ms
+        self._want_clock = want_clock
+        self._promise = promise
+        self._engine = engine
+        self.rules = rules or SteeringRules()
+        self._log = log
+        self._observing = observing
+        self.counts = Counts()
+        calibration = Calibration(limits.pp, stance.floor, self.rules.calibration)
+        self._seen = Observer(
+            self._cost, limits, own.clock_mhz, calibration, self.counts, self._write,
+            slos=slos, kv_blocks=kv_blocks,
+        )  # fmt: skip
+        self._fallback = Fallback(self.rules.fallback)
+        self._asked = True
+        self._sets_clocks = sets_clocks
+        self._release_failed = False
+        self._decided_ms = self._chosen_ms = self._resynced_ms = float("-inf")
+        self.orders = Orders(
+            own, Rules.vanilla(), steering=False, why=self._waiting or "nothing decided yet"
+        )
+        if isinstance(cost, TableError):
+            self._fell(self._fallback.condition(Fault.TABLE, str(cost), now_ms()))
+
+    # The loop's body
+
+    def advance(self, events: Sequence[Event]) -> Orders:
+        """Absorb what happened, look after things, decide if that is asked for and due."""
+        taken_in_ms = self._now_ms()
+        for event in events:
+            try:
+                self._absorb(event, taken_in_ms)
+            except Exception:  # whatever an engine put into it
+                self.counts.broken_events += 1
+                _LOG.debug("broken event %r", event, exc_info=True)
+        now_ms = self._seen.time(self._now_ms())
+        self._look_after(now_ms)
+        if self._due(now_ms):
+            self._asked, self._decided_ms = False, now_ms
+            locks = self._sets_clocks and self._fallback.steering and not self._observing
+            if self._release_failed and not locks:
+                self._want_clock(None)
+            if self._fallback.steering and self._searches is not None:
+                self._decide(self._searches, now_ms)
+        return self.orders
+
+    def wait(self, why: str) -> None:
+        """Searches are being opened: until the first are, the engine has its own settings."""
+        if self._searches is not None:
+            return
+        self._waiting = why
+        if self._fallback.steering and self.orders.why != why:
+            self._publish(self._own_orders(why))
+
+    def opened(self, searches: Searches, stance: Stance) -> None:
+        """Here they are, for this stance: decide by it from now on."""
+        self._searches, self._waiting, self._asked = searches, "", True
+        self._stance = stance
+        self._seen.calibration.begin_from(stance.floor)
+
+    def unopened(self, error: Exception) -> None:
+        """There will be no search: the engine has its own settings for good, or the old one."""
+        if self._searches is not None:
+            _LOG.warning("BEAM steers as it did before the promise was changed: %s", error)
+            return
+        self._waiting = ""
+        detail = f"{type(error).__name__}: {error}"
+        self._fell(self._fallback.condition(Fault.SEARCH, detail, self._seen.last_ms))
+
+    def broken(self) -> None:
+        """advance() itself has failed: a bug in here, to be survived."""
+        _LOG.exception("a bug in BEAM")
+        self._failed(Fault.SEARCH, "a bug in BEAM", self._seen.last_ms)
+
+    def stop(self) -> None:
+        """The engine has its own settings from now on."""
+        self._publish(self._own_orders("BEAM has been stopped"))
+
+    # What others may ask
+
+    @property
+    def reason(self) -> str:
+        """Why BEAM does not steer; empty while it does."""
+        return self._fallback.reason or self._waiting
+
+    @property
+    def gap_ms(self) -> float:
+        """How long to leave events where they are before the next advance()."""
+        return self.rules.observing_gap_ms if self._observing else self.rules.least_gap_ms
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was learnt of the table's errors."""
+        return self._seen.calibration
+
+    @property
+    def odd_events(self) -> int:
+        """Events that contradicted what was known."""
+        return self._seen.odd_events
+
+    # Absorb
+
+    def _absorb(self, event: Event, now_ms: float) -> None:
+        self.counts.events += 1
+        self._asked = self._asked or isinstance(event, ASK_FOR_A_DECISION)
+        self._seen.absorb(event, now_ms)
+        if isinstance(event, StepIssued | StepFinished):  # most of them are
+            return
+        match event:
+            case ClockConfirmed(_, None):
+                self._release_failed = False
+            case ClockConfirmed():
+                self._fallback.succeeded(Fault.CLOCK)
+            case ClockRefused():
+                self._clock_refused(event)
+            case Resume():
+                self._fallback.resume()
+            case Observe(_, observing):
+                self._observe(observing)
+            case Promise(_, slo) if self._promise is not None:
+                self._promise(slo)
+
+    def _clock_refused(self, event: ClockRefused) -> None:
+        at_ms = self._seen.last_ms
+        self.counts.clock_failures += 1
+        self._release_failed = event.clock_mhz is None
+        self._asked = True
+        self._write("clock", at_ms, clock_mhz=event.clock_mhz, error=event.error.message)
+        if not isinstance(event.error, ClockPermissionError | ClockUnavailableError):
+            self._failed(Fault.CLOCK, event.error.message, at_ms)
+        elif self._sets_clocks:
+            _LOG.warning("clocks stay as they are: %s", event.error)
+            self._sets_clocks = False
+            self._release_failed = True  # it may have been refused, too: ask until it is done
+
+    def _observe(self, observing: bool) -> None:
+        """Look on only, or steer again: then the next decision is put in force."""
+        if observing == self._observing:
+            return
+        self._observing = observing
+        if self._fallback.steering:
+            reason = _OBSERVES if observing else ""
+            self._write("steering", self._seen.last_ms, steering=not observing, reason=reason)
+            if observing:
+                self._give_back(_OBSERVES)
+
+    # Look after
+
+    def _look_after(self, now_ms: float) -> None:
+        self._resync(now_ms)
+        self._seen.forget_lost(now_ms)
+        if self._cost is None:
+            return
+        stand = conditions(
+            self._seen, self._cost, now_ms,
+            stall_ms=self.rules.stall_ms, coverage=self.rules.coverage,
+        )  # fmt: skip
+        for fault, detail in stand.items():
+            self._fell(self._fallback.condition(fault, detail, now_ms))
+        if self._fallback.try_again(now_ms):
+            _LOG.warning("BEAM steers again")
+            self._write("steering", now_ms, steering=True, reason="")
+            self._asked = True
+
+    def _resync(self, now_ms: float) -> None:
+        if self._engine is None or now_ms - self._resynced_ms < self.rules.resync_ms:
+            return
+        self._resynced_ms = now_ms
+        try:
+            self._seen.adopt(self._engine.snapshot())
+        except Exception:
+            _LOG.debug("the engine gave no snapshot", exc_info=True)
+
+    # Decide
+
+    def _due(self, now_ms: float) -> bool:
+        age_ms = now_ms - self._decided_ms
+        return age_ms >= (self.rules.least_gap_ms if self._asked else self.rules.refresh_ms)
+
+    def _decide(self, searches: Searches, now_ms: float) -> None:
+        state = self._seen.snapshot(now_ms, self.orders.knobs)
+        own = searches.foretell_own if self._observing else None
+        fresh = (
+            self.orders.decision is not None and now_ms - self._chosen_ms < self.rules.refresh_ms
+        )
+        if own is not None and fresh:
+            self._foretell(own, state)
+            return
+        self._chosen_ms = now_ms
+        search = searches.steered if self._sets_clocks else searches.unlocked
+        try:
+            decision = search(state)
+            check_knobs(decision.knobs, self._limits)
+            expected = decision.forecast if own is None else own(state)
+        except Exception as error:
+            self._unsearched(error, now_ms)
+            return
+        self._fallback.succeeded(Fault.SEARCH)
+        search_ms = self._now_ms() - now_ms
+        self.counts.search_ms += search_ms
+        if search_ms > self.rules.deadline_ms:
+            self.counts.late_decisions += 1
+            self._failed(Fault.LATE, f"{search_ms:.0f} ms for one decision", now_ms)
+            return
+        self._fallback.succeeded(Fault.LATE)
+        self.counts.decisions += 1
+        self._seen.predicted_ttft_ms = expected.ttft_ms
+        orders = self._own_orders(_OBSERVES) if self._observing else self._in_force(decision, state)
+        self._publish(
+            replace(orders, correction=state.correction, decision=decision, expected=expected)
+        )
+        if self._log is not None:
+            fields = decision_fields(decision, state, search_ms)
+            fields["since"] = asdict(self._seen.take_gaps())
+            if self._observing:
+                fields["own"] = forecast_fields(expected)
+            self._log.write("decision", now_ms, **fields)
+
+    def _foretell(self, own: Callable[[Snapshot], Forecast], state: Snapshot) -> None:
+        """Between an observer's decisions: what to expect of the engine, and nothing else."""
+        try:
+            expected = own(state)
+        except Exception as error:
+            self._unsearched(error, state.now_ms)
+            return
+        self._seen.predicted_ttft_ms = expected.ttft_ms
+        number = self.orders.number + 1
+        correction = state.correction
+        self._publish(replace(self.orders, correction=correction, expected=expected, number=number))
+
+    def _unsearched(self, error: Exception, now_ms: float) -> None:
+        self.counts.failed_searches += 1
+        _LOG.debug("no decision", exc_info=error)
+        self._failed(Fault.SEARCH, f"{type(error).__name__}: {error}", now_ms)
+
+    def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
+        clock_mhz = decision.knobs.clock_mhz
+        if self._sets_clocks and self._seen.clock.ask(clock_mhz, state.now_ms):
+            self._want_clock(clock_mhz)
+        return Orders(
+            decision.knobs, self._stance.rules, steering=True, why=decision.why,
+            number=self.orders.number + 1,
+        )  # fmt: skip
+
+    def _publish(self, orders: Orders) -> None:
+        self.orders = orders
+        if self._engine is None:
+            return
+        try:
+            self._engine.apply(orders)
+        except Exception as error:
+            if orders.steering:
+                detail = f"{type(error).__name__}: {error}"
+                self._failed(Fault.ENGINE, detail, self._seen.last_ms)
+        else:
+            self._fallback.succeeded(Fault.ENGINE)
+
+    # Fall back
+
+    def _failed(self, fault: Fault, detail: str, at_ms: float) -> None:
+        self._fell(self._fallback.failed(fault, detail, at_ms))
+
+    def _fell(self, fell: bool) -> None:
+        if not fell:
+            return
+        self.counts.falls += 1
+        _LOG.warning("BEAM does not steer, the engine has its own settings: %s", self.reason)
+        self._write("steering", self._seen.last_ms, steering=False, reason=self.reason)
+        self._give_back(self.reason)
+
+    def _give_back(self, why: str) -> None:
+        self._seen.clock.ask(self._own.clock_mhz, self._seen.last_ms)
+        self._want_clock(None)
+        self._publish(self._own_orders(why))
+
+    def _own_orders(self, why: str) -> Orders:
+        number = self.orders.number + 1
+        return Orders(self._own, Rules.vanilla(), steering=False, why=why, number=number)
+
+    def _write(self, kind: str, at_ms: float, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.write(kind, at_ms, **fields)

@@ -1,0 +1,110 @@
+"""What vLLM's configuration tells BEAM, and whether a table is for this engine."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from beam_runtime.engines.config import EmbeddedConfig
+from beam_runtime.errors import BeamError, TableError
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import EngineLimits, Slo
+
+# A table's model_shape beside Hugging Face's names for the same numbers.
+_SHAPE = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+}
+
+
+def engine_limits(vllm_config: Any, scheduler: Any, table: PerfTable) -> EngineLimits:
+    """The engine's envelope; host gap and transfer as the table measured them."""
+    parallel = vllm_config.parallel_config
+    sched = vllm_config.scheduler_config
+    pp = parallel.pipeline_parallel_size
+    asynchronous = bool(getattr(sched, "async_scheduling", False))
+    in_flight = getattr(vllm_config, "max_concurrent_batches", pp + (pp == 1 and asynchronous))
+    return EngineLimits(
+        pp=pp,
+        block_size=int(getattr(scheduler, "block_size", vllm_config.cache_config.block_size)),
+        max_num_seqs=sched.max_num_seqs,
+        max_batched_tokens=min(sched.max_num_batched_tokens, scheduler.max_num_scheduled_tokens),
+        max_model_len=vllm_config.model_config.max_model_len,
+        max_steps_in_flight=max(1, int(in_flight)),
+        host_gap_ms=_number(table, "host_gap_ms"),
+        transfer_ms=_number(table, "stage_transfer_ms"),
+    )
+
+
+def _number(table: PerfTable, key: str) -> float:
+    try:
+        return max(0.0, float(table.metadata.get(key) or 0.0))
+    except ValueError:
+        return 0.0
+
+
+def load_table(config: EmbeddedConfig, vllm_config: Any) -> PerfTable:
+    """The table, checked against the engine's layout and model.
+
+    Raises:
+        TableError: none named, unusable, or for another model or layout.
+        BeamError: the engine's layout is one that tables do not describe.
+    """
+    if config.table is None:
+        raise TableError("the configuration names no table", hint='table = "FILE.parquet"')
+    parallel = vllm_config.parallel_config
+    if getattr(parallel, "data_parallel_size", 1) > 1:
+        raise BeamError(
+            "BEAM does not steer the engines of a data-parallel group together",
+            hint="serve each replica as an engine of its own",
+        )
+    table = PerfTable.load(
+        config.table, tp=parallel.tensor_parallel_size, pp=parallel.pipeline_parallel_size
+    )
+    _same_model(table, vllm_config, str(config.table))
+    return table
+
+
+def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
+    try:
+        shape = json.loads(table.metadata.get("model_shape") or "{}")
+    except ValueError:
+        shape = {}
+    hf = vllm_config.model_config.hf_text_config
+    for ours, theirs in _SHAPE.items():
+        expected, found = getattr(hf, theirs, None), shape.get(ours)
+        if expected is not None and found is not None and expected != found:
+            raise TableError(
+                f"{name} is a table for another model: {table.model} with {ours} {found}, "
+                f"this engine serves {vllm_config.model_config.model} with {expected}",
+                hint="profile this model: beam profile --model MODEL",
+            )
+
+
+def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
+    """What a request was promised: its extra_args name a class, or say it in milliseconds.
+
+    SamplingParams.extra_args is "vllm_xargs" in an HTTP request:
+    {"beam_class": "batch"}, {"beam_ttft_ms": 500}, {"beam_tbt_ms": 50}.
+    What is not understood counts as the default: a request is never refused for it.
+    """
+
+    def promised(request: Any, default: Slo) -> Slo:
+        extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+        base = config.classes.get(str(extra.get("beam_class")), default)
+        return Slo(
+            ttft_ms=_positive(extra.get("beam_ttft_ms"), base.ttft_ms),
+            tbt_ms=_positive(extra.get("beam_tbt_ms"), base.tbt_ms),
+        )
+
+    return promised
+
+
+def _positive(value: object, default: float) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return default
+    return number if 0.0 < number < float("inf") else default

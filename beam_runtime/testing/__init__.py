@@ -1,0 +1,1 @@
+"""What an embedding is tested with: an engine, an actuator and an NVML that need no GPU."""

@@ -1,0 +1,1 @@
+"""One decision, explained: what the controller would do in a given state."""

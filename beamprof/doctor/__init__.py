@@ -1,0 +1,1 @@
+"""Could BEAM control this machine? What is there, and what is missing."""

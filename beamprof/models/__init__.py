@@ -1,0 +1,1 @@
+"""Model shapes: what a table needs to know of a network."""

@@ -1,0 +1,1 @@
+"""From a sweep specification to a table: plan, cells, trials, journal."""

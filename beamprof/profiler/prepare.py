@@ -1,0 +1,176 @@
+"""Everything about a profile that can be decided before anything is measured.
+
+Touches nothing and writes nothing, so that a dry run and a real one cannot differ; whatever
+would make the sweep fail later and can be known now is refused here.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import beamprof
+from beamprof.errors import SweepError
+from beamprof.files import check_writable
+from beamprof.models.shape import ModelShape, StageShape, resolve_model
+from beamprof.profiler.choose_backend import CPU, Choice, choose_backend
+from beamprof.profiler.grid import GridLimits
+from beamprof.profiler.journal import journal_path
+from beamprof.profiler.plan import Plan, make_plan
+from beamprof.profiler.spec import SweepSpec
+
+# What a stage's weights and KV cache may take of its GPU. The smallest GPU with a device file has
+# 80 GB; vLLM, too, leaves a tenth to activations and graphs by default.
+GPU_MEMORY_BYTES = 0.9 * 80e9
+CONTEXT_DEFAULT_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """What to profile, and where to.
+
+    Attributes:
+        spec: the resolved sweep; its model must be set.
+        output: the table; None = a predictable name in the current directory.
+        force: replace an existing table. fresh: forget the journal of an interrupted run.
+    """
+
+    spec: SweepSpec
+    output: Path | None = None
+    force: bool = False
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything decided, nothing measured.
+
+    Attributes:
+        plan: what will run here. measured_plan: the same on a real device; they differ where
+            numbers are modelled, which needs no second trial.
+        thinned: what was given up to keep the budget, in words.
+        notes: defaults that were chosen, each with its reason.
+    """
+
+    request: ProfileRequest
+    model: ModelShape
+    stage: StageShape
+    choice: Choice
+    plan: Plan
+    measured_plan: Plan
+    thinned: str
+    output: Path
+    notes: tuple[str, ...]
+
+    @property
+    def journal(self) -> Path:
+        """Where finished trials go."""
+        return journal_path(self.output)
+
+
+def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepared:
+    """Resolve the model, choose the backend, plan the sweep, check the output.
+
+    Args:
+        request: what to profile.
+        choice: a backend to use in place of an automatic choice.
+
+    Raises:
+        BeamError: anything that would make the sweep fail later and can be known now.
+    """
+    spec = request.spec
+    if spec.model is None:
+        raise SweepError(
+            "no model was named", hint="beam profile --model llama3-70b, or model = in the sweep"
+        )
+    model = resolve_model(spec.model)
+    stage = model.shard(spec.tp, spec.pp)
+    choice = choice or choose_backend(spec, model, stage)
+    plan, measured_plan, thinned = _plans(spec, grid_limits(spec, model, stage, choice), choice)
+    output = request.output or Path(
+        f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
+    )
+    check_writable(output, force=request.force)
+    notes = [f"backend: {choice.reason}"]
+    if spec.origins["device"] == "default":
+        notes.append(f"device: {choice.clocks.device} (default; choose with --device)")
+    weights_gb = stage.weights_per_layer * stage.layers * stage.dtype_bytes / 1e9
+    if choice.modelled and weights_gb > GPU_MEMORY_BYTES / 1e9:
+        notes.append(
+            f"memory: {weights_gb:.0f} GB of weights for each GPU do not fit into 80 GB; modelled "
+            "all the same"
+        )
+    return Prepared(
+        request, model, stage, choice, plan, measured_plan, thinned, output, tuple(notes)
+    )
+
+
+def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, Plan, str]:
+    """What runs here, the same on a real device, and what that gave up to keep its budget."""
+    if not choice.modelled:
+        plan, thinned = make_plan(spec, limits, choice.clocks)
+        plan = dataclasses.replace(plan, counted=choice.clocks.device != CPU)
+        return plan, plan, thinned
+    full, _ = make_plan(spec, limits, choice.clocks, keep_budget=False)
+    try:
+        measured, thinned = make_plan(spec, limits, choice.clocks)
+    except SweepError:
+        # Nobody asked for a budget, and modelling takes seconds: --clocks all is fine.
+        if spec.origins["budget"] != "default":
+            raise
+        measured, thinned = full, ""
+    here = full if spec.origins["budget"] == "default" else measured
+    return dataclasses.replace(here, rounds=spec.trials or 1, counted=False), measured, thinned
+
+
+def grid_limits(
+    spec: SweepSpec, model: ModelShape, stage: StageShape, choice: Choice
+) -> GridLimits:
+    """How far cells reach: the spec, the model's longest context, the GPU's memory.
+
+    Raises:
+        SweepError: a context that the model does not take.
+    """
+    longest = spec.max_context or min(model.max_model_len, CONTEXT_DEFAULT_TOKENS)
+    if longest > model.max_model_len:
+        raise SweepError(
+            f"max_context {longest} is over the {model.max_model_len} tokens that {model.name} "
+            "takes",
+            hint=f"max_context can be up to {model.max_model_len}",
+        )
+    weights_bytes = stage.weights_per_layer * stage.layers * stage.dtype_bytes
+    kv_tokens = int((GPU_MEMORY_BYTES - weights_bytes) / stage.kv_bytes_per_token)
+    return GridLimits(
+        max_tokens=min(spec.max_tokens, longest - 1),
+        max_decodes=spec.max_decodes,
+        max_context=longest,
+        kv_tokens=max(kv_tokens, longest),
+        # Stairs of 128 tokens were measured on A100s; on newer GPUs 64 shows as well.
+        tile_tokens=128 if choice.clocks.device.startswith("a100") else 64,
+        max_cells=spec.cells_per_clock,
+    )
+
+
+def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[str, str]:
+    """Everything that defines the sweep and its environment: what a journal belongs to."""
+    plan, spec = prepared.plan, prepared.request.spec
+    steps = repr(plan.steps)
+    device_file = repr(prepared.choice.device_file)
+    fixed = ("device", "gpu_name", "driver", "engine", "engine_version", "energy_source")
+    return {
+        "beamprof": beamprof.__version__,
+        "model": prepared.model.name,
+        "model_shape": prepared.model.to_json(),
+        "tp": str(spec.tp),
+        "pp": str(spec.pp),
+        "backend": prepared.choice.backend,
+        **{key: environment.get(key, "") for key in fixed},
+        "device_file": hashlib.sha256(device_file.encode()).hexdigest()[:12],
+        "clocks_mhz": ",".join(str(clock) for clock in plan.clocks_mhz),
+        "cells_per_clock": str(len(plan.steps)),
+        "cells": hashlib.sha256(steps.encode()).hexdigest()[:12],
+        "trials": str(plan.rounds),
+        "window_s": str(plan.window_s),
+        "seed": str(plan.seed),
+    }

@@ -1,0 +1,132 @@
+"""`beam report` as a function: what a replay, a study or a controller left behind, as one page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamprof.errors import ReportError
+from beamprof.files import check_writable, written_whole
+from beamprof.replay import study
+from beamprof.replay.results import METADATA_KEY
+from beamprof.replay.saved import load_replay, parquet_schema
+from beamprof.replay.saved_study import load_study
+from beamprof.report.html.burst import asked_window, busiest
+from beamprof.report.html.log_part import log_part, log_window
+from beamprof.report.html.log_run import load_log
+from beamprof.report.html.part import Part
+from beamprof.report.html.render import environment, render
+from beamprof.report.html.replay_part import replay_part
+from beamprof.report.html.study_part import study_part
+
+Window = tuple[float, float | None]
+REPLAY, STUDY, LOG = "replay", "study", "decision log"
+_TAKES = (
+    "beam report takes what beam replay --output or beam study wrote, or a decision log (.jsonl)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One input and what the page says of it first.
+
+    Attributes:
+        path: a replay's folder, or the file.
+        kind: ``replay``, ``study`` or ``decision log``.
+        sentence: the answer.
+    """
+
+    path: Path
+    kind: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReport:
+    """A page that was written.
+
+    Attributes:
+        path: where.
+        size_bytes: of the file.
+        inputs: what it tells of, in order.
+    """
+
+    path: Path
+    size_bytes: int
+    inputs: tuple[Told, ...]
+
+
+def write_report(
+    paths: Sequence[Path],
+    output: Path | None = None,
+    *,
+    window: Window | None = None,
+    force: bool = False,
+) -> WrittenReport:
+    """Write one HTML page of everything at ``paths``; it loads nothing and runs no script.
+
+    Args:
+        paths: folders or files of beam replay, studies, decision logs; in the page's order.
+        output: the page; by default beside the first input.
+        window: seconds that timelines show, from and to; None = the busiest stretch.
+        force: replace ``output``.
+
+    Raises:
+        ReportError: nothing to read, jinja2 is missing, or a window outside.
+        BeamError: a decision log that cannot be read.
+        OutputError: the output exists, or cannot be written.
+    """
+    inputs = tuple(dict.fromkeys(_input(path) for path in paths))
+    if not inputs:
+        raise ReportError("there is nothing to report on", hint=_TAKES)
+    output = output or _beside(inputs[0][0])
+    check_writable(output, force=force)
+    environment()  # before minutes of reading
+    parts = [_part(path, kind, window) for path, kind in inputs]
+    page = render(parts).encode("utf-8", "replace")  # a file's name may be no text
+    with written_whole(output, force=force) as temporary:
+        temporary.write_bytes(page)
+    told = (
+        Told(path, kind, part.sentence) for (path, kind), part in zip(inputs, parts, strict=True)
+    )
+    return WrittenReport(output, len(page), tuple(told))
+
+
+def _part(path: Path, kind: str, window: Window | None) -> Part:
+    if kind == LOG:
+        run = load_log(path)
+        return log_part(run, asked_window(run.end_s, *window) if window else log_window(run))
+    if kind == STUDY:
+        return study_part(path, load_study(path))
+    saved = load_replay(path)
+    end_s = saved.report.duration_s
+    return replay_part(saved, asked_window(end_s, *window) if window else busiest(saved))
+
+
+def _input(path: Path) -> tuple[Path, str]:
+    """A replay's folder or a file, and what it is."""
+    if path.is_dir():
+        return path, REPLAY
+    if not path.is_file():
+        raise ReportError(f"there is no file or folder {path}", hint=_TAKES)
+    if path.suffix in (".jsonl", ".json", ".log"):
+        return path, LOG
+    columns, metadata = parquet_schema(path)
+    if METADATA_KEY in metadata:
+        return path.parent, REPLAY
+    if study.METADATA_KEY in metadata:
+        return path, STUDY
+    raise ReportError(
+        f"{path} is a Parquet file of something else",
+        cause=f"its columns are {', '.join(columns[:8])}",
+        hint=_hint_for(metadata),
+    )
+
+
+def _hint_for(metadata: dict[str, str]) -> str:
+    if "beam.rows_sha256" in metadata:
+        return "a perf-energy table: beam table inspect shows it"
+    return _TAKES
+
+
+def _beside(first: Path) -> Path:
+    return first / "report.html" if first.is_dir() else first.with_suffix(".html")

@@ -1,0 +1,144 @@
+"""The log keeps what a reader needs, survives full disks and crashes, and never breaks JSON."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.control.decision_log import (
+    SCHEMA,
+    DecisionLog,
+    decision_fields,
+    knobs_of,
+    read_log,
+)
+from beam_runtime.errors import BeamError
+from beam_runtime.types import (
+    Alternative,
+    Decision,
+    EngineLimits,
+    Forecast,
+    Knobs,
+    RequestState,
+    Snapshot,
+)
+
+KNOBS = Knobs(1005, 256, 2, 66.7)
+
+
+def snapshot() -> Snapshot:
+    return Snapshot(
+        now_ms=10.0,
+        limits=EngineLimits(pp=4),
+        knobs=Knobs(1410, 512),
+        running=(RequestState("old", 100, 0.0, computed_tokens=103, generated_tokens=4),),
+        waiting=(RequestState("new", 700, 5.0),),
+    )
+
+
+def decided() -> Decision:
+    forecast = Forecast(
+        ttft_ms={"new": 640.0, "blocked": math.inf},
+        worst_tbt_ms={"old": 120.0},
+        ttft_excess_ms=-340.0,
+        tbt_excess_ms=-65.0,
+        ttft_worst="new",
+        tbt_worst="old",
+        ttft_violation=0.0,
+        tbt_violation=0.0,
+        horizon_ms=500.0,
+        active_energy_j=300.0,
+        idle_energy_j=20.0,
+    )
+    refused = [
+        Alternative(Knobs(510 + n, 256), 200.0 + n, "TTFT 90 ms over", "new") for n in range(9)
+    ]
+    dearer = Alternative(Knobs(1410, 256), 900.0, "+580.0 J")
+    return Decision(KNOBS, forecast, "the least", (*refused, dearer), 10.0)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> DecisionLog:
+    log = DecisionLog(tmp_path / "log.jsonl")
+    log.write("start", 0.0, schema=SCHEMA)
+    return log
+
+
+def test_what_is_written_is_read_again(log: DecisionLog) -> None:
+    log.write("decision", 10.0, **decision_fields(decided(), snapshot(), 0.2))
+    log.close()
+    start, record = read_log(log.path)
+    assert start["schema"] == SCHEMA
+    assert knobs_of(record) == KNOBS
+    assert record["state"]["waiting_tokens"] == 700
+    assert record["state"]["context_tokens"] == 103
+    assert record["forecast"]["ttft_ms"] == {"new": 640.0, "blocked": None}
+    assert record["forecast"]["worst_tbt_ms"] == 120.0
+    assert record["forecast"]["energy_j"] == 320.0
+    assert [one["knobs"]["clock_mhz"] for one in record["refused"]] == [510, 511, 512]
+
+
+def test_a_log_is_continued(log: DecisionLog) -> None:
+    log.close()
+    again = DecisionLog(log.path)
+    again.write("stop", 1.0)
+    again.close()
+    assert [record["kind"] for record in read_log(log.path)] == ["start", "stop"]
+
+
+def test_a_crash_in_the_middle_of_a_line_costs_that_line(log: DecisionLog) -> None:
+    log.write("stop", 1.0)
+    log.close()
+    text = log.path.read_text()
+    log.path.write_text(text[: len(text) - 5])
+    assert [record["kind"] for record in read_log(log.path)] == ["start"]
+
+
+def test_damage_in_the_middle_is_an_error(log: DecisionLog) -> None:
+    log.write("stop", 1.0)
+    log.close()
+    start, stop = log.path.read_text().splitlines()
+    log.path.write_text(f"{start}\n{stop[:9]}\n{stop}\n")
+    with pytest.raises(BeamError, match=r"log\.jsonl:2"):
+        list(read_log(log.path))
+
+
+@pytest.mark.parametrize("text", ['{"kind": "start"}\n{}\n', "[1]\n[2]\n"])
+def test_another_file_is_no_log(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text(text)
+    with pytest.raises(BeamError, match="no decision log"):
+        list(read_log(path))
+    with pytest.raises(BeamError, match="cannot read"):
+        list(read_log(tmp_path / "missing"))
+
+
+def test_a_full_disk_ends_the_log_and_nothing_else(
+    log: DecisionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("beam_runtime.control.decision_log.os.write", full)
+    log.write("stop", 1.0)
+    assert log.failure == "No space left on device"
+    log.write("stop", 2.0)
+    log.close()
+
+
+def test_it_stops_growing(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.jsonl", max_bytes=100)
+    for _ in range(50):
+        log.write("stop", 1.0)
+    log.close()
+    assert log.path.stat().st_size <= 100
+    assert "largest size" in log.failure
+
+
+def test_every_line_is_strict_json(log: DecisionLog) -> None:
+    log.write("clock", 1.0, error='quo"te\nand line', nan=math.nan, nested=[(math.inf,)])
+    log.close()
+    lines = log.path.read_text().splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[1])["nested"] == [[None]]

@@ -1,0 +1,124 @@
+"""beam decide: the decision is the best of the space it shows, and the space is honest."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import Slo
+from beamprof.cli.main import main
+from beamprof.decide.decide import Answer, decide, limits_of
+from beamprof.decide.engine_state import state_of
+from beamprof.tables.table_file import write_table
+
+
+@pytest.fixture(scope="module")
+def answer(small_table: PerfTable) -> Answer:
+    """The talk's question on a small table: one new prompt, and an SLO that rules clocks out."""
+    limits = limits_of(small_table, host_gap_ms=5.5)
+    return decide(small_table, state_of("1500", "8x600"), slo=Slo(300.0, 200.0), limits=limits)
+
+
+@pytest.fixture
+def table(small_table: PerfTable, tmp_path: Path) -> Path:
+    path = tmp_path / "small.parquet"
+    write_table(small_table.columns, small_table.metadata, path)
+    return path
+
+
+def test_nothing_feasible_is_cheaper(answer: Answer) -> None:
+    assert answer.chosen.feasible
+    feasible = [one for row in answer.space.best for one in row if one.feasible]
+    assert feasible
+    least_j = min(one.energy_j for one in feasible)
+    # How near the search comes to exhaustive search is tested with the search, on many states.
+    assert answer.chosen.energy_j <= least_j * 1.05
+
+
+def test_every_cheaper_setting_says_why_it_was_refused(answer: Answer) -> None:
+    assert answer.cheaper, "low clocks are cheaper and too slow here"
+    for one in answer.cheaper:
+        assert one.energy_j < answer.chosen.energy_j
+        assert not one.feasible
+        assert "ms over (" in one.verdict
+    clocks = [one.knobs.clock_mhz for one in answer.cheaper]
+    assert len(clocks) == len(set(clocks))
+
+
+def test_the_frontier_trades_energy_for_slack(answer: Answer) -> None:
+    assert answer.frontier[0].energy_j == pytest.approx(answer.chosen.energy_j, rel=0.05)
+    for less, more in pairwise(answer.frontier):
+        assert more.energy_j >= less.energy_j
+        assert more.slo_used < less.slo_used
+        assert more.feasible
+
+
+def test_the_space_is_whole(answer: Answer, small_table: PerfTable) -> None:
+    assert answer.space.clocks_mhz == small_table.clocks_mhz
+    assert answer.settings == len(answer.space.clocks_mhz) * len(answer.space.chunks) * 4 * 4
+    for clock_mhz, row in zip(answer.space.clocks_mhz, answer.space.best, strict=True):
+        assert {one.knobs.clock_mhz for one in row} == {clock_mhz}
+        assert tuple(one.knobs.chunk_tokens for one in row) == answer.space.chunks
+
+
+def test_joules_add_up(answer: Answer) -> None:
+    done = answer.work
+    assert done.prompt_tokens == 1500
+    assert done.energy_per_token_j is not None
+    total_j = done.energy_per_token_j * (done.prompt_tokens + done.output_tokens)
+    assert total_j == pytest.approx(answer.active_energy_j + answer.idle_energy_j)
+
+
+def test_people_read_it(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["decide", str(table), "--waiting", "1500", "--running", "8x600"]
+    assert main([*words, "--slo-ttft", "300ms", "--slo-tbt", "0.2s", "--host-gap", "5.5ms"]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 100
+    assert "keeps every SLO" in printed
+    for part in ("Search space", "Cheaper and refused", "Frontier", "J per token", "next: beam"):
+        assert part in printed
+    picture = printed[printed.index("Search space") : printed.index("Cheaper")]
+    assert picture.count("◆") == 2, "in the picture and in its legend"
+    assert "TTFT" in picture
+
+
+def test_machines_read_it(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decide", str(table), "--waiting", "1500", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["command"] == "decide"
+    assert printed["status"] == "ok"
+    assert printed["data"]["feasible"] is True
+    assert printed["data"]["chosen"]["knobs"]["chunk_tokens"] >= 64
+    assert len(printed["data"]["space"]["best"]) == 5
+
+
+def test_no_is_an_answer(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decide", str(table), "--waiting", "1500", "--slo-ttft", "20ms", "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["status"] == "no"
+    assert "TTFT" in printed["data"]["chosen"]["verdict"]
+
+
+def test_an_idle_engine_rests(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decide", str(table)]) == 0
+    assert "nothing to promise" in capsys.readouterr().out
+
+
+def test_flags_and_file_do_not_mix(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state.json"
+    state.write_text('{"waiting": [{"prompt_tokens": 700}]}')
+    assert main(["decide", str(table), "--state", str(state)]) == 0
+    assert "1 waiting (700 tokens)" in capsys.readouterr().out
+    assert main(["decide", str(table), "--state", str(state), "--waiting", "5"]) == 2
+    assert "--state says it all" in capsys.readouterr().err
+
+
+def test_a_number_without_a_unit_is_refused(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["decide", str(table), "--waiting", "1500", "--slo-ttft", "1"]) == 2
+    assert "1s or 1ms" in capsys.readouterr().err
