@@ -8,6 +8,8 @@ from pathlib import Path
 
 from beamprof.errors import OutputError
 
+STDIN = Path("-")  # where a file is read: standard input
+
 
 def check_writable(path: Path, *, force: bool) -> None:
     """Refuse early what would fail late: call it before hours of measuring.

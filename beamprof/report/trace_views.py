@@ -1,5 +1,7 @@
 """Traces as people see them: one sentence, the load over time, lengths, what was dropped."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -8,11 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from beamprof.traces.preparation import TraceReport
-from beamprof.traces.statistics import LengthStatistics, TraceStatistics, rate_over_time
+from beamprof.traces.statistics import (
+    LengthStatistics,
+    ObservedStatistics,
+    PrefixStatistics,
+    TraceStatistics,
+    rate_over_time,
+)
 from beamprof.traces.trace import Provenance, Transform
 from beamprof.units import format_duration
 
 PICTURE_WIDTH = 60
+_YEAR_2000_S, _YEAR_2100_S = 946_684_800.0, 4_102_444_800.0
 BARS, BARS_ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
 
@@ -109,9 +118,29 @@ def _facts(numbers: TraceStatistics) -> list[str]:
         )
     named = (("clients", numbers.clients), ("sessions", numbers.sessions))
     facts += [f"{count:,} {name}" for name, count in named if count is not None]
-    if numbers.reused_prefix_share is not None:
-        facts.append(f"{numbers.reused_prefix_share:.0%} of prefix blocks were seen before")
+    if numbers.prefix is not None:
+        facts.append(prefix_words(numbers.prefix))
+    if numbers.observed is not None:
+        facts += _observed(numbers.observed)
     return facts
+
+
+def prefix_words(prefix: PrefixStatistics) -> str:
+    """What a prefix cache could spare, in a line."""
+    how = "prefix hashes" if prefix.source == "prefix_hashes" else "sessions"
+    return (
+        f"prefixes: {prefix.reused_share:.0%} of prompt tokens ({prefix.reused_tokens:,} of "
+        f"{prefix.prompt_tokens:,}) repeat earlier ones, by {how} in blocks of "
+        f"{prefix.block_tokens}"
+    )
+
+
+def _observed(seen: ObservedStatistics) -> list[str]:
+    tpot = "" if seen.tpot_mean_ms is None else f", TPOT {seen.tpot_mean_ms:.1f} ms"
+    return [
+        f"observed in {seen.requests:,} requests, means: TTFT "
+        f"{format_duration(seen.ttft_mean_s)}{tpot}, request {format_duration(seen.request_mean_s)}"
+    ]
 
 
 def _record(provenance: Provenance) -> Table:
@@ -120,9 +149,45 @@ def _record(provenance: Provenance) -> Table:
     table.add_column(overflow="fold")
     table.add_row("source", Text(f"{provenance.source} ({provenance.format})"))
     table.add_row("licence", Text(provenance.licence))
+    for words in import_words(provenance):
+        table.add_row("", Text(words))
     for transform in provenance.transforms:
         table.add_row(transform.name.replace("_", " "), Text(_counted(transform)))
     return table
+
+
+def import_words(provenance: Provenance) -> list[str]:
+    """What an import recognised, changed and left out, a line each."""
+    told = next((step for step in provenance.transforms if step.name == "import"), None)
+    if told is None:
+        return []
+    words = []
+    given = told.parameters
+    if "counted_from_s" in given:
+        words.append(f"times count from the first request, at {_clock(given['counted_from_s'])}")
+    if "time_unit" in given:
+        words.append(f"times were read in {given['time_unit']}")
+    if "clocks_joined_by" in given:
+        words.append(f"arrivals and tokens were brought to one clock by {given['clocks_joined_by']}")
+    if "prefix_block_tokens" in given:
+        words.append(f"prefix hashes were read as blocks of {given['prefix_block_tokens']} tokens")
+    if "requests_with_images" in given:
+        words.append(
+            f"{given['requests_with_images']:,} requests had images: only their tokens are known"
+        )
+    if "columns_not_read" in given:
+        names = given["columns_not_read"]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        words.append(f"not read: {', '.join(map(str, names[:8]))}{more}")
+    return words
+
+
+def _clock(seconds: float) -> str:
+    """A time of the source: a date where it is a Unix time."""
+    if _YEAR_2000_S <= seconds <= _YEAR_2100_S:
+        when = datetime.fromtimestamp(seconds, UTC)
+        return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{seconds:,.3f} s"
 
 
 def _counted(transform: Transform) -> str:

@@ -2,25 +2,38 @@
 
 The importers know formats; here rows are judged, by one rule for all formats. A row that is no
 request (no number, a negative time, no tokens) is an error naming the row, or dropped and counted
-by reason when asked; rows out of order are an error, or sorted and counted.
+by reason when asked; rows out of order are an error, or sorted and counted; times that count from
+elsewhere than the trace's start are counted from the first request. Memory goes with the number
+of rows, never with the time that they span.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from beamprof.errors import ImportFormatError, TraceError
 from beamprof.traces.arrivals import poisson_arrivals_s
-from beamprof.traces.importers.base import ForeignRows
-from beamprof.traces.importers.registry import importer_for
+from beamprof.traces.importers.base import ForeignRows, Reading
+from beamprof.traces.importers.carrier import opened_sheet
+from beamprof.traces.importers.clock import UNITS_S
+from beamprof.traces.importers.registry import importer_for, importer_named
 from beamprof.traces.policies import BadRows
 from beamprof.traces.source_file import sha256_of
-from beamprof.traces.trace import Provenance, Trace, Transform, arrange
+from beamprof.traces.trace import SLOS_MS, TIMES_S, Provenance, Trace, Transform, arrange
 from beamprof.traces.trace_file import load_trace, sidecar_path
+from beamprof.units import format_duration
 
 _MOST_TOKENS = 2**31 - 1
+# A silence before the first request that is longer than the trace is no part of it.
+_SILENCE_S = 60.0
+# One row that is this far from all others, and a hundred times farther than they are apart, has
+# another clock or a slipped digit.
+_FAR_S, _FAR_SPANS = 86_400.0, 100.0
+# No trace has a gap of a year.
+_TOO_FAR_S = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,8 @@ class ImportOptions:
         rate_rps: Poisson arrivals for a file of lengths without times.
         seed: of those arrivals.
         licence: of the file; None: what the format's publishers state.
+        time_unit: of times whose unit the file does not say: s, ms, us or ns.
+        block_tokens: prompt tokens of one prefix hash, where the file does not say.
     """
 
     bad_rows: BadRows = BadRows.ERROR
@@ -43,16 +58,28 @@ class ImportOptions:
     rate_rps: float | None = None
     seed: int = 0
     licence: str | None = None
+    time_unit: str | None = None
+    block_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_unit is not None and self.time_unit not in UNITS_S:
+            raise ImportFormatError(
+                f"--time-unit: expected one of {', '.join(UNITS_S)}, found {self.time_unit!r}"
+            )
+        if self.block_tokens is not None and self.block_tokens < 1:
+            raise ImportFormatError(
+                f"--block-tokens: a block has 1 token or more, found {self.block_tokens}"
+            )
 
 
 def open_trace(path: Path) -> Trace:
-    """A trace from a file in any form: ours with its sidecar, or any known format.
+    """A trace from a file in any form (``-``: standard input): ours, or any known format.
 
     Raises:
         TraceError: a trace of ours that is damaged, or rows that are no requests.
         ImportFormatError: a foreign file that no importer knows.
     """
-    if sidecar_path(path).exists() or path.suffix == ".parquet":
+    if sidecar_path(path).exists():
         return load_trace(path)
     return import_trace(path)
 
@@ -72,32 +99,100 @@ def import_trace(
         TraceError: rows that are no requests, out of order, or none left.
     """
     options = options or ImportOptions()
-    importer = importer_for(path, format_name)
-    rows = importer.read(path)
+    if format_name is not None:
+        importer_named(format_name)
+    with opened_sheet(path) as (sheet, file):
+        importer = importer_for(sheet, format_name)
+        reading = Reading(options.time_unit, options.block_tokens, named=format_name is not None)
+        rows = importer.read(sheet, reading)
+        digest = sha256_of(file)
     timed, arrivals = _with_arrivals(rows.frame, path, options)
     sound, dropped = _judged(timed, path, options.bad_rows)
     ordered, moved = _in_order(sound, path, sort=options.sort)
-    if rows.from_first_request:
-        ordered = ordered.with_columns(pl.col("arrival_s") - pl.col("arrival_s").min())
+    near, far = _without_far_rows(ordered, path, options.bad_rows)
+    rebased, counted_from = _from_first(near, rows, options)
+    unread = {"columns_not_read": list(rows.unread)} if rows.unread else {}
+    repaired = sum(sheet.repaired.values())
+    mended = {"text_with_half_characters": repaired} if repaired else {}
     step = Transform(
         name="import",
-        parameters={"format": importer.name, "bad_rows": str(options.bad_rows), **arrivals},
+        parameters={
+            "format": importer.name,
+            "carrier": sheet.carrier,
+            "bad_rows": str(options.bad_rows),
+            **arrivals,
+            **rows.found,
+            **counted_from,
+            **unread,
+        },
         requests_before=rows.frame.height + sum(rows.dropped.values()),
-        requests_after=ordered.height,
-        counts={**rows.dropped, **dropped, **moved},
+        requests_after=rebased.height,
+        counts={**rows.dropped, **dropped, **moved, **far, **mended},
     )
     return Trace(
-        arrange(ordered),
-        _duration_s(ordered, rows, options),
+        arrange(rebased),
+        _duration_s(rebased, rows, options),
         Provenance(
-            source=path.name,
+            source=_utf8("standard input" if str(path) == "-" else path.name),
             format=importer.name,
-            sha256=sha256_of(path),
-            licence=options.licence or importer.licence,
+            sha256=digest,
+            licence=_utf8(options.licence or importer.licence),
             transforms=(step,),
         ),
         rows.prefix_block_tokens,
     )
+
+
+def _utf8(text: str) -> str:
+    """Text that can be written anywhere: half characters (of a file's name) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _from_first(
+    frame: pl.DataFrame, rows: ForeignRows, options: ImportOptions
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Times from the first request, where they count from elsewhere than the trace's start."""
+    first_s, last_s = frame["arrival_s"].min(), frame["arrival_s"].max()
+    if not isinstance(first_s, float) or not isinstance(last_s, float):
+        return frame, {}
+    stated_s = options.duration_s or rows.duration_s
+    silent = first_s > max(last_s - first_s, _SILENCE_S)
+    if not rows.from_first_request and (not silent or (stated_s or 0.0) >= last_s):
+        return frame, {}
+    times = [name for name in TIMES_S if name in frame.columns]
+    found = {} if first_s == 0 else {"counted_from_s": first_s}
+    return frame.with_columns(pl.col(times) - first_s), found
+
+
+def _without_far_rows(
+    frame: pl.DataFrame, path: Path, policy: BadRows
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows without one that lies days from all others; raises for it, or drops and counts."""
+    times = frame["arrival_s"]
+    gaps = times.diff().fill_null(0.0)
+    if frame.height < 2:
+        return frame, {}
+    place = gaps.arg_max() or 0
+    gap_s = float(gaps[place])
+    rest_s = float(times[-1]) - float(times[0]) - gap_s
+    few = min(place, frame.height - place)
+    lone = few == 1 and gap_s > max(_FAR_S, _FAR_SPANS * rest_s)
+    if not lone and gap_s <= _TOO_FAR_S:
+        return frame, {}
+    if policy is BadRows.DROP and few < frame.height - few:
+        tail = place >= frame.height - place
+        return (frame[:place] if tail else frame[place:]), {"far_from_all_others": few}
+    row = frame.row(place, named=True)
+    raise TraceError(
+        f"{path}: row {row['request_id']} (from 0) comes {_long(gap_s)} after the one before it",
+        cause=f"all others span {format_duration(rest_s)}; {few} of {frame.height} rows lie apart",
+        hint="is its time in another unit, or on another clock? drop it with --bad-rows drop",
+    )
+
+
+def _long(seconds: float) -> str:
+    days = seconds / 86_400
+    return f"{days:,.0f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
 
 
 def _with_arrivals(
@@ -127,27 +222,37 @@ def _judged(
     frame: pl.DataFrame, path: Path, policy: BadRows
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows that are requests, and how many were dropped for which reason."""
-    reasons = frame.select(_reason()).to_series()
+    reasons = frame.select(_reason(frame.columns)).to_series()
     if reasons.null_count() == frame.height:
         return frame, {}
     if policy is BadRows.ERROR:
         bad = frame.filter(reasons.is_not_null())
         row = bad.row(0, named=True)
+        names = (*TIMES_S, "input_tokens", "output_tokens", *SLOS_MS)
         found = ", ".join(
-            f"{name} {'no number' if row[name] is None else format(row[name], 'g')}"
-            for name in ("arrival_s", "input_tokens", "output_tokens")
+            f"{name} {'no number' if row[name] is None else format(row[name], '.9g')}"
+            for name in names
+            if name in row and (row[name] is not None or name in _NEEDED)
         )
-        reason = str(reasons.drop_nulls()[0]).replace("_", " ")
+        reason = str(reasons.drop_nulls()[0])
+        clocks = reason in _CLOCKS and bad.height == frame.height
         raise TraceError(
-            f"{path}: row {row['request_id']} (from 0) is no request: {reason}",
+            f"{path}: row {row['request_id']} (from 0) is no request: "
+            f"{reason.replace('_', ' ')}",
             cause=f"found {found}; {bad.height} of {frame.height} rows are bad",
-            hint="drop and count such rows with --bad-rows drop",
+            hint="are arrivals and tokens on one clock, in one unit?"
+            if clocks
+            else "drop and count such rows with --bad-rows drop",
         )
     counts = dict(reasons.drop_nulls().value_counts(sort=True).iter_rows())
     return frame.filter(reasons.is_null()), counts
 
 
-def _reason() -> pl.Expr:
+_NEEDED = ("arrival_s", "input_tokens", "output_tokens")
+_CLOCKS = ("first_token_before_arrival", "last_token_before_first_token", "last_token_before_arrival")
+
+
+def _reason(columns: list[str]) -> pl.Expr:
     """Why a row is no request, the first reason only; null for a sound row."""
     arrival = pl.col("arrival_s")
     reason = (
@@ -165,6 +270,21 @@ def _reason() -> pl.Expr:
             .when(tokens < 1)
             .then(pl.lit(f"{name}_below_1"))
         )
+    for earlier, later in (TIMES_S[:2], TIMES_S[1:], (TIMES_S[0], TIMES_S[2])):
+        if earlier in columns and later in columns:
+            late = pl.col(later)
+            reason = (
+                reason.when(late.is_not_null() & ~late.is_finite())
+                .then(pl.lit(f"{later}_not_a_number"))
+                .when(late < pl.col(earlier))
+                .then(pl.lit(f"{later[:-2]}_before_{earlier[:-2]}"))
+            )
+    for name in SLOS_MS:
+        if name in columns:
+            slo = pl.col(name)
+            reason = reason.when(slo.is_not_null() & ~(slo.is_finite() & (slo > 0))).then(
+                pl.lit(f"{name}_not_above_0")
+            )
     return reason.otherwise(pl.lit(None, dtype=pl.String)).alias("reason")
 
 

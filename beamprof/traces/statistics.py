@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Trace
 
 BINS_S = (1, 10, 60)
@@ -27,7 +28,7 @@ class BinStatistics:
 
     Attributes:
         bin_s: the width.
-        bins: how many there are.
+        bins: how many there are, empty ones too.
         p90_tokens_per_s: 90th percentile over the bins, input + output tokens at arrival.
         max_tokens_per_s: the fullest bin.
         dispersion: variance over mean of the requests per bin; 1 for a Poisson process.
@@ -38,6 +39,35 @@ class BinStatistics:
     p90_tokens_per_s: float
     max_tokens_per_s: float
     dispersion: float
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedStatistics:
+    """What a log observed, over the requests with a first and a last token.
+
+    TPOT is the mean time per output token after the first, of one request; a request of one
+    token has none.
+    """
+
+    requests: int
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    tpot_mean_ms: float | None
+    tpot_p99_ms: float | None
+    request_mean_s: float
+    request_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStatistics:
+    """Prompt tokens that an endless prefix cache would not compute again (see prefixes)."""
+
+    source: str
+    block_tokens: int
+    prompt_tokens: int
+    reused_tokens: int
+    reused_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +93,8 @@ class TraceStatistics:
     gap_cv: float | None
     clients: int | None
     sessions: int | None
-    reused_prefix_share: float | None
+    prefix: PrefixStatistics | None
+    observed: ObservedStatistics | None
 
 
 def trace_statistics(trace: Trace) -> TraceStatistics:
@@ -85,7 +116,8 @@ def trace_statistics(trace: Trace) -> TraceStatistics:
         gap_cv=_gap_cv(trace.arrival_s),
         clients=_distinct(trace, "client_id"),
         sessions=_distinct(trace, "session_id"),
-        reused_prefix_share=_reused_prefix_share(trace),
+        prefix=_prefix(trace),
+        observed=_observed(trace),
     )
 
 
@@ -101,20 +133,35 @@ def rate_over_time(trace: Trace, bins: int) -> NDArray[np.float64]:
 
 
 def _bin(trace: Trace, bin_s: int) -> BinStatistics:
+    """Empty bins are counted, not held: a trace of ten rows may last a year."""
     bins = int(trace.duration_s // bin_s)
     # Bins are half-open: an arrival at the very end belongs to a bin that is not there.
-    place = (trace.arrival_s // bin_s).astype(np.int64)
-    total = trace.input_tokens + trace.output_tokens
-    requests = np.bincount(place, minlength=bins)[:bins]
-    tokens = np.bincount(place, weights=total, minlength=bins)[:bins]
-    mean = requests.mean()
+    place = trace.arrival_s // bin_s
+    inside = place < bins
+    total = (trace.input_tokens + trace.output_tokens)[inside]
+    _, bin_of = np.unique(place[inside], return_inverse=True)
+    requests = np.bincount(bin_of).astype(float)
+    tokens = np.bincount(bin_of, weights=total)
+    mean = requests.sum() / bins
+    empty = bins - len(requests)
+    variance = (((requests - mean) ** 2).sum() + empty * mean**2) / bins
     return BinStatistics(
         bin_s=bin_s,
         bins=bins,
-        p90_tokens_per_s=float(np.percentile(tokens / bin_s, 90)),
-        max_tokens_per_s=float(tokens.max() / bin_s),
-        dispersion=float(requests.var() / mean) if mean else 0.0,
+        p90_tokens_per_s=_percentile(tokens, empty, 0.9) / bin_s,
+        max_tokens_per_s=float(tokens.max(initial=0.0) / bin_s),
+        dispersion=float(variance / mean) if mean else 0.0,
     )
+
+
+def _percentile(values: NDArray[np.float64], zeros: int, share: float) -> float:
+    """As numpy's (linear), of ``values`` and as many zeros; no value is below 0."""
+    ordered = np.sort(values)
+    at = share * (len(values) + zeros - 1)
+    low = int(at)
+    ends = [ordered[place - zeros] if place >= zeros else 0.0 for place in (low, low + 1)
+            if place - zeros < len(ordered)]  # fmt: skip
+    return float(ends[0] + (ends[-1] - ends[0]) * (at - low))
 
 
 def _lengths(tokens: NDArray[np.int64]) -> LengthStatistics:
@@ -141,9 +188,33 @@ def _distinct(trace: Trace, column: str) -> int | None:
     return int(trace.frame[column].drop_nulls().n_unique())
 
 
-def _reused_prefix_share(trace: Trace) -> float | None:
-    """Share of prefix blocks that an earlier request held: what an endless cache would save."""
-    if "prefix_hashes" not in trace.frame.columns:
+def _prefix(trace: Trace) -> PrefixStatistics | None:
+    reuse = prefix_reuse(trace)
+    if reuse is None:
         return None
-    blocks = trace.frame["prefix_hashes"].explode().drop_nulls()
-    return 1.0 - blocks.n_unique() / len(blocks) if len(blocks) else None
+    return PrefixStatistics(
+        reuse.source, reuse.block_tokens, reuse.prompt_tokens, reuse.reused_tokens, reuse.share
+    )
+
+
+def _observed(trace: Trace) -> ObservedStatistics | None:
+    if not {"first_token_s", "last_token_s"} <= set(trace.frame.columns):
+        return None
+    first_s = trace.frame["first_token_s"].cast(float).to_numpy()
+    last_s = trace.frame["last_token_s"].cast(float).to_numpy()
+    known = np.isfinite(first_s) & np.isfinite(last_s)
+    if not known.any():
+        return None
+    ttft_s, request_s = (first_s - trace.arrival_s)[known], (last_s - trace.arrival_s)[known]
+    later = trace.output_tokens[known] - 1
+    tpot_ms = ((request_s - ttft_s)[later > 0] / later[later > 0]) * 1e3
+    return ObservedStatistics(
+        requests=int(known.sum()),
+        ttft_mean_s=float(ttft_s.mean()),
+        ttft_p50_s=float(np.percentile(ttft_s, 50)),
+        ttft_p99_s=float(np.percentile(ttft_s, 99)),
+        tpot_mean_ms=float(tpot_ms.mean()) if tpot_ms.size else None,
+        tpot_p99_ms=float(np.percentile(tpot_ms, 99)) if tpot_ms.size else None,
+        request_mean_s=float(request_s.mean()),
+        request_p99_s=float(np.percentile(request_s, 99)),
+    )

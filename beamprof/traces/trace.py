@@ -1,13 +1,14 @@
 """The normalised trace: one row per request, and the record of where it came from.
 
 Every importer and generator ends here and every replay starts here. A Trace that exists is
-sound: sorted, non-negative, whole lengths of at least one token. What it does not know: how
-long serving took anywhere, or any text.
+sound: sorted, non-negative, whole lengths of at least one token. What it does not know: any text;
+and how long serving took, unless it comes from a log that observed it.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -31,8 +32,16 @@ OPTIONAL: Mapping[str, pl.DataType] = MappingProxyType(
         "session_id": pl.String(),
         "prefix_hashes": pl.List(pl.Int64()),
         "slo_class": pl.String(),
+        "first_token_s": pl.Float64(),  # observed, on the clock of arrival_s
+        "last_token_s": pl.Float64(),
+        "slo_ttft_ms": pl.Float64(),  # one request's own promises, over its class's
+        "slo_tbt_ms": pl.Float64(),
+        "slo_tpot_ms": pl.Float64(),
+        "slo_e2e_ms": pl.Float64(),
     }
 )
+TIMES_S = ("arrival_s", "first_token_s", "last_token_s")
+SLOS_MS = tuple(name for name in OPTIONAL if name.startswith("slo_") and name.endswith("_ms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +169,9 @@ class Trace:
             elif column.dtype == pl.String:
                 words = column.fill_null("\1").to_list()
                 digest.update("\0".join(words).encode())
+            elif name in OPTIONAL:  # an empty cell has no bits of its own
+                digest.update(column.is_null().to_numpy().tobytes())
+                digest.update(_little_endian(column.fill_null(0.0)))
             else:
                 digest.update(_little_endian(column))
         return digest.hexdigest()
@@ -216,6 +228,10 @@ def _check_rows(frame: pl.DataFrame, duration_s: float) -> None:
         least = frame[name].min()
         if not isinstance(least, int) or least < 1:
             raise TraceError(f"{name} must be 1 or more in every row, found {least!r}")
+    _check_observed(frame)
+    for name in SLOS_MS:
+        if name in frame.columns and not (frame[name].drop_nulls() > 0).all():
+            raise TraceError(f"{name} must be above 0 where a request has one of its own")
     if frame["request_id"].n_unique() != frame.height:
         raise TraceError("request_id must be unique")
     if not np.isfinite(duration_s) or duration_s <= 0 or duration_s < arrival_s[-1]:
@@ -224,6 +240,16 @@ def _check_rows(frame: pl.DataFrame, duration_s: float) -> None:
             f"but duration_s is {duration_s:g}",
             hint="leave --duration out, or give a longer one",
         )
+
+
+def _check_observed(frame: pl.DataFrame) -> None:
+    for earlier, later in pairwise(TIMES_S):
+        if later not in frame.columns or earlier not in frame.columns:
+            continue
+        known = frame.filter(pl.col(later).is_not_null() & pl.col(earlier).is_not_null())
+        finite = known[later].is_finite().all()
+        if not finite or (known[later] < known[earlier]).any():
+            raise TraceError(f"{later} must be finite and not before {earlier} in every row")
 
 
 def _last_words(provenance: Provenance) -> str:

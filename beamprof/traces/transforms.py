@@ -6,7 +6,7 @@ import polars as pl
 from beamprof.errors import TraceError
 from beamprof.traces.arrivals import seeded
 from beamprof.traces.policies import OverLimit
-from beamprof.traces.trace import Trace
+from beamprof.traces.trace import TIMES_S, Trace
 
 
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
@@ -25,7 +25,10 @@ def window(trace: Trace, start_s: float, end_s: float) -> Trace:
         )
     arrival = pl.col("arrival_s")
     before_end = arrival <= end_s if end_s >= trace.duration_s else arrival < end_s
-    inside = trace.frame.filter((arrival >= start_s) & before_end).with_columns(arrival - start_s)
+    times = [name for name in TIMES_S if name in trace.frame.columns]
+    inside = trace.frame.filter((arrival >= start_s) & before_end).with_columns(
+        pl.col(times) - start_s
+    )
     # By rounding, the last difference can lie a bit above the difference of the ends.
     duration_s = max([end_s - start_s, *inside["arrival_s"].tail(1)])
     return trace.transformed(
@@ -76,7 +79,10 @@ def cap_total_tokens(trace: Trace, max_total_tokens: int, policy: OverLimit) -> 
 
 
 def _truncated(trace: Trace, limit: int) -> pl.DataFrame:
-    frame = trace.frame.with_columns(pl.col("output_tokens").clip(upper_bound=limit - 1))
+    over = pl.col("input_tokens") + pl.col("output_tokens") > limit
+    observed = [name for name in TIMES_S if name in trace.frame.columns and name != "arrival_s"]
+    frame = trace.frame.with_columns(pl.when(~over).then(pl.col(observed))) if observed else trace.frame
+    frame = frame.with_columns(pl.col("output_tokens").clip(upper_bound=limit - 1))
     room = limit - pl.col("output_tokens")
     frame = frame.with_columns(pl.min_horizontal("input_tokens", room).alias("input_tokens"))
     if "prefix_hashes" not in frame.columns or not trace.prefix_block_tokens:

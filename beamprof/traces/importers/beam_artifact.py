@@ -7,16 +7,19 @@ generator's setting, not the rate in the file. One prompt of the headline hour e
 
 import dataclasses
 import re
-from pathlib import Path
 
 from beamprof.traces.importers import azure
-from beamprof.traces.importers.base import ForeignRows, Importer, has
+from beamprof.traces.importers.base import ForeignRows, Importer, Reading, has
+from beamprof.traces.importers.sheet import Sheet
+
+COPY = "timestamp"
 
 
-def read(path: Path) -> ForeignRows:
+def read(sheet: Sheet, reading: Reading) -> ForeignRows:
     """Azure's columns; the duration from the file's name, where it states one."""
-    named = re.search(r"_(\d+)s(?:_|$)", path.stem)
-    rows = azure.read(path)
+    named = re.search(r"_(\d+)s(?:_|$)", sheet.path.name.partition(".")[0])
+    rows = azure.read(sheet, reading)
+    rows = dataclasses.replace(rows, unread=tuple(name for name in rows.unread if name != COPY))
     last_s = rows.frame["arrival_s"].max()
     stated_s = float(named.group(1)) if named else 0.0
     if isinstance(last_s, float) and stated_s >= last_s:
@@ -29,6 +32,7 @@ IMPORTER = Importer(
     title="requests of BEAM's published artifact",
     columns="TIMESTAMP, ContextTokens, GeneratedTokens, timestamp",
     licence="Apache-2.0 as published in BEAM-artifact",
-    recognises=has("TIMESTAMP", "ContextTokens", "GeneratedTokens", "timestamp"),
+    required=azure.COLUMNS,
+    recognises=has(*azure.COLUMNS, COPY),
     read=read,
 )

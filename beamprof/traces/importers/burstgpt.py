@@ -4,33 +4,34 @@ Times are seconds, often whole and repeated; the first request is time 0. A fail
 0 response tokens: it is dropped and counted. API rows have no session.
 """
 
-from pathlib import Path
-
 import polars as pl
 
-from beamprof.traces.importers.base import ForeignRows, Importer, has, number, numbered, read_csv
+from beamprof.traces.importers.base import ForeignRows, Importer, Reading, has, held, numbered
+from beamprof.traces.importers.clock import read_times
+from beamprof.traces.importers.sheet import Sheet
 
 COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+SESSION = "Session ID"
 
 
-def read(path: Path) -> ForeignRows:
+def read(sheet: Sheet, reading: Reading) -> ForeignRows:
     """Both layouts."""
-    text = read_csv(path, COLUMNS)
-    session = {"session_id": pl.col("Session ID")} if "Session ID" in text.columns else {}
+    cells = sheet.read((*COLUMNS, SESSION))
     frame = numbered(
-        text.select(
-            arrival_s=number("Timestamp") - number("Timestamp").fill_nan(None).min(),
-            input_tokens=number("Request tokens"),
-            output_tokens=number("Response tokens"),
-            **session,
-        )
+        {
+            "arrival_s": read_times(sheet, cells, "Timestamp", reading, unit="s").seconds,
+            "input_tokens": cells.numbers("Request tokens"),
+            "output_tokens": cells.numbers("Response tokens"),
+            **held(cells, {"session_id": SESSION}),
+        }
     )
-    failed = pl.col("output_tokens").eq(0).fill_null(value=False)
-    kept = frame.filter(~failed)
+    kept = frame.filter(~pl.col("output_tokens").eq(0).fill_null(value=False))
+    # Elapsed time, where there is one, is the service's own and holds more than serving.
     return ForeignRows(
         kept,
         from_first_request=True,
         dropped={"failed_requests": frame.height - kept.height},
+        unread=tuple(name for name in cells.names if name not in (*COLUMNS, SESSION)),
     )
 
 
@@ -39,6 +40,7 @@ IMPORTER = Importer(
     title="BurstGPT, 6 or 8 columns",
     columns="Timestamp, [Session ID, Elapsed time,] Model, Request tokens, Response tokens, ...",
     licence="CC-BY-4.0 as published in BurstGPT",
+    required=COLUMNS,
     recognises=has(*COLUMNS),
     read=read,
 )

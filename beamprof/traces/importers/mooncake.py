@@ -1,65 +1,82 @@
 """Mooncake's JSON lines: milliseconds from the start, prefixes as ids of 512-token blocks.
 
 Qin et al., FAST'25. Arrivals of the published traces are quantised to about 3 s, so bursts
-below that are theirs, not their users'.
+below that are theirs, not their users'. Other tools write the same columns with other meanings;
+Mooncake's own numbers are whole, and each prompt has one id for every 512 tokens, rounded up.
 """
-
-from pathlib import Path
 
 import polars as pl
 
 from beamprof.errors import ImportFormatError
-from beamprof.traces.importers.base import (
-    ForeignRows,
-    Importer,
-    has,
-    json_number,
-    numbered,
-    read_json_lines,
-)
+from beamprof.traces.importers.base import ForeignRows, Importer, Reading, numbered
+from beamprof.traces.importers.blocks import block_ids, counts_fit
+from beamprof.traces.importers.clock import UNITS_S, crowded, fractional, read_times
+from beamprof.traces.importers.sheet import Sheet
 
 COLUMNS = ("timestamp", "input_length", "output_length")
+HASHES = "hash_ids"
 BLOCK_TOKENS = 512  # the Mooncake paper's block of a prefix hash
 
 
-def read(path: Path) -> ForeignRows:
-    """Timestamps in ms become seconds; hash_ids become prefix_hashes."""
-    names = ("arrival_s", "input_tokens", "output_tokens")
-    numbers: dict[str, list[float | None]] = {name: [] for name in names}
-    hashes: list[list[int] | None] = []
-    for row, record in read_json_lines(path, COLUMNS):
-        for name, key in zip(names, COLUMNS, strict=True):
-            numbers[name].append(json_number(record.get(key)))
-        hashes.append(block_ids(path, row, record.get("hash_ids")))
-    frame = pl.DataFrame(
-        {**numbers, "prefix_hashes": hashes},
-        schema={**dict.fromkeys(names, pl.Float64), "prefix_hashes": pl.List(pl.Int64)},
-    ).with_columns(pl.col("arrival_s") / 1000.0)
-    return ForeignRows(numbered(frame), prefix_block_tokens=BLOCK_TOKENS)
-
-
-def block_ids(path: Path, row: int, value: object) -> list[int] | None:
-    """A list of whole numbers, or None where there is none.
+def read(sheet: Sheet, reading: Reading) -> ForeignRows:
+    """Timestamps in ms become seconds; hash_ids become prefix_hashes.
 
     Raises:
-        ImportFormatError: anything else.
+        ImportFormatError: the numbers are not Mooncake's, and nobody says what they are.
     """
-    if value is None:
-        return None
-    if isinstance(value, list) and all(type(item) is int and abs(item) < 2**63 for item in value):
-        return value
-    raise ImportFormatError(
-        f"{path}: row {row}: block ids must be a list of whole numbers",
-        cause=f"found {str(value)[:60]}",
+    cells = sheet.read((*COLUMNS, HASHES))
+    tokens = cells.numbers("input_length")
+    ids = block_ids(sheet, cells.values(HASHES))
+    if reading.time_unit is None:
+        _check_times(sheet, cells.numbers("timestamp"))
+    size = reading.block_tokens or BLOCK_TOKENS
+    row = counts_fit(tokens, ids, size)
+    if row is not None:
+        raise ImportFormatError(
+            f"{sheet.path} has Mooncake's columns, but not its blocks of {size} tokens",
+            cause=f"row {row} has {ids.list.len()[row]} ids for a prompt of {tokens[row]:g} tokens",
+            hint="say what it is: --format aiperf --time-unit ms (or s) --block-tokens 16",
+        )
+    columns = {
+        "arrival_s": read_times(sheet, cells, "timestamp", reading, unit="ms").seconds,
+        "input_tokens": tokens,
+        "output_tokens": cells.numbers("output_length"),
+    }
+    hashed = ids.null_count() < ids.len()
+    return ForeignRows(
+        numbered({**columns, "prefix_hashes": ids} if hashed else columns),
+        prefix_block_tokens=size if hashed else None,
+        unread=tuple(name for name in cells.names if name not in (*COLUMNS, HASHES)),
     )
+
+
+def _check_times(sheet: Sheet, times: pl.Series) -> None:
+    if fractional(times):
+        raise ImportFormatError(
+            f"{sheet.path} has Mooncake's columns, but not its whole milliseconds",
+            cause=f"the first timestamp with a fraction is {_first_fraction(times):g}",
+            hint="say what it is: --time-unit s or --time-unit ms",
+        )
+    if crowded(times * UNITS_S["ms"]):
+        raise ImportFormatError(
+            f"{sheet.path} has Mooncake's columns, but {times.len():,} requests in "
+            f"{float(times.max() - times.min()):g} ms are too many",  # type: ignore[operator, arg-type]
+            cause="timestamps look like seconds",
+            hint="say which: --time-unit s or --time-unit ms",
+        )
+
+
+def _first_fraction(times: pl.Series) -> float:
+    known = times.drop_nulls().drop_nans()
+    return float(known.filter(known != known.floor())[0])
 
 
 IMPORTER = Importer(
     name="mooncake",
-    title="Mooncake FAST'25 JSON lines",
+    title="Mooncake FAST'25 trace",
     columns="timestamp (ms), input_length, output_length, hash_ids",
-    licence="Apache-2.0 as published in Mooncake",
-    recognises=has(*COLUMNS),
+    licence="Apache-2.0 if it is one of those published in Mooncake",
+    required=COLUMNS,
+    recognises=lambda columns: set(columns) == {*COLUMNS, HASHES},
     read=read,
-    json_lines=True,
 )

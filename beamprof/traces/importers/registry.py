@@ -1,18 +1,25 @@
 """Which formats there are, and which one a file is in."""
 
-from pathlib import Path
-
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importers import (
+    aiperf,
+    aiperf_records,
     azure,
+    bailian,
     beam_artifact,
     burstgpt,
+    guidellm,
     jsonl,
+    llmservingsim,
     mooncake,
+    served_log,
     servegen,
+    splitwise,
+    token_counts,
     vidur,
 )
-from beamprof.traces.importers.base import Importer, peek
+from beamprof.traces.importers.base import Importer
+from beamprof.traces.importers.sheet import Sheet
 
 # In order of recognition: the more particular header first.
 IMPORTERS: tuple[Importer, ...] = (
@@ -20,33 +27,63 @@ IMPORTERS: tuple[Importer, ...] = (
     azure.IMPORTER,
     burstgpt.IMPORTER,
     vidur.IMPORTER,
+    splitwise.IMPORTER,
     servegen.IMPORTER,
+    served_log.IMPORTER,
+    llmservingsim.IMPORTER,
+    bailian.IMPORTER,
     mooncake.IMPORTER,
+    aiperf.IMPORTER,
+    aiperf_records.IMPORTER,
+    guidellm.IMPORTER,
+    token_counts.IMPORTER,
     jsonl.IMPORTER,
 )
 
 
-def importer_for(path: Path, name: str | None = None) -> Importer:
-    """The importer of this name, or the one that recognises the file's first line.
+def importer_named(name: str) -> Importer:
+    """The importer that ``--format`` calls so.
 
     Raises:
-        ImportFormatError: no such name, no such file, or a header that none knows.
+        ImportFormatError: there is none.
+    """
+    for importer in IMPORTERS:
+        if importer.name == name:
+            return importer
+    raise ImportFormatError(
+        f"unknown trace format {name!r}",
+        hint=f"known formats: {', '.join(importer.name for importer in IMPORTERS)}",
+    )
+
+
+def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
+    """The importer of this name, or the one that recognises the sheet's columns.
+
+    Raises:
+        ImportFormatError: no such name, columns that it needs are missing, or none knows them.
     """
     if name is not None:
-        for importer in IMPORTERS:
-            if importer.name == name:
-                return importer
-        raise ImportFormatError(
-            f"unknown trace format {name!r}",
-            hint=f"known formats: {', '.join(importer.name for importer in IMPORTERS)}",
-        )
-    head = peek(path)
+        importer = importer_named(name)
+        missing = [column for column in importer.required if column not in sheet.columns]
+        if missing or (not importer.required and not importer.recognises(sheet.columns)):
+            raise ImportFormatError(
+                f"{sheet.path} is not of format {name}: expected the columns {importer.columns}"
+                + (f"; missing: {', '.join(missing)}" if missing else ""),
+                cause=f"found the {sheet.carrier} columns {_shown(sheet)}",
+                hint="leave --format out to have it found by the columns",
+            )
+        return importer
     for importer in IMPORTERS:
-        if importer.json_lines == head.json_lines and importer.recognises(head.columns):
+        if importer.recognises(sheet.columns):
             return importer
     known = "; ".join(f"{importer.name}: {importer.columns}" for importer in IMPORTERS)
     raise ImportFormatError(
-        f"{path}: no trace format has these columns",
-        cause=f"found {', '.join(head.columns)}",
+        f"{sheet.path}: no trace format has these columns",
+        cause=f"found {_shown(sheet)}",
         hint=f"expected one of {known}",
     )
+
+
+def _shown(sheet: Sheet) -> str:
+    shown = ", ".join(ascii(name)[1:-1][:40] for name in sheet.columns[:20])
+    return shown + (", ..." if len(sheet.columns) > 20 else "")

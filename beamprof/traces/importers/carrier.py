@@ -1,0 +1,104 @@
+"""From what a user names to a plain file: standard input is kept, packed files are unpacked.
+
+Recognised by their first bytes, never by their name: gzip, bzip2, xz and zstd.
+"""
+
+import bz2
+import gzip
+import lzma
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from beamprof.errors import ImportFormatError
+from beamprof.files import STDIN
+from beamprof.traces.importers.sheet import Sheet, open_sheet
+
+# A file that unpacks into more is refused before it fills the disk.
+_MOST_BYTES = 16 << 30
+
+
+def _open_zstd(path: Path, mode: str) -> Any:
+    del mode
+    import pyarrow as pa
+
+    return pa.input_stream(str(path), compression="zstd")
+
+
+_PACKED: tuple[tuple[bytes, Callable[[Path, str], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\x00", lzma.open),
+    (b"\x28\xb5\x2f\xfd", _open_zstd),
+)
+
+
+@contextmanager
+def opened_sheet(path: Path) -> Iterator[tuple[Sheet, Path]]:
+    """The sheet in the file at ``path`` (``-``: standard input), and the file as it came.
+
+    Raises:
+        ImportFormatError: missing, unreadable, a directory, damaged, or no known carrier.
+    """
+    with tempfile.TemporaryDirectory(prefix="beam-trace-") as folder:
+        came = _kept_stdin(Path(folder)) if path == STDIN else path
+        plain = _unpacked(came, path, Path(folder))
+        yield open_sheet(plain, path), came
+
+
+def _kept_stdin(folder: Path) -> Path:
+    kept = folder / "stdin"
+    with kept.open("wb") as file:
+        _copy(sys.stdin.buffer, file, STDIN)
+    return kept
+
+
+def _unpacked(came: Path, path: Path, folder: Path) -> Path:
+    try:
+        with came.open("rb") as file:
+            first = file.read(8)
+        if not came.is_file():  # a pipe can be read once only
+            with came.open("rb") as file, (folder / "piped").open("wb") as kept:
+                kept.write(first)
+                _copy(file, kept, path)
+            came = folder / "piped"
+    except FileNotFoundError:
+        raise ImportFormatError(f"there is no file {path}", hint="check the path") from None
+    except IsADirectoryError:
+        raise ImportFormatError(
+            f"{path} is a directory",
+            hint=f"draw from a ServeGen pool with: beam trace generate servegen {path}",
+        ) from None
+    except OSError as error:
+        raise ImportFormatError(f"cannot read {path}", cause=error.strerror) from None
+    opener = next((opener for magic, opener in _PACKED if first.startswith(magic)), None)
+    if opener is None:
+        return came
+    plain = folder / "unpacked"
+    try:
+        with opener(came, "rb") as packed, plain.open("wb") as file:
+            _copy(packed, file, path)
+    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        raise ImportFormatError(
+            f"{path} cannot be unpacked", cause=str(error) or "the file ends too early",
+            hint="download the file again, or unpack it by hand",
+        ) from None  # fmt: skip
+    return plain
+
+
+def _copy(source: Any, target: IO[bytes], path: Path) -> None:
+    room = min(_MOST_BYTES, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    written = 0
+    while block := source.read(1 << 20):
+        written += len(block)
+        if written > room:
+            raise ImportFormatError(
+                f"{path} unpacks into more than {room / 1e9:.0f} GB",
+                cause=f"that is what may be used of {tempfile.gettempdir()}",
+                hint="unpack it by hand, or set TMPDIR to a larger disk",
+            )
+        target.write(block)

@@ -1,0 +1,131 @@
+"""Times as numbers: which unit they are in, and whether the file contradicts what is said of it.
+
+A number is never given a unit because the result looks nice. It has the one that its column or
+format states, or that its size proves (2000 to 2100 as a Unix time), or that the user names.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from beamprof.errors import ImportFormatError
+from beamprof.traces.importers.base import Reading
+from beamprof.traces.importers.sheet import Cells, Sheet
+from beamprof.traces.importers.timestamps import seconds_from_first
+from beamprof.units import format_duration
+
+UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_YEAR_2000_S, _YEAR_2100_S = 946_684_800.0, 4_102_444_800.0
+# Nobody's trace has more; one in seconds that is read as milliseconds soon does.
+_MOST_REQUESTS_PER_S = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """A column of times in seconds, and the unit that it was found in.
+
+    ``absolute`` times count from elsewhere than the trace's start (1970, a date).
+    """
+
+    seconds: pl.Series
+    unit: str
+    absolute: bool
+
+
+def epoch_unit(times: pl.Series) -> str | None:
+    """The unit in which every one of these numbers is a Unix time of 2000 to 2100, if any."""
+    finite = times.drop_nulls().drop_nans()
+    finite = finite.filter(finite.is_finite())
+    low, high = finite.min(), finite.max()
+    if not isinstance(low, float) or not isinstance(high, float):
+        return None
+    for unit, scale in UNITS_S.items():
+        if _YEAR_2000_S <= low * scale and high * scale <= _YEAR_2100_S:
+            return unit
+    return None
+
+
+def read_times(
+    sheet: Sheet, cells: Cells, column: str, reading: Reading, unit: str | None = None
+) -> Times:
+    """A column of times in seconds.
+
+    Args:
+        sheet: for messages.
+        cells: where the column is.
+        column: its name.
+        reading: what the user says.
+        unit: what the column or format states; None: nothing.
+
+    Raises:
+        ImportFormatError: no unit is stated and none is proved, or the numbers contradict it.
+    """
+    numbers = cells.numbers(column)
+    if numbers.null_count() == cells.height and cells.words(column).null_count() < cells.height:
+        dates = pl.DataFrame({column: cells.words(column)}).select(seconds_from_first(column))
+        return Times(dates.to_series().alias(column), "date", absolute=True)
+    proved = epoch_unit(numbers)
+    if reading.time_unit is not None:
+        unit = reading.time_unit
+    elif unit in ("s", "ms") and proved not in (None, unit):
+        raise _contradicted(sheet, column, numbers, unit, str(proved))
+    unit = unit or proved
+    if unit is None:
+        raise no_unit(sheet, column, numbers)
+    return Times(numbers * UNITS_S[unit], unit, absolute=proved == unit)
+
+
+def no_unit(sheet: Sheet, column: str, numbers: pl.Series) -> ImportFormatError:
+    """Nothing says what the numbers are."""
+    return ImportFormatError(
+        f"{sheet.path}: {column} has no unit: {_both(numbers)}",
+        cause="neither its name nor its numbers say which",
+        hint="say it: --time-unit ms or --time-unit s",
+    )
+
+
+def crowded(times_s: pl.Series) -> bool:
+    """Whether the times lie closer than anybody's requests, and a thousand times wider do not."""
+    finite = times_s.drop_nulls().drop_nans()
+    span_s = _span(finite)
+    if finite.len() < 3 or span_s <= 0:
+        return False
+    rate_rps = (finite.len() - 1) / span_s
+    return rate_rps > _MOST_REQUESTS_PER_S >= rate_rps / 1e3
+
+
+def fractional(numbers: pl.Series) -> bool:
+    """Whether any number has a fraction."""
+    finite = numbers.drop_nulls().drop_nans()
+    return bool((finite != finite.floor()).any())
+
+
+def _contradicted(
+    sheet: Sheet, column: str, numbers: pl.Series, unit: str, proved: str
+) -> ImportFormatError:
+    return ImportFormatError(
+        f"{sheet.path}: {column} should be in {unit}, but {numbers.min():.0f} is a time of "
+        f"{_year(numbers, proved)} in {proved}",
+        cause=f"read so: {_both(numbers, unit, proved)}",
+        hint=f"say which: --time-unit {proved} or --time-unit {unit}",
+    )
+
+
+def _both(numbers: pl.Series, first: str = "ms", second: str = "s") -> str:
+    finite = numbers.drop_nulls().drop_nans()
+    readings = [
+        f"{format_duration(_span(finite) * UNITS_S[unit])} if it is in {unit}"
+        for unit in (first, second)
+    ]
+    return f"the file lasts {' or '.join(readings)}"
+
+
+def _span(finite: pl.Series) -> float:
+    low, high = finite.min(), finite.max()
+    return float(high - low) if isinstance(low, float) and isinstance(high, float) else 0.0
+
+
+def _year(numbers: pl.Series, unit: str) -> int:
+    low = numbers.min()
+    seconds = float(low) * UNITS_S[unit] if isinstance(low, float) else 0.0
+    return 1970 + int(seconds / 31_556_952)

@@ -1,0 +1,74 @@
+"""Rows with our own names: arrival_s, input_tokens, output_tokens, one request a row.
+
+Optional: client_id, session_id, slo_class; first_token_s and last_token_s as they were observed;
+slo_ttft_ms, slo_tbt_ms, slo_tpot_ms and slo_e2e_ms of single requests; and prefix_hashes, for
+which a row also states prefix_block_tokens. Times are seconds from the trace's start, whose
+length a row may state as duration_s.
+"""
+
+from typing import Any
+
+import polars as pl
+
+from beamprof.errors import ImportFormatError
+from beamprof.traces.importers.base import LENGTHS, ForeignRows, Reading, held, numbered
+from beamprof.traces.importers.blocks import block_ids
+from beamprof.traces.importers.clock import read_times
+from beamprof.traces.importers.sheet import Sheet
+from beamprof.traces.trace import OPTIONAL
+
+ARRIVAL = "arrival_s"
+HASHES, BLOCK, DURATION = "prefix_hashes", "prefix_block_tokens", "duration_s"
+WORDS = tuple(name for name, dtype in OPTIONAL.items() if dtype == pl.String())
+NUMBERS = tuple(name for name, dtype in OPTIONAL.items() if dtype == pl.Float64())
+COLUMNS = (ARRIVAL, *LENGTHS, *WORDS, *NUMBERS, HASHES, BLOCK, DURATION)
+
+
+def read_own(sheet: Sheet, reading: Reading) -> ForeignRows:
+    """The file's rows; a column that no row has is left out.
+
+    Raises:
+        ImportFormatError: hashes without the size of their blocks, or a size that is none.
+    """
+    cells = sheet.read(COLUMNS)
+    columns = {name: cells.numbers(name) for name in LENGTHS}
+    if cells.words(ARRIVAL).null_count() < cells.height:
+        arrival = read_times(sheet, cells, ARRIVAL, reading, unit="s")
+        columns = {ARRIVAL: arrival.seconds, **columns}
+    columns |= held(cells, {name: name for name in WORDS})
+    for name in NUMBERS:
+        numbers = cells.numbers(name)
+        if numbers.null_count() < cells.height:
+            columns[name] = numbers
+    ids = block_ids(sheet, cells.values(HASHES))
+    if ids.null_count() < cells.height:
+        columns[HASHES] = ids
+    return ForeignRows(
+        numbered(columns),
+        duration_s=_stated(cells.values(DURATION)),
+        prefix_block_tokens=reading.block_tokens
+        or _block_tokens(sheet, _stated(cells.values(BLOCK))),
+        unread=tuple(name for name in cells.names if name not in (*COLUMNS, "request_id")),
+    )
+
+
+def _stated(values: list[Any]) -> Any:
+    """The first value that is one: of the file, though it stands in a row."""
+    return next((_number(value) for value in values if value is not None), None)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _block_tokens(sheet: Sheet, value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) in (int, float) and value == int(value) and value > 0:
+        return int(value)
+    raise ImportFormatError(
+        f"{sheet.path}: {BLOCK} must be a whole number above 0", cause=f"found {value!r}"
+    )
