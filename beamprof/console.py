@@ -4,14 +4,23 @@
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 JSON_SCHEMA = "beam.cli/1"
 MAX_WIDTH = 100
+
+
+class _Console(Console):
+    """A Console that tells when its reader has gone; rich would exit by itself, with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the command line end as other tools do."""
+        raise BrokenPipeError
 
 
 def stdout() -> Console:
@@ -25,8 +34,9 @@ def stderr() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    console.width = min(console.width, MAX_WIDTH) if console.is_terminal else MAX_WIDTH
+    console = _Console(stderr=stderr, highlight=False, soft_wrap=False)
+    asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    console.width = min(console.width, MAX_WIDTH) if asked else MAX_WIDTH
     return console
 
 
@@ -47,20 +57,35 @@ def emit(
     *,
     as_json: bool,
     status: str = "ok",
-    warnings: list[str] | None = None,
+    warnings: Sequence[str] = (),
+    stdout_taken: bool = False,
 ) -> None:
-    """Print a command's result: as one JSON object, or by ``render`` for people."""
-    warnings = warnings or []
+    """Print a command's result: as one JSON object, or by ``render`` for people.
+
+    Args:
+        command: its words, e.g. ``table inspect``.
+        data: JSON values.
+        render: for people.
+        as_json: which of the two.
+        status: ok, no, incomplete or interrupted.
+        warnings: said on stderr, or in the object.
+        stdout_taken: the output itself went to stdout (``-o -``): words go to stderr.
+    """
     if as_json:
-        envelope = {
-            "schema": JSON_SCHEMA,
-            "command": command,
-            "status": status,
-            "data": data,
-            "warnings": warnings,
-        }
-        sys.stdout.write(json.dumps(envelope, indent=2, allow_nan=False) + "\n")
+        write_json(command, status, data, warnings)
         return
-    render(stdout())
+    render(stderr() if stdout_taken else stdout())
     for text in warnings:
         warn(text)
+
+
+def write_json(command: str | None, status: str, data: Any, warnings: Sequence[str] = ()) -> None:
+    """The one object of --json."""
+    envelope = {
+        "schema": JSON_SCHEMA,
+        "command": command,
+        "status": status,
+        "data": data,
+        "warnings": list(warnings),
+    }
+    sys.stdout.write(json.dumps(envelope, indent=2, allow_nan=False) + "\n")

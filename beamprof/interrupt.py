@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt, with words on what was kept and how to go on."""
+
+
 class Stop:
     """Whether to stop, and the signal that asked for it."""
 

@@ -4,18 +4,22 @@
     1    the answer is no, or the work is incomplete
     2    bad input or environment
     130  interrupted
+    141  the reader of the output has gone (head, less)
     70   a bug in BEAM: the traceback is saved and its path printed
 
 Heavy imports live inside the commands, so that `beam --help` stays quick.
 """
 
-import json
+import contextlib
+import errno
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +27,7 @@ import beamprof
 from beam_runtime.errors import BeamError
 from beamprof.cli import decide, doctor, profile, replay, report, study, sweep, table, trace
 
-DONE, BAD_INPUT, INTERRUPTED, BUG = 0, 2, 130, 70
+DONE, BAD_INPUT, INTERRUPTED, BUG, READER_GONE = 0, 2, 130, 70, 141
 
 app = typer.Typer(
     name="beam",
@@ -71,76 +75,150 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None = those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    as_json = "--json" in arguments
-    words = [argument for argument in arguments if argument != "--debug"]
+    run = _Run(
+        debug="--debug" in arguments,
+        as_json="--json" in arguments,
+        words=[argument for argument in arguments if argument != "--debug"],
+    )
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _guarded(run)
+    except BrokenPipeError:
+        return _reader_gone()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A command line: its words without --debug, and what they say of how to answer."""
+
+    words: list[str]
+    debug: bool
+    as_json: bool
+
+    @property
+    def command(self) -> str | None:
+        """The command's words as JSON names them, e.g. ``table inspect``."""
+        place: Any = typer.main.get_command(app)
+        names = []
+        for word in self.words:
+            place = getattr(place, "commands", {}).get(word)
+            if place is None:
+                break
+            names.append(word)
+        return " ".join(names) or None
+
+
+def _guarded(run: _Run) -> int:
     try:
         code = typer.main.get_command(app).main(
-            args=words, prog_name="beam", standalone_mode=False, obj=words
+            args=run.words, prog_name="beam", standalone_mode=False, obj=run.words
         )
+        sys.stdout.flush()
     except BeamError as error:
-        return _failed(error, as_json=as_json, debug=debug)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted\n")
+        if run.debug:
+            traceback.print_exc()
+        _say(run, "error", error.message, error.cause, error.hint)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        words = str(stopped) or "nothing was written; run the same command again"
+        _say(run, "interrupted", words)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; keep the interpreter from complaining at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        raise
     except Exception as error:
         # Wrong options. Their class is click's, which newer typers carry inside themselves.
         if hasattr(error, "format_message"):
-            return _misused(error, as_json=as_json)
-        return _broken(debug=debug)
+            return _misused(run, error)
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SURROUNDINGS:
+            return _surroundings(run, error)
+        return _broken(run)
     return code if isinstance(code, int) else DONE
 
 
-def _failed(error: BeamError, *, as_json: bool, debug: bool) -> int:
-    if debug:
+# What the machine lacks, wherever it shows: no fault of BEAM's, nor of what was typed.
+_SURROUNDINGS = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+})  # fmt: skip
+
+
+def _surroundings(run: _Run, error: Exception) -> int:
+    if run.debug:
         traceback.print_exc()
-    _say("error", error.message, error.cause, error.hint, as_json=as_json)
-    return error.exit_code
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
+    if isinstance(error, MemoryError):
+        message, hint = "there is not enough memory for this", "ask for less at a time"
+    else:
+        message = f"the machine refused{where}: {getattr(error, 'strerror', None) or error}"
+        hint = "see to that, then run the same command again; nothing was overwritten"
+    with contextlib.suppress(OSError):  # stdout itself may be what is full
+        _say(run, "error", message, None, hint)
+    _drop_stdout()
+    return BAD_INPUT
 
 
-def _misused(error: Exception, *, as_json: bool) -> int:
+def _reader_gone() -> int:
+    """The reader (head, less) has gone: end as other tools do, without a word."""
+    _drop_stdout()
+    return READER_GONE
+
+
+def _drop_stdout() -> None:
+    # What is still buffered would make the interpreter complain at its exit.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _misused(run: _Run, error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "beam"
     message: str = error.format_message()  # type: ignore[attr-defined]
     if context is not None and message == context.get_help():
         sys.stderr.write(message + "\n")  # a noun without a verb: its help is the answer
+        if run.as_json:
+            _say_json(run, "error", f"{command} needs a command", None, f"see: {command} --help")
     elif message:
-        _say("error", message, None, f"see: {command} --help", as_json=as_json)
+        _say(run, "error", message, None, f"see: {command} --help")
     return BAD_INPUT
 
 
-def _broken(*, debug: bool) -> int:
+def _broken(run: _Run) -> int:
     text = traceback.format_exc()
-    if debug:
+    if run.debug:
         sys.stderr.write(text)
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="beam-bug-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    sys.stderr.write(
-        f"error: BEAM has a bug: {text.strip().splitlines()[-1]}\n"
-        f"cause: the traceback is in {file.name}\n"
-        "hint: please report it together with the command line\n"
-    )
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="beam-bug-", suffix=".txt", delete=False, encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:  # fmt: skip
+            file.write(text)
+        cause = f"the traceback is in {file.name}"
+    except OSError:
+        cause = f"the traceback: {text}"
+    last = text.strip().splitlines()[-1]
+    hint = "please report it together with the command line"
+    _say(run, "bug", f"BEAM has a bug: {last}", cause, hint)
     return BUG
 
 
-def _say(status: str, message: str, cause: str | None, hint: str | None, *, as_json: bool) -> None:
-    for label, text in ((status, message), ("cause", cause), ("hint", hint)):
+def _say(
+    run: _Run, status: str, message: str, cause: str | None = None, hint: str | None = None
+) -> None:
+    label = "interrupted" if status == "interrupted" else "error"
+    for name, text in ((label, message), ("cause", cause), ("hint", hint)):
         if text:
-            sys.stderr.write(f"{label}: {text}\n")
-    if as_json:
-        from beamprof.console import JSON_SCHEMA
+            sys.stderr.write(f"{name}: {text}\n")
+    if run.as_json:
+        _say_json(run, status, message, cause, hint)
 
-        answer: dict[str, object] = {
-            "schema": JSON_SCHEMA,
-            "command": None,
-            "status": status,
-            "data": {"message": message, "cause": cause, "hint": hint},
-            "warnings": [],
-        }
-        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+
+def _say_json(run: _Run, status: str, message: str, cause: str | None, hint: str | None) -> None:
+    from beamprof.console import write_json
+
+    write_json(run.command, status, {"message": message, "cause": cause, "hint": hint})
+    sys.stdout.flush()

@@ -1,6 +1,7 @@
 """`beam trace import | generate | stats`: requests to replay, from anywhere, with their record."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from beamprof.cli.trace_output import (
     show,
     write,
 )
+from beamprof.files import STDIN, is_stream
 from beamprof.traces.policies import BadRows, OverLimit
 from beamprof.units import parse_duration_s
 
@@ -29,14 +31,16 @@ app.add_typer(trace_generate.app, name="generate")
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A trace in any known format.")],
+    file: Annotated[
+        Path, typer.Argument(help="A trace in any known format, packed or not; -: stdin.")
+    ],
     output: Output = None,
     format_name: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="servegen, azure, burstgpt, mooncake, vidur, beam-artifact or jsonl; found by "
-            "the first line if left out.",
+            help="azure, burstgpt, mooncake, bailian, aiperf, guidellm, served-log, ...; found by "
+            "the columns if left out.",
         ),
     ] = None,
     window: Window = None,
@@ -59,13 +63,26 @@ def import_(
         typer.Option("--rate", help="Poisson arrivals per second for a file of lengths only."),
     ] = None,
     seed: Seed = 0,
+    time_unit: Annotated[
+        str | None,
+        typer.Option("--time-unit", help="s, ms, us or ns, where the file does not say it."),
+    ] = None,
+    block_tokens: Annotated[
+        int | None,
+        typer.Option("--block-tokens", help="Tokens of one prefix hash, likewise.", min=1),
+    ] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the file, for its record.")
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Bring a trace into BEAM's form: azure, burstgpt, mooncake, servegen, vidur and more."""
+    """Bring a trace into BEAM's form: azure, burstgpt, mooncake, servegen, vidur and more.
+
+    One hour of a published trace:  beam trace import azure.csv.gz --window 0s:1h
+
+    A log of your own server:       beam trace import requests.jsonl -o mine.parquet
+    """
     from beamprof.traces.importing import ImportOptions, import_trace
 
     options = ImportOptions(
@@ -75,25 +92,41 @@ def import_(
         rate_rps=rate,
         seed=seed,
         licence=licence,
+        time_unit=time_unit,
+        block_tokens=block_tokens,
     )
     write(
         "trace import",
         lambda: import_trace(file, format_name=format_name, options=options),
         preparation(window, max_total_tokens, over_limit, target_tps, seed),
-        output or file.with_name(f"{file.stem}.trace.parquet"),
+        output or _beside(file),
         force=force,
         as_json=as_json,
+        inputs=[file],
     )
+
+
+def _beside(file: Path) -> Path:
+    """Where an import goes that names no output: beside the file; from a pipe, here."""
+    if file == STDIN or is_stream(file):
+        return Path("stdin.trace.parquet")
+    return file.with_name(f"{file.name.partition('.')[0] or file.stem}.trace.parquet")
 
 
 @app.command()
 def stats(
-    file: Annotated[Path, typer.Argument(help="A trace, BEAM's own or in any known format.")],
+    file: Annotated[
+        Path, typer.Argument(help="A trace, BEAM's own or in any known format; -: stdin.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Describe a trace: rates, lengths, burstiness, and what was done to it."""
+    """Describe a trace: rates, lengths, burstiness, and what was done to it.
+
+    For example:  beam trace stats requests.jsonl
+    """
     from beamprof.traces.importing import open_trace
     from beamprof.traces.preparation import report_trace
 
     report = report_trace(open_trace(file))
-    show("trace stats", report, f"beam replay --table TABLE --trace {file}", as_json=as_json)
+    following = f"beam replay --table TABLE --trace {quote(str(file))}"
+    show("trace stats", report, following, as_json=as_json)

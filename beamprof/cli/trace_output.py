@@ -1,14 +1,17 @@
 """What the `beam trace` commands share: options, writing a trace, showing its numbers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beamprof.cli.streams import one_on_stdout
 from beamprof.console import emit
 from beamprof.errors import TraceError
+from beamprof.files import is_stdout
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s
 
@@ -18,7 +21,11 @@ if TYPE_CHECKING:
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File to write, .parquet or .csv; a .json lies beside it."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="File to write, .parquet or .csv; a .json lies beside it. -: JSON lines to stdout.",
+    ),  # fmt: skip
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -44,19 +51,34 @@ def write(
     *,
     force: bool,
     as_json: bool,
+    inputs: Sequence[Path] = (),
 ) -> None:
     """Refuse a bad output early, then make the trace, take the steps, store it and show it."""
     from beamprof.traces.preparation import store_trace
     from beamprof.traces.trace_file import check_trace_writable
 
-    check_trace_writable(path, force=force)
+    one_on_stdout(path, as_json=as_json)
+    check_trace_writable(path, force=force, inputs=inputs)
     trace = make()
     trace = trace if steps is None else steps.apply(trace)
     report = store_trace(trace, path, force=force)
-    show(command, report, f"beam replay --table TABLE --trace {path}", as_json=as_json)
+    show(
+        command,
+        report,
+        f"beam replay --table TABLE --trace {quote(str(path))}",
+        as_json=as_json,
+        stdout_taken=is_stdout(path),
+    )
 
 
-def show(command: str, report: "TraceReport", next_command: str, *, as_json: bool) -> None:
+def show(
+    command: str,
+    report: "TraceReport",
+    next_command: str,
+    *,
+    as_json: bool,
+    stdout_taken: bool = False,
+) -> None:
     """A trace's numbers and record, for people or as JSON."""
     from beamprof.plain import plain
     from beamprof.report.trace_views import show_trace
@@ -72,6 +94,7 @@ def show(command: str, report: "TraceReport", next_command: str, *, as_json: boo
         plain(data),
         lambda console: show_trace(report, next_command, console),
         as_json=as_json,
+        stdout_taken=stdout_taken,
     )
 
 

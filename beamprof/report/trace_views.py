@@ -168,7 +168,9 @@ def import_words(provenance: Provenance) -> list[str]:
     if "time_unit" in given:
         words.append(f"times were read in {given['time_unit']}")
     if "clocks_joined_by" in given:
-        words.append(f"arrivals and tokens were brought to one clock by {given['clocks_joined_by']}")
+        words.append(
+            f"arrivals and tokens were brought to one clock by {given['clocks_joined_by']}"
+        )
     if "prefix_block_tokens" in given:
         words.append(f"prefix hashes were read as blocks of {given['prefix_block_tokens']} tokens")
     if "requests_with_images" in given:

@@ -176,7 +176,7 @@ def _without_far_rows(
     gap_s = float(gaps[place])
     rest_s = float(times[-1]) - float(times[0]) - gap_s
     few = min(place, frame.height - place)
-    lone = few == 1 and gap_s > max(_FAR_S, _FAR_SPANS * rest_s)
+    lone = few == 1 and frame.height > 2 and gap_s > max(_FAR_S, _FAR_SPANS * rest_s)
     if not lone and gap_s <= _TOO_FAR_S:
         return frame, {}
     if policy is BadRows.DROP and few < frame.height - few:
@@ -237,8 +237,7 @@ def _judged(
         reason = str(reasons.drop_nulls()[0])
         clocks = reason in _CLOCKS and bad.height == frame.height
         raise TraceError(
-            f"{path}: row {row['request_id']} (from 0) is no request: "
-            f"{reason.replace('_', ' ')}",
+            f"{path}: row {row['request_id']} (from 0) is no request: {reason.replace('_', ' ')}",
             cause=f"found {found}; {bad.height} of {frame.height} rows are bad",
             hint="are arrivals and tokens on one clock, in one unit?"
             if clocks
@@ -249,7 +248,11 @@ def _judged(
 
 
 _NEEDED = ("arrival_s", "input_tokens", "output_tokens")
-_CLOCKS = ("first_token_before_arrival", "last_token_before_first_token", "last_token_before_arrival")
+_CLOCKS = (
+    "first_token_before_arrival",
+    "last_token_before_first_token",
+    "last_token_before_arrival",
+)
 
 
 def _reason(columns: list[str]) -> pl.Expr:

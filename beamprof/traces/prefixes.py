@@ -116,9 +116,7 @@ def _from_hashes(trace: Trace, block_tokens: int) -> PrefixBlocks:
     level = -(-(place + 1) * block_tokens // size)  # trace blocks up to the cache block's end
     nodes = _nodes(lists.explode().drop_nulls().to_numpy(), counts)
     node = nodes[_offsets(counts)[:-1][request] + level - 1]
-    return PrefixBlocks(
-        offsets, _ids(node, place), prompt_blocks, block_tokens, "prefix_hashes"
-    )
+    return PrefixBlocks(offsets, _ids(node, place), prompt_blocks, block_tokens, "prefix_hashes")
 
 
 def _nodes(hashes: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,18 +3,21 @@
     name.parquet        the rows
     name.parquet.json   {schema, source, sha256, licence, duration_s, transforms, rows_sha256, ...}
 
-Both are written whole or not at all; a pair that does not belong together is refused.
+Both are written whole or not at all; a pair that does not belong together is refused. A stream
+(standard output, a pipe) gets JSON lines instead, whose first states duration and block size:
+what reads them imports them (see importers.own_columns).
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from beamprof.errors import OutputError, TraceError
-from beamprof.files import check_writable, written_whole
+from beamprof.files import check_writable, is_stream, written_whole
 from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 
 SIDECAR_SCHEMA = "beam.trace/1"
@@ -26,31 +29,38 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def check_trace_writable(path: Path, *, force: bool) -> None:
+def check_trace_writable(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse early what save_trace would refuse late.
 
     Raises:
         OutputError: another suffix than .parquet or .csv, or as check_writable.
     """
+    if is_stream(path):
+        check_writable(path, force=force)
+        return
     if path.suffix not in SUFFIXES:
         raise OutputError(
             f"a trace is written as {' or '.join(SUFFIXES)}, found {path.name!r}",
             hint=f"--output {path.stem or 'trace'}.parquet",
         )
     for target in (path, sidecar_path(path)):
-        check_writable(target, force=force)
+        check_writable(target, force=force, inputs=inputs)
 
 
-def save_trace(trace: Trace, path: Path, *, force: bool = False) -> tuple[Path, Path]:
+def save_trace(trace: Trace, path: Path, *, force: bool = False) -> tuple[Path, ...]:
     """Write the trace and its sidecar; the suffix of ``path`` chooses Parquet or CSV.
 
     Returns:
-        The two paths written.
+        The paths written: two, or the stream.
 
     Raises:
         OutputError: the suffix is neither, a file exists without force, or cannot be written.
     """
     check_trace_writable(path, force=force)
+    if is_stream(path):
+        with written_whole(path) as temporary:
+            _stated(trace).write_ndjson(temporary)
+        return (path,)
     with written_whole(path, force=force) as temporary:
         if path.suffix == ".csv":
             _flat(trace.frame).write_csv(temporary)
@@ -151,6 +161,18 @@ def _read_rows(path: Path) -> pl.DataFrame:
         return frame
     hashes = pl.col("prefix_hashes").str.split(" ")
     return frame.with_columns(hashes.list.eval(pl.element().filter(pl.element() != "")))
+
+
+def _stated(trace: Trace) -> pl.DataFrame:
+    """Rows without ids of their own; the first states what else a trace has."""
+    first = pl.int_range(pl.len()) == 0
+    frame = trace.frame.drop("request_id").with_columns(
+        duration_s=pl.when(first).then(pl.lit(float(trace.duration_s)))
+    )
+    if not trace.prefix_block_tokens:
+        return frame
+    size = pl.lit(trace.prefix_block_tokens)
+    return frame.with_columns(prefix_block_tokens=pl.when(first).then(size))
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:

@@ -81,7 +81,9 @@ def cap_total_tokens(trace: Trace, max_total_tokens: int, policy: OverLimit) -> 
 def _truncated(trace: Trace, limit: int) -> pl.DataFrame:
     over = pl.col("input_tokens") + pl.col("output_tokens") > limit
     observed = [name for name in TIMES_S if name in trace.frame.columns and name != "arrival_s"]
-    frame = trace.frame.with_columns(pl.when(~over).then(pl.col(observed))) if observed else trace.frame
+    frame = (
+        trace.frame.with_columns(pl.when(~over).then(pl.col(observed))) if observed else trace.frame
+    )
     frame = frame.with_columns(pl.col("output_tokens").clip(upper_bound=limit - 1))
     room = limit - pl.col("output_tokens")
     frame = frame.with_columns(pl.min_horizontal("input_tokens", room).alias("input_tokens"))

@@ -36,7 +36,7 @@ def read(sheet: Sheet, reading: Reading) -> ForeignRows:
         columns["prefix_hashes"] = ids
     found: dict[str, Any] = {} if size is None else {"prefix_block_tokens": size}
     times = cells.numbers("timestamp")
-    if cells.words("timestamp").null_count() < cells.height:
+    if cells.holds("timestamp"):
         unit = None if reading.time_unit else _unit(sheet, cells, times, named=reading.named)
         arrival = read_times(sheet, cells, "timestamp", reading, unit)
         columns = {"arrival_s": arrival.seconds, **columns}

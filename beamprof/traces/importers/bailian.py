@@ -35,9 +35,7 @@ def read(sheet: Sheet, reading: Reading) -> ForeignRows:
         numbered(columns),
         prefix_block_tokens=size,
         found={} if size in (None, BLOCK_TOKENS) else {"prefix_block_tokens": size},
-        unread=tuple(
-            name for name in cells.names if name not in (*COLUMNS, "turn", "hash_ids")
-        ),
+        unread=tuple(name for name in cells.names if name not in (*COLUMNS, "turn", "hash_ids")),
     )
 
 

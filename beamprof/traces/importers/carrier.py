@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from beamprof.errors import ImportFormatError
-from beamprof.files import STDIN
+from beamprof.files import STDIN, is_stream
 from beamprof.traces.importers.sheet import Sheet, open_sheet
 
 # A file that unpacks into more is refused before it fills the disk.
@@ -45,15 +45,21 @@ def opened_sheet(path: Path) -> Iterator[tuple[Sheet, Path]]:
         ImportFormatError: missing, unreadable, a directory, damaged, or no known carrier.
     """
     with tempfile.TemporaryDirectory(prefix="beam-trace-") as folder:
-        came = _kept_stdin(Path(folder)) if path == STDIN else path
-        plain = _unpacked(came, path, Path(folder))
-        yield open_sheet(plain, path), came
+        came = _kept(path, Path(folder))
+        yield open_sheet(_unpacked(came, path, Path(folder)), path), came
 
 
-def _kept_stdin(folder: Path) -> Path:
-    kept = folder / "stdin"
+def _kept(path: Path, folder: Path) -> Path:
+    """A file that can be read more than once: what comes down a pipe is kept."""
+    if path != STDIN and not is_stream(path):
+        return path
+    kept = folder / "kept"
     with kept.open("wb") as file:
-        _copy(sys.stdin.buffer, file, STDIN)
+        if path == STDIN:
+            _copy(sys.stdin.buffer, file, path)
+        else:
+            with path.open("rb") as source:
+                _copy(source, file, path)
     return kept
 
 
@@ -61,11 +67,6 @@ def _unpacked(came: Path, path: Path, folder: Path) -> Path:
     try:
         with came.open("rb") as file:
             first = file.read(8)
-        if not came.is_file():  # a pipe can be read once only
-            with came.open("rb") as file, (folder / "piped").open("wb") as kept:
-                kept.write(first)
-                _copy(file, kept, path)
-            came = folder / "piped"
     except FileNotFoundError:
         raise ImportFormatError(f"there is no file {path}", hint="check the path") from None
     except IsADirectoryError:

@@ -32,7 +32,7 @@ def read_own(sheet: Sheet, reading: Reading) -> ForeignRows:
     """
     cells = sheet.read(COLUMNS)
     columns = {name: cells.numbers(name) for name in LENGTHS}
-    if cells.words(ARRIVAL).null_count() < cells.height:
+    if cells.holds(ARRIVAL):
         arrival = read_times(sheet, cells, ARRIVAL, reading, unit="s")
         columns = {ARRIVAL: arrival.seconds, **columns}
     columns |= held(cells, {name: name for name in WORDS})

@@ -106,7 +106,9 @@ def _unit(sheet: Sheet, cells: Cells, times: tuple[str, ...], reading: Reading) 
 
 
 def _seconds(cells: Cells, name: str, unit: str) -> pl.Series:
-    own = next((s[1:] for s in _SUFFIXES[1:] if name.endswith(s) and not name.endswith("_ts")), unit)
+    own = next(
+        (s[1:] for s in _SUFFIXES[1:] if name.endswith(s) and not name.endswith("_ts")), unit
+    )
     return cells.numbers(name) * UNITS_S[own]
 
 

@@ -33,6 +33,11 @@ class Cells:
     names: tuple[str, ...]
     columns: dict[str, pl.Series | list[Any]]
 
+    def holds(self, name: str) -> bool:
+        """Whether a column is there and, in a file with rows, not empty in all of them."""
+        empty = self.height > 0 and self.words(name).null_count() == self.height
+        return name in self.names and not empty
+
     def numbers(self, name: str) -> pl.Series:
         """A column as Float64, null where a cell is no number; all null where it is missing."""
         column = self.columns.get(name)

@@ -35,7 +35,7 @@ def timed_lengths(
         }
         time = next((name for name in times if name in cells.names), None)
         found = {}
-        if time is not None and cells.words(time).null_count() < cells.height:
+        if time is not None and cells.holds(time):
             arrival = read_times(sheet, cells, time, reading, times[time])
             columns = {"arrival_s": arrival.seconds, **columns}
             found = {"time_unit": arrival.unit} if times[time] is None else {}

@@ -3,6 +3,8 @@
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beamprof.report.trace_views import BARS, BARS_ASCII, sparkline
 from beamprof.traces.statistics import rate_over_time, trace_statistics
@@ -52,7 +54,7 @@ def test_a_trace_of_one_request_or_one_moment_has_no_gap_statistics():
 
 def test_clients_sessions_and_prefixes_are_counted_where_they_are():
     bare = trace_statistics(made([0, 1, 2], 4.0))
-    assert (bare.clients, bare.sessions, bare.reused_prefix_share) == (None, None, None)
+    assert (bare.clients, bare.sessions, bare.prefix, bare.observed) == (None, None, None, None)
     numbers = trace_statistics(
         made(
             [0, 1, 2],
@@ -63,7 +65,37 @@ def test_clients_sessions_and_prefixes_are_counted_where_they_are():
         )
     )
     assert (numbers.clients, numbers.sessions) == (2, 1)
-    assert numbers.reused_prefix_share == 0.25  # block 1, of four
+    assert numbers.prefix is not None
+    assert numbers.prefix.source == "prefix_hashes"
+
+
+def test_bins_are_counted_not_held_however_long_the_trace_lasts():
+    numbers = trace_statistics(made([0, 0, 3e9], 3e9 + 0.5))
+    second = numbers.bins[0]
+    assert second.bins == 3_000_000_000
+    assert second.max_tokens_per_s == 32.0
+    assert second.p90_tokens_per_s == 0.0
+    # One of three billion bins holds two (the last arrival is beyond whole bins).
+    assert second.dispersion == pytest.approx(2.0)
+
+
+@given(
+    arrivals=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=30),
+    tail_s=st.floats(1, 30),
+)
+def test_bins_are_those_of_a_plain_count(arrivals, tail_s):
+    trace = made(sorted(arrivals), max(arrivals) + tail_s)
+    for load in trace_statistics(trace).bins:
+        counts = np.zeros(load.bins)
+        tokens = np.zeros(load.bins)
+        for at, size in zip(trace.arrival_s, trace.input_tokens + trace.output_tokens, strict=True):
+            if at // load.bin_s < load.bins:
+                counts[int(at // load.bin_s)] += 1
+                tokens[int(at // load.bin_s)] += size
+        assert load.max_tokens_per_s == tokens.max() / load.bin_s
+        assert load.p90_tokens_per_s == pytest.approx(np.percentile(tokens, 90) / load.bin_s)
+        expected = counts.var() / counts.mean() if counts.mean() else 0.0
+        assert load.dispersion == pytest.approx(expected)
 
 
 def test_the_rate_over_time_keeps_every_request():
