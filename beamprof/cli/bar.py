@@ -61,6 +61,11 @@ class Bar:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live.start()
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is a terminal to draw it on."""
+        return self._live.is_started
+
     def now(self, text: str) -> None:
         """Name what is under way."""
         self._now.plain = text

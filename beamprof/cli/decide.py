@@ -11,7 +11,7 @@ from beamprof.units import parse_duration_s, parse_power_w
 
 
 def command(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet).")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet); -: stdin.")],
     waiting: Annotated[
         str, typer.Option("--waiting", help="Prompts that wait, in tokens: 1500,300 or 4x1500.")
     ] = "",
@@ -30,10 +30,14 @@ def command(
         int | None, typer.Option("--clock", min=1, help="Clock now, MHz [default: the highest].")
     ] = None,
     max_chunk: Annotated[
-        int, typer.Option("--max-chunk", min=32, help="Largest step the engine was started for.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max-chunk", min=32, help="Largest step the engine was started for [default: 512]."
+        ),
+    ] = None,
     max_num_seqs: Annotated[
-        int, typer.Option("--max-num-seqs", min=1, help="Requests that may run together.")
+        int,
+        typer.Option("--max-num-seqs", min=1, max=65536, help="Requests that may run together."),
     ] = 256,
     host_gap: Annotated[
         str | None,
@@ -50,8 +54,9 @@ def command(
 
     One new prompt on an idle engine:  beam decide TABLE --waiting 1500 --slo-ttft 1s
     """
-    from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.types import Slo
+    from beamprof.cli.streams import load_table, one_from_stdin, readable
+    from beamprof.decide.bounds import check_state, clock_of, largest_step
     from beamprof.decide.decide import decide, limits_of
     from beamprof.decide.engine_state import read_state, state_of
     from beamprof.errors import StateError
@@ -63,28 +68,34 @@ def command(
             "--state says it all: leave --waiting, --running and --clock out",
             hint="or leave --state out",
         )
-    known = PerfTable.load(table)
-    spec = read_state(state) if state is not None else state_of(waiting, running)
-    spec = spec if clock is None else spec.model_copy(update={"clock_mhz": clock})
+    slo = Slo(
+        parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
+        parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
+    )
+    gap_ms = None if host_gap is None else parse_duration_s(host_gap, "--host-gap") * 1e3
+    idle_w = None if idle_power is None else parse_power_w(idle_power, "--idle-power")
+    one_from_stdin([table, state])
+    known = load_table(table)
+    if state is not None:
+        with readable(state) as file:
+            spec = read_state(file)
+    else:
+        spec = state_of(waiting, running)
+    check_state(spec)
+    spec = spec.model_copy(update={"clock_mhz": clock_of(known, clock or spec.clock_mhz)})
+    max_chunk, cut = largest_step(known, max_chunk)
     say_if_first("beam_runtime.kernel")
     answer = decide(
         known,
         spec,
-        slo=Slo(
-            parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
-            parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
-        ),
+        slo=slo,
         limits=limits_of(
             known,
             max_chunk_tokens=max_chunk,
             max_num_seqs=max_num_seqs,
-            host_gap_ms=None
-            if host_gap is None
-            else parse_duration_s(host_gap, "--host-gap") * 1e3,
+            host_gap_ms=gap_ms,
         ),
-        idle_power_w=None
-        if idle_power is None
-        else parse_power_w(idle_power, "--idle-power") * known.tp,
+        idle_power_w=None if idle_w is None else idle_w * known.tp,
     )
     feasible = answer.chosen.feasible
     emit(
@@ -93,7 +104,7 @@ def command(
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
         status="ok" if feasible else "no",
-        warnings=list(answer.notes),
+        warnings=[*cut, *answer.notes],
     )
     if not feasible:
         raise typer.Exit(1)

@@ -2,10 +2,15 @@
 
 import dataclasses
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from beamprof.cli.streams import one_on_stdout
+from beamprof.files import is_stdout, is_stream, written_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +41,10 @@ def command(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The table [default: MODEL-tpT-ppP-DEVICE.parquet, here]."),
+        typer.Option(
+            "--output", "-o",
+            help="The table; -: stdout [default: MODEL-tpT-ppP-DEVICE.parquet, here].",
+        ),
     ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="A shipped sweep or a TOML file; see beam sweep show.")
@@ -74,6 +82,8 @@ def command(
 
     Without a GPU the numbers are modelled from a device file, and say so. An interrupted sweep
     goes on where it stopped when the same command is run again.
+
+    What it would take:  beam profile --model llama3-70b --tp 2 --pp 4 --dry-run
     """
     from beamprof.profiler.profile import ProfileRequest
     from beamprof.profiler.spec import resolve_spec
@@ -90,6 +100,7 @@ def command(
         "seed": seed,
         "assume_power": assume_power,
     }
+    one_on_stdout(output, as_json=as_json)
     spec = resolve_spec(flags, environment=os.environ, sweep=sweep)
     request = ProfileRequest(spec, output=output, force=force, fresh=fresh)
     if dry_run:
@@ -102,14 +113,16 @@ def _show_plan(request: "ProfileRequest", *, as_json: bool) -> None:
     from beamprof.console import emit, note
     from beamprof.profiler.dry_run import dry_run
 
-    planned = dry_run(request)
+    # Nothing is written, so what lies at the output is no reason to stop.
+    planned = dry_run(dataclasses.replace(request, force=True))
     for text in planned.prepared.notes:
         note(text)
     emit(
         "profile --dry-run",
         _plan_data(planned),
-        lambda console: _render_plan(planned, console),
+        lambda console: _render_plan(planned, console, force=request.force),
         as_json=as_json,
+        warnings=planned.prepared.warnings if as_json else (),  # people read the notes
     )
 
 
@@ -134,11 +147,12 @@ def _plan_data(planned: "DryRun") -> dict[str, Any]:
         "thinned": prepared.thinned,
         "other_journal": planned.other_journal,
         "output": str(prepared.output),
+        "output_exists": prepared.output.exists(),
         "journal": str(prepared.journal),
     }
 
 
-def _render_plan(planned: "DryRun", console: "Console") -> None:
+def _render_plan(planned: "DryRun", console: "Console", *, force: bool) -> None:
     from beamprof.units import format_duration
 
     prepared, plan = planned.prepared, planned.prepared.plan
@@ -170,19 +184,47 @@ def _render_plan(planned: "DryRun", console: "Console") -> None:
         lines.append(
             f"  in the way      {prepared.journal} of another sweep: {planned.other_journal}"
         )
-    lines += [f"  would write     {prepared.output}", "", "next: the same without --dry-run"]
+    there = prepared.output.exists() and not is_stream(prepared.output)
+    verb = "would replace" if there else "would write"
+    lines.append(f"  {verb:15} {prepared.output}")
+    needs = " and with --force, or another --output" if there and not force else ""
+    lines += ["", f"next: the same without --dry-run{needs}"]
     console.print("\n".join(lines), markup=False)
 
 
 def _run(request: "ProfileRequest", *, as_json: bool) -> None:
+    if request.output is None or not is_stream(request.output):
+        _profile(request, as_json=as_json)
+        return
+    # A stream cannot be gone on with: its journal ends with the command.
+    with tempfile.TemporaryDirectory(prefix="beam-profile-") as folder:
+        table = Path(folder) / "table.parquet"
+        _profile(
+            dataclasses.replace(request, output=table),
+            as_json=as_json,
+            stdout_taken=is_stdout(request.output),
+        )
+        if table.exists():
+            with written_whole(request.output) as temporary:
+                shutil.copyfile(table, temporary)
+
+
+def _profile(
+    request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = False
+) -> None:
     from beamprof.cli.bar import Bar
     from beamprof.cli.progress import SweepProgress
     from beamprof.console import emit
-    from beamprof.interrupt import stop_on_signals
+    from beamprof.interrupt import Interrupted, stop_on_signals
     from beamprof.profiler.profile import profile
 
-    with stop_on_signals() as stop, Bar("trials") as bar:
-        result = profile(request, watcher=SweepProgress(bar), stop=stop)
+    try:
+        with stop_on_signals() as stop, Bar("trials") as bar:
+            result = profile(request, watcher=SweepProgress(bar), stop=stop)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "finished trials are in the journal; run the same command again to go on"
+        ) from None
     if result.follower:
         return
     status = "ok" if result.table is not None and not result.refused else "incomplete"
@@ -194,7 +236,11 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
         lambda console: _render_result(result, console),
         as_json=as_json,
         status=status,
-        warnings=[f"not measured: {text}" for text in result.refused],
+        warnings=[
+            *(result.prepared.warnings if as_json else ()),
+            *(f"not measured: {text}" for text in result.refused),
+        ],
+        stdout_taken=stdout_taken,
     )
     if status != "ok":
         raise typer.Exit(130 if status == "interrupted" else 1)

@@ -2,14 +2,18 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from beamprof.cli.first_compile import say_if_first
+from beamprof.cli.streams import check_folder, load_table, one_from_stdin
 from beamprof.console import emit, note
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
+
+if TYPE_CHECKING:
+    from beamprof.cli.bar import Bar
 
 DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
 
@@ -63,12 +67,17 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side."""
-    from beam_runtime.table.perf_table import PerfTable
+    """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side.
+
+    For example:  beam replay -t TABLE --trace azure.csv --policy vanilla,beam -o run
+    """
     from beam_runtime.types import Slo
+    from beamprof.cli.bar import Bar
+    from beamprof.interrupt import Interrupted
     from beamprof.plain import plain
     from beamprof.replay.ladder import ReplayOptions, replay
     from beamprof.report.replay_views import show_replay
+    from beamprof.report.trace_views import cold_prompts, import_words
     from beamprof.traces.importing import open_trace
 
     options = ReplayOptions(
@@ -84,26 +93,42 @@ def command(
         max_model_len=max_model_len,
         over_limit=over_limit,
     )
-    known = PerfTable.load(table, model=model, tp=tp, pp=pp)
-    true = None if plant_table is None else PerfTable.load(plant_table, model=model, tp=tp, pp=pp)
+    one_from_stdin([table, trace, plant_table])
+    check_folder(output, force=force, inputs=[table, trace, *([plant_table] if plant_table else [])])
+    known = load_table(table, model=model, tp=tp, pp=pp)
+    true = None if plant_table is None else load_table(plant_table, model=model, tp=tp, pp=pp)
+    requests = open_trace(trace)
+    for text in (*import_words(requests.provenance), *cold_prompts(requests)):
+        note(text)
     say_if_first("beamprof.replay")
-    report = replay(
-        known,
-        open_trace(trace),
-        policy.split(","),
-        options,
-        plant_table=true,
-        output=output,
-        force=force,
-        command=shlex.join(["beam", *context.obj]),
-        progress=lambda name: note(f"playing {name}"),
-    )
+    names = policy.split(",")
+    played: list[str] = []
+    try:
+        with Bar("policies") as bar:
+            report = replay(
+                known,
+                requests,
+                names,
+                options,
+                plant_table=true,
+                output=output,
+                force=force,
+                command=shlex.join(["beam", *context.obj]),
+                progress=lambda name: _now(bar, name, played, len(names)),
+            )
+    except KeyboardInterrupt:
+        done = ", ".join(played[:-1]) or "nothing"
+        raise Interrupted(
+            f"{done} had been played, nothing was written; run the same command again, or with "
+            "fewer names in --policy"
+        ) from None
     for assumed in report.notes:
         note(assumed)
     following = (
-        f"beam report {output}"
+        f"beam report {shlex.quote(str(output))}"
         if output
-        else f"beam replay --table {table} --trace {trace} --output FOLDER"
+        else f"beam replay --table {shlex.quote(str(table))} --trace {shlex.quote(str(trace))} "
+        "--output FOLDER"
     )
     emit(
         "replay",
@@ -111,3 +136,15 @@ def command(
         lambda console: show_replay(report, following, console),
         as_json=as_json,
     )
+
+
+def _now(bar: "Bar", name: str, played: list[str], asked: int) -> None:
+    """Another policy begins; the one before it is done."""
+    if played:
+        bar.advance(played[-1])
+    else:
+        bar.begin("replay", 0, asked)
+    played.append(name)
+    bar.now(f"playing {name}")
+    if not bar.shown:
+        note(f"playing {name}")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.trace_output import window_s
+from beamprof.cli.streams import one_on_stdout
 from beamprof.console import emit
+from beamprof.files import check_writable, is_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +25,7 @@ def command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page [default: beside the first PATH]."),
+        typer.Option("--output", "-o", help="The page; -: stdout [default: beside the first PATH]."),
     ] = None,
     window: Annotated[
         str | None,
@@ -42,10 +44,19 @@ def command(
     from beamprof.plain import plain
     from beamprof.report.html_report import write_report
 
+    one_on_stdout(output, as_json=as_json)
+    if output is not None:
+        check_writable(output, force=force, inputs=paths)
     report = write_report(
         paths, output, window=None if window is None else window_s(window), force=force
     )
-    emit("report", plain(report), lambda console: _show(report, console), as_json=as_json)
+    emit(
+        "report",
+        plain(report),
+        lambda console: _show(report, console),
+        as_json=as_json,
+        stdout_taken=is_stdout(output),
+    )
 
 
 def _show(report: "WrittenReport", console: "Console") -> None:

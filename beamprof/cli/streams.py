@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from beam_runtime.errors import BeamError
 from beamprof.errors import OutputError
-from beamprof.files import STDIN, is_stdout, read_twice
+from beamprof.files import STDIN, check_writable, is_stdout, is_stream, read_twice
 
 if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
@@ -23,6 +23,24 @@ def one_on_stdout(output: Path | None, *, as_json: bool) -> None:
         raise OutputError(
             "--json and -o - both write to standard output", hint="leave one of them out"
         )
+
+
+def check_folder(output: Path | None, *, force: bool, inputs: Sequence[Path]) -> None:
+    """Refuse a folder of results that would hold one of the inputs, or is none.
+
+    Raises:
+        OutputError: as files.check_writable; or a stream.
+    """
+    if output is None:
+        return
+    if is_stream(output):
+        raise OutputError(
+            f"a replay writes a folder of files: it cannot go to {output}",
+            hint="name a folder: --output run; or --json for its numbers on standard output",
+        )
+    for source in inputs:
+        if source.parent.resolve() == output.resolve() and force:
+            check_writable(output / source.name, force=True, inputs=[source])
 
 
 def one_from_stdin(paths: Sequence[Path | None]) -> None:

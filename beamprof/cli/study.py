@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beamprof.errors import OutputError
+from beamprof.files import check_writable, is_stream
+
 if TYPE_CHECKING:
     from beamprof.cli.bar import Bar
     from beamprof.replay.study import StudyResult
@@ -70,6 +73,8 @@ def command(
 
     Finished cells lie beside the output and are never played again: run the same command to go
     on after any interrupt, or a larger grid to add to it.
+
+    For example:  beam study -t TABLE --traces a.csv,b.csv --slos 1s/200ms,500ms/100ms
     """
     from beamprof.cli.first_compile import say_if_first
     from beamprof.replay.study_spec import resolve_study, study_template
@@ -91,11 +96,22 @@ def command(
         "over_limit": over_limit,
     }
     spec = resolve_study(flags, environment=os.environ, file=file)
+    _check_output(spec, output, file, force=force or dry_run)
     say_if_first("beamprof.replay")
     if dry_run:
         _show_plan(spec, output, workers, as_json=as_json)
     else:
         _run(spec, output, on, workers, force=force, as_json=as_json)
+
+
+def _check_output(spec: "StudySpec", output: Path, file: Path | None, *, force: bool) -> None:
+    if is_stream(output):
+        raise OutputError(
+            f"a study keeps finished cells beside its output: it cannot go to {output}",
+            hint="name a file: --output study.parquet",
+        )
+    named = [Path(name) for name in (*spec.tables, *spec.traces)]
+    check_writable(output, force=force, inputs=[*named, *([file] if file else [])])
 
 
 def _show_plan(spec: "StudySpec", output: Path, workers: int | None, *, as_json: bool) -> None:
@@ -121,23 +137,28 @@ def _run(
     from beamprof.cli.bar import Bar
     from beamprof.console import emit, note
     from beamprof.errors import SweepError
-    from beamprof.interrupt import stop_on_signals
+    from beamprof.interrupt import Interrupted, stop_on_signals
     from beamprof.replay.study import study
     from beamprof.replay.study_places import On
     from beamprof.report.study_views import failure_lines, show_study
 
     if on not in tuple(On):
         raise SweepError(f"--on: expected {' or '.join(On)}, found {on!r}")
-    with stop_on_signals() as stop, Bar("cells") as bar:
-        result = study(
-            spec,
-            output,
-            force=force,
-            on=On(on),
-            workers=workers,
-            watcher=_Progress(bar),
-            stop=stop,
-        )
+    try:
+        with stop_on_signals() as stop, Bar("cells") as bar:
+            result = study(
+                spec,
+                output,
+                force=force,
+                on=On(on),
+                workers=workers,
+                watcher=_Progress(bar),
+                stop=stop,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"finished cells are beside {output}; run the same command again to go on"
+        ) from None
     for text in result.notes:
         note(text)
     status = "incomplete" if result.failures or result.remaining else "ok"

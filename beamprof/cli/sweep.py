@@ -20,7 +20,10 @@ def show(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Print a sweep as `beam profile` would read it here, with the origin of every value."""
+    """Print a sweep as `beam profile` would read it here, with the origin of every value.
+
+    For example:  BEAM_BUDGET=5m beam sweep show
+    """
     import os
 
     from beamprof.console import emit
@@ -57,15 +60,22 @@ def show(
 
 @app.command("init")
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("sweep.toml"),
+    path: Annotated[Path, typer.Argument(help="The file to write; -: stdout.")] = Path(
+        "sweep.toml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Write a commented TOML with every setting, its meaning and an example."""
+    """Write a commented TOML with every setting, its meaning and an example.
+
+    For example:  beam sweep init mine.toml
+    """
     from beamprof.console import emit
-    from beamprof.files import written_whole
+    from beamprof.cli.streams import one_on_stdout
+    from beamprof.files import is_stdout, written_whole
     from beamprof.profiler.spec import sweep_template
 
+    one_on_stdout(path, as_json=as_json)
     with written_whole(path, force=force) as temporary:
         temporary.write_text(sweep_template(), "utf-8")
 
@@ -75,7 +85,7 @@ def init(
             f"next: edit it, then beam profile --model MODEL --sweep {path} --dry-run", markup=False
         )
 
-    emit("sweep init", {"path": str(path)}, render, as_json=as_json)
+    emit("sweep init", {"path": str(path)}, render, as_json=as_json, stdout_taken=is_stdout(path))
 
 
 def _with_unit(field: str, value: object) -> str:

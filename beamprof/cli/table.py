@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from beamprof import console
+from beamprof.cli.streams import load_table, one_from_stdin, one_on_stdout, readable
+from beamprof.files import check_writable, is_stdout, is_stream
 
 app = typer.Typer(
     name="table",
@@ -16,20 +18,24 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet).")]
+TablePath = Annotated[
+    Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet); -: stdin.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 
 
 @app.command()
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
-    """Show what is in a table: coverage, best clocks, frontier, doubts."""
-    from beam_runtime.table.perf_table import PerfTable
+    """Show what is in a table: coverage, best clocks, frontier, doubts.
+
+    For example:  beam table inspect tables/a100-sxm4-80gb/llama3-70b/tp2-pp4.parquet
+    """
     from beamprof.plain import plain
     from beamprof.report.inspect_view import show_table
     from beamprof.tables.inspect import inspect_table
 
-    view = inspect_table(PerfTable.load(table))
+    view = inspect_table(load_table(table))
     data = {**plain(view), "drivable": view.check.drivable}
     console.emit(
         "table inspect", data, lambda out: show_table(view, str(table), out), as_json=as_json
@@ -45,8 +51,8 @@ def lookup(
     ] = 0,
     decode: Annotated[int, typer.Option(min=0, help="Requests that decode one token each.")] = 0,
     decode_context: Annotated[
-        int, typer.Option(min=0, help="KV tokens of those requests together.")
-    ] = 0,
+        int | None, typer.Option(min=0, help="KV tokens of those requests together.")
+    ] = None,
     clock: Annotated[
         int | None, typer.Option(min=1, help="One clock, MHz. [default: all measured ones]")
     ] = None,
@@ -55,15 +61,23 @@ def lookup(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What one engine step costs, at one clock or at all."""
-    from beam_runtime.table.perf_table import PerfTable
+    """What one engine step costs, at one clock or at all.
+
+    A chunk of 256 tokens, and 32 decodes of 1,250 tokens each, in one step:
+
+    beam table lookup TABLE --prefill 256 --decode 32 --decode-context 40000
+    """
     from beam_runtime.types import StepShape
     from beamprof.plain import plain
     from beamprof.report.table_views import show_lookup
+    from beamprof.tables.asked_step import check_clock, check_step
     from beamprof.tables.lookup import lookup_step
 
-    step = StepShape(prefill, prefill_context, decode, decode_context)
-    answer = lookup_step(PerfTable.load(table), step, clock_mhz=clock, extrapolate=extrapolate)
+    known = load_table(table)
+    check_clock(known, clock)
+    check_step(known, prefill, prefill_context, decode, decode_context)
+    step = StepShape(prefill, prefill_context, decode, decode_context or 0)
+    answer = lookup_step(known, step, clock_mhz=clock, extrapolate=extrapolate)
     console.emit(
         "table lookup",
         plain(answer),
@@ -74,13 +88,15 @@ def lookup(
 
 @app.command()
 def check(table: TablePath, as_json: AsJson = False) -> None:
-    """Should this table drive a controller? Exit code 1 when it should not."""
-    from beam_runtime.table.perf_table import PerfTable
+    """Should this table drive a controller? Exit code 1 when it should not.
+
+    For example:  beam table check TABLE && echo "good enough"
+    """
     from beamprof.plain import plain
     from beamprof.report.table_views import show_check
     from beamprof.tables.check import check_table
 
-    found = check_table(PerfTable.load(table))
+    found = check_table(load_table(table))
     console.emit(
         "table check",
         {"drivable": found.drivable, **plain(found)},
@@ -101,13 +117,16 @@ def compare(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """How far table A is off table B: MAPE and bias, over all, by batch and by clock."""
-    from beam_runtime.table.perf_table import PerfTable
+    """How far table A is off table B: MAPE and bias, over all, by batch and by clock.
+
+    For example:  beam table compare modelled.parquet measured.parquet
+    """
     from beamprof.plain import plain
     from beamprof.report.table_views import show_comparison
     from beamprof.tables.compare import compare_tables
 
-    found = compare_tables(PerfTable.load(a), PerfTable.load(b), force=force)
+    one_from_stdin([a, b])
+    found = compare_tables(load_table(a), load_table(b), force=force)
     data = {
         "a": str(a),
         "b": str(b),
@@ -126,7 +145,7 @@ def compare(
 @app.command()
 def merge(
     tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Two or more tables.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write; -: stdout.")],
     prefer: Annotated[
         str | None,
         typer.Option(metavar="newest", help="Take a pass that several hold from the newest."),
@@ -134,12 +153,17 @@ def merge(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Join tables of one model, layout, device and source."""
+    """Join tables of one model, layout, device and source.
+
+    For example:  beam table merge monday.parquet tuesday.parquet -o both.parquet
+    """
     from beam_runtime.errors import TableError
     from beamprof.tables.merge import Prefer, merge_files
 
     if prefer is not None and prefer not in list(Prefer):
         raise TableError(f"--prefer knows {', '.join(Prefer)}, found {prefer!r}")
+    one_on_stdout(output, as_json=as_json)
+    check_writable(output, force=force, inputs=tables)
     merged = merge_files(tables, output, prefer=Prefer(prefer) if prefer else None, force=force)
     data = {
         "output": str(output),
@@ -155,7 +179,14 @@ def merge(
         "",
         f"next: beam table check {quote(str(output))}",
     ]
-    console.emit("table merge", data, _lines(lines), as_json=as_json, warnings=list(merged.notes))
+    console.emit(
+        "table merge",
+        data,
+        _lines(lines),
+        as_json=as_json,
+        warnings=merged.notes,
+        stdout_taken=is_stdout(output),
+    )
 
 
 @app.command()
@@ -166,18 +197,25 @@ def export(
     ] = "csv",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file to write. [default: beside the table]"),
+        typer.Option("--output", "-o", help="The file to write; -: stdout. [default: beside the table]"),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a table for other tools: CSV, JSON lines, or the CSV form of the BEAM paper."""
-    from beam_runtime.table.perf_table import PerfTable
+    """Write a table for other tools: CSV, JSON lines, or the CSV form of the BEAM paper.
+
+    For example:  beam table export TABLE -o - | head
+    """
     from beamprof.plain import plain
     from beamprof.tables.export import export_table, output_beside
 
-    loaded = PerfTable.load(table)
-    target = output or output_beside(table, loaded, file_format)
+    one_on_stdout(output, as_json=as_json)
+    if output is not None:
+        check_writable(output, force=force, inputs=[table])
+    loaded = load_table(table)
+    beside = Path("stdin") if is_stream(table) else table
+    target = output or output_beside(beside, loaded, file_format)
+    check_writable(target, force=force, inputs=[table])
     written = export_table(loaded, target, file_format=file_format, force=force)
     left_out = [
         f"{count:,} {reason} left out: {file_format} has no place for them"
@@ -187,7 +225,14 @@ def export(
         f"Exported {written.rows:,} rows as {file_format}.",
         f"wrote {written.output_path}",
     ]
-    console.emit("table export", plain(written), _lines(lines), as_json=as_json, warnings=left_out)
+    console.emit(
+        "table export",
+        plain(written),
+        _lines(lines),
+        as_json=as_json,
+        warnings=left_out,
+        stdout_taken=is_stdout(output),
+    )
 
 
 @app.command("import")
@@ -198,7 +243,7 @@ def import_(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The table to write. [default: FILE as .parquet]"),
+        typer.Option("--output", "-o", help="The table to write; -: stdout. [default: FILE as .parquet]"),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Registry name or config directory, over the file's name.")
@@ -213,17 +258,24 @@ def import_(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read another tool's measurements as a perf-energy table, marked as imported."""
+    """Read another tool's measurements as a perf-energy table, marked as imported.
+
+    For example:  beam table import FILE.csv --format beam-artifact -o mine.parquet
+    """
     from beamprof.tables.importers import ImportOverrides
     from beamprof.tables.importing import import_table
 
-    done = import_table(
-        source,
-        output or source.with_suffix(".parquet"),
-        file_format=file_format,
-        overrides=ImportOverrides(model, tp, pp, device, origin, licence),
-        force=force,
-    )
+    one_on_stdout(output, as_json=as_json)
+    target = output or (Path("stdin.parquet") if is_stream(source) else source.with_suffix(".parquet"))
+    check_writable(target, force=force, inputs=[source])
+    with readable(source) as file:
+        done = import_table(
+            file,
+            target,
+            file_format=file_format,
+            overrides=ImportOverrides(model, tp, pp, device, origin, licence),
+            force=force,
+        )
     table = done.table
     data = {
         "output": str(done.output_path),
@@ -241,7 +293,9 @@ def import_(
     ]
     for text in done.notes:
         console.note(text)
-    console.emit("table import", data, _lines(lines), as_json=as_json)
+    console.emit(
+        "table import", data, _lines(lines), as_json=as_json, stdout_taken=is_stdout(output)
+    )
 
 
 def _lines(lines: Sequence[str]) -> Callable[[Console], None]:

@@ -11,7 +11,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,8 +155,11 @@ def _tokens(text: str, flag: str) -> list[int]:
 def _explained(error: ValidationError, path: Path) -> StateError:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return StateError(f"{path} is not JSON", cause=str(first.get("ctx", {}).get("error", "")))
     if first["type"] != "extra_forbidden":
-        return StateError(f"{path}: {where or 'the whole'}: {first['msg']}", cause=_found(first))
+        expected = _expected(first["type"], first.get("ctx", {}))
+        return StateError(f"{path}: {where or 'the whole'}: {expected}", cause=_found(first))
     key = str(first["loc"][-1])
     near = difflib.get_close_matches(key, _keys(), n=1)
     return StateError(
@@ -166,8 +169,27 @@ def _explained(error: ValidationError, path: Path) -> StateError:
     )
 
 
-def _found(error: Any) -> str:
-    return f"found {error['input']!r}"[:200]
+def _expected(kind: str, context: Mapping[str, Any]) -> str:
+    """What should have stood there, in our words."""
+    bounds = {"greater_than_equal": ("ge", "{} or more"), "greater_than": ("gt", "more than {}")}
+    if kind in bounds:
+        key, words = bounds[kind]
+        return f"expected {words.format(format(context.get(key, 0), 'g'))}"
+    beginnings = {
+        "missing": "it is missing",
+        "int": "expected a whole number",
+        "float": "expected a number",
+        "finite": "expected a finite number",
+        "tuple": "expected a list",
+        "model": "expected an object",
+        "dict": "expected an object",
+    }
+    found = (words for start, words in beginnings.items() if kind.startswith(start))
+    return next(found, "this value cannot be used here")
+
+
+def _found(error: Any) -> str | None:
+    return None if error["type"] == "missing" else f"found {ascii(error['input'])}"[:200]
 
 
 def _keys() -> list[str]:

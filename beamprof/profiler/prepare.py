@@ -50,7 +50,8 @@ class Prepared:
         plan: what will run here. measured_plan: the same on a real device; they differ where
             numbers are modelled, which needs no second trial.
         thinned: what was given up to keep the budget, in words.
-        notes: defaults that were chosen, each with its reason.
+        notes: defaults that were chosen, each with its reason; what was cut, first.
+        warnings: what was asked and is not done.
     """
 
     request: ProfileRequest
@@ -62,6 +63,7 @@ class Prepared:
     thinned: str
     output: Path
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def journal(self) -> Path:
@@ -87,12 +89,14 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     model = resolve_model(spec.model)
     stage = model.shard(spec.tp, spec.pp)
     choice = choice or choose_backend(spec, model, stage)
-    plan, measured_plan, thinned = _plans(spec, grid_limits(spec, model, stage, choice), choice)
+    limits = grid_limits(spec, model, stage, choice)
+    plan, measured_plan, thinned = _plans(spec, limits, choice)
     output = request.output or Path(
         f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
     )
     check_writable(output, force=request.force)
-    notes = [f"backend: {choice.reason}"]
+    warnings = _cut(spec, limits, model)
+    notes = [*warnings, f"backend: {choice.reason}"]
     if spec.origins["device"] == "default":
         notes.append(f"device: {choice.clocks.device} (default; choose with --device)")
     weights_gb = stage.weights_per_layer * stage.layers * stage.dtype_bytes / 1e9
@@ -102,7 +106,19 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
             "all the same"
         )
     return Prepared(
-        request, model, stage, choice, plan, measured_plan, thinned, output, tuple(notes)
+        request, model, stage, choice, plan, measured_plan, thinned, output, tuple(notes), warnings
+    )
+
+
+def _cut(spec: SweepSpec, limits: GridLimits, model: ModelShape) -> tuple[str, ...]:
+    """A line where fewer tokens are measured than somebody asked for."""
+    if limits.max_tokens >= spec.max_tokens or spec.origins["max_tokens"] == "default":
+        return ()
+    longest = limits.max_context
+    whose = model.name if longest == model.max_model_len else "the sweep (max_context)"
+    return (
+        f"largest step: {limits.max_tokens} tokens, not {spec.max_tokens} "
+        f"({spec.origins['max_tokens']}): {whose} takes {longest} tokens, one of them an answer",
     )
 
 

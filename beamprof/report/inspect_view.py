@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_runtime.table.idle_power import ASSUMED_SHARE
-from beam_runtime.types import StepShape
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 from beamprof.report.table_views import findings_table
 from beamprof.report.terminal import Curve, plot, shade_legend, shaded_line
+from beamprof.tables.asked_step import step_flags
 from beamprof.tables.grid import describe_step
 from beamprof.tables.inspect import Coverage, RidgePoint, TableView, efficient
 
@@ -55,18 +55,7 @@ def show_table(view: TableView, path: str, console: Console) -> None:
             block(console, line)
     heading(console, "Check", "beam table check has the details")
     block(console, findings_table(view.check.findings, ascii_only=ascii_only))
-    next_command(console, f"beam table lookup {quote(path)} {_flags(view.frontier[-1].cell)}")
-
-
-def _flags(step: StepShape) -> str:
-    """A step as flags of `beam table lookup`."""
-    sizes = {
-        "--prefill": step.prefill_tokens,
-        "--prefill-context": step.prefill_context_tokens,
-        "--decode": step.decode_requests,
-        "--decode-context": step.decode_context_tokens,
-    }
-    return " ".join(f"{flag} {size}" for flag, size in sizes.items() if size)
+    next_command(console, f"beam table lookup {quote(path)} {step_flags(view.frontier[-1].cell)}")
 
 
 def _idle_line(view: TableView) -> Text:

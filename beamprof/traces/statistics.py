@@ -141,7 +141,7 @@ def _bin(trace: Trace, bin_s: int) -> BinStatistics:
     total = (trace.input_tokens + trace.output_tokens)[inside]
     _, bin_of = np.unique(place[inside], return_inverse=True)
     requests = np.bincount(bin_of).astype(float)
-    tokens = np.bincount(bin_of, weights=total)
+    tokens = np.bincount(bin_of, weights=total).astype(float)
     mean = requests.sum() / bins
     empty = bins - len(requests)
     variance = (((requests - mean) ** 2).sum() + empty * mean**2) / bins

@@ -4,7 +4,6 @@ Where a block's size is not stated it shows in the counts: a prompt of L tokens 
 ids, or floor(L / size) where only full blocks are hashed.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,8 +81,8 @@ def block_size(
         if len(powers) == 1:
             return powers[0]
         if low == high:
-            return int(low)
-        shown = ", ".join(str(size) for size in powers) or f"{low:g} to {high:g}"
+            return low
+        shown = ", ".join(str(size) for size in powers) or f"{low} to {high}"
         raise _unknown(sheet, f"the counts of ids fit blocks of {shown} tokens alike")
     raise _unknown(sheet, "prompts and counts of ids fit no size of block")
 
@@ -96,7 +95,7 @@ def _unknown(sheet: Sheet, cause: str) -> ImportFormatError:
     )
 
 
-def _rounded_up(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+def _rounded_up(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Sizes between which ceil(length / size) is the count, in every row."""
     low, high = 1, 1 << 30
     for length, count in pairs:
@@ -108,11 +107,11 @@ def _rounded_up(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
     return low, high
 
 
-def _rounded_down(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+def _rounded_down(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Likewise for floor(length / size)."""
     low, high = 1, 1 << 30
     for length, count in pairs:
-        low = max(low, math.floor(length / (count + 1)) + 1)
+        low = max(low, length // (count + 1) + 1)
         if count > 0:
             high = min(high, length // count)
     return low, high

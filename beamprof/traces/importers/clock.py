@@ -104,7 +104,7 @@ def _contradicted(
     sheet: Sheet, column: str, numbers: pl.Series, unit: str, proved: str
 ) -> ImportFormatError:
     return ImportFormatError(
-        f"{sheet.path}: {column} should be in {unit}, but {numbers.min():.0f} is a time of "
+        f"{sheet.path}: {column} should be in {unit}, but {_low(numbers):.0f} is a time of "
         f"{_year(numbers, proved)} in {proved}",
         cause=f"read so: {_both(numbers, unit, proved)}",
         hint=f"say which: --time-unit {proved} or --time-unit {unit}",
@@ -126,6 +126,9 @@ def _span(finite: pl.Series) -> float:
 
 
 def _year(numbers: pl.Series, unit: str) -> int:
-    low = numbers.min()
-    seconds = float(low) * UNITS_S[unit] if isinstance(low, float) else 0.0
-    return 1970 + int(seconds / 31_556_952)
+    return 1970 + int(_low(numbers) * UNITS_S[unit] / 31_556_952)
+
+
+def _low(numbers: pl.Series) -> float:
+    low = numbers.drop_nans().min()
+    return float(low) if isinstance(low, float) else 0.0

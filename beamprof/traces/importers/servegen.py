@@ -7,8 +7,8 @@ Times run from the window's start and are kept. A manifest.json beside the file 
 import dataclasses
 import json
 
-from beamprof.traces.importers.base import ForeignRows, Importer, Reading
-from beamprof.traces.importers.own_columns import ARRIVAL, LENGTHS, read_own
+from beamprof.traces.importers.base import LENGTHS, ForeignRows, Importer, Reading
+from beamprof.traces.importers.own_columns import ARRIVAL, read_own
 from beamprof.traces.importers.sheet import Sheet
 from beamprof.traces.source_file import sha256_of
 

@@ -1,0 +1,62 @@
+"""What is asked of a decision, held against what the table can answer."""
+
+from beam_runtime.errors import TableError
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
+from beamprof.decide.engine_state import StateSpec
+from beamprof.errors import StateError
+from beamprof.tables.grid import forward_steps
+
+DEFAULT_CHUNK_TOKENS = 512
+# More than any model of today takes in one request.
+_MOST_TOKENS = 16_000_000
+
+
+def largest_step(table: PerfTable, asked_tokens: int | None) -> tuple[int, list[str]]:
+    """The largest step to choose from, and a line where it is less than was asked.
+
+    Args:
+        table: its largest measured step is the limit: beyond it nothing is known.
+        asked_tokens: None = the default, cut without a word.
+    """
+    known = max(step.tokens for step in forward_steps(table.rows(RowKind.FORWARD)))
+    wanted = DEFAULT_CHUNK_TOKENS if asked_tokens is None else asked_tokens
+    if wanted <= known:
+        return wanted, []
+    if asked_tokens is None:
+        return known, []
+    return known, [
+        f"--max-chunk {asked_tokens} was cut to {known}, the largest step in the table: what "
+        "larger ones cost is not known (beam profile --max-tokens measures them)"
+    ]
+
+
+def clock_of(table: PerfTable, asked_mhz: int | None) -> int | None:
+    """The clock that the engine is at, if the table has it.
+
+    Raises:
+        TableError: it has not.
+    """
+    if asked_mhz is None or asked_mhz in table.clocks_mhz:
+        return asked_mhz
+    near = sorted(table.clocks_mhz, key=lambda clock: abs(clock - asked_mhz))[:2]
+    raise TableError(
+        f"{asked_mhz} MHz is not among the table's clocks",
+        cause=f"it has {', '.join(str(clock) for clock in table.clocks_mhz)} MHz",
+        hint=f"the nearest: --clock {' or '.join(str(clock) for clock in sorted(near))}",
+    )
+
+
+def check_state(spec: StateSpec) -> None:
+    """Refuse sizes that no engine has.
+
+    Raises:
+        StateError: a request of more tokens than any model takes.
+    """
+    sizes = [one.prompt_tokens for one in spec.waiting]
+    sizes += [one.context_tokens for one in spec.running]
+    if sizes and max(sizes) > _MOST_TOKENS:
+        raise StateError(
+            f"a request of {max(sizes):,} tokens is more than any model takes",
+            hint=f"{_MOST_TOKENS:,} tokens at most",
+        )
