@@ -22,6 +22,16 @@ _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*
 # SM clocks of every GPU of the last ten years lie inside; a bare number outside is in another unit.
 _CLOCK_MHZ = (100.0, 5000.0)
 _MOST_VALUES = 1000
+# Longer or stronger than anything that is measured or promised here: a slip of the finger.
+_MOST = 1e9
+# (below, of one unit, its name), ascending
+_DURATIONS = (
+    (0.9995, 1e-3, "ms"), (90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h"),
+)  # fmt: skip
+_ENERGIES = (
+    (0.9995, 1e-3, "mJ"), (999.5, 1.0, "J"), (36e3, 1e3, "kJ"), (3.5982e6, 3.6e3, "Wh"),
+    (3.5982e9, 3.6e6, "kWh"),
+)  # fmt: skip
 
 
 class ClockMode(StrEnum):
@@ -86,14 +96,30 @@ def parse_clocks(text: object, name: str) -> Clocks:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: 850 ms, 12.3 s, 14.2 min, 1.5 h."""
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.0f} ms"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
+    """A duration for people: 850 ms, 12.3 s, 14.2 min, 51 min, 1.5 h, 3 days."""
+    for below, scale, unit in _DURATIONS:
+        if seconds < below:
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
+
+
+def format_energy(joules: float) -> str:
+    """An energy for people: 850 mJ, 66.1 J, 14 kJ, then 12 Wh, 1.2 kWh.
+
+    Joules belong to steps, watt-hours to traces; 36 kJ are 10 Wh.
+    """
+    for below, scale, unit in _ENERGIES:
+        if 0 < abs(joules) < below or (joules == 0 and unit == "J"):
+            return f"{_three_digits(joules / scale)} {unit}"
+    return f"{joules / 3.6e9:,.3g} MWh"
+
+
+def _three_digits(value: float) -> str:
+    if value and abs(value) < 1:
+        return f"{value:.3g}"
+    digits = 0 if abs(value) >= 99.95 else 1
+    text = f"{value:,.{digits}f}"
+    return text.removesuffix(".0")
 
 
 def _quantity(
@@ -120,6 +146,10 @@ def _quantity(
     value = float(number) * units[unit]
     if not math.isfinite(value) or value <= 0:
         raise SweepError(f"{name} must be above zero, found {text!r}", hint=f"expected {expected}")
+    if value > _MOST:
+        raise SweepError(
+            f"{name}: {text!r} is more than anything here can be", hint=f"expected {expected}"
+        )
     return value
 
 

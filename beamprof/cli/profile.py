@@ -42,7 +42,8 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o",
+            "--output",
+            "-o",
             help="The table; -: stdout [default: MODEL-tpT-ppP-DEVICE.parquet, here].",
         ),
     ] = None,
@@ -209,9 +210,7 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
                 shutil.copyfile(table, temporary)
 
 
-def _profile(
-    request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = False
-) -> None:
+def _profile(request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = False) -> None:
     from beamprof.cli.bar import Bar
     from beamprof.cli.progress import SweepProgress
     from beamprof.console import emit
@@ -273,6 +272,7 @@ def _result_data(result: "ProfileResult") -> dict[str, Any]:
 
 
 def _render_result(result: "ProfileResult", console: "Console") -> None:
+    from beamprof.report.page import fitted_block
     from beamprof.units import format_duration
 
     prepared = result.prepared
@@ -295,7 +295,7 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
         f"{format_duration(result.duration_s)}{kept}.\n",
         markup=False,
     )
-    console.print(_knee_grid(result.table))
+    fitted_block(console, _knee_grid(result.table), ("top MHz", "ms"))
     console.print(f"\nexpected error: {prepared.plan.expected}", markup=False)
     if prepared.choice.device_file is not None and prepared.choice.modelled:
         console.print(f"on top of the model's: {prepared.choice.device_file.accuracy}",
@@ -307,15 +307,14 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
 
 
 def _knee_grid(table: "PerfTable") -> Any:
-    from rich.table import Table
-
+    from beamprof.report.page import plain_table
     from beamprof.tables.grid import describe_step
     from beamprof.tables.knees import knees
 
-    grid = Table(box=None, pad_edge=False)
+    grid = plain_table()
     several = len(table.clocks_mhz) > 1
-    grid.add_column("step")
-    cheapest = ("cheapest MHz", "ms", "J", "saves %") if several else ()
+    grid.add_column("step", no_wrap=True)
+    cheapest = ("best MHz", "ms", "J", "saves %") if several else ()
     for heading in ("top MHz" if several else "MHz", "ms", "J", *cheapest):
         grid.add_column(heading, justify="right")
     for knee in knees(table):

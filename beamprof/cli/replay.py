@@ -94,7 +94,9 @@ def command(
         over_limit=over_limit,
     )
     one_from_stdin([table, trace, plant_table])
-    check_folder(output, force=force, inputs=[table, trace, *([plant_table] if plant_table else [])])
+    check_folder(
+        output, force=force, inputs=[table, trace, *([plant_table] if plant_table else [])]
+    )
     known = load_table(table, model=model, tp=tp, pp=pp)
     true = None if plant_table is None else load_table(plant_table, model=model, tp=tp, pp=pp)
     requests = open_trace(trace)

@@ -197,7 +197,9 @@ def export(
     ] = "csv",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file to write; -: stdout. [default: beside the table]"),
+        typer.Option(
+            "--output", "-o", help="The file to write; -: stdout. [default: beside the table]"
+        ),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -243,7 +245,9 @@ def import_(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The table to write; -: stdout. [default: FILE as .parquet]"),
+        typer.Option(
+            "--output", "-o", help="The table to write; -: stdout. [default: FILE as .parquet]"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Registry name or config directory, over the file's name.")
@@ -266,7 +270,9 @@ def import_(
     from beamprof.tables.importing import import_table
 
     one_on_stdout(output, as_json=as_json)
-    target = output or (Path("stdin.parquet") if is_stream(source) else source.with_suffix(".parquet"))
+    target = output or (
+        Path("stdin.parquet") if is_stream(source) else source.with_suffix(".parquet")
+    )
     check_writable(target, force=force, inputs=[source])
     with readable(source) as file:
         done = import_table(

@@ -8,13 +8,15 @@ from rich.text import Text
 
 from beam_runtime.search.explain import describe_knobs
 from beamprof.decide.decide import Answer, Point, Space
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
 
 # More rows or columns than this do not fit a screen; every other one is left out evenly.
 MOST_CLOCKS = 24
 MOST_CHUNKS = 12
 MOST_ROWS = 6
+# What a narrow terminal does without.
+LESSER = ("SLO used", "batches", "pace ms")
 
 
 def show_decision(answer: Answer, path: str, console: Console) -> None:
@@ -31,11 +33,11 @@ def show_decision(answer: Answer, path: str, console: Console) -> None:
         block(console, _legend(ascii_only=console.options.ascii_only))
     if answer.cheaper:
         heading(console, "Cheaper and refused", "the cheapest of each clock")
-        block(console, _points(answer.cheaper[:MOST_ROWS]))
+        fitted_block(console, _points(answer.cheaper[:MOST_ROWS]), LESSER)
         _more(console, len(answer.cheaper))
     if answer.frontier:
         heading(console, "Frontier", "what more energy buys in slack; every SLO kept")
-        block(console, _points(_evenly(answer.frontier, MOST_ROWS)))
+        fitted_block(console, _points(_evenly(answer.frontier, MOST_ROWS)), LESSER)
     next_command(console, f"beam table inspect {quote(path)}")
 
 
@@ -89,7 +91,13 @@ def _facts(answer: Answer) -> Table:
     per_token = answer.work.energy_per_token_j
     facts.add_row(
         "energy",
-        f"{total_j:.0f} J in {answer.horizon_ms:.0f} ms ({answer.idle_energy_j:.0f} J idle)"
+        f"{chosen.energy_j:.0f} J for the same work as the others, a clock change included: by "
+        "this they are compared",
+    )
+    facts.add_row(
+        "in that",
+        f"{total_j:.0f} J within the {answer.horizon_ms:.0f} ms played ahead "
+        f"({answer.idle_energy_j:.0f} J idle)"
         + ("" if per_token is None else f", {per_token:.3g} J per token"),
     )
     facts.add_row("search", f"{answer.search_us:.0f} us over {answer.settings:,} settings")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_runtime.table.idle_power import ASSUMED_SHARE
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.table_views import findings_table
 from beamprof.report.terminal import Curve, plot, shade_legend, shaded_line
 from beamprof.tables.asked_step import step_flags
@@ -18,6 +18,7 @@ from beamprof.tables.inspect import Coverage, RidgePoint, TableView, efficient
 # A line of the ridge without its picture: numbers and the gaps between them.
 RIDGE_NUMBERS_WIDTH = 62
 PLOT_HEIGHT = 14
+WIDE = 80  # below it ranges are told by their upper ends
 PLOT_REACH = 1.3
 CURVES = (("a", "cyan"), ("b", "magenta"), ("c", "bright_yellow"))
 
@@ -40,14 +41,15 @@ def show_table(view: TableView, path: str, console: Console) -> None:
     facts.add_row("idle power", _idle_line(view))
     block(console, facts)
     heading(console, "Coverage", "rows by new tokens (down) and KV context tokens (across)")
-    block(console, _coverage(view.coverage))
+    block(console, _coverage(view.coverage, narrow=console.width < WIDE))
     highest = view.clocks_mhz[-1]
     heading(
         console,
         "Energy by clock",
         f"over each step's best; right: that clock against {highest} MHz",
     )
-    block(console, _ridge(view, console.width, ascii_only=ascii_only))
+    ridge = _ridge(view, console.width, ascii_only=ascii_only)
+    fitted_block(console, ridge, ("context", "decodes", "J"))
     block(console, shade_legend(ascii_only=ascii_only))
     if len(view.clocks_mhz) > 1:
         heading(console, "Frontier", "what slowing down buys; both axes against the highest clock")
@@ -67,11 +69,12 @@ def _idle_line(view: TableView) -> Text:
     return Text(f"{text} ({view.tp} GPU{'s' * (view.tp > 1)} together)")
 
 
-def _coverage(coverage: Coverage) -> Table:
+def _coverage(coverage: Coverage, *, narrow: bool) -> Table:
     table = plain_table()
     table.add_column("tokens", justify="right", no_wrap=True, style="dim")
     for bounds in coverage.context_tokens:
-        table.add_column(_range(bounds), justify="right", no_wrap=True)
+        head = f"<={bounds[1] / 1e3:.2g}k" if narrow and bounds[1] else _range(bounds)
+        table.add_column(head, justify="right", no_wrap=True)
     most = max(max(line) for line in coverage.rows)
     for bounds, line in zip(coverage.tokens, coverage.rows, strict=True):
         table.add_row(_range(bounds), *(_count(rows, most) for rows in line))

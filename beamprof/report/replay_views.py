@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from beamprof.replay.ladder import ReplayReport, Rung
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
-from beamprof.units import format_duration
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
+from beamprof.units import format_duration, format_energy
 
 # A policy that breaks more promises than this beside vanilla is no answer, however little it needs.
 AS_GOOD_POINTS = 1.0
@@ -23,9 +23,9 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
         f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, TBT {format_duration(slo.tbt_ms / 1e3)}",
     )
     heading(console, "Energy", "all GPUs, idling included until the trace ends")
-    block(console, _energy(report))
+    fitted_block(console, _energy(report), ("idle %", "decode %", "prefill %", "W", "J/token"))
     heading(console, "Latency", "attainment in %, then percentage points beside vanilla")
-    block(console, _latency(report))
+    fitted_block(console, _latency(report), ("", "p99 ms", "TBT p50 ms", "TTFT p50 ms"))
     if report.vanilla.attainment.impossible:
         block(
             console,
@@ -45,9 +45,11 @@ def answer(report: ReplayReport) -> str:
     best = min(keeping, key=lambda rung: rung.to_vanilla)
     m = best.metrics
     if best is report.rungs[0]:
-        return f"Nothing saves energy against vanilla: {m.energy_kwh:.3g} kWh."
+        saving = any(rung.to_vanilla < 1 for rung in report.rungs[1:])
+        least = " and keeps vanilla's promises" if saving else ""
+        return f"Nothing saves energy{least}: vanilla needs {format_energy(m.energy_j)}."
     return (
-        f"{m.policy} needs {m.energy_kwh:.3g} kWh, {100 * best.to_vanilla:.0f} % of vanilla's and "
+        f"{m.policy} needs {format_energy(m.energy_j)}, {100 * best.to_vanilla:.0f} % of vanilla's and "
         f"{100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} MHz), "
         f"and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests ({best.ttft_points:+.2f} "
         f"points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens ({best.tbt_points:+.2f})."
@@ -57,20 +59,20 @@ def answer(report: ReplayReport) -> str:
 def _energy(report: ReplayReport) -> Table:
     page = plain_table(
         ("policy",),
-        ("kWh", "of vanilla", "of knee", "J/token", "W", "prefill %", "decode %", "idle %"),
+        ("energy", "of vanilla", "of knee", "J/token", "W", "prefill %", "decode %", "idle %"),
     )
     for rung in report.rungs:
         m = rung.metrics
         parts = (m.prefill_energy_j, m.decode_energy_j, m.idle_energy_j)
         page.add_row(
-            m.policy, f"{m.energy_kwh:.3f}", f"{rung.to_vanilla:.3f}", f"{rung.to_knee:.3f}",
+            m.policy, format_energy(m.energy_j), f"{rung.to_vanilla:.3f}", f"{rung.to_knee:.3f}",
             f"{m.j_per_token:.2f}", f"{m.mean_power_w:,.0f}",
             *(f"{100 * part / m.energy_j:.0f}" for part in parts),
         )  # fmt: skip
     if report.oracle_j is not None:
         vanilla, knee = (rung.metrics.energy_j for rung in report.rungs[:2])
         page.add_row(
-            "oracle (bound)", f"{report.oracle_j / 3.6e6:.3f}", f"{report.oracle_j / vanilla:.3f}",
+            "oracle (bound)", format_energy(report.oracle_j), f"{report.oracle_j / vanilla:.3f}",
             f"{report.oracle_j / knee:.3f}",
         )  # fmt: skip
     return page

@@ -13,7 +13,7 @@ from rich.text import Text
 from beamprof.replay.policies.registry import VANILLA
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.units import format_duration
 
@@ -34,7 +34,7 @@ def show_study(result: StudyResult, console: Console) -> None:
         table, ttft_ms, tbt_ms, noise = key
         words = f"SLO {ttft_ms:g} ms / {tbt_ms:g} ms" + (f", noise {noise:g}" if noise else "")
         heading(console, Path(str(table)).name, words)
-        block(console, _grid(rows))
+        fitted_block(console, _grid(rows), ("of knee",))
     if result.output:
         console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
         next_command(console, f"beam report {result.output}")
@@ -92,7 +92,7 @@ def _answer(result: StudyResult) -> str:
         begun += f", {len(result.failures)} failed"
     best = _best(result.frame)
     if best is None:
-        return f"{begun}: nothing needs less than vanilla."
+        return f"{begun}: nothing saves energy and keeps the promises that vanilla keeps."
     of_vanilla, of_knee = (_known(best, name) for name in _NUMBERS[:2])
     return (
         f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy "

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_runtime.types import Origin
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.tables.check import TableCheck
 from beamprof.tables.compare import Comparison
 from beamprof.tables.findings import Finding
@@ -18,6 +18,8 @@ from beamprof.tables.lookup import Lookup
 
 # Longer lists are cut, and say so; --json has them whole.
 LONGEST_LIST = 8
+# What a narrow terminal does without.
+LESSER_ERRORS = ("rows", "bias %")
 ORIGIN_STYLES = {
     Origin.MEASURED: "green",
     Origin.INTERPOLATED: "",
@@ -36,11 +38,11 @@ def show_check(check: TableCheck, path: str, console: Console) -> None:
     )
     block(console, findings_table(check.findings, ascii_only=console.options.ascii_only))
     if check.by_clock:
-        heading(console, "Leave one clock out", "each clock foretold from the others")
-        block(console, _clock_errors(check.by_clock))
+        heading(console, "Leave one clock out", "each clock predicted from the others")
+        fitted_block(console, _clock_errors(check.by_clock), LESSER_ERRORS)
     if check.by_cell:
-        heading(console, "Leave one cell out", "each cell foretold from the others, worst first")
-        block(console, _cell_errors(check.by_cell))
+        heading(console, "Leave one cell out", "each cell predicted from the others, worst first")
+        fitted_block(console, _cell_errors(check.by_cell), LESSER_ERRORS)
     suspects = [
         f"{outlier.field} {outlier.off:+.0%} off its neighbours: {describe_step(outlier.cell)} "
         f"at {outlier.clock_mhz} MHz"
@@ -86,7 +88,7 @@ def show_comparison(comparison: Comparison, a: str, b: str, console: Console) ->
         _error_row(table, "in both", comparison.shared)
         _error_row(table, "interpolated", comparison.interpolated)
     heading(console, "Over all", "bias: positive where the first table says more")
-    block(console, table)
+    fitted_block(console, table, LESSER_ERRORS)
     for title, label, errors in (
         ("By batch", "tokens", comparison.by_tokens),
         ("By clock", "clock MHz", comparison.by_clock),
@@ -95,7 +97,7 @@ def show_comparison(comparison: Comparison, a: str, b: str, console: Console) ->
         split = _error_table(label)
         for value, error in errors.items():
             _error_row(split, f"{value:,}" if label == "tokens" else str(value), error)
-        block(console, split)
+        fitted_block(console, split, LESSER_ERRORS)
     next_command(console, f"beam table inspect {quote(a)}")
 
 
@@ -135,7 +137,7 @@ def show_lookup(lookup: Lookup, path: str, console: Console) -> None:
             *(own if own_rows else ()),
             style="bold" if row.clock_mhz == lookup.best_clock_mhz else "",
         )
-    block(console, table)
+    fitted_block(console, table, ("row J", "row ms", "origin", "power W"))
     console.print()
     if lookup.outside:
         block(console, Text(f"A guess: {lookup.outside}.", "yellow"))

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from beamprof.report.page import fitted_block
 from beamprof.traces.preparation import TraceReport
 from beamprof.traces.statistics import (
     LengthStatistics,
@@ -31,21 +32,22 @@ def show_trace(report: TraceReport, next_command: str, console: Console) -> None
     numbers = report.statistics
     console.print(Text(_sentence(numbers), "bold"))
     console.print()
-    rates = rate_over_time(report.trace, PICTURE_WIDTH)
+    width = min(PICTURE_WIDTH, console.width - 2)
+    rates = rate_over_time(report.trace, width)
     bars = BARS_ASCII if console.options.ascii_only else BARS
     _block(console, Text(sparkline(rates, bars)))
     _block(
         console,
         Text(
             f"requests/s from 0 to {_thousands(float(rates.max()))}, "
-            f"a column is {format_duration(numbers.duration_s / PICTURE_WIDTH)}",
+            f"a column is {format_duration(numbers.duration_s / width)}",
             "dim",
         ),
     )
     console.print()
     _block(console, _lengths(numbers))
     console.print()
-    _block(console, _load(numbers))
+    fitted_block(console, _load(numbers), ("requests' variance / mean",))
     for fact in _facts(numbers):
         _block(console, Text(fact))
     console.print()
