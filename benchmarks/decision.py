@@ -31,10 +31,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-
-from beam_runtime.emulator.forecast import LOOKAHEAD_MS, play
 from beam_runtime.emulator.pipeline import ClockPlan, Pipeline
-from beam_runtime.search.search import Policy, Search
+from plain_emulator import play
+
+from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
+from beam_runtime.search.search import Search
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (

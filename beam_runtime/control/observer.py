@@ -1,4 +1,4 @@
-"""What is known of an engine and its clocks: events in, snapshots out.
+"""What is known of an engine and its clocks: events in, moments out.
 
     requests, KV blocks         tracker
     steps in the pipeline       step_watch
@@ -30,6 +30,7 @@ from beam_runtime.control.events import (
 )
 from beam_runtime.control.step_watch import StepWatch
 from beam_runtime.control.tracker import Gaps, Tracker
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 
@@ -91,21 +92,17 @@ class Observer:
         """How long steps have been in flight without one coming back; 0 where none are."""
         return self._steps.silent_ms(now_ms)
 
-    def snapshot(self, now_ms: float, knobs: Knobs) -> Snapshot:
+    def moment(self, now_ms: float, knobs: Knobs) -> Moment:
         """The engine now, as far as events tell, with the knobs in force."""
-        view = self._tracker.view(self._steps.finishes_ms(now_ms))
-        return Snapshot(
-            now_ms=now_ms,
-            limits=self._limits,
-            knobs=replace(knobs, clock_mhz=self.clock.asked_mhz),
-            running=view.running,
-            waiting=view.waiting,
-            in_flight=view.in_flight,
-            stage_free_ms=self._steps.stage_free_ms(),
-            free_blocks=view.free_blocks,
-            clock_since_ms=self.clock.since_ms,
-            previous_clock_mhz=self.clock.previous_mhz,
-            correction=self.calibration.correction,
+        told = self._tracker.moment(
+            now_ms,
+            replace(knobs, clock_mhz=self.clock.asked_mhz),
+            self.calibration.correction,
+            self._steps.finishes_ms(now_ms),
+            self._steps.stage_free_ms(),
+        )
+        return replace(
+            told, clock_since_ms=self.clock.since_ms, previous_clock_mhz=self.clock.previous_mhz
         )
 
     def time(self, at_ms: float) -> float:

@@ -24,6 +24,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
+from beam_runtime.kernel.next_step import NextStep  # noqa: E402
+
 from beam_runtime.control.decision_log import read_log  # noqa: E402
 from beam_runtime.control.orders import Orders  # noqa: E402
 from beam_runtime.control.warming import Warming  # noqa: E402
@@ -35,7 +37,6 @@ from beam_runtime.engines.vllm.plan import Plan  # noqa: E402
 from beam_runtime.engines.vllm.planner import Planner  # noqa: E402
 from beam_runtime.engines.vllm.scheduler import make_scheduler  # noqa: E402
 from beam_runtime.engines.vllm.view import SchedulerView  # noqa: E402
-from beam_runtime.kernel.next_step import NextStep  # noqa: E402
 from beam_runtime.testing.actuator import FakeActuator  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
 

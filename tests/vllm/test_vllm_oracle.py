@@ -18,10 +18,11 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.emulator.composer import Step, compose  # noqa: E402
-from beam_runtime.emulator.forecast import finish, issue  # noqa: E402
-from beam_runtime.emulator.pipeline import Pass  # noqa: E402
-from beam_runtime.emulator.schedule import blocks, shared_blocks  # noqa: E402
+from plain_composer import Step, compose  # noqa: E402
+from plain_emulator import finish, issue  # noqa: E402
+from plain_pipeline import Pass  # noqa: E402
+from plain_schedule import blocks, shared_blocks  # noqa: E402
+
 from beam_runtime.engines.vllm.hits import PrefixHits  # noqa: E402
 from beam_runtime.types import (  # noqa: E402
     EngineLimits,

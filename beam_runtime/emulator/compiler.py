@@ -1,6 +1,13 @@
-"""The compiler: the only place that imports numba."""
+"""The compiler: the only place that imports numba.
+
+The functions of this room and of search/ are plain Python over named fields. Compiled they take
+nanoseconds per request; with NUMBA_DISABLE_JIT=1 they run as they stand.
+"""
 
 import hashlib
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +17,11 @@ from typing import Any, TypeVar
 import numba
 from numba.core.caching import FunctionCache
 
+_LOG = logging.getLogger("beam_runtime")
+
 Function = TypeVar("Function", bound=Callable[..., object])
+
+COMPILES = not numba.config.DISABLE_JIT
 
 # numpy's error model: the rules rule out divisions by zero, so no branch for them. No reference
 # counting (``_nrt``): nothing here allocates, and counting references to every array at every
@@ -27,7 +38,7 @@ def compiled(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """Large and called in one place: compiled as part of its caller instead of once for each."""
+    """Compiled as part of its caller: a record cannot be returned."""
     part: Function = numba.njit(inline="always", **_OPTIONS)(function)
     return part
 
@@ -46,7 +57,8 @@ def brief_entry(function: Function) -> Function:
 
 
 def _kept_on_disk(function: Function, outer: Any) -> Function:
-    outer._cache = _PackageCache(function)
+    if COMPILES:
+        _with_cache_folder(lambda: setattr(outer, "_cache", _PackageCache(function)))
     entered: Function = outer
     return entered
 
@@ -85,10 +97,38 @@ class _PackageCache(FunctionCache):  # type: ignore[misc]
 
 
 def _sources() -> str:
-    here = Path(__file__).parent
-    files = [
-        *sorted(here.glob("*.py")),
-        here.parent / "types.py",
-        here.parent / "emulator" / "forecast.py",
-    ]
+    package = Path(__file__).parents[1]
+    files = [package / "types.py"]
+    for room in ("emulator", "search"):
+        files += sorted((package / room).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _with_cache_folder(keep: Callable[[], None]) -> None:
+    """Where neither the package nor HOME can be written to, a temporary folder takes the code.
+
+    NUMBA_CACHE_DIR tells it to child processes, too.
+    """
+    try:
+        keep()
+    except RuntimeError:  # numba: no locator available
+        folder = _temporary_folder()
+        os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = folder
+        _LOG.warning(
+            "no folder to keep compiled code in can be written to: %s is used; "
+            "set NUMBA_CACHE_DIR to a lasting one", folder,
+        )  # fmt: skip
+        keep()
+
+
+def _temporary_folder() -> str:
+    """One for this user, or, where somebody else could have filled that, a new one."""
+    shared = Path(tempfile.gettempdir()) / f"beam-compiled-{os.getuid()}"
+    try:
+        shared.mkdir(mode=0o700, exist_ok=True)
+        status = shared.lstat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o170077 == 0o040000:
+            return str(shared)
+    except OSError:
+        pass
+    return tempfile.mkdtemp(prefix="beam-compiled-")
