@@ -59,7 +59,7 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputError(f"cannot write {path}", cause=cause) from None
     if is_folder:
-        raise OutputError(f"{path} is a directory", hint="name a file: --output FILE")
+        raise OutputError(f"{path} is a directory", hint="name a file for the output")
     for source in inputs:
         if _same_file(source, target):
             raise OutputError(
@@ -67,14 +67,14 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
                 cause="it would be replaced by what is made of it"
                 if str(source) == str(path)
                 else f"it is the same file as {source}",
-                hint="choose another --output",
+                hint="choose another output",
             )
     if exists and is_stream(target):
         _check_stream(path, target)
         return
     if exists and not force:
         raise OutputError(
-            f"{path} exists", hint="choose another --output, or replace it with --force"
+            f"{path} exists", hint="choose another output, or replace it with --force"
         )
     folder = target.parent
     if not folder.is_dir():
@@ -83,7 +83,7 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
         raise OutputError(
             f"cannot write to {folder}",
             cause="the directory is not writable for this user",
-            hint="choose another place: --output FILE",
+            hint="choose another place for the output",
         )
 
 
@@ -118,7 +118,7 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        hint = "free some space or choose another --output; nothing was overwritten"
+        hint = "free some space or choose another output; nothing was overwritten"
         raise OutputError(
             f"cannot write {'standard output' if is_stdout(path) else path}",
             cause=error.strerror or str(error),
@@ -162,7 +162,7 @@ def _same_file(source: Path, target: Path) -> bool:
 
 def _check_stream(path: Path, target: Path) -> None:
     if stat.S_ISBLK(target.stat().st_mode):
-        raise OutputError(f"{path} is a disk, not a file", hint="choose another --output")
+        raise OutputError(f"{path} is a disk, not a file", hint="choose another output")
     if not os.access(target, os.W_OK):
         raise OutputError(f"cannot write to {path}", cause="no permission for this user")
 

@@ -1,4 +1,7 @@
-"""Settings from four places: flag > BEAM_* variable > TOML > default, origins remembered.
+"""Settings from five places: flag > BEAM_* variable > TOML > the user's file > default.
+
+Where each value came from is remembered. The user's file is config.toml in $XDG_CONFIG_HOME/beam or
+~/.config/beam, with one section for each command that has settings: [profile].
 
 One record per setting gives its TOML key, its flag, its environment variable, its default and
 its documentation, so that the reader, the page that shows a file and the template cannot disagree.
@@ -45,15 +48,18 @@ def resolve(
     environment: Mapping[str, str],
     path: Path | None,
     hint: str,
+    section: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge flags, BEAM_* variables, a TOML file and defaults.
+    """Merge flags, BEAM_* variables, a TOML file, the user's file and defaults.
 
     Args:
         settings: what there is to set.
         flags: by setting key, None = not given.
-        environment: usually os.environ; only BEAM_<KEY> of known settings is read.
+        environment: usually os.environ; BEAM_<KEY> of known settings is read, and where the
+            user's file lies.
         path: of the file; None = none.
         hint: the command that shows how such a file is written.
+        section: of the user's file; None = it is not read.
 
     Returns:
         The values by field, and where each came from by key.
@@ -62,6 +68,8 @@ def resolve(
         SweepError: an unknown key, a wrong unit, a missing or broken file.
     """
     written = _read_file(path, settings, hint) if path else {}
+    user = user_config(environment) if section else None
+    usual = _section(user, section, settings) if user and section else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for setting in settings:
@@ -73,10 +81,24 @@ def resolve(
         elif path and setting.key in written:
             value = setting.read(written[setting.key], f"{path.name}: {setting.key}")
             origin = path.name
+        elif user and setting.key in usual:
+            value = setting.read(usual[setting.key], f"{user}: {setting.key}")
+            origin = str(user)
         else:
             value, origin = setting.default, "default"
         values[setting.field], origins[setting.key] = value, origin
     return values, origins
+
+
+def user_config(environment: Mapping[str, str]) -> Path | None:
+    """The user's file, where there is one."""
+    home = environment.get("HOME")
+    folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    path = Path(folder) / "beam" / "config.toml"
+    try:
+        return path if folder and path.is_file() else None
+    except OSError:
+        return None
 
 
 def a_name(value: object, name: str) -> str:
@@ -107,21 +129,40 @@ def template(settings: Sequence[Setting], heading: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _section(path: Path, section: str, settings: Sequence[Setting]) -> dict[str, object]:
+    """One command's keys of the user's file, still as written."""
+    hint = f"[{section}] and below it lines as beam sweep init writes them"
+    written = _read_toml(path, hint)
+    _check_keys(f"{path}: section", written, [section], hint)
+    found = written.get(section, {})
+    if not isinstance(found, dict):
+        raise SweepError(f"{path}: {section} should be a section", hint=hint)
+    _check_keys(f"{path}: [{section}]", found, [setting.key for setting in settings], hint)
+    return found
+
+
 def _read_file(path: Path, settings: Sequence[Setting], hint: str) -> dict[str, object]:
     """The keys of a TOML file, still as written."""
+    written = _read_toml(path, hint)
+    _check_keys(str(path), written, [setting.key for setting in settings], hint)
+    return written
+
+
+def _read_toml(path: Path, hint: str) -> dict[str, Any]:
     try:
-        written = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SweepError(f"{path} is not TOML", cause=str(error), hint=hint) from None
-    known = [setting.key for setting in settings]
+
+
+def _check_keys(where: str, written: Mapping[str, object], known: list[str], hint: str) -> None:
     for key in written:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             raise SweepError(
-                f"{path}: unknown key {key!r}",
+                f"{where}: unknown key {key!r}",
                 cause=f"keys are {', '.join(known)}",
                 hint=f"did you mean {close[0]!r}?" if close else hint,
             )
-    return written

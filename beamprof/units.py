@@ -144,9 +144,9 @@ def _quantity(
             hint=f"expected {expected}",
         )
     value = float(number) * units[unit]
-    if not math.isfinite(value) or value <= 0:
+    if value <= 0:
         raise SweepError(f"{name} must be above zero, found {text!r}", hint=f"expected {expected}")
-    if value > _MOST:
+    if not math.isfinite(value) or value > _MOST:
         raise SweepError(
             f"{name}: {text!r} is more than anything here can be", hint=f"expected {expected}"
         )

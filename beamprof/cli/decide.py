@@ -9,6 +9,12 @@ from beamprof.cli.first_compile import say_if_first
 from beamprof.console import emit
 from beamprof.units import parse_duration_s, parse_power_w
 
+GROUPS = {
+    "The state": ("waiting", "running", "state", "clock"),
+    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
+    "The engine": ("max_chunk", "max_num_seqs", "host_gap", "idle_power"),
+}
+
 
 def command(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet); -: stdin.")],

@@ -26,26 +26,29 @@ import typer
 import beamprof
 from beam_runtime.errors import BeamError
 from beamprof.cli import decide, doctor, profile, replay, report, study, sweep, table, trace
+from beamprof.cli.grouped import grouped
+from beamprof.cli.wording import in_our_words
 
 DONE, BAD_INPUT, INTERRUPTED, BUG, READER_GONE = 0, 2, 130, 70, 141
 
 app = typer.Typer(
     name="beam",
     help="BEAM cuts the energy of LLM serving without breaking its latency promises.\n\n"
-    "Start here, with or without a GPU:  beam profile --model llama3-70b --tp 2 --pp 4",
+    "Start here, with or without a GPU:  beam profile --model llama3-70b --tp 2 --pp 4\n\n"
+    "Tab completes commands and flags after:  beam --install-completion",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: quicker, and [default: 1] is not taken for markup
 )
-app.command("profile")(profile.command)
+app.command("profile", cls=grouped(profile.GROUPS))(profile.command)
 app.add_typer(table.app, name="table")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trace.app, name="trace")
-app.command("replay")(replay.command)
-app.command("study")(study.command)
+app.command("replay", cls=grouped(replay.GROUPS))(replay.command)
+app.command("study", cls=grouped(study.GROUPS))(study.command)
 app.command("report")(report.command)
-app.command("decide")(decide.command)
+app.command("decide", cls=grouped(decide.GROUPS))(decide.command)
 app.command("doctor")(doctor.command)
 
 
@@ -114,9 +117,7 @@ class _Run:
 
 def _guarded(run: _Run) -> int:
     try:
-        code = typer.main.get_command(app).main(
-            args=run.words, prog_name="beam", standalone_mode=False, obj=run.words
-        )
+        code = _invoked(run)
         sys.stdout.flush()
     except BeamError as error:
         if run.debug:
@@ -136,7 +137,25 @@ def _guarded(run: _Run) -> int:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SURROUNDINGS:
             return _surroundings(run, error)
         return _broken(run)
-    return code if isinstance(code, int) else DONE
+    return code
+
+
+def _invoked(run: _Run) -> int:
+    """Run the command; its exceptions come out as they are.
+
+    Not by the command's own main(): newer typers turn an interrupt into a bare exit there, and
+    what it had to say is lost.
+    """
+    command: Any = typer.main.get_command(app)
+    complete = getattr(command, "_main_shell_completion", None)
+    if complete is not None:
+        complete({}, "beam", None)
+    try:
+        with command.make_context("beam", list(run.words), obj=run.words) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return DONE
 
 
 # What the machine lacks, wherever it shows: no fault of BEAM's, nor of what was typed.
@@ -178,6 +197,7 @@ def _misused(run: _Run, error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "beam"
     message: str = error.format_message()  # type: ignore[attr-defined]
+    message = in_our_words(message, run.words)
     if context is not None and message == context.get_help():
         sys.stderr.write(message + "\n")  # a noun without a verb: its help is the answer
         if run.as_json:

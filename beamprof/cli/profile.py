@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from beamprof.profiler.profile import ProfileRequest, ProfileResult
 
 
+GROUPS = {
+    "What to profile": ("model", "tp", "pp", "device", "backend"),
+    "How": ("sweep", "clocks", "budget", "max_tokens", "seed", "assume_power"),
+    "What comes of it": ("output", "force", "fresh", "dry_run", "as_json"),
+}
+
+
 def command(
     model: Annotated[
         str | None,

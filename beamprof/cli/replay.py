@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
 
+GROUPS = {
+    "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
+    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
+    "What is true": ("plant_table", "noise", "seed", "idle_power", "host_gap", "kv_blocks"),
+    "Requests": ("max_model_len", "over_limit", "concurrency"),
+    "What comes of it": ("output", "force", "as_json"),
+}
+
 
 def command(
     context: typer.Context,

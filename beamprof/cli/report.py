@@ -8,6 +8,8 @@ import typer
 from beamprof.cli.trace_output import window_s
 from beamprof.cli.streams import one_on_stdout
 from beamprof.console import emit
+from beamprof.errors import ReportError
+from beamprof.file_kind import kind_of
 from beamprof.files import check_writable, is_stdout
 
 if TYPE_CHECKING:
@@ -45,6 +47,12 @@ def command(
     from beamprof.report.html_report import write_report
 
     one_on_stdout(output, as_json=as_json)
+    for path in paths:
+        if kind_of(path) in ("empty", "CSV", "a picture", "a PDF", "some binary file"):
+            raise ReportError(
+                f"there is nothing to report on in {path}: it is {kind_of(path)}",
+                hint="beam replay --output FOLDER and beam study write what a report is made of",
+            )
     if output is not None:
         check_writable(output, force=force, inputs=paths)
     report = write_report(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beam_runtime.errors import BeamError
-from beamprof.errors import OutputError
+from beamprof.errors import ImportFormatError, OutputError
+from beamprof.file_kind import kind_of
 from beamprof.files import STDIN, check_writable, is_stdout, is_stream, read_twice
 
 if TYPE_CHECKING:
@@ -68,11 +69,32 @@ def readable(path: Path) -> Iterator[Path]:
             raise
 
 
+def check_source(path: Path) -> None:
+    """Refuse a file to import that is not there, or holds nothing.
+
+    Raises:
+        ImportFormatError: missing, empty or a directory.
+    """
+    kind = kind_of(path)
+    if kind in ("", "empty", "a directory"):
+        words = f"there is no file {path}" if not kind else f"{path} is {kind}"
+        raise ImportFormatError(words, hint="check the path")
+
+
 def load_table(
     path: Path, *, model: str | None = None, tp: int | None = None, pp: int | None = None
 ) -> "PerfTable":
     """A table from a file, a pipe or standard input. Raises as PerfTable.load."""
+    from beam_runtime.errors import TableError
     from beam_runtime.table.perf_table import PerfTable
 
     with readable(path) as file:
+        kind = kind_of(file)
+        if kind and kind != "a Parquet file":
+            hint = {
+                "CSV": "measurements of other tools: beam table import FILE --format FORMAT",
+                "empty": "copy it again, or make one: beam profile --model MODEL --output FILE",
+                "a directory": f"name a table in it: {path}/NAME.parquet",
+            }.get(kind, "a table is a Parquet file that beam profile or beam table import wrote")
+            raise TableError(f"{file} is no table: it is {kind}", hint=hint)
         return PerfTable.load(file, model=model, tp=tp, pp=pp)

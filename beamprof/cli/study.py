@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from beamprof.replay.study_cells import Failure
     from beamprof.replay.study_spec import StudySpec
 
+GROUPS = {
+    "The grid": ("tables", "traces", "slos", "policies", "noises", "seeds"),
+    "Every cell": ("host_gap", "idle_power", "kv_blocks", "max_model_len", "over_limit"),
+    "How and where to": ("output", "workers", "on", "force", "as_json", "dry_run", "example"),
+}
+
 
 def command(
     file: Annotated[
@@ -57,7 +63,8 @@ def command(
         "study.parquet"
     ),
     workers: Annotated[
-        int | None, typer.Option("--workers", "-j", help="Cells at a time [default: all CPUs].")
+        int | None,
+        typer.Option("--workers", "-j", min=1, help="Cells at a time [default: all CPUs]."),
     ] = None,
     on: Annotated[str, typer.Option("--on", help="local or ray.")] = "local",
     dry_run: Annotated[

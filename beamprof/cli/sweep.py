@@ -28,6 +28,7 @@ def show(
 
     from beamprof.console import emit
     from beamprof.profiler.spec import SETTINGS, resolve_spec, shipped_sweeps
+    from beamprof.settings import user_config
 
     spec = resolve_spec(environment=os.environ, sweep=name)
     values = {setting.key: getattr(spec, setting.field) for setting in SETTINGS}
@@ -51,6 +52,8 @@ def show(
         for key, entry in data.items():
             grid.add_row(key, _with_unit(units[key], entry["value"]), str(entry["origin"]))
         console.print(grid)
+        yours = user_config(os.environ)
+        console.print(f"yours: {yours or 'no ~/.config/beam/config.toml'}", markup=False)
         console.print(f"shipped: {', '.join(shipped_sweeps())}", markup=False)
         use = f" --sweep {name}" if name else ""
         console.print(f"next: beam profile --model MODEL{use} --dry-run", markup=False)

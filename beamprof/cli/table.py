@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from beamprof import console
-from beamprof.cli.streams import load_table, one_from_stdin, one_on_stdout, readable
+from beamprof.cli.streams import check_source, load_table, one_from_stdin, one_on_stdout, readable
 from beamprof.files import check_writable, is_stdout, is_stream
 
 app = typer.Typer(
@@ -164,6 +164,9 @@ def merge(
         raise TableError(f"--prefer knows {', '.join(Prefer)}, found {prefer!r}")
     one_on_stdout(output, as_json=as_json)
     check_writable(output, force=force, inputs=tables)
+    twice = next((table for table in tables if tables.count(table) > 1), None)
+    if twice is not None:
+        raise TableError(f"{twice} is named twice", hint="name each table once")
     merged = merge_files(tables, output, prefer=Prefer(prefer) if prefer else None, force=force)
     data = {
         "output": str(output),
@@ -275,6 +278,7 @@ def import_(
     )
     check_writable(target, force=force, inputs=[source])
     with readable(source) as file:
+        check_source(file)
         done = import_table(
             file,
             target,

@@ -116,8 +116,10 @@ def read_state(path: Path) -> StateSpec:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"cannot read the state {path}", cause=str(error)) from error
+    except OSError as error:
+        raise StateError(f"cannot read the state {path}", cause=error.strerror) from None
+    except UnicodeDecodeError:
+        raise StateError(f"the state {path} is not text", hint="a state is JSON") from None
     try:
         return StateSpec.model_validate_json(text)
     except ValidationError as error:

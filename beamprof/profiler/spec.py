@@ -1,4 +1,4 @@
-"""What a sweep should measure: flag > BEAM_* variable > TOML > default, origins remembered.
+"""What a sweep should measure: flag > BEAM_* variable > TOML > config.toml > default.
 
 A setting left at None is chosen later, where the device and model are known (plan.py).
 """
@@ -80,7 +80,7 @@ def resolve_spec(
     environment: Mapping[str, str] | None = None,
     sweep: str | None = None,
 ) -> SweepSpec:
-    """Merge flags, BEAM_* variables, a sweep file and defaults.
+    """Merge flags, BEAM_* variables, a sweep file, the user's config.toml and defaults.
 
     Args:
         flags: by setting key, None = not given.
@@ -91,7 +91,9 @@ def resolve_spec(
         SweepError: an unknown key, a wrong unit, a missing or broken file.
     """
     path = find_sweep(sweep) if sweep is not None else None
-    values, origins = resolve(SETTINGS, flags or {}, environment or {}, path, _HINT)
+    values, origins = resolve(
+        SETTINGS, flags or {}, environment or {}, path, _HINT, section="profile"
+    )
     return SweepSpec(**values, origins=origins)
 
 

@@ -40,8 +40,10 @@ def show_table(view: TableView, path: str, console: Console) -> None:
         facts.add_row(key, Text(value))
     facts.add_row("idle power", _idle_line(view))
     block(console, facts)
-    heading(console, "Coverage", "rows by new tokens (down) and KV context tokens (across)")
-    block(console, _coverage(view.coverage, narrow=console.width < WIDE))
+    narrow = console.width < WIDE
+    across = "KV context up to (across)" if narrow else "KV context tokens (across)"
+    heading(console, "Coverage", f"rows by new tokens (down) and {across}")
+    block(console, _coverage(view.coverage, narrow=narrow))
     highest = view.clocks_mhz[-1]
     heading(
         console,
@@ -73,7 +75,7 @@ def _coverage(coverage: Coverage, *, narrow: bool) -> Table:
     table = plain_table()
     table.add_column("tokens", justify="right", no_wrap=True, style="dim")
     for bounds in coverage.context_tokens:
-        head = f"<={bounds[1] / 1e3:.2g}k" if narrow and bounds[1] else _range(bounds)
+        head = _short(bounds[1]) if narrow else _range(bounds)
         table.add_column(head, justify="right", no_wrap=True)
     most = max(max(line) for line in coverage.rows)
     for bounds, line in zip(coverage.tokens, coverage.rows, strict=True):
@@ -93,6 +95,10 @@ def _range(bounds: tuple[int, int]) -> str:
     if low == high:
         return low
     return f"{low.removesuffix('k') if high.endswith('k') and low.endswith('k') else low}-{high}"
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens / 1e3:.0f}k" if tokens >= 1000 else str(tokens)
 
 
 def _ridge(view: TableView, width: int, *, ascii_only: bool) -> Table:

@@ -7,6 +7,8 @@ from beam_runtime.types import StepShape
 from beamprof.errors import SweepError
 from beamprof.tables.grid import forward_steps
 
+_MOST_TOKENS = 2**31 - 1
+
 
 def check_step(
     table: PerfTable,
@@ -26,6 +28,12 @@ def check_step(
         raise CoverageError(
             "a step without tokens costs nothing: nothing to look up",
             hint=f"name a chunk or decodes, for example {step_flags(steps[len(steps) // 2])}",
+        )
+    largest = max(prefill, prefill_context, decode, decode_context or 0)
+    if largest > _MOST_TOKENS:
+        raise SweepError(
+            f"{largest} is more than any engine holds",
+            hint=f"a step that this table knows: {step_flags(steps[len(steps) // 2])}",
         )
     if decode and (decode_context is None or decode_context < decode):
         found = "" if decode_context is None else f", found {decode_context}"

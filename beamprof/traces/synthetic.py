@@ -23,6 +23,11 @@ from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 _ARRIVALS, _LENGTHS, _SPIKES = 0, 1, 2  # children of the seed, one per purpose
 
 
+# A trace is held in memory: some 100 bytes a request.
+_MOST_REQUESTS = 20_000_000
+_MOST_TOKENS = 16_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Independent uniform lengths around two means.
@@ -41,6 +46,12 @@ class Lengths:
     spread: float = 0.3
 
     def __post_init__(self) -> None:
+        longest = max(self.input_tokens, self.output_tokens)
+        if longest > _MOST_TOKENS:
+            raise TraceError(
+                f"lengths of {longest:,} tokens are more than any model takes",
+                hint=f"{_MOST_TOKENS:,} tokens at most",
+            )
         if self.input_tokens < 1 or self.output_tokens < 1 or not 0 <= self.spread < 1:
             raise TraceError(
                 "lengths are 1 token or more and their spread lies in 0..1 (1 excluded)",
@@ -134,6 +145,7 @@ def spike(
             f"{spike_input_tokens} tokens",
         )
     curve = RateCurve((0.0, duration_s), (rate_rps, rate_rps))
+    _check_size(curve.expected_requests + duration_s / every_s * requests)
     base_s = curve.arrivals_s(seeded(seed, _ARRIVALS))
     moments_s = np.arange(1, int(np.ceil(duration_s / every_s))) * every_s
     spikes_s = np.repeat(moments_s, requests)
@@ -158,12 +170,21 @@ def spike(
 
 
 def _drawn(kind: str, curve: RateCurve, lengths: Lengths, seed: int) -> Trace:
+    _check_size(curve.expected_requests)
     arrival_s = curve.arrivals_s(seeded(seed, _ARRIVALS))
     frame = pl.DataFrame(
         {"arrival_s": arrival_s, **lengths.draw(seeded(seed, _LENGTHS), len(arrival_s))}
     )
     parameters = {"times_s": list(curve.times_s), "rates_rps": list(curve.rates_rps)}
     return _trace(kind, frame, curve.duration_s, parameters, lengths, seed)
+
+
+def _check_size(requests: float) -> None:
+    if requests > _MOST_REQUESTS:
+        raise TraceError(
+            f"this load means {requests:.3g} requests: more than can be held",
+            hint=f"{_MOST_REQUESTS:,} at most: a lower rate, or a shorter --duration",
+        )
 
 
 def _trace(

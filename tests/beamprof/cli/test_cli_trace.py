@@ -37,7 +37,7 @@ def test_import_says_it_in_a_sentence_draws_it_and_names_the_next_command(azure,
     code, out, err = run(capsys, "trace", "import", azure)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].startswith("3 requests in 10.0 s: 0.3 requests/s, 811 tokens/s")
+    assert lines[0].startswith("3 requests in 10 s: 0.3 requests/s, 811 tokens/s")
     assert "▁" in out or "█" in out
     assert "azure.trace.parquet.json" in out
     assert lines[-1].startswith("next: beam replay")

@@ -48,7 +48,7 @@ def test_without_a_terminal_one_plain_line_every_half_minute(
     going_on, *lines = [line for line in err.splitlines() if "trials" in line]
     assert going_on.startswith("going on: 10 of 110 trials")
     assert len(lines) == 3
-    assert lines[0].startswith("40 of 110 trials, about 70.0 s left")
+    assert lines[0].startswith("40 of 110 trials, about 70 s left")
     assert "12.35 ms" in err
     assert out == ""
     assert "\x1b" not in err
