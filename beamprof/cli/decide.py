@@ -13,6 +13,7 @@ GROUPS = {
     "The state": ("waiting", "running", "state", "clock"),
     "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
     "The engine": ("max_chunk", "max_num_seqs", "host_gap", "idle_power"),
+    "What comes of it": ("as_json",),
 }
 
 
@@ -68,6 +69,7 @@ def command(
     from beamprof.errors import StateError
     from beamprof.plain import plain
     from beamprof.report.decide_view import show_decision
+    from beamprof.tables.doubts import doubts
 
     if state is not None and (waiting or running or clock):
         raise StateError(
@@ -110,7 +112,7 @@ def command(
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
         status="ok" if feasible else "no",
-        warnings=[*cut, *answer.notes],
+        warnings=[*cut, *doubts(known), *answer.notes],
     )
     if not feasible:
         raise typer.Exit(1)

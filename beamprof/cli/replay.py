@@ -86,6 +86,7 @@ def command(
     from beamprof.replay.ladder import ReplayOptions, replay
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import cold_prompts, import_words
+    from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
 
     options = ReplayOptions(
@@ -145,6 +146,7 @@ def command(
         plain(report),
         lambda console: show_replay(report, following, console),
         as_json=as_json,
+        warnings=[text for one in (known, true) if one is not None for text in doubts(one)],
     )
 
 

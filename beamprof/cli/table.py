@@ -33,12 +33,18 @@ def inspect(table: TablePath, as_json: AsJson = False) -> None:
     """
     from beamprof.plain import plain
     from beamprof.report.inspect_view import show_table
+    from beamprof.tables.doubts import doubts
     from beamprof.tables.inspect import inspect_table
 
-    view = inspect_table(load_table(table))
+    known = load_table(table)
+    view = inspect_table(known)
     data = {**plain(view), "drivable": view.check.drivable}
     console.emit(
-        "table inspect", data, lambda out: show_table(view, str(table), out), as_json=as_json
+        "table inspect",
+        data,
+        lambda out: show_table(view, str(table), out),
+        as_json=as_json,
+        warnings=doubts(known),
     )
 
 
@@ -71,6 +77,7 @@ def lookup(
     from beamprof.plain import plain
     from beamprof.report.table_views import show_lookup
     from beamprof.tables.asked_step import check_clock, check_step
+    from beamprof.tables.doubts import doubts
     from beamprof.tables.lookup import lookup_step
 
     known = load_table(table)
@@ -83,6 +90,7 @@ def lookup(
         plain(answer),
         lambda out: show_lookup(answer, str(table), out),
         as_json=as_json,
+        warnings=doubts(known),
     )
 
 
@@ -95,14 +103,17 @@ def check(table: TablePath, as_json: AsJson = False) -> None:
     from beamprof.plain import plain
     from beamprof.report.table_views import show_check
     from beamprof.tables.check import check_table
+    from beamprof.tables.doubts import doubts
 
-    found = check_table(load_table(table))
+    known = load_table(table)
+    found = check_table(known)
     console.emit(
         "table check",
         {"drivable": found.drivable, **plain(found)},
         lambda out: show_check(found, str(table), out),
         as_json=as_json,
         status="ok" if found.drivable else "no",
+        warnings=doubts(known),
     )
     if not found.drivable:
         raise typer.Exit(1)

@@ -89,7 +89,10 @@ def _synthetic(own: Callable[..., Load]) -> Callable[..., None]:
 @app.command()
 @_synthetic
 def poisson(rate: Rate = 2.0, duration: Duration = "10m") -> Load:
-    """Poisson arrivals at one rate."""
+    """Poisson arrivals at one rate.
+
+    For example:  beam trace generate poisson --rate 4 --duration 10m -o load.parquet
+    """
     from beamprof.traces import synthetic
 
     duration_s = parse_duration_s(duration, "--duration")
@@ -107,7 +110,10 @@ def step(
     burst_start: Annotated[str, typer.Option("--burst-start", help="When it comes.")] = "30s",
     burst: Annotated[str, typer.Option("--burst", help="How long it lasts.")] = "30s",
 ) -> Load:
-    """A burst: a low rate, a high one, the low one again."""
+    """A burst: a low rate, a high one, the low one again.
+
+    For example:  beam trace generate step --low 2 --high 12 --burst 1m --duration 5m
+    """
     from beamprof.traces import synthetic
 
     duration_s = parse_duration_s(duration, "--duration")
@@ -126,7 +132,10 @@ def ramp(
     end: Annotated[float, typer.Option("--to", help="Requests per second last.")] = 6.4,
     duration: Duration = "10m",
 ) -> Load:
-    """A rate that grows, or falls, in a straight line."""
+    """A rate that grows, or falls, in a straight line.
+
+    For example:  beam trace generate ramp --from 1 --to 8 --duration 20m
+    """
     from beamprof.traces import synthetic
 
     duration_s = parse_duration_s(duration, "--duration")
@@ -146,7 +155,10 @@ def spike(
         int, typer.Option("--spike-input-tokens", help="Prompt of each of them.")
     ] = 1500,
 ) -> Load:
-    """Prompts that arrive at one moment, again and again, over Poisson arrivals."""
+    """Prompts that arrive at one moment, again and again, over Poisson arrivals.
+
+    For example:  beam trace generate spike --requests 4 --every 10s
+    """
     from beamprof.traces import synthetic
 
     duration_s = parse_duration_s(duration, "--duration")
@@ -183,7 +195,10 @@ def servegen(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a trace from a native ServeGen client pool."""
+    """Draw a trace from a native ServeGen client pool.
+
+    For example:  beam trace generate servegen m-large --start 19h --target-tps 1800
+    """
     from beamprof.traces.servegen_sampler import Draw
 
     if scale is not None and target_tps is not None:

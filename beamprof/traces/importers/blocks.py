@@ -13,7 +13,7 @@ from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import Reading
 from beamprof.traces.importers.sheet import Sheet
 
-_POWERS = tuple(2**power for power in range(16))
+_POWERS: tuple[int, ...] = tuple(1 << power for power in range(16))
 
 
 def block_ids(sheet: Sheet, values: Sequence[Any]) -> pl.Series:

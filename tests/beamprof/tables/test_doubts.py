@@ -1,0 +1,45 @@
+"""A modelled table that was never compared says so wherever it is used."""
+
+import json
+
+import pytest
+
+from beamprof.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def h100(tmp_path_factory):
+    path = tmp_path_factory.mktemp("h100") / "t.parquet"
+    words = ["--model", "llama3-8b", "--backend", "modelled", "--device", "h100-sxm"]
+    assert main(["profile", *words, "-o", str(path)]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["table", "inspect", "TABLE"],
+        ["table", "check", "TABLE"],
+        ["table", "lookup", "TABLE", "--prefill", "256"],
+        ["decide", "TABLE", "--waiting", "1500"],
+        ["replay", "-t", "TABLE", "--trace", "x.csv", "--policy", "vanilla"],
+    ],
+    ids=lambda words: words[0] + words[1],
+)
+def test_the_doubt_goes_with_the_table(h100, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("arrival_s,input_tokens,output_tokens\n0,100,5\n")
+    line = [str(h100) if word == "TABLE" else word for word in words]
+    main(line)
+    assert "never compared with a measured table" in " ".join(capsys.readouterr().err.split())
+    main([*line, "--json"])
+    assert "never compared" in json.loads(capsys.readouterr().out)["warnings"][0]
+
+
+def test_a_table_of_a_compared_device_carries_none(capsys, tmp_path):
+    path = tmp_path / "a100.parquet"
+    words = ["--model", "llama3-8b", "--backend", "modelled", "--device", "a100-sxm4-80gb"]
+    main(["profile", *words, "-o", str(path)])
+    capsys.readouterr()
+    main(["table", "check", str(path), "--json"])
+    assert json.loads(capsys.readouterr().out)["warnings"] == []

@@ -1,0 +1,77 @@
+"""A user's config.toml: below flags, variables and sweeps, above defaults, and said by name."""
+
+import pytest
+
+from beamprof.cli.main import main
+from beamprof.errors import SweepError
+from beamprof.profiler.spec import resolve_spec
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "beam" / "config.toml"
+    path.parent.mkdir()
+    return path
+
+
+def spec(config, flags=None, **environment):
+    return resolve_spec(
+        flags, environment={"XDG_CONFIG_HOME": str(config.parents[1]), **environment}
+    )
+
+
+def test_it_stands_between_variables_and_defaults(config):
+    config.write_text('[profile]\ntp = 2\nbudget = "5m"\npp = 3\n')
+    found = spec(config, {"pp": 7}, BEAM_TP="4")
+    assert (found.tp, found.pp, found.budget_s, found.seed) == (4, 7, 300.0, 0)
+    assert found.origins["tp"] == "BEAM_TP"
+    assert found.origins["pp"] == "--pp"
+    assert found.origins["budget"] == str(config)
+    assert found.origins["seed"] == "default"
+
+
+def test_a_sweep_goes_before_it(config, tmp_path):
+    config.write_text("[profile]\ntp = 2\npp = 2\n")
+    sweep = tmp_path / "mine.toml"
+    sweep.write_text("tp = 4\n")
+    found = resolve_spec(
+        {}, environment={"XDG_CONFIG_HOME": str(config.parents[1])}, sweep=str(sweep)
+    )
+    assert (found.tp, found.pp) == (4, 2)
+    assert found.origins["tp"] == "mine.toml"
+
+
+def test_it_is_found_under_home(tmp_path):
+    path = tmp_path / ".config" / "beam" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("[profile]\ntp = 8\n")
+    assert resolve_spec({}, environment={"HOME": str(tmp_path)}).tp == 8
+    assert resolve_spec({}, environment={"HOME": "/dev/null"}).tp == 1
+    assert resolve_spec({}, environment={}).tp == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tp = 2\n", "unknown key 'tp'"),
+        ("[profil]\ntp = 2\n", "did you mean 'profile'"),
+        ("[profile]\nbugdet = '5m'\n", "did you mean 'budget'"),
+        ("[profile]\nbudget = 5\n", "5 has no unit"),
+        ("profile = 3\n", "should be a section"),
+        ("= =\n", "is not TOML"),
+    ],
+)
+def test_a_slip_in_it_is_an_error_with_its_name(config, text, words):
+    config.write_text(text)
+    with pytest.raises(SweepError) as caught:
+        spec(config)
+    assert words in str(caught.value)
+    assert "config.toml" in str(caught.value)
+
+
+def test_sweep_show_names_it(config, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(config.parents[1]))
+    config.write_text("[profile]\ntp = 2\n")
+    assert main(["sweep", "show"]) == 0
+    out = capsys.readouterr().out
+    assert "config.toml" in out.replace("\n", "")
