@@ -31,11 +31,11 @@ def kind_of(path: Path) -> str:
             head = file.read(512)
     except (OSError, ValueError):
         return ""
-    if not head:
-        return "empty"
-    for magic, words in _MAGICS:
-        if head.startswith(magic):
-            return words
+    known = (words for magic, words in _MAGICS if head.startswith(magic))
+    return next(known, _kind_of_text(head)) if head else "empty"
+
+
+def _kind_of_text(head: bytes) -> str:
     try:
         text = head.decode("utf-8", "ignore" if len(head) == 512 else "strict").lstrip(
             "\ufeff \r\n\t"

@@ -18,7 +18,9 @@ GROUPS = {
 
 
 def command(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet); -: stdin.")],
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="A perf-energy table (Parquet); -: stdin.")
+    ],
     waiting: Annotated[
         str, typer.Option("--waiting", help="Prompts that wait, in tokens: 1500,300 or 4x1500.")
     ] = "",

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beamprof.cli.trace_output import window_s
 from beamprof.cli.streams import one_on_stdout
+from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
 from beamprof.errors import ReportError
 from beamprof.file_kind import kind_of
@@ -27,7 +27,7 @@ def command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; -: stdout [default: beside the first PATH]."),
+        typer.Option("--output", "-o", help="The page; -: stdout [default: beside PATH]."),
     ] = None,
     window: Annotated[
         str | None,

@@ -73,8 +73,8 @@ def init(
 
     For example:  beam sweep init mine.toml
     """
-    from beamprof.console import emit
     from beamprof.cli.streams import one_on_stdout
+    from beamprof.console import emit
     from beamprof.files import is_stdout, written_whole
     from beamprof.profiler.spec import sweep_template
 

@@ -25,7 +25,7 @@ Output = Annotated[
         "--output",
         "-o",
         help="File to write, .parquet or .csv; a .json lies beside it. -: JSON lines to stdout.",
-    ),  # fmt: skip
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

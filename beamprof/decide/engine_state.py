@@ -191,7 +191,7 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
 
 
 def _found(error: Any) -> str | None:
-    return None if error["type"] == "missing" else f"found {ascii(error['input'])}"[:200]
+    return None if error["type"] == "missing" else f"found {error['input']!a}"[:200]
 
 
 def _keys() -> list[str]:

@@ -23,7 +23,8 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
         f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, TBT {format_duration(slo.tbt_ms / 1e3)}",
     )
     heading(console, "Energy", "all GPUs, idling included until the trace ends")
-    fitted_block(console, _energy(report), ("idle %", "decode %", "prefill %", "W", "J/token"))
+    shares = ("idle %", "decode %", "prefill %")
+    fitted_block(console, _energy(report), (*shares, "W", "J/token"))
     heading(console, "Latency", "attainment in %, then percentage points beside vanilla")
     fitted_block(console, _latency(report), ("", "p99 ms", "TBT p50 ms", "TTFT p50 ms"))
     if report.vanilla.attainment.impossible:
@@ -49,9 +50,9 @@ def answer(report: ReplayReport) -> str:
         least = " and keeps vanilla's promises" if saving else ""
         return f"Nothing saves energy{least}: vanilla needs {format_energy(m.energy_j)}."
     return (
-        f"{m.policy} needs {format_energy(m.energy_j)}, {100 * best.to_vanilla:.0f} % of vanilla's and "
-        f"{100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} MHz), "
-        f"and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests ({best.ttft_points:+.2f} "
+        f"{m.policy} needs {format_energy(m.energy_j)}, {100 * best.to_vanilla:.0f} % of vanilla's "
+        f"and {100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} "
+        f"MHz), and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests ({best.ttft_points:+.2f} "
         f"points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens ({best.tbt_points:+.2f})."
     )
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from beamprof.report.page import fitted_block
+from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.preparation import TraceReport
 from beamprof.traces.statistics import (
     LengthStatistics,
@@ -18,7 +19,6 @@ from beamprof.traces.statistics import (
     TraceStatistics,
     rate_over_time,
 )
-from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Provenance, Trace, Transform
 from beamprof.units import format_duration
 

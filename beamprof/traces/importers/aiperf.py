@@ -53,7 +53,7 @@ def read(sheet: Sheet, reading: Reading) -> ForeignRows:
 
 
 def _unit(sheet: Sheet, cells: Cells, times: pl.Series, *, named: bool) -> str | None:
-    """aiperf's milliseconds, where the file shows that it is aiperf's; None: its size must say."""
+    """Aiperf's milliseconds, where the file shows that it is aiperf's; None: its size must say."""
     aiperfs = named or any(name in cells.names for name in AIPERFS)
     if not aiperfs:
         return None

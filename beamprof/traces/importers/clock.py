@@ -40,7 +40,7 @@ def epoch_unit(times: pl.Series) -> str | None:
     if not isinstance(low, float) or not isinstance(high, float):
         return None
     for unit, scale in UNITS_S.items():
-        if _YEAR_2000_S <= low * scale and high * scale <= _YEAR_2100_S:
+        if low * scale >= _YEAR_2000_S and high * scale <= _YEAR_2100_S:
             return unit
     return None
 

@@ -17,6 +17,7 @@ from beamprof.traces.importers import (
     splitwise,
     token_counts,
     vidur,
+    vllm_bench,
 )
 from beamprof.traces.importers.base import Importer
 from beamprof.traces.importers.sheet import Sheet
@@ -36,9 +37,14 @@ IMPORTERS: tuple[Importer, ...] = (
     aiperf.IMPORTER,
     aiperf_records.IMPORTER,
     guidellm.IMPORTER,
+    vllm_bench.IMPORTER,
     token_counts.IMPORTER,
     jsonl.IMPORTER,
 )
+# Columns of data sets of prompts.
+_TEXTS = frozenset({
+    "text", "texts", "text_input", "prompt", "messages", "turns", "conversations", "question",
+})  # fmt: skip
 
 
 def importer_named(name: str) -> Importer:
@@ -76,6 +82,13 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(sheet.columns):
             return importer
+    if set(sheet.columns) & _TEXTS:
+        raise ImportFormatError(
+            f"{sheet.path} holds texts, not lengths",
+            cause=f"found {_shown(sheet)}",
+            hint="count tokens with the model's tokenizer, and write arrival_s, input_tokens and "
+            "output_tokens",
+        )
     known = "; ".join(f"{importer.name}: {importer.columns}" for importer in IMPORTERS)
     raise ImportFormatError(
         f"{sheet.path}: no trace format has these columns",

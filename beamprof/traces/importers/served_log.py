@@ -1,10 +1,11 @@
 """Logs of served requests: when each came, got its first token and its last.
 
 Any row with two lengths, an arrival, a first and a last token, under the usual names: vLLM's
-(arrival_time, first_token_ts, last_token_ts; input_toks, output_toks), its metrics' (first_token_time,
-finished_time; num_prompt_tokens, num_generation_tokens) and the like. vLLM stamps arrivals with
-Unix time and tokens with a monotonic clock; a queued_ts of the latter joins the two: nobody is
-queued before he came, so the largest difference of arrival less queued turns one into the other.
+(arrival_time, first_token_ts, last_token_ts; input_toks, output_toks), those of its metrics
+(first_token_time, finished_time; num_prompt_tokens, num_generation_tokens) and the like. vLLM
+stamps arrivals with Unix time and tokens with a monotonic clock; a queued_ts of the latter joins
+the two: nobody is queued before he came, so the largest difference of arrival less queued turns
+one into the other.
 """
 
 from collections.abc import Sequence

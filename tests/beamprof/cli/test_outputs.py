@@ -1,4 +1,4 @@
-"""What commands read and write: streams are streams, links stay links, inputs stay what they are."""
+"""What commands read and write: streams are streams, links stay links, inputs stay as they are."""
 
 import io
 import json

@@ -188,13 +188,14 @@ KEYS = {
              "prefix_block_tokens", "duration_s"),
     "aiperf records": ("metadata", "metrics", "error"),
     "guidellm": ("benchmarks",),
+    "vllm-bench": ("input_lens", "output_lens", "ttfts", "itls", "errors", "start_times"),
 }  # fmt: skip
 
 
 @given(
     st.sampled_from(sorted(KEYS)).flatmap(
         lambda name: st.lists(
-            st.fixed_dictionaries({key: JSON for key in KEYS[name]}), min_size=1, max_size=4
+            st.fixed_dictionaries(dict.fromkeys(KEYS[name], JSON)), min_size=1, max_size=4
         )
     ),
     st.sampled_from(list(BadRows)),
@@ -217,3 +218,49 @@ def test_any_bytes_end_in_words(tmp_path_factory, data, start):
     path.write_bytes(start.encode("latin-1") + data)
     with pytest.raises(BeamError):
         import_trace(path)
+
+
+CELL = st.text('0123456789.-eE+: TZ,naif"', max_size=12) | st.sampled_from(
+    ["1", "5", "0", "-1", "1e400", "nan", "inf", "2024-05-10 00:00:00", "1790000000", "1" * 400]
+)
+HEADERS = {
+    "azure": ["TIMESTAMP", "ContextTokens", "GeneratedTokens", "NumImages"],
+    "burstgpt": ["Timestamp", "Session ID", "Request tokens", "Response tokens"],
+    "vidur": ["arrived_at", "num_prefill_tokens", "num_decode_tokens"],
+    "splitwise": ["arrival_timestamp", "batch_size", "prompt_size", "token_size"],
+    "llmservingsim": ["input_toks", "output_toks", "arrival_time_ns"],
+    "served log": ["input_toks", "output_toks", "arrival_time", "first_token_ts", "last_token_ts"],
+    "ours": ["arrival_s", "input_tokens", "output_tokens", "client_id", "prefix_hashes",
+             "prefix_block_tokens", "duration_s", "slo_tbt_ms", "last_token_s"],
+}  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(HEADERS)).flatmap(
+        lambda name: st.tuples(
+            st.just(HEADERS[name]),
+            st.lists(
+                st.lists(CELL, min_size=len(HEADERS[name]), max_size=len(HEADERS[name])),
+                min_size=1,
+                max_size=5,
+            ),
+        )
+    ),
+    st.sampled_from(list(BadRows)),
+    st.booleans(),
+)
+def test_any_cells_end_in_a_trace_or_in_words(tmp_path_factory, table, bad_rows, parquet):
+    header, rows = table
+    path = tmp_path_factory.mktemp("any") / "t"
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
+    if parquet:
+        frame.write_parquet(path)
+    else:
+        frame.write_csv(path)
+    try:
+        trace = import_trace(path, options=ImportOptions(bad_rows=bad_rows, sort=True))
+    except BeamError:
+        return
+    assert trace.requests <= len(rows)
+    saved = save_trace(trace, path.with_name("out.csv"))[0]
+    assert load_trace(saved).sha256() == trace.sha256()

@@ -25,7 +25,8 @@ SAMPLES = {
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,4808,10\n0.052,3180,8\n",
     "servegen": "request_id,arrival_s,input_tokens,output_tokens,client_id\n"
     "0,0.0,4808,10,7\n1,0.052,3180,8,7\n",
-    "mooncake": f'{{"timestamp": 0, "input_length": 4808, "output_length": 10, "hash_ids": {TEN}}}\n'
+    "mooncake": f'{{"timestamp": 0, "input_length": 4808, "output_length": 10, '
+    f'"hash_ids": {TEN}}}\n'
     f'{{"timestamp": 52, "input_length": 3180, "output_length": 8, "hash_ids": {SEVEN}}}\n',
     "bailian": '{"chat_id": 5, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 4808, '
     '"output_length": 10, "turn": 1}\n{"chat_id": 6, "parent_chat_id": 5, "timestamp": 0.052, '
@@ -84,6 +85,17 @@ SAMPLES = {
             (1790000000000000000, 4808, 10),
             (1790000000052000000, 3180, 8),
         )
+    ),
+    "vllm-bench": json.dumps(
+        {
+            "input_lens": [4808, 3180],
+            "output_lens": [10, 8],
+            "start_times": [71.5, 71.552],
+            "ttfts": [0.5, 0.25],
+            "itls": [[0.125] * 9, [0.25] * 7],
+            "errors": ["", ""],
+        },
+        indent=1,
     ),
     "token-counts": "timestamp,prompt_tokens_count,output_tokens_count\n"
     "1790000000.0,4808,10\n1790000000.052,3180,8\n",
@@ -282,7 +294,7 @@ def test_wall_clock_times_that_go_back_start_at_the_earliest(tmp_path):
 BAD_FILES = {
     "empty": ("", "is empty"),
     "blank": ("\n\n", "is empty"),
-    "unknown header": ("time,prompt,answer\n1,2,3\n", "no trace format has these columns"),
+    "unknown header": ("time,question_length,answer\n1,2,3\n", "no trace format has these columns"),
     "a wrong column": (
         AZURE.replace("GeneratedTokens", "Generated") + "x,1,1\n",
         "no trace format",
@@ -294,7 +306,9 @@ BAD_FILES = {
     "a name twice": (OURS.strip() + ",arrival_s\n0,1,1,0\n", "one name per column"),
     "broken JSON": ('{"timestamp": 0, "input_length": 5, "output_length": 5}\n{"ti', "line 2"),
     "a JSON list": (SAMPLES["mooncake"] + "[1]\n", "line 3 is not a JSON object"),
-    "JSON of something else": ('{"prompt": "hello"}\n', "no trace format"),
+    "JSON of something else": ('{"colour": "blue"}\n', "no trace format"),
+    "texts": ('{"prompt": "hello"}\n', "texts, not lengths"),
+    "turns of texts": ('{"session_id": "a", "turns": [{"text": "hello"}]}\n', "texts"),
     "deep JSON": ('{"timestamp": ' + "[" * 100_000, "line 1 is not JSON"),
     "hash ids that are words": (
         '{"timestamp": 0, "input_length": 5, "output_length": 5, "hash_ids": ["a"]}',

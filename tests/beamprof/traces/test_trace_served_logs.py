@@ -113,7 +113,8 @@ def test_a_log_without_units_needs_the_users_word(tmp_path):
 
 def test_rows_with_our_names_and_promises_of_their_own_are_kept(tmp_path):
     row = {"arrival_s": 0, "input_tokens": 5, "output_tokens": 4, "first_token_s": 0.5,
-           "last_token_s": 2, "slo_class": "chat", "slo_ttft_ms": 300, "slo_tpot_ms": 40.0}  # fmt: skip
+           "last_token_s": 2, "slo_class": "chat", "slo_ttft_ms": 300,
+           "slo_tpot_ms": 40.0}  # fmt: skip
     bare = {"arrival_s": 1, "input_tokens": 5, "output_tokens": 4}
     trace = import_trace(write(tmp_path, [row, bare]))
     assert trace.frame["slo_ttft_ms"].to_list() == [300.0, None]
@@ -185,6 +186,26 @@ def test_guidellms_file_has_one_benchmark_and_its_failures_are_counted(tmp_path)
         path.write_text(json.dumps({"benchmarks": broken}))
         with pytest.raises(BeamError, match=words):
             import_trace(path)
+
+
+def test_vllms_benchmark_holds_lists_and_its_failures_are_counted(tmp_path):
+    lists = {
+        "input_lens": [9, 5, 7], "output_lens": [3, 0, 1], "start_times": [52.0, 50.0, 50.5],
+        "ttfts": [0.5, 0.0, 0.25], "itls": [[0.1, 0.2], [], []], "errors": ["", "timeout", ""],
+    }  # fmt: skip
+    path = write(tmp_path, [lists])
+    trace = import_trace(path)
+    assert trace.provenance.format == "vllm-bench"
+    assert trace.arrival_s.tolist() == [0.0, 1.5]
+    assert trace.frame["first_token_s"].to_list() == [0.25, 2.0]
+    assert trace.frame["last_token_s"].to_list() == pytest.approx([0.25, 2.3])
+    assert trace.provenance.transforms[0].counts == {"failed_requests": 1}
+    bare = {name: lists[name] for name in ("input_lens", "output_lens")}
+    with pytest.raises(ImportFormatError, match="no arrival times"):
+        import_trace(write(tmp_path, [bare]))
+    for broken in ({**lists, "itls": [[]]}, {**lists, "ttfts": 5}, {**lists, "output_lens": []}):
+        with pytest.raises(ImportFormatError, match=r"one length|should be a list"):
+            import_trace(write(tmp_path, [broken]))
 
 
 def test_splitwises_batches_are_refused(tmp_path):
