@@ -52,8 +52,9 @@ def answer(report: ReplayReport) -> str:
     return (
         f"{m.policy} needs {format_energy(m.energy_j)}, {100 * best.to_vanilla:.0f} % of vanilla's "
         f"and {100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} "
-        f"MHz), and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests ({best.ttft_points:+.2f} "
-        f"points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens ({best.tbt_points:+.2f})."
+        f"MHz), and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests "
+        f"({best.ttft_points:+.2f} points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens "
+        f"({best.tbt_points:+.2f})."
     )
 
 

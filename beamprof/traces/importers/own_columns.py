@@ -6,6 +6,7 @@ which a row also states prefix_block_tokens. Times are seconds from the trace's 
 length a row may state as duration_s.
 """
 
+import math
 from typing import Any
 
 import polars as pl
@@ -45,30 +46,36 @@ def read_own(sheet: Sheet, reading: Reading) -> ForeignRows:
         columns[HASHES] = ids
     return ForeignRows(
         numbered(columns),
-        duration_s=_stated(cells.values(DURATION)),
-        prefix_block_tokens=reading.block_tokens
-        or _block_tokens(sheet, _stated(cells.values(BLOCK))),
+        duration_s=_stated(sheet, DURATION, cells.values(DURATION)),
+        prefix_block_tokens=reading.block_tokens or _block_tokens(sheet, cells.values(BLOCK)),
         unread=tuple(name for name in cells.names if name not in (*COLUMNS, "request_id")),
     )
 
 
-def _stated(values: list[Any]) -> Any:
-    """The first value that is one: of the file, though it stands in a row."""
-    return next((_number(value) for value in values if value is not None), None)
+def _stated(sheet: Sheet, name: str, values: list[Any]) -> float | None:
+    """The first value there is: it belongs to the file, though it stands in a row.
 
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _block_tokens(sheet: Sheet, value: Any) -> int | None:
+    Raises:
+        ImportFormatError: it is no number above 0.
+    """
+    value = next((value for value in values if value is not None), None)
     if value is None:
         return None
-    if type(value) in (int, float) and value == int(value) and value > 0:
-        return int(value)
-    raise ImportFormatError(
-        f"{sheet.path}: {BLOCK} must be a whole number above 0", cause=f"found {value!r}"
-    )
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not (math.isfinite(number) and number > 0):
+        raise ImportFormatError(
+            f"{sheet.path}: {name} must be a number above 0", cause=f"found {ascii(value)[:60]}"
+        )
+    return number
+
+
+def _block_tokens(sheet: Sheet, values: list[Any]) -> int | None:
+    stated = _stated(sheet, BLOCK, values)
+    if stated is not None and stated != int(stated):
+        raise ImportFormatError(
+            f"{sheet.path}: {BLOCK} must be a whole number above 0", cause=f"found {stated:g}"
+        )
+    return None if stated is None else int(stated)
