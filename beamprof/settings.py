@@ -8,6 +8,7 @@ its documentation, so that the reader, the page that shows a file and the templa
 """
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from beamprof.errors import SweepError
+from beamprof.files import STDIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def resolve(
             value = setting.read(environment[setting.variable], setting.variable)
             origin = setting.variable
         elif path and setting.key in written:
-            value = setting.read(written[setting.key], f"{path.name}: {setting.key}")
-            origin = path.name
+            origin = "standard input" if path == STDIN else path.name
+            value = setting.read(written[setting.key], f"{origin}: {setting.key}")
         elif user and setting.key in usual:
             value = setting.read(usual[setting.key], f"{user}: {setting.key}")
             origin = str(user)
@@ -150,7 +152,8 @@ def _read_file(path: Path, settings: Sequence[Setting], hint: str) -> dict[str, 
 
 def _read_toml(path: Path, hint: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = sys.stdin.read() if path == STDIN else path.read_text("utf-8")
+        return tomllib.loads(text)
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,16 +1,17 @@
 """`beam report`: one HTML page of a replay, a study or a controller's decision log."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beamprof.cli.streams import one_on_stdout
+from beamprof.cli.streams import one_from_stdin, one_on_stdout, readable
 from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
 from beamprof.errors import ReportError
 from beamprof.file_kind import kind_of
-from beamprof.files import check_writable, is_stdout
+from beamprof.files import STDIN, check_writable, is_stdout, is_stream
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from beamprof.report.html_report import WrittenReport
 
 
+_LOGS = (".jsonl", ".json", ".log")  # whoever reads them says what is wrong with them
+
+
 def command(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Folders of beam replay, a study, decision logs (.jsonl)."
+            metavar="PATH...", help="Folders of beam replay, studies, decision logs; -: stdin."
         ),
     ],
     output: Annotated[
@@ -48,16 +52,31 @@ def command(
 
     one_on_stdout(output, as_json=as_json)
     for path in paths:
-        if kind_of(path) in ("empty", "CSV", "a picture", "a PDF", "some binary file"):
+        if (
+            path.suffix not in _LOGS
+            and not is_stream(path)
+            and kind_of(path)
+            in (
+                "empty",
+                "CSV",
+                "a picture",
+                "a PDF",
+                "some binary file",
+            )
+        ):
             raise ReportError(
                 f"there is nothing to report on in {path}: it is {kind_of(path)}",
                 hint="beam replay --output FOLDER and beam study write what a report is made of",
             )
     if output is not None:
         check_writable(output, force=force, inputs=paths)
-    report = write_report(
-        paths, output, window=None if window is None else window_s(window), force=force
-    )
+    asked = None if window is None else window_s(window)
+    one_from_stdin(paths)
+    with ExitStack() as kept:
+        files = [_file(path, kept) for path in paths]
+        if output is None and files[0] != paths[0]:
+            output = Path("standard-input.html")
+        report = write_report(files, output, window=asked, force=force)
     emit(
         "report",
         plain(report),
@@ -65,6 +84,14 @@ def command(
         as_json=as_json,
         stdout_taken=is_stdout(output),
     )
+
+
+def _file(path: Path, kept: ExitStack) -> Path:
+    """A file to report on; what comes down a pipe is kept, under a name that says what it is."""
+    if path != STDIN and not is_stream(path):
+        return path
+    copy = kept.enter_context(readable(path))
+    return copy.rename(copy.with_suffix(".jsonl" if kind_of(copy) == "JSON" else ".parquet"))
 
 
 def _show(report: "WrittenReport", console: "Console") -> None:

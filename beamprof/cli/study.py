@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beamprof.errors import OutputError
-from beamprof.files import check_writable, is_stream
+from beamprof.files import STDIN, check_writable, is_stream
 
 if TYPE_CHECKING:
     from beamprof.cli.bar import Bar
@@ -118,6 +118,11 @@ def _check_output(spec: "StudySpec", output: Path, file: Path | None, *, force: 
             hint="name a file: --output study.parquet",
         )
     named = [Path(name) for name in (*spec.tables, *spec.traces)]
+    if STDIN in named:
+        raise OutputError(
+            "a study reads its tables and traces again in every cell: standard input cannot be",
+            hint="name files",
+        )
     check_writable(output, force=force, inputs=[*named, *([file] if file else [])])
 
 

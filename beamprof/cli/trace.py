@@ -110,7 +110,8 @@ def _beside(file: Path) -> Path:
     """Where an import goes that names no output: beside the file; from a pipe, here."""
     if file == STDIN or is_stream(file):
         return Path("stdin.trace.parquet")
-    return file.with_name(f"{file.name.partition('.')[0] or file.stem}.trace.parquet")
+    packed = file.suffix in (".gz", ".bz2", ".xz", ".zst") and Path(file.stem).suffix
+    return file.with_name(f"{Path(file.stem).stem if packed else file.stem}.trace.parquet")
 
 
 @app.command()

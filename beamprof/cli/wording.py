@@ -7,7 +7,7 @@ than or equal to 0"). Here they name the flag, what was expected and what was fo
 import re
 from collections.abc import Sequence
 
-_VALUE = re.compile(r"Invalid value for '?(?P<name>[^':]+)'?: (?P<words>.*)", re.DOTALL)
+_VALUE = re.compile(r"Invalid value for (?P<name>.+?): (?P<words>.*)", re.DOTALL)
 _WORDS = (
     (r"Input should be greater than or equal to (\S+?)\.?$", r"expected \1 or more"),
     (r"Input should be less than or equal to (\S+?)\.?$", r"expected \1 or less"),
@@ -31,7 +31,7 @@ def in_our_words(message: str, words: Sequence[str]) -> str:
     match = _VALUE.fullmatch(message)
     if match is None:
         return message
-    name, said = match["name"].strip(), match["words"].strip()
+    name, said = match["name"].replace("'", ""), match["words"].strip()
     for pattern, ours in _WORDS:
         changed, count = re.subn(pattern, ours, said, count=1, flags=re.DOTALL)
         if count:
@@ -42,7 +42,7 @@ def in_our_words(message: str, words: Sequence[str]) -> str:
 
 def _found(name: str, words: Sequence[str]) -> str | None:
     """The value that stands after any spelling of a flag (``--a / -b``)."""
-    for flag in (part.strip().strip("'") for part in name.split("/")):
+    for flag in name.split(" / "):
         for place, word in enumerate(words):
             if word == flag and place + 1 < len(words):
                 return words[place + 1]

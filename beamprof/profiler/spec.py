@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from beamprof.errors import SweepError
+from beamprof.files import STDIN
 from beamprof.settings import Setting, a_name, resolve, template, whole
 from beamprof.units import ClockMode, Clocks, parse_clocks, parse_duration_s, parse_power_w
 
@@ -104,6 +105,8 @@ def find_sweep(name: str) -> Path:
         SweepError: neither exists; the hint lists the shipped ones.
     """
     path = Path(name).expanduser()
+    if path == STDIN:
+        return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         if path.is_file():
             return path

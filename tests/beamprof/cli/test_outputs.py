@@ -1,5 +1,6 @@
 """What commands read and write: streams are streams, links stay links, inputs stay as they are."""
 
+import gzip
 import io
 import json
 import os
@@ -157,17 +158,39 @@ READERS = {
     "table export - -o -": "t.parquet",
     "trace stats -": "x.csv",
     "trace import - -o -": "x.csv",
+    "sweep show -": "mine.toml",
+    "profile --model llama3-8b --backend modelled --dry-run --sweep -": "mine.toml",
+    "decide t.parquet --state -": "state.json",
 }
 
 
 @pytest.mark.parametrize("line", READERS)
 def test_standard_input_is_read_wherever_a_file_is(monkeypatch, capsysbinary, line):
+    Path("mine.toml").write_text("tp = 2\n")
+    Path("state.json").write_text('{"waiting": [{"prompt_tokens": 900}]}')
     content = Path(READERS[line]).read_bytes()
+    for name in ("mine.toml", "state.json"):
+        Path(name).unlink()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     code, out, err = run(capsysbinary, *line.split())
     assert code == 0, err
     assert out
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["t.parquet", "x.csv"]
+
+
+def test_a_study_cannot_read_its_traces_from_a_pipe(capsysbinary):
+    code, _, err = run(capsysbinary, "study", "-t", "t.parquet", "--traces", "-")
+    assert code == 2
+    assert "standard input cannot be" in err
+
+
+def test_an_import_keeps_the_dots_of_a_name(capsysbinary):
+    shutil.copy("x.csv", "load.1.5rps.csv")
+    Path("load.2.5rps.csv.gz").write_bytes(gzip.compress(REQUESTS.encode()))
+    for name in ("load.1.5rps.csv", "load.2.5rps.csv.gz"):
+        assert run(capsysbinary, "trace", "import", name)[0] == 0
+    assert Path("load.1.5rps.trace.parquet").exists()
+    assert Path("load.2.5rps.trace.parquet").exists()
 
 
 def test_an_error_in_standard_input_calls_it_so(monkeypatch, capsysbinary):

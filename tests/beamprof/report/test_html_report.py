@@ -1,5 +1,6 @@
 """The page says the replay's and the log's numbers, loads nothing, and is written whole."""
 
+import io
 import json
 import re
 import shutil
@@ -314,6 +315,17 @@ def test_a_forecast_counts_while_it_is_in_force_and_fresh(tmp_path):
     assert (run.tokens, run.late_tokens, run.steered_share) == (6, 2, pytest.approx(0.95))
 
 
+def test_a_log_may_come_down_standard_input_and_the_page_go_down_standard_output(
+    decision_log, monkeypatch, capsysbinary
+):
+    log = io.TextIOWrapper(io.BytesIO(decision_log.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", log)
+    assert main(["report", "-", "-o", "-"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert out[:15].lower() == b"<!doctype html>"
+    assert b"wrote" in err
+
+
 def test_of_several_runs_the_last_is_told(decision_log, tmp_path):
     text = decision_log.read_text("utf-8")
     (tmp_path / "two.jsonl").write_text(text + text)
@@ -377,7 +389,7 @@ def test_the_command_writes_beside_its_input(replayed, tmp_path, capsys):
     [
         ("no.parquet", None, "there is no file or folder"),
         ("text.parquet", b"hello", "cannot be read as a Parquet file"),
-        ("empty.parquet", b"", "cannot be read as a Parquet file"),
+        ("empty.parquet", b"", "it is empty"),
         ("other.parquet", pl.DataFrame({"mass_kg": [1.0]}), "Parquet file of something else"),
         ("folder", "folder", "holds no replay"),
     ],
