@@ -159,7 +159,7 @@ class Searcher:
         self, clock: int, chunk_tokens: int, microbatches: int, pace: int, tbt_ms: float
     ) -> Knobs:
         pace_ms = float(self._grid.pace_shares[pace]) * tbt_ms
-        return Knobs(self._clock_mhz[clock], chunk_tokens, microbatches, pace_ms)
+        return Knobs(self._clock_mhz[clock], int(chunk_tokens), int(microbatches), pace_ms)
 
     def _tried(self, plays: int, moment: Moment, tbt_ms: float) -> tuple[Tried, ...]:
         """The cheapest that were played."""

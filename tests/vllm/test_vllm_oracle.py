@@ -136,7 +136,7 @@ class Composed:
         if answer == HOLD:
             return Batch({}, ())
         lost = self.running[len(self.running) - batch.preempted :]
-        items = state.places[["item", "item_tokens"]][: batch.items].tolist()
+        items = state.places[["scheduled", "scheduled_tokens"]][: batch.items].tolist()
         issued(state, batch, owed, self.now_ms, setting, self.setup, self.tables)
         tokens = {self.names[row]: count for row, count in items}
         return Batch(tokens, tuple(self.names[row] for row in lost))
