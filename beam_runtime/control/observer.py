@@ -36,6 +36,9 @@ from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
 
+# Times further from now than this are on another axis, or nonsense.
+AHEAD_MS, BEHIND_MS = 60_000.0, 3_600_000.0
+
 
 class Observer:
     """Takes in what engine and clocks tell.
@@ -113,9 +116,16 @@ class Observer:
 
     def absorb(self, event: Event, now_ms: float) -> None:
         """Take in one event, at ``now_ms`` or a little after."""
+        if not now_ms - BEHIND_MS <= event.at_ms <= now_ms + AHEAD_MS:
+            self._counts.odd_times += 1
+            event = event._replace(at_ms=now_ms)
         match event:  # the most frequent ones first
             case StepIssued(at_ms, decodes, chunks):
                 at_ms = self.time(at_ms)
+                for _ in range(self._tracker.steps_unheard(decodes)):
+                    self._counts.lost_steps += 1
+                    self._tracker.finished(at_ms)
+                    self._steps.lost()
                 self._steps.issued(self._tracker.issued(decodes, chunks, at_ms), at_ms)
             case StepFinished(at_ms):
                 self._step_finished(self.time(at_ms))

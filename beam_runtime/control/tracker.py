@@ -68,6 +68,7 @@ class Tracker:
         self._kv_blocks = kv_blocks
         self._rows = Rows(limits)
         self._overtaken_ms: dict[str, float] = {}
+        self._chunk_ms: dict[str, float] = {}  # when a chunk of a prompt was last issued
         self._rejected_ms: dict[str, float] = {}  # prompts longer than the model; since when
         self._last_step_ms = float("-inf")
         self._gaps = Gaps()
@@ -101,8 +102,7 @@ class Tracker:
 
     def ended(self, request_id: str) -> None:
         """A request completed or was aborted."""
-        self._overtaken_ms.pop(request_id, None)
-        known = self._rows.remove(request_id)
+        known = self._forget(request_id)
         self.odd_events += not known and self._rejected_ms.pop(request_id, None) is None
 
     def preempted(self, request_id: str) -> None:
@@ -131,6 +131,7 @@ class Tracker:
             pairs += chunk_pairs(tokens, computed)
             record["computed_tokens"] = computed + tokens
             record["last_step"] = self._rows.next_step
+            self._chunk_ms[request_id] = at_ms
             if computed + tokens >= record["total_tokens"]:
                 tokens_for.append(row)
         for request_id in decodes:
@@ -145,6 +146,22 @@ class Tracker:
             tokens_for.append(row)
         self._rows.issue(tokens_for)
         return StepShape(prefill_tokens, prefill_context, decode_requests, decode_context, pairs)
+
+    def steps_unheard(self, decodes: Iterable[str]) -> int:
+        """How many of the steps in flight must be back, as these decodes are about to be issued.
+
+        The pipeline has room for a limited number; and a decode needs the token before it, but
+        for asynchronous scheduling, which the extra place in the pipeline tells.
+        """
+        rows = self._rows
+        flying = int(rows.state.engine["flying"][0])
+        unheard = max(0, flying + 1 - self._limits.max_steps_in_flight)
+        if flying > unheard and self._limits.max_steps_in_flight <= self._limits.pp:
+            going = {rows.running.get(request_id, -1) for request_id in decodes} - {-1}
+            for number in range(flying - 1, unheard - 1, -1):
+                if not going.isdisjoint(rows.members(number)):
+                    return number + 1
+        return unheard
 
     def finished(self, at_ms: float) -> None:
         """The oldest step is back: its requests have a token more."""
@@ -195,7 +212,7 @@ class Tracker:
         lost = [
             request_id
             for request_id, row in self._rows.running.items()
-            if self._is_lost(self._record(row), now_ms)
+            if self._is_lost(request_id, self._record(row), now_ms)
         ]
         gone = [
             request_id
@@ -206,8 +223,7 @@ class Tracker:
             if now_ms - since_ms > LOST_WAITING_MS:
                 del self._rejected_ms[request_id]
         for request_id in (*lost, *gone):
-            self._overtaken_ms.pop(request_id, None)
-            self._rows.remove(request_id)
+            self._forget(request_id)
         return (*lost, *gone)
 
     def adopt(self, theirs: Snapshot) -> int:
@@ -220,8 +236,7 @@ class Tracker:
         named = {r.request_id for r in (*theirs.running, *theirs.waiting)}
         unknown = [name for name in (*rows.running, *rows.waiting) if name not in named]
         for request_id in unknown:
-            self._overtaken_ms.pop(request_id, None)
-            rows.remove(request_id)
+            self._forget(request_id)
         waiting = [r for r in theirs.waiting if r.prompt_tokens <= self._limits.max_model_len]
         found = {r.request_id: self._adopted(r) for r in (*theirs.running, *waiting)}
         rows.running = {r.request_id: found[r.request_id] for r in theirs.running}
@@ -257,6 +272,11 @@ class Tracker:
             now_ms, self._limits, knobs, correction, state,
             [*self._rows.running, *self._rows.waiting], tuple(self._rejected_ms),
         )  # fmt: skip
+
+    def _forget(self, request_id: str) -> bool:
+        self._overtaken_ms.pop(request_id, None)
+        self._chunk_ms.pop(request_id, None)
+        return self._rows.remove(request_id)
 
     def _record(self, row: int) -> Records:
         return self._rows.state.requests[row]
@@ -296,10 +316,12 @@ class Tracker:
         record["generated_tokens"] += 1
         record["last_token_ms"] = at_ms
 
-    def _is_lost(self, record: Records, now_ms: float) -> bool:
+    def _is_lost(self, request_id: str, record: Records, now_ms: float) -> bool:
         if record["total_tokens"] > self._limits.max_model_len:
             return True
         silent = now_ms - record["last_token_ms"] > LOST_DECODE_MS  # not for a time unknown
+        if record["generated_tokens"] == 0 and request_id in self._chunk_ms:
+            silent = now_ms - self._chunk_ms[request_id] > LOST_WAITING_MS
         return bool(silent) and self._last_step_ms > now_ms - LOST_DECODE_MS / 2
 
     def _adopted(self, theirs: RequestState) -> int:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -29,11 +32,45 @@ COMPILES = not numba.config.DISABLE_JIT
 _OPTIONS = {"error_model": "numpy", "_nrt": False}
 
 
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """A function's code, left for the entry that it becomes part of to optimize and translate.
+
+    numba does both for every function with all that it calls, so that the innermost is done once
+    for each level above it: most of the time that compiling takes.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """None: nobody calls it by itself."""
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        """Where numba would tell a function its Python environment, which none of ours has."""
+        return SimpleNamespace(set_env=lambda name, env: None)
+
+
+class _PartCompiler(Compiler):  # type: ignore[misc]
+    """numba's own, with _Part as the library."""
+
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
 def compiled(function: Function) -> Function:
-    """For compiled callers only: without a way in from Python it compiles twice as fast."""
-    inner: Function = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(
-        function
-    )
+    """For compiled callers only: there is no way in from Python."""
+    inner: Function = numba.njit(
+        no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler, **_OPTIONS
+    )(function)
     return inner
 
 

@@ -124,7 +124,7 @@ class NextStep:
         """
         kinds = self.state.requests["kind"][:running]
         could = (kinds == READY) | (kinds == PREFILL) if prompts else kinds == READY
-        chosen = self.state.places["item"][:items]
+        chosen = self.state.places["scheduled"][:items]
         could[chosen[chosen < running]] = False
         return tuple(np.flatnonzero(could).tolist())
 

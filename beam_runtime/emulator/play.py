@@ -68,11 +68,11 @@ def issue(
     slot = flight_slot(state, engine.flying)
     tokens = 0
     for item in range(batch.items):
-        row = state.places[item].item
+        row = state.places[item].scheduled
         request = state.requests[row]
-        request.computed_tokens += state.places[item].item_tokens
+        request.computed_tokens += state.places[item].scheduled_tokens
         request.last_step = engine.steps_back + engine.flying + 1
-        room_tokens = request.room_tokens - state.places[item].item_tokens
+        room_tokens = request.room_tokens - state.places[item].scheduled_tokens
         request.room_tokens = room_tokens if room_tokens >= 0 else room_tokens % setup.block_size
         if request.kind == READY:
             request.kind = DECODING

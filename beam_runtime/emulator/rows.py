@@ -99,6 +99,12 @@ class Rows:
         engine["steps_back"] += 1
         return [row for row in rows if row >= 0]
 
+    def members(self, number: int) -> list[int]:
+        """Rows that the ``number``-th of the steps in flight brings a token."""
+        slot = (int(self.state.engine["flying_head"][0]) + number) % len(self.state.flights)
+        rows: list[int] = self.state.members[slot, : self.state.flights["tokens"][slot]].tolist()
+        return rows
+
     @property
     def next_step(self) -> int:
         """The number of the step that would be issued next, as steps_back counts."""

@@ -113,8 +113,8 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
                 break
             free_blocks -= needed
         left -= tokens
-        places[items].item = row
-        places[items].item_tokens = tokens
+        places[items].scheduled = row
+        places[items].scheduled_tokens = tokens
         items += 1
         if request.kind == READY:
             decodes += 1
@@ -136,8 +136,8 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
         tokens = min(min(request.total_tokens, setup.max_model_len) - computed, left)
         free_blocks -= held_blocks(request, computed + tokens, setup)
         left -= tokens
-        places[items].item = row
-        places[items].item_tokens = tokens
+        places[items].scheduled = row
+        places[items].scheduled_tokens = tokens
         items += 1
         admitted += 1
         chunk_tokens += tokens
@@ -163,8 +163,8 @@ def shortened(state: State, batch: Batch, tokens: int) -> Batch:
     while tokens > 0 and items > 0:
         items -= 1
         place = state.places[items]
-        request = state.requests[place.item]
-        had = place.item_tokens
+        request = state.requests[place.scheduled]
+        had = place.scheduled_tokens
         waits = items >= batch.items - batch.admitted
         computed = request.cached_tokens if waits else request.computed_tokens
         keeps = had - min(had, tokens)

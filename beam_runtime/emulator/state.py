@@ -48,7 +48,7 @@ REQUEST = record_type(
 PLACE = record_type(
     "running "  # the i-th running request, in the engine's order
     "waiting "  # the i-th place of the waiting queue, a ring
-    "item item_tokens",  # the i-th of the step under composition
+    "scheduled scheduled_tokens",  # the i-th of the step under composition
     "due_ms",  # room for choosing
 )
 FLIGHT = record_type("tokens", "finish_ms")  # requests that get a token from it; when it is back

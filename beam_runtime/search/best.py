@@ -46,8 +46,10 @@ from beam_runtime.types import SAME_MS
 MISSES, TRIES = 3, 16
 # Violations closer than this (in shares of one SLO) are the same.
 SAME_VIOLATION = 0.005
-# What a request beside its steps costs a play, in requests.
+# What a step costs a play beside its requests, in requests.
 PER_STEP = 32
+# With prefill pending, how far a play's bad news counts for higher clocks of its line.
+TRUST = 0.25
 # What the search is doing: 1 to 3 of the docstring; then its last paragraph.
 CHEAPEST, LEAST_LATE, NO_WORSE, LOWER = range(4)
 
@@ -103,7 +105,7 @@ def best_of(
     prices = equal_work(start, given.lookahead_ms, grid.pace_shares, setup, tables)
     clear(grid, room)
     if prefill_pending(start, setup):
-        lines, trust = prepare_prefill(start, grid, prices, room, paper, setup, tables), 0.25
+        lines, trust = prepare_prefill(start, grid, prices, room, paper, setup, tables), TRUST
     else:
         lines, trust = prepare_decode(start, grid, prices, room, setup, tables), 1.0
     tbt_ms = everyone(start, setup).tbt_ms

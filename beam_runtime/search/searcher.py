@@ -8,6 +8,7 @@ from beam_runtime.emulator.forecast import Outcome, forecast_one
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.emulator.setup import Setting, make_setup, make_tables
 from beam_runtime.emulator.state import Records, State, empty_state, records
+from beam_runtime.errors import BeamError
 from beam_runtime.search import best
 from beam_runtime.search.lines import AFTER, ENTRY, GRID, LINE, PLAY, Grid, Room
 from beam_runtime.search.reasons import Found, Tried
@@ -83,6 +84,11 @@ class Searcher:
             self._first, self._second, moment.state, self._grid, self._room, self._paper,
             self._setup(moment), self._tables,
         )  # fmt: skip
+        if choice.line < 0:
+            raise BeamError(
+                "no setting could be judged",
+                cause="the prompts that wait take more steps than are looked ahead",
+            )
         played = self._first if choice.first_room else self._second
         tbt_ms = self.tightest_tbt_ms(moment)
         knobs = self._knobs(
@@ -159,7 +165,7 @@ class Searcher:
         self, clock: int, chunk_tokens: int, microbatches: int, pace: int, tbt_ms: float
     ) -> Knobs:
         pace_ms = float(self._grid.pace_shares[pace]) * tbt_ms
-        return Knobs(self._clock_mhz[clock], chunk_tokens, microbatches, pace_ms)
+        return Knobs(self._clock_mhz[clock], int(chunk_tokens), int(microbatches), pace_ms)
 
     def _tried(self, plays: int, moment: Moment, tbt_ms: float) -> tuple[Tried, ...]:
         """The cheapest that were played."""

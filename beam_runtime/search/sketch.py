@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot, waiting_place
-from beam_runtime.emulator.play import Decoding
+from beam_runtime.emulator.play import MAX_STEPS, Decoding
 from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type
@@ -123,6 +123,8 @@ def draw(
     total_ms, step_ms = 0.0, 0.0
     at, done = 0, 0  # the prompt being served, and its tokens so far
     while at < prompts:
+        if steps == MAX_STEPS:  # a play would not come to an end, either
+            return Sketch(False, steps, runs, 0.0, 0.0, 0, 0.0, 0, 0.0, 0)
         group = riders[steps % setup.pp]
         riding, riding_context = group.decodes, group.context_tokens
         left = legal_chunk(decoding, chunk_tokens, setup) - riding

@@ -199,13 +199,13 @@ class FakeEngine:
             self._tell("preemption", self._names[row])
         if batch.items:
             decodes, chunks = [], []
-            items = state.places["item"][: batch.items].tolist()
+            items = state.places["scheduled"][: batch.items].tolist()
             for at, row in enumerate(items):
                 admitted = at >= batch.items - batch.admitted
                 if state.requests["kind"][row] == READY and not admitted:
                     decodes.append(self._names[row])
                 else:
-                    tokens = int(state.places["item_tokens"][at])
+                    tokens = int(state.places["scheduled_tokens"][at])
                     chunks.append((self._names[row], tokens))
             self._tell_step("step_issued", decodes, chunks)
         slowdown = self._slowdown(self.now_ms)

@@ -94,7 +94,7 @@ def command(
     check_state(spec)
     spec = spec.model_copy(update={"clock_mhz": clock_of(known, clock or spec.clock_mhz)})
     max_chunk, cut = largest_step(known, max_chunk)
-    say_if_first("beam_runtime.kernel")
+    say_if_first("beam_runtime.search")
     answer = decide(
         known,
         spec,

@@ -59,23 +59,23 @@ class View:
 
     def pending_prefill_tokens(self) -> NDArray[np.int64]:
         """Prompt tokens not computed yet, of every request without its first token, FCFS."""
-        requests = self._everyone()
-        pending = requests["total_tokens"] - requests["computed_tokens"]
-        prefilling: NDArray[np.int64] = pending[(pending > 0) & ~_decoding(requests)]
+        rows = np.concatenate([self.running, self.waiting])
+        pending, decoding = self._pending(rows)
+        prefilling: NDArray[np.int64] = pending[(pending > 0) & ~decoding]
         return prefilling
 
     def longest_wait_ms(self) -> float:
         """How long the oldest request without all its prompt computed has been waiting."""
-        requests = self._everyone()
-        pending = requests["total_tokens"] > requests["computed_tokens"]
-        arrivals_ms = requests["arrival_ms"][pending & ~_decoding(requests)]
+        rows = np.concatenate([self.running, self.waiting])
+        pending, decoding = self._pending(rows)
+        arrivals_ms = self.state.requests["arrival_ms"][rows[(pending > 0) & ~decoding]]
         return float(self.now_ms - arrivals_ms.min()) if len(arrivals_ms) else 0.0
 
     def decodes(self) -> tuple[int, int]:
         """(requests that decode, their KV tokens together)."""
-        requests = self.state.requests[self.running]
-        requests = requests[_decoding(requests)]
-        return len(requests), int(requests["computed_tokens"].sum())
+        rows = self.running
+        rows = rows[self._pending(rows)[1]]
+        return len(rows), int(self.state.requests["computed_tokens"][rows].sum())
 
     def prefill_running(self) -> bool:
         """Whether some prompt is half done."""
@@ -100,14 +100,10 @@ class View:
     def _engine(self) -> Records:
         return self.state.engine[0]
 
-    def _everyone(self) -> Records:
-        return self.state.requests[np.concatenate([self.running, self.waiting])]
-
-
-def _decoding(requests: Records) -> NDArray[np.bool_]:
-    decoding: NDArray[np.bool_] = (
-        (requests["generated_tokens"] > 0)
-        & (requests["computed_tokens"] > 0)
-        & (requests["total_tokens"] - requests["computed_tokens"] <= 1)
-    )
-    return decoding
+    def _pending(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Of these requests the tokens to be computed, and whether they decode."""
+        requests = self.state.requests
+        computed = requests["computed_tokens"][rows]
+        pending = requests["total_tokens"][rows] - computed
+        decoding = (requests["generated_tokens"][rows] > 0) & (computed > 0) & (pending <= 1)
+        return pending, decoding

@@ -74,17 +74,16 @@ class Planner:
         return None if made is None else self._unless_stuck(made, now_ms)
 
     def _make(self, now_ms: float, orders: Orders) -> Plan | None:
-        compiled = self._compiled
-        if compiled is None:
+        if self._compiled is None:
             return None
         rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        if self._view.flying:
-            closed = self._closed(now_ms, rules)
-            if closed is not None:
-                return closed
-        made = self._all_at_once(now_ms, orders, rules)
-        if made is not None:
-            return made
+        known = self._closed(now_ms, rules) or self._all_at_once(now_ms, orders, rules)
+        return known or self._composed(self._compiled, now_ms, orders, rules)
+
+    def _composed(
+        self, compiled: "tuple[Columns, NextStep]", now_ms: float, orders: Orders, rules: Rules
+    ) -> Plan | None:
+        """The composer's plan."""
         columns, step = compiled
         running, waiting = columns.fill(now_ms)
         answer = step.ask(
@@ -100,7 +99,9 @@ class Planner:
         return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
-        """Whether the pipeline, which is not empty, takes no step now."""
+        """Whether the pipeline takes no step now; an empty one does."""
+        if not self._view.flying:
+            return None
         times = self._view.times
         if len(self._view.flying) >= self._view.limits.max_steps_in_flight:
             return Plan(0, until_ms=times.finishes_ms()[0])
