@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from beamprof.errors import BackendError, DeviceError
-from beamprof.models.shape import resolve_model
+from beamprof.models.registry import resolve_model
 from beamprof.profiler import choose_backend as choose
 from beamprof.profiler.choose_backend import Gpu, choose_backend, cpu_clock_mhz
 from beamprof.profiler.spec import resolve_spec
