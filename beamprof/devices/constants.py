@@ -197,6 +197,7 @@ class Power:
         memory_w_per_tbps: DRAM traffic.
         link_w: links to the other GPUs of a tensor-parallel stage, while it runs.
         cap_w: the board's power limit.
+        attention_share: what FLOPs of attention draw of what those of a GEMM do.
     """
 
     floor_w: float
@@ -209,3 +210,4 @@ class Power:
     memory_w_per_tbps: float
     link_w: float
     cap_w: float
+    attention_share: float = 1.0

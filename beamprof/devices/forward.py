@@ -190,12 +190,12 @@ def _layer_work(
             windows = step.decode_requests * mixer.window_tokens
             chunk = step.prefill_tokens + min(step.prefill_context_tokens, mixer.window_tokens)
             contexts = min(contexts, float(windows + step.decode_requests + chunk))
-        flops += 4.0 * mixer.heads * mixer.head_dim * pairs
+        flops += device.power.attention_share * 4.0 * mixer.heads * mixer.head_dim * pairs
     elif isinstance(mixer, LatentAttention):
         decodes = (step.decode_requests, float(step.decode_context_tokens))
         chunk_shape = (1.0, float(step.prefill_tokens), _mean_context(step))
         decode_flops, chunk_flops = latent_flops(mixer, decodes, chunk_shape)
-        flops += float(decode_flops) + float(chunk_flops)
+        flops += device.power.attention_share * (float(decode_flops) + float(chunk_flops))
     else:
         moved += float(state_bytes(mixer, step.decode_requests))
     return flops, moved + contexts * mixer.kv_per_token * stage.precision.kv_bytes

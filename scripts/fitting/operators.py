@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from beamprof.devices.allreduce import message_us
-from beamprof.devices.attention import Heads, chunk_us, decode_us
+from beamprof.devices.attention import Heads, chunk_us, decode_us, mean_keys
 from beamprof.devices.delta import delta_us
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, Gemms, gemm_us, soft_max
@@ -88,7 +88,8 @@ class Rows:
         constants: of that section, with start and bounds.
         measured_us: (R,). held_out: (R,) rows whose shape is kept out of the fit.
         predict: the model's microseconds of the rows with these indices.
-        tensor: FLOPs (as of bf16's rate) and moved bytes of each row; for power.
+        power_w: measured, where it was. work: FLOPs (as of bf16's rate) and DRAM bytes of each row.
+        knots: of all-reduces, by GPUs: bytes and microseconds.
     """
 
     family: str
@@ -98,6 +99,7 @@ class Rows:
     held_out: np.ndarray
     predict: Callable[[Device, np.ndarray], Array]
     power_w: Array | None = None
+    work: Callable[[Device], tuple[Array, Array]] | None = None
     knots: dict[int, tuple[Array, Array]] | None = None
 
 
@@ -152,9 +154,12 @@ def _gemm(frame: pl.DataFrame) -> list[Rows]:
             us = gemm_us(device, gemms, _top(device))[:, 0]
             return soft_max(us, np.maximum(floor[at], 1e-9), FLOOR_EXPONENT)
 
-        found.append(
-            Rows("GEMM", f"gemm.{form}", constants, us, _held_out(n, k), predict, _power(part))
-        )
+        def work(device: Device, columns=(m, n, k), form=form):  # type: ignore[no-untyped-def]
+            gemms = Gemms(*columns, FORMATS[form])
+            return gemms.flops / device.gemm_kernels(gemms.form).rate, gemms.dram_bytes
+
+        held = _held_out(n, k)
+        found.append(Rows("GEMM", f"gemm.{form}", constants, us, held, predict, _power(part), work))
     return found
 
 
@@ -179,6 +184,12 @@ def _context(frame: pl.DataFrame) -> list[Rows]:
         def predict(device: Device, at: np.ndarray, heads=heads, c=(requests, tokens, before)):  # type: ignore[no-untyped-def]
             return chunk_us(device, _at(heads, at), *(x[at] for x in c), _top(device))[:, 0]
 
+        def work(device: Device, heads=heads, b=requests, n=tokens, k=before):  # type: ignore[no-untyped-def]
+            del device
+            pairs = b * n * mean_keys(n, k, heads.window_tokens)
+            moved = 4.0 * b * n * heads.heads * heads.head_dim + heads.cache_bytes(b * n)
+            return 4.0 * heads.heads * heads.head_dim * pairs, moved
+
         us = part["latency"].to_numpy() * 1e3
         held = _held_out(*columns)
         found.append(
@@ -190,6 +201,7 @@ def _context(frame: pl.DataFrame) -> list[Rows]:
                 held,
                 predict,
                 _power(part),
+                work,
             )
         )
     return found
@@ -205,6 +217,11 @@ def _generation(frame: pl.DataFrame) -> list[Rows]:
         def predict(device: Device, at: np.ndarray, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
             return decode_us(device, _at(heads, at), b[at], b[at] * s[at], _top(device))[:, 0]
 
+        def work(device: Device, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
+            del device
+            seen = b * np.minimum(s + 1, heads.window_tokens)
+            return 4.0 * heads.heads * heads.head_dim * seen, heads.cache_bytes(seen)
+
         us = part["latency"].to_numpy() * 1e3
         held = _held_out(*columns)
         found.append(
@@ -216,6 +233,7 @@ def _generation(frame: pl.DataFrame) -> list[Rows]:
                 held,
                 predict,
                 _power(part),
+                work,
             )
         )
     return found
@@ -264,7 +282,12 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
 
         us = part["latency"].to_numpy() * 1e3
         held = _held_out(*_columns(part, "hidden_size", "inter_size", "topk", "num_experts"))
-        found.append(Rows("MoE", f"moe.{form}", MOE, us, held, predict, _power(part)))
+
+        def work(device: Device, routed=routed, form=form):  # type: ignore[no-untyped-def]
+            rate = device.moe_kernels(FORMATS[form]).rate
+            return routed.flops / rate, routed.dram_bytes(FORMATS[form])
+
+        found.append(Rows("MoE", f"moe.{form}", MOE, us, held, predict, _power(part), work))
     return found
 
 
