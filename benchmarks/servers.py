@@ -1,18 +1,18 @@
-"""The modelled device against whole servers that were measured: closed-loop load, no table fitted to it.
+"""The modelled device against whole servers that were measured: closed-loop load, no replay.
 
     python benchmarks/servers.py [--data ../shared/data] [--only mlenergy|served] [--model NAME]
 
 mlenergy-v3: median ITL, power and J/token of vLLM 0.11.1 servers. served-configurations: mean TPOT
 and TTFT, beside what aiconfigurator predicts for the same rows.
 
-N requests are always in flight. In steady state a step decodes for all of them, and for N/o prompts
-that take the places of those that finished (o = mean output length): their number in one step is
-taken as Poisson. A step is all pipeline stages' layers, the LM head, and the host's time. That is an
-estimate of the steady state, not a replay: it knows no queue and no batch that starts together but
-for the first wave of a benchmark, which is weighed by its share of the requests.
+N requests are always in flight. In steady state a step decodes for all of them, and prefills the N/o
+prompts that take the places of those that finished (o = mean output length): their number in one
+step is taken as Poisson. A step is the layers, the LM head, and the sampler's and the host's time.
+That is an estimate of the steady state: it knows no queue and no batch that starts together but for
+the first wave of a benchmark, which is weighed by a share of the requests.
 
-What is fitted: operators (scripts/fit_device.py), and the host's two constants and the power constants
-on the models named in FITTED alone; all other models are held out.
+Fitted: operators (scripts/fit_device.py); power and host time on the two models in FITTED
+(scripts/fit_servers.py); FIRST_WAVE on one model's rows. All else is held out.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ STEP_TOKENS = 8192  # vLLM's default max_num_batched_tokens of a server on these
 QUEUED_TTFT_MS = 20_000.0  # rows beyond measured a queue
 # Of a benchmark's requests so many start together: the first wave of ten, and what of the next still
 # ends together. Set on vLLM's rows of Qwen3-32B on H100; all other rows are held out.
-FIRST_WAVE = 0.25
+FIRST_WAVE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,9 @@ def report_served(data: Path, only: str | None, verbose: bool) -> None:
                 "TPOT": float(peer["tpot_predicted_ms"]) / measured["TPOT"] - 1,
                 "TTFT": float(peer["ttft_predicted_ms"]) / measured["TTFT"] - 1,
             })  # fmt: skip
-    print("served-configurations: MAPE (bias), medians in brackets; but for one constant of TTFT nothing is fitted on them")
+    print(
+        "served-configurations: MAPE (bias), medians in brackets; but for one constant of TTFT nothing is fitted on them"
+    )
     for key in sorted(ours):
         print(
             f"  {' '.join(key):64} {len(ours[key]):4} rows  ours {_line(ours[key])}   peer {_line(theirs[key])}"

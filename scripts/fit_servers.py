@@ -18,12 +18,12 @@ from scipy.optimize import least_squares, nnls
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import servers
+from fitting.sections import replaced, write_constants
 
 from beam_runtime.types import StepShape
 from beamprof.devices.device import resolve_device
 from beamprof.devices.forward import utilisation
 from beamprof.devices.power import running_w
-from fitting.sections import replaced, write_constants
 
 POWER = {  # constant: start, least, most
     "busy_w_per_ghz": (40.0, 1.0, 150.0),

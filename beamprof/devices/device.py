@@ -6,9 +6,11 @@ error stand beside it in its file.
 """
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,15 +115,42 @@ def resolve_device(name: str) -> Device:
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()
             ) from None
         return parse_device(text, path.stem, name)
-    if name.lower() not in device_names():
+    shipped = _shipped_name(name)
+    if shipped is None:
         raise DeviceError(
             f"unknown device {name!r}",
             cause="no device file of that name ships with BEAM",
             hint=_known_hint(),
         )
-    file = f"{name.lower()}.toml"
-    text = resources.files("beamprof.devices").joinpath(file).read_text("utf-8")
-    return parse_device(text, name.lower(), file)
+    return _shipped(shipped)
+
+
+def _shipped_name(name: str) -> str | None:
+    """The file for a name as people write it: another case, spaces, a vendor; never a guess.
+
+    "H100" alone is one file as long as one file begins with it.
+    """
+    wanted = _letters(name)
+    if not wanted:
+        return None
+    by_letters = {_letters(known): known for known in device_names()}
+    if wanted in by_letters:
+        return by_letters[wanted]
+    by_nvml = {_letters(n): known for known in device_names() for n in _shipped(known).nvml_names}
+    if wanted in by_nvml:
+        return by_nvml[wanted]
+    begins = [known for letters, known in by_letters.items() if letters.startswith(wanted)]
+    return begins[0] if len(begins) == 1 else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
+
+
+@cache
+def _shipped(name: str) -> Device:
+    text = resources.files("beamprof.devices").joinpath(f"{name}.toml").read_text("utf-8")
+    return parse_device(text, name, f"{name}.toml")
 
 
 def detect_device(nvml_name: str) -> str | None:

@@ -5,13 +5,13 @@ limit. A sample that was taken while the power still rose reads low; the robust 
 """
 
 import numpy as np
+from fitting.operators import Rows
+from fitting.sections import replaced
 from scipy.optimize import least_squares
 
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array
 from beamprof.devices.power import Utilisation, running_w
-from fitting.operators import Rows
-from fitting.sections import replaced
 
 POWER = {  # constant: start, least, most
     "busy_w_per_ghz": (20.0, 0.5, 150.0),
