@@ -182,9 +182,9 @@ class Operators:
                 parts.append(self._moe_more(layer.mlp, tokens))
             if self.allreduce is not None:
                 message = tokens * stage.hidden_size * stage.activation_bytes
-                us = float(message_us(device, stage.tp, np.array([float(message)]))[0])
+                one = float(message_us(device, stage.tp, np.array([float(message)]))[0])
                 factors, found = self.allreduce.at(np.log([[stage.tp, message]]))
-                parts.append((2 * us * float(factors[0] - 1), bool(found[0])))
+                parts.append((2 * one * float(factors[0] - 1), bool(found[0])))
             total += group.count * (more + sum(part[0] for part in parts))
             near &= all(part[1] for part in parts)
         return total, near

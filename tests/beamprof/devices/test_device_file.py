@@ -34,9 +34,19 @@ def test_the_a100_offers_its_81_clocks() -> None:
     assert (len(clocks), clocks[0], clocks[-1]) == (81, 210, 1410)
 
 
-def test_unknown_device_lists_the_known() -> None:
-    with pytest.raises(DeviceError, match="unknown device 'a100'") as caught:
-        resolve_device("a100")
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("H100", "h100-sxm"), ("h200 sxm", "h200-sxm"), ("NVIDIA B200", "b200"), ("L40s", "l40s"),
+     ("NVIDIA A100-SXM4-80GB", A100), ("A100_PCIe_80GB", "a100-pcie-80gb")],
+)  # fmt: skip
+def test_names_as_people_write_them(written: str, name: str) -> None:
+    assert resolve_device(written).name == name
+
+
+@pytest.mark.parametrize("written", ["a100", "h", "", "..", "h100/../x"])
+def test_unknown_device_lists_the_known(written: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device") as caught:
+        resolve_device(written)
     assert A100 in str(caught.value.hint)
 
 

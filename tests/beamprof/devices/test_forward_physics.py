@@ -100,9 +100,7 @@ def test_more_work_never_costs_less_time(stage: StageShape, step: StepShape, mor
 def test_a_gemm_of_more_tokens_takes_no_less(
     tokens: int, more: int, outputs: int, inputs: int
 ) -> None:
-    small, large = (
-        Gemms.of(m, [(outputs, inputs)], "bfloat16") for m in (tokens, tokens + more)
-    )
+    small, large = (Gemms.of(m, [(outputs, inputs)], "bfloat16") for m in (tokens, tokens + more))
     # A last wave that fills up overlaps a little better with DRAM: a percent, no more.
     assert gemm_us(A100, large, TOP)[0, 0] >= gemm_us(A100, small, TOP)[0, 0] * 0.98
 

@@ -69,7 +69,11 @@ def test_every_kind_of_model_is_priced(device: Device, name: str) -> None:
     stage = registry()[name].shard(1, 1)
     clocks = np.array(device.clocks.supported_mhz, dtype=np.float64)
     before = 0.0
-    for step in (StepShape(0, 0, 1, 1000), StepShape(0, 0, 64, 64_000), StepShape(2048, 0, 64, 64_000)):
+    for step in (
+        StepShape(0, 0, 1, 1000),
+        StepShape(0, 0, 64, 64_000),
+        StepShape(2048, 0, 64, 64_000),
+    ):
         result = forward(device, stage, step, clocks)
         power_w = result.energy_j / result.latency_ms * 1e3
         assert np.all(np.isfinite(result.latency_ms))
