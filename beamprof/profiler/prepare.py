@@ -86,8 +86,11 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
         raise SweepError(
             "no model was named", hint="beam profile --model llama3-70b, or model = in the sweep"
         )
-    model = resolve_model(spec.model)
-    stage = model.shard(spec.tp, spec.pp)
+    model = resolve_model(spec.model, dtype=spec.dtype)
+    if spec.kv_cache_dtype != "auto":
+        quantised = model.precision.with_kv(spec.kv_cache_dtype)
+        model = dataclasses.replace(model, quantised=quantised)
+    stage = model.shard(spec.tp, spec.pp, spec.ep)
     choice = choice or choose_backend(spec, model, stage)
     plan, measured_plan, thinned = _plans(spec, grid_limits(spec, model, stage, choice), choice)
     output = request.output or Path(
@@ -114,7 +117,7 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
 def shape_notes(model: ModelShape, stage: StageShape) -> list[str]:
     """What is special about a model's cost, one line each."""
     notes = []
-    if model.precision.method:
+    if model.quantised:
         notes.append(f"precision: {model.precision}")
     windows = sorted(
         {w for kind in model.kinds if (w := getattr(kind.layer.mixer, "window_tokens", 0))}
@@ -199,6 +202,7 @@ def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[s
         "model_shape": prepared.model.to_json(),
         "tp": str(spec.tp),
         "pp": str(spec.pp),
+        "ep": str(spec.ep),
         "backend": prepared.choice.backend,
         **{key: environment.get(key, "") for key in fixed},
         "device_file": hashlib.sha256(device_file.encode()).hexdigest()[:12],
