@@ -43,7 +43,8 @@ class SweepSpec:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("model", "model", a_name, None, "registry name, Hugging Face id or directory with config.json",
+    Setting("model", "model", a_name, None,
+            "registry name, Hugging Face id or directory with config.json",
             '"llama3-70b"'),
     Setting("tp", "tp", whole(1), 1, "tensor-parallel GPUs of a stage", "2"),
     Setting("pp", "pp", whole(1), 1, "pipeline stages", "4"),
