@@ -1,8 +1,8 @@
 """Fit the A100-SXM4-80GB device file to published measurements; print every constant and error.
 
-    python scripts/fit_device.py               fit, print constants and errors
-    python scripts/fit_device.py --held-out    fit on two tables, report on the third
-    python scripts/fit_device.py --check       exit 1 unless the committed file comes out
+    python scripts/fit_tables.py               fit, print constants and errors
+    python scripts/fit_tables.py --held-out    fit on two tables, report on the third
+    python scripts/fit_tables.py --check       exit 1 unless the committed file comes out
 
 Needs scipy (the test extra) and the data folder (--data, default ../shared/data):
 measured-a100 (three tables: latency, energy), a100-dvfs-spec (power of a waiting GPU) and
@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from beam_runtime.types import StepShape
-from beamprof.devices.attention import kv_bytes_per_layer
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.power import running_w, waiting_w
 from beamprof.models.registry import registry
+from fitting.sections import replaced as replaced_in
+from fitting.sections import values_of as values_in
 from beamprof.models.shape import StageShape
 
 Array = NDArray[np.float64]
@@ -46,10 +47,10 @@ TABLES = {  # registry name: (tp, pp, part of the file's name)
     "qwen2.5-14b": (1, 2, "Qwen2.5-14B"),
 }
 LATENCY = {  # constant: where the fit starts
-    "compute.gemm_efficiency": 0.9,
-    "compute.gemm_load_bytes_per_clock": 30.0,
+    "gemm.bfloat16.efficiency": 0.9,
+    "gemm.bfloat16.load_bytes_per_clock": 30.0,
     "compute.activation_bytes_per_clock": 1000.0,
-    "memory.overlap_exponent": 4.0,
+    "gemm.bfloat16.overlap_exponent": 4.0,
     "launch.kernel_us": 4.0,
     "allreduce.latency_us": 6.0,
     "allreduce.bandwidth_gbps": 75.0,
@@ -68,7 +69,11 @@ POWER = {
 # Not fitted: the fit would say 1.10 and gain 0.2 % of energy, but then the energy-optimal clock
 # lies 30-60 MHz above the measured ones. Boards have their knee at 1.02 to 1.11 GHz.
 KNEE_GHZ = 1.05
-FIXED = ("compute.attention_efficiency", "compute.kv_bytes_per_clock")  # not least squares
+ALLREDUCE = ("allreduce.latency_us", "allreduce.bandwidth_gbps")
+FIXED = (
+    "attention.bfloat16.efficiency",
+    "attention.bfloat16.kv_bytes_per_clock",
+)  # not least squares
 # Above, a pass full of GEMMs may run at its power cap: the clock it reached was not recorded.
 UNCAPPED_MHZ = 1350
 OUTLIER_SCALE = 0.05  # relative errors beyond count linearly, not squared
@@ -111,16 +116,28 @@ def read_tables(data: Path) -> list[Pass]:
 
 def replaced(device: Device, constants: dict[str, object]) -> Device:
     """The device with some constants, named 'section.field', replaced."""
+    reduce = {name: constants[name] for name in ALLREDUCE if name in constants}
     for path, value in constants.items():
-        section, field = path.split(".")
-        part = dataclasses.replace(getattr(device, section), **{field: value})
-        device = dataclasses.replace(device, **{section: part})
+        if path in reduce:
+            continue
+        section, field = path.rsplit(".", 1)
+        device = replaced_in(device, section, {field: value})
+    if reduce:  # the file holds two knots, half a line
+        latency_us, gbps = (float(str(reduce[name])) for name in ALLREDUCE)
+        us = (latency_us, latency_us + device.allreduce.message_bytes[-1] / (gbps * 1e3))
+        device = replaced_in(device, "allreduce", {"us_2": us, "us_4": us, "us_8": us})
     return device
 
 
 def constant(device: Device, path: str) -> float:
-    section, field = path.split(".")
-    return float(getattr(getattr(device, section), field))
+    reduce = device.allreduce
+    if path == ALLREDUCE[0]:
+        return reduce.us_2[0]
+    if path == ALLREDUCE[1]:
+        return reduce.message_bytes[-1] / (reduce.us_2[-1] - reduce.us_2[0]) / 1e3
+    section, field = path.rsplit(".", 1)
+    value = values_in(device, section)[field]
+    return float(value[0] if isinstance(value, tuple) else value)  # type: ignore[arg-type]
 
 
 def fit_cached_kv(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
@@ -131,10 +148,10 @@ def fit_cached_kv(device: Device, passes: list[Pass]) -> tuple[Device, dict[str,
             same = (long.model, long.step.tokens) == (short.model, short.step.tokens)
             more = long.step.decode_context_tokens - short.step.decode_context_tokens
             if same and more > 0:
-                kv_bytes = kv_bytes_per_layer(short.stage, more) * short.stage.layers
+                kv_bytes = short.stage.kv_bytes_per_token * more
                 clocks = (long.latency_ms - short.latency_ms) * 1e3 * short.clocks_mhz
                 rates.append(kv_bytes / device.compute.sms / np.median(clocks))
-    name = "compute.kv_bytes_per_clock"
+    name = "attention.bfloat16.kv_bytes_per_clock"
     return replaced(device, {name: float(np.median(rates))}), {name: float(np.std(rates))}
 
 
@@ -148,8 +165,11 @@ def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]
         ms_per_token = np.polyfit(rows["K"].to_numpy(), rows["ms"].to_numpy(), 1)[0]
         flops = stage.attention_flops_per_pair * float(str(chunk))
         shares.append(flops / (ms_per_token * 1e3) / peak)
-    name = "compute.attention_efficiency"
-    return replaced(device, {name: float(np.mean(shares))}), {name: float(np.std(shares))}
+    name = "attention.bfloat16.efficiency"
+    sizes = len(device.attention["bfloat16"].head_dims)
+    return replaced(device, {name: (float(np.mean(shares)),) * sizes}), {
+        name: float(np.std(shares))
+    }
 
 
 def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:

@@ -86,8 +86,10 @@ def chunk_us(
     efficiency = np.interp(heads.head_dim, kernels.head_dims, kernels.efficiency)
     key_clocks = 4.0 * heads.head_dim / (compute.tensor_flops_per_clock * efficiency)
     mean_clocks = tiles * QUERY_TILE * keys * key_clocks / compute.sms
-    longest_clocks = QUERY_TILE * most * key_clocks
-    busy_clocks = soft_max(mean_clocks, longest_clocks, kernels.balance_exponent)
+    busy_clocks = mean_clocks
+    if kernels.balance_exponent:
+        longest_clocks = QUERY_TILE * most * key_clocks
+        busy_clocks = soft_max(mean_clocks, longest_clocks, kernels.balance_exponent)
     busy_us = busy_clocks[:, None] / clocks_mhz
     queries_bytes = 2 * ACTIVATION_BYTES * requests * tokens * heads.heads * heads.head_dim
     seen = np.minimum(context_tokens, heads.window_tokens) + tokens

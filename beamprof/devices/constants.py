@@ -91,7 +91,8 @@ class AttentionKernels:
     Attributes:
         head_dims, efficiency: share of the bf16 tensor rate in chunk attention, by head size.
         prologue_keys: what starts and ends a query tile, as so many more keys.
-        balance_exponent: how sharply its longest tile paces a chunk that does not fill the SMs.
+        balance_exponent: how sharply its longest tile paces a chunk that does not fill the SMs;
+            0 = not at all.
         chunk_fixed_us, decode_fixed_us: the kernels' starts.
         kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock.
         bandwidth_share: of the DRAM bandwidth, while the cache is streamed.

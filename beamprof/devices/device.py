@@ -289,7 +289,7 @@ def _check(device: Device, where: str) -> None:
 
 # Constants that something is divided by.
 _RATES = {"efficiency", "load_bytes_per_clock", "overlap_exponent", "rate", "bandwidth_share",
-          "row_bytes_per_clock", "kv_bytes_per_clock", "balance_exponent", "chunk_efficiency",
+          "row_bytes_per_clock", "kv_bytes_per_clock", "chunk_efficiency",
           "decode_efficiency", "query_bandwidth_share", "conv_bytes_per_clock"}  # fmt: skip
 
 
