@@ -5,7 +5,7 @@
 mlenergy-v3: median ITL, power and J/token of vLLM 0.11.1 servers. served-configurations: mean TPOT
 and TTFT, beside what aiconfigurator predicts for the same rows.
 
-N requests are always in flight. In steady state a step decodes for all of them, and prefills the N/o
+N requests are always in flight. In steady state a step decodes for all of them and prefills the N/o
 prompts that take the places of those that finished (o = mean output length): their number in one
 step is taken as Poisson. A step is the layers, the LM head, and the sampler's and the host's time.
 That is an estimate of the steady state: it knows no queue and no batch that starts together but for
@@ -47,7 +47,7 @@ FITTED = {
 PROMPT_TOKENS = {"lm-arena-chat": 150, "gpqa": 300}  # not recorded: some hundred tokens
 STEP_TOKENS = 8192  # vLLM's default max_num_batched_tokens of a server on these GPUs
 QUEUED_TTFT_MS = 20_000.0  # rows beyond measured a queue
-# Of a benchmark's requests so many start together: the first wave of ten, and what of the next still
+# Of a benchmark's requests so many start together: the first wave of ten, and what of the next still  # noqa: E501
 # ends together. Set on vLLM's rows of Qwen3-32B on H100; all other rows are held out.
 FIRST_WAVE = 0.15
 
@@ -56,8 +56,8 @@ FIRST_WAVE = 0.15
 class Host:
     """What an engine's step costs besides its passes: once, and for each request; milliseconds.
 
-    Sampler and host together: the GPU's power over the whole step is taken as that of a running one,
-    for that is how the power constants were fitted.
+    Sampler and host together: the GPU's power over the whole step is taken as that of a running
+    one, for that is how the power constants were fitted.
     """
 
     step_ms: float
@@ -179,7 +179,7 @@ def mlenergy(data: Path) -> Iterator[tuple[Server, dict[str, float], str, str]]:
         middle = (edges[:-1] + edges[1:]) / 2
         mean, square = counts @ middle / counts.sum(), counts @ middle**2 / counts.sum()
         prompt = PROMPT_TOKENS.get(about["task"], 300)
-        for row in csv.DictReader(file.open()):
+        for row in csv.DictReader(file.read_text("utf-8").splitlines()):
             gpus, output = int(row["num_gpus"]), float(row["avg_output_len"])
             # Long answers are in flight for longer: the mean age of one that is.
             age = square / mean / 2 * output / mean
@@ -200,9 +200,12 @@ def served(data: Path) -> Iterator[tuple[Server, dict[str, float], dict[str, str
     """Rows of served-configurations, and what the peer predicts for them."""
     folder = data / "served-configurations"
     peers = {
-        row["id"]: row for row in csv.DictReader((folder / "aiconfigurator_0.12.0.csv").open())
+        row["id"]: row
+        for row in csv.DictReader(
+            (folder / "aiconfigurator_0.12.0.csv").read_text("utf-8").splitlines()
+        )
     }
-    for row in csv.DictReader((folder / "silicon.csv").open()):
+    for row in csv.DictReader((folder / "silicon.csv").read_text("utf-8").splitlines()):
         model = row["model_path"]
         if row["precision"] == "fp8" and registered(f"{model}-FP8"):
             model = f"{model}-FP8"
@@ -243,7 +246,7 @@ def report_mlenergy(data: Path, only: str | None, verbose: bool) -> None:
         }
         if verbose:
             print(
-                f"{gpu} x{server.tp} ep {server.ep} {server.model[-28:]:28} N {server.requests:6.0f}  ITL {found.median_itl_ms:7.2f}/{measured['median ITL']:7.2f}  W {found.power_w:6.0f}/{measured['power']:6.0f}  J {relative['J/token']:+.2f}  {found.clock_mhz:.0f} MHz"
+                f"{gpu} x{server.tp} ep {server.ep} {server.model[-28:]:28} N {server.requests:6.0f}  ITL {found.median_itl_ms:7.2f}/{measured['median ITL']:7.2f}  W {found.power_w:6.0f}/{measured['power']:6.0f}  J {relative['J/token']:+.2f}  {found.clock_mhz:.0f} MHz"  # noqa: E501
             )
         errors[gpu, kind, server.model].append(relative)
     print("mlenergy-v3 (vLLM 0.11.1): MAPE (bias) of median ITL, power, J/token")
@@ -286,7 +289,7 @@ def report_served(data: Path, only: str | None, verbose: bool) -> None:
         if verbose:
             print(
                 row["id"][-60:],
-                f"TPOT {found.tpot_ms:7.2f}/{measured['TPOT']:7.2f}  TTFT {found.ttft_ms:7.0f}/{measured['TTFT']:7.0f}",
+                f"TPOT {found.tpot_ms:7.2f}/{measured['TPOT']:7.2f}  TTFT {found.ttft_ms:7.0f}/{measured['TTFT']:7.0f}",  # noqa: E501
             )
         if peer.get("tpot_predicted_ms") and peer.get("ttft_predicted_ms"):
             theirs[key].append({
@@ -294,11 +297,11 @@ def report_served(data: Path, only: str | None, verbose: bool) -> None:
                 "TTFT": float(peer["ttft_predicted_ms"]) / measured["TTFT"] - 1,
             })  # fmt: skip
     print(
-        "served-configurations: MAPE (bias), medians in brackets; but for one constant of TTFT nothing is fitted on them"
+        "served-configurations: MAPE (bias), medians in brackets; but for one constant of TTFT nothing is fitted on them"  # noqa: E501
     )
     for key in sorted(ours):
         print(
-            f"  {' '.join(key):64} {len(ours[key]):4} rows  ours {_line(ours[key])}   peer {_line(theirs[key])}"
+            f"  {' '.join(key):64} {len(ours[key]):4} rows  ours {_line(ours[key])}   peer {_line(theirs[key])}"  # noqa: E501
         )
     for backend in sorted({key[0] for key in ours}):
         mine, peer_rows = (
@@ -306,7 +309,7 @@ def report_served(data: Path, only: str | None, verbose: bool) -> None:
             for side in (ours, theirs)
         )
         print(
-            f"  {backend:64} {len(mine):4} rows  ours {_line(mine, True)}   peer {_line(peer_rows, True)}"
+            f"  {backend:64} {len(mine):4} rows  ours {_line(mine, True)}   peer {_line(peer_rows, True)}"  # noqa: E501
         )
     for message, count in skipped.items():
         print(f"  set apart, {count} rows: {message}")

@@ -5,8 +5,8 @@
     python scripts/fit_device.py mine.toml --operators DIR --write    fit a file of one's own
 
 Operators come in aiconfigurator's form (--operators, default: the system's folder under
-../shared/data/operators-aiconfigurator/latency). A fifth of the shapes is never fitted: by (n, k) of
-GEMMs, heads of attention, whole models of MoE, head counts of MLA. The A100's GEMMs and power
+../shared/data/operators-aiconfigurator/latency). A fifth of the shapes is never fitted: by (n, k)
+of GEMMs, heads of attention, whole models of MoE, head counts of MLA. The A100's GEMMs and power
 are fitted to whole tables instead: scripts/fit_tables.py. Needs scipy (the test extra).
 """
 
@@ -33,7 +33,7 @@ FROM_TABLES = {"a100-sxm4-80gb": ("gemm.bfloat16",)}
 
 
 def fit_operators(device: Device, families: list[Rows], skipped: tuple[str, ...]) -> Device:
-    """Section by section: bf16's GEMMs first, with the DRAM bandwidth, for the others rest on it."""
+    """Section by section; bf16's GEMMs with the DRAM bandwidth, which the others rest on."""
     sections = defaultdict(list)
     for rows in families:
         sections[rows.section].append(rows)

@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from fitting.sections import replaced as replaced_in
+from fitting.sections import values_of as values_in
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
@@ -34,8 +36,6 @@ from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.power import running_w, waiting_w
 from beamprof.models.registry import registry
-from fitting.sections import replaced as replaced_in
-from fitting.sections import values_of as values_in
 from beamprof.models.shape import StageShape
 
 Array = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Measured operators of aiconfigurator's data as families: rows, predictions, constants.
 
-A family yields its predictions in microseconds from a device, in columns, at the highest clock. What
-belongs to how the rows were measured, and not to the GPU, stays here: the host's floor under
+A family yields its predictions in microseconds from a device, in columns, at the highest clock.
+What belongs to how the rows were measured, and not to the GPU, stays here: the host's floor under
 operators that were launched one by one (no CUDA graph), and the L2 cache that decode attention of
 a small cache was repeated in.
 """
@@ -266,7 +266,8 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         if form is None:
             continue
         if form in MOE_KERNELS:
-            part = part.filter(pl.col("kernel_source").str.contains(MOE_KERNELS[form]))
+            default = pl.col("kernel_source").str.contains(MOE_KERNELS[form])
+            part = part.filter(default)  # noqa: PLW2901
         layers = []
         for *sizes, dist in part.select(*names, "distribution").iter_rows():
             n, hidden, width, top_k, experts, tp, ep = map(int, sizes)

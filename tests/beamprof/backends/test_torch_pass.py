@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch", reason="needs torch")
 from beam_runtime.types import StepShape  # noqa: E402
 from beamprof.backends import torch_pass  # noqa: E402
 from beamprof.backends.torch_check import check_chunks  # noqa: E402
-from beamprof.backends.torch_memory import available, check_fits  # noqa: E402
 from beamprof.backends.torch_experts import DenseWeights  # noqa: E402
+from beamprof.backends.torch_memory import available, check_fits  # noqa: E402
 from beamprof.backends.torch_pass import Stage, spans_of  # noqa: E402
 from beamprof.backends.torch_runner import CpuRunner  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402

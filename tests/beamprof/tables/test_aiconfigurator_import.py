@@ -35,8 +35,13 @@ def system(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
         [1, 16, 128], [16, 256, 2048, 8192], indexing="ij"))  # fmt: skip
     ones = np.ones_like(batch)
     heads = Heads(32 * ones, 8 * ones, 128 * ones, np.inf * ones, "bfloat16")
-    common = {"kv_cache_dtype": ["bfloat16"] * batch.size, "num_heads": 32 * ones,
-              "num_key_value_heads": 8 * ones, "head_dim": 128 * ones, "batch_size": batch}  # fmt: skip
+    common = {
+        "kv_cache_dtype": ["bfloat16"] * batch.size,
+        "num_heads": 32 * ones,
+        "num_key_value_heads": 8 * ones,
+        "head_dim": 128 * ones,
+        "batch_size": batch,
+    }
     context_ms = chunk_us(H100, heads, batch, length, 0 * ones, TOP)[:, 0] / 1e3
     write(folder, "attention", "context_attention_perf", changes, **common, isl=length,
           step=0 * ones, latency=context_ms * factor)  # fmt: skip
