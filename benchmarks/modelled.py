@@ -23,7 +23,7 @@ from beam_runtime.table.schema import KEY_COLUMNS, RowKind
 from beamprof.backends.cell import Cell
 from beamprof.backends.modelled import ModelledBackend
 from beamprof.devices.device import resolve_device
-from beamprof.models.shape import resolve_model
+from beamprof.models.registry import resolve_model
 from beamprof.tables.importers import ImportOverrides, importer
 
 Array = NDArray[np.float64]

@@ -39,7 +39,7 @@ from predicted_server import MAX_DECODES, MAX_LEN, MAX_TOKENS, Request
 from beam_runtime.errors import BeamError
 from beamprof.backends.pass_timing import TimingRules
 from beamprof.backends.vllm_stage import VllmBackend
-from beamprof.models.shape import resolve_model
+from beamprof.models.registry import resolve_model
 from beamprof.profiler.choose_backend import Choice, choose_backend
 from beamprof.profiler.plan import Plan
 from beamprof.profiler.profile import ProfileRequest, profile

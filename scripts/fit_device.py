@@ -1,308 +1,169 @@
-"""Fit the A100-SXM4-80GB device file to published measurements; print every constant and error.
+"""Fit a device file to measured operators; print every family's error, held-out shapes apart.
 
-    python scripts/fit_device.py               fit, print constants and errors
-    python scripts/fit_device.py --held-out    fit on two tables, report on the third
-    python scripts/fit_device.py --check       exit 1 unless the committed file comes out
+    python scripts/fit_device.py h100-sxm             fit, print constants and errors
+    python scripts/fit_device.py h100-sxm --errors    errors of the committed file, nothing fitted
+    python scripts/fit_device.py mine.toml --operators DIR --write    fit a file of one's own
 
-Needs scipy (the test extra) and the data folder (--data, default ../shared/data):
-measured-a100 (three tables: latency, energy), a100-dvfs-spec (power of a waiting GPU) and
-a100-operators (chunk attention).
-
-Start values are round numbers, not the committed ones, so that a held-out table is held out.
-
-The published tables were made with a dummy run whose block table points every request at the same
-pages: 38,000 tokens more of context take a time that goes with 1/f and means, at 1410 MHz, 2.6
-TB/s, more than this DRAM can deliver. Their KV cache lay in L2. That difference yields
-kv_bytes_per_clock. The model itself reads caches from DRAM, as real ones are, and is fitted as it
-runs: cells of 40,000 tokens come out slower than published, those of 2,048 a little faster. Both
-are printed.
+Operators come in aiconfigurator's form (--operators, default: the system's folder under
+../shared/data/operators-aiconfigurator/latency). A fifth of the shapes is never fitted: by (n, k)
+of GEMMs, heads of attention, whole models of MoE, head counts of MLA. The A100's GEMMs and power
+are fitted to whole tables instead: scripts/fit_tables.py. Needs scipy (the test extra).
 """
 
 import argparse
-import dataclasses
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from fitting.operators import Rows, allreduce_rows, read_rows
+from fitting.power import POWER, fit_power, power_errors
+from fitting.sections import errors, fit_section, replaced, values_of, write_constants
 
-from beam_runtime.types import StepShape
-from beamprof.devices.attention import kv_bytes_per_layer
 from beamprof.devices.device import Device, resolve_device
-from beamprof.devices.forward import forward, pass_ms, utilisation
-from beamprof.devices.power import running_w, waiting_w
-from beamprof.models.shape import StageShape, registry
+from beamprof.devices.gemm import Array
 
-Array = NDArray[np.float64]
-
-DEVICE = "a100-sxm4-80gb"
-TABLES = {  # registry name: (tp, pp, part of the file's name)
-    "llama3.3-70b": (2, 4, "Llama-3.3-70B"),
-    "qwen2.5-32b": (2, 2, "Qwen2.5-32B"),
-    "qwen2.5-14b": (1, 2, "Qwen2.5-14B"),
-}
-LATENCY = {  # constant: where the fit starts
-    "compute.gemm_efficiency": 0.9,
-    "compute.gemm_load_bytes_per_clock": 30.0,
-    "compute.activation_bytes_per_clock": 1000.0,
-    "memory.overlap_exponent": 4.0,
-    "launch.kernel_us": 4.0,
-    "allreduce.latency_us": 6.0,
-    "allreduce.bandwidth_gbps": 75.0,
-}
-BANDWIDTH_TBPS = (0.85, 1.0, 1.25, 1.5, 1.65)  # at the device file's knots
-POWER = {
-    "power.floor_w": 75.0,
-    "power.voltage_slope_per_ghz": 1.0,
-    "power.clock_w_per_ghz": 13.0,
-    "power.busy_w_per_ghz": 60.0,
-    "power.stall_share": 0.5,
-    "power.tensor_w_per_ghz": 60.0,
-    "power.memory_w_per_tbps": 80.0,
-    "power.link_w": 15.0,
-}
-# Not fitted: the fit would say 1.10 and gain 0.2 % of energy, but then the energy-optimal clock
-# lies 30-60 MHz above the measured ones. Boards have their knee at 1.02 to 1.11 GHz.
-KNEE_GHZ = 1.05
-FIXED = ("compute.attention_efficiency", "compute.kv_bytes_per_clock")  # not least squares
-# Above, a pass full of GEMMs may run at its power cap: the clock it reached was not recorded.
-UNCAPPED_MHZ = 1350
-OUTLIER_SCALE = 0.05  # relative errors beyond count linearly, not squared
-# Of the numeric derivative, relative: wide first, over the kinks where a tile choice flips.
-STEPS = (1e-1, 3e-2, 1e-2)
-IDLE_WEIGHT = 0.5  # of all idle readings together, against all passes together
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "operators-aiconfigurator" / "latency"
+SYSTEMS = {
+    "h100-sxm": "h100_sxm", "h200-sxm": "h200_sxm", "b200": "b200_sxm", "l40s": "l40s",
+    "a100-sxm4-80gb": "a100_sxm",
+}  # fmt: skip
+# Whole tables decide these of the A100.
+FROM_TABLES = {"a100-sxm4-80gb": ("gemm.bfloat16",)}
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One cell of a published table at all its clocks."""
-
-    model: str
-    stage: StageShape
-    step: StepShape
-    clocks_mhz: Array
-    latency_ms: Array
-    energy_j: Array
-
-
-def read_tables(data: Path) -> list[Pass]:
-    """Every cell of the three published tables."""
-    passes = []
-    for model, (tp, pp, label) in TABLES.items():
-        (file,) = (data / "measured-a100").glob(f"dvfs_profile_*{label}*_tp{tp}_pp{pp}_one.csv")
-        rows = pl.read_csv(file).filter(pl.col("valid") == 1).sort("clock")
-        stage = registry()[model].shard(tp, pp)
-        for (batch, context), cell in rows.group_by(
-            "batch_size", "total_ctx_len", maintain_order=True
-        ):
-            decodes = min(60, int(str(batch)))
-            step = StepShape(int(str(batch)) - decodes, 0, decodes, int(str(context)))
-            clocks = cell["clock"].to_numpy().astype(np.float64)
-            energy = cell["energy_consumption"].to_numpy() / 1e3
-            passes.append(
-                Pass(model, stage, step, clocks, cell["time_taken"].to_numpy() * 1e3, energy)
-            )
-    return passes
-
-
-def replaced(device: Device, constants: dict[str, object]) -> Device:
-    """The device with some constants, named 'section.field', replaced."""
-    for path, value in constants.items():
-        section, field = path.split(".")
-        part = dataclasses.replace(getattr(device, section), **{field: value})
-        device = dataclasses.replace(device, **{section: part})
+def fit_operators(device: Device, families: list[Rows], skipped: tuple[str, ...]) -> Device:
+    """Section by section; bf16's GEMMs with the DRAM bandwidth, which the others rest on."""
+    sections = defaultdict(list)
+    for rows in families:
+        sections[rows.section].append(rows)
+    for section, members in sections.items():
+        if section in skipped:
+            continue
+        if section == "allreduce":
+            device = fit_allreduce(device, members[0])
+            continue
+        device = fit_section(device, section, members, bandwidth=section == "gemm.bfloat16")
+        print(f"fitted {section}", file=sys.stderr)
     return device
 
 
-def constant(device: Device, path: str) -> float:
-    section, field = path.split(".")
-    return float(getattr(getattr(device, section), field))
+def fit_allreduce(device: Device, rows: Rows) -> Device:
+    """The knots are measured rows themselves, those that are not held out."""
+    assert rows.knots is not None
+    knots = np.array(device.allreduce.message_bytes)
+    values = {
+        f"us_{gpus}": tuple(float(np.interp(k, *rows.knots[gpus])) for k in knots)
+        for gpus in (2, 4, 8)
+    }
+    return replaced(device, "allreduce", values)
 
 
-def fit_cached_kv(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
-    """KV bytes that one SM takes in per clock, from cells that differ only in their context."""
-    rates = []
-    for short in passes:
-        for long in passes:
-            same = (long.model, long.step.tokens) == (short.model, short.step.tokens)
-            more = long.step.decode_context_tokens - short.step.decode_context_tokens
-            if same and more > 0:
-                kv_bytes = kv_bytes_per_layer(short.stage, more) * short.stage.layers
-                clocks = (long.latency_ms - short.latency_ms) * 1e3 * short.clocks_mhz
-                rates.append(kv_bytes / device.compute.sms / np.median(clocks))
-    name = "compute.kv_bytes_per_clock"
-    return replaced(device, {name: float(np.median(rates))}), {name: float(np.std(rates))}
-
-
-def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]:
-    """Chunk attention from the growth of a measured stage with its context."""
-    file = data / "a100-operators" / "aiconfigurator_a100_stage_llama3-70b_tp2_pp4.csv"
-    stage = registry()["llama3-70b"].shard(2, 4)
-    peak = device.compute.sms * device.compute.tensor_flops_per_clock * device.clocks.max_mhz
-    shares = []
-    for (chunk,), rows in pl.read_csv(file).filter(pl.col("B") == 0).group_by("C"):
-        ms_per_token = np.polyfit(rows["K"].to_numpy(), rows["ms"].to_numpy(), 1)[0]
-        flops = stage.attention_flops_per_pair * float(str(chunk))
-        shares.append(flops / (ms_per_token * 1e3) / peak)
-    name = "compute.attention_efficiency"
-    return replaced(device, {name: float(np.mean(shares))}), {name: float(np.std(shares))}
-
-
-def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
-    """Time constants: least squares of log(modelled / measured), all positive."""
-    knots = len(device.memory.clocks_mhz)
-
-    def build(x: Array) -> Device:
-        values = np.exp(x)
-        constants: dict[str, object] = dict(zip(LATENCY, map(float, values), strict=False))
-        constants["memory.bandwidth_tbps"] = tuple(map(float, values[len(LATENCY) :]))
-        return replaced(device, constants)
-
-    def residuals(x: Array) -> Array:
-        candidate = build(x)
-        parts = []
-        for cell in passes:
-            kept = (cell.clocks_mhz <= UNCAPPED_MHZ) | (cell.step.tokens <= 128)
-            modelled = pass_ms(candidate, cell.stage, cell.step, cell.clocks_mhz[kept])
-            parts.append(np.log(modelled / cell.latency_ms[kept]))
-        return np.concatenate(parts)
-
-    start = np.log([*LATENCY.values(), *BANDWIDTH_TBPS])
-    upper = np.full(start.size, np.inf)
-    upper[0] = 0.0  # an efficiency
-    x = np.minimum(start, upper - 1e-6)
-    for step in STEPS:
-        fit = least_squares(
-            residuals, x, bounds=(-np.inf, upper), loss="soft_l1", f_scale=OUTLIER_SCALE,
-            diff_step=step, max_nfev=30,
-        )  # fmt: skip
-        x = fit.x
-    names = (*LATENCY, *(f"memory.bandwidth_tbps[{i}]" for i in range(knots)))
-    errors = np.exp(fit.x) * _standard_errors(fit.jac, fit.fun)
-    return build(fit.x), dict(zip(names, map(float, errors), strict=True))
-
-
-def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
-    """Power constants from measured power (energy over latency) and from waiting GPUs."""
-    idle = (
-        pl.read_csv(
-            data / "a100-dvfs-spec" / "steady_state_from_raw_dcgm.csv", infer_schema_length=None
+def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float, int]]:
+    """MAPE of every family: rows fitted, rows held out."""
+    by_family: dict[str, list[tuple[Array, np.ndarray]]] = defaultdict(list)
+    for rows in families:
+        error = np.abs(errors(device, rows))
+        by_family[rows.family].append((error, rows.held_out))
+        print(
+            f"  {rows.family:12} {rows.section:20} {error.size:6} rows   fitted "
+            f"{error[~rows.held_out].mean():6.1%}   held out {_mean(error[rows.held_out])}   "
+            f"median {np.median(error):5.1%}"
         )
-        .filter(pl.col("n_idle_clk") > 0)
-        .group_by("f")
-        .agg(pl.col("P_idle_clk").median())
-        .sort("f")
-    )
-    idle_mhz = idle["f"].to_numpy().astype(np.float64)
-    idle_w = idle["P_idle_clk"].to_numpy()
-    uses = []
-    for cell in passes:
-        step = dataclasses.replace(cell.step, decode_context_tokens=0)  # KV cache in L2
-        use = utilisation(device, cell.stage, step, cell.clocks_mhz, cell.latency_ms)
-        uses.append((cell, use, cell.energy_j / cell.latency_ms * 1e3 / cell.stage.tp))
-    readings = sum(cell.clocks_mhz.size for cell in passes)
-    idle_weight = np.sqrt(IDLE_WEIGHT * readings / idle_mhz.size)
-
-    device = replaced(device, {"power.knee_ghz": KNEE_GHZ})
-
-    def build(x: Array) -> Device:
-        return replaced(device, dict(zip(POWER, map(float, x), strict=True)))
-
-    def residuals(x: Array) -> Array:
-        candidate = build(x)
-        cap_w = candidate.power.cap_w
-        parts = [
-            np.log(np.minimum(running_w(candidate, cell.clocks_mhz, use), cap_w) / power_w)
-            for cell, use, power_w in uses
-        ]
-        return np.concatenate(
-            [*parts, idle_weight * np.log(waiting_w(candidate, idle_mhz) / idle_w)]
+    print()
+    found, everything = {}, []
+    for family, parts in by_family.items():
+        error = np.concatenate([e for e, _ in parts])
+        held = np.concatenate([h for _, h in parts])
+        everything.append(error)
+        found[family] = (float(error[~held].mean()), float(error[held].mean()), error.size)
+        print(
+            f"{device.name} {family:12} {error.size:7} rows of 20 us and more   MAPE fitted "
+            f"{error[~held].mean():6.1%}   held out {_mean(error[held])}"
         )
-
-    start = np.array(list(POWER.values()))
-    fit = least_squares(
-        residuals, start, bounds=(0.0, np.inf), x_scale=np.maximum(start, 0.1), loss="soft_l1",
-        f_scale=OUTLIER_SCALE,
-    )  # fmt: skip
-    return build(fit.x), dict(
-        zip(POWER, map(float, _standard_errors(fit.jac, fit.fun)), strict=True)
-    )
+    print(f"{device.name} {'all':12} {sum(e.size for e in everything):7} rows   MAPE "
+          f"{np.concatenate(everything).mean():.1%}")  # fmt: skip
+    return found
 
 
-def _standard_errors(jacobian: Array, residuals: Array) -> Array:
-    freedom = residuals.size - jacobian.shape[1]
-    covariance = np.linalg.pinv(jacobian.T @ jacobian) * float(residuals @ residuals) / freedom
-    return np.sqrt(np.diag(covariance))
+def power(device: Device, folder: Path, asked: argparse.Namespace) -> int:
+    """Fit and report the power constants."""
+    families = [rows for rows in read_rows(folder, with_power=True) if rows.work is not None]
+    families = [r for r in families if r.power_w is not None and _has_section(device, r.section)]
+    if not families:
+        print(f"error: no powers in {folder}\nhint: --operators DIR", file=sys.stderr)
+        return 2
+    if not asked.errors:
+        device = fit_power(device, families)
+        print({name: _short(values_of(device, "power")[name]) for name in POWER})
+        if asked.write:
+            write_constants(_file_of(asked.device), device, ["power"])
+    every = []
+    for rows in families:
+        error = np.abs(power_errors(device, rows))
+        every.append((error, rows.held_out))
+        print(
+            f"  power {rows.section:20} {error.size:6} rows   fitted "
+            f"{error[~rows.held_out].mean():6.1%}   held out {_mean(error[rows.held_out])}   "
+            f"median {np.median(error):5.1%}"
+        )
+    error, held = (np.concatenate(column) for column in zip(*every, strict=True))
+    print(f"{device.name} power of operators of 0.2 ms and more: MAPE fitted "
+          f"{error[~held].mean():.1%}, held out {_mean(error[held])}")  # fmt: skip
+    return 0
 
 
-def fit(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
-    """All constants, and the standard error of each."""
-    device, attention = fit_attention(device, data)
-    device, cached_kv = fit_cached_kv(device, passes)
-    device, latency = fit_latency(device, passes)
-    device, power = fit_power(device, passes, data)
-    return device, attention | cached_kv | latency | power
+def _file_of(device: str) -> Path:
+    shipped = Path(__file__).parents[1] / "beamprof" / "devices" / f"{device}.toml"
+    return Path(device) if device.endswith(".toml") else shipped
 
 
-def report(device: Device, passes: list[Pass], title: str) -> None:
-    """MAPE and bias of latency and energy: of all cells, and by context."""
-    for context in (None, *sorted({cell.step.decode_context_tokens for cell in passes})):
-        latency, energy = [], []
-        for cell in passes:
-            if context in (None, cell.step.decode_context_tokens):
-                result = forward(device, cell.stage, cell.step, cell.clocks_mhz)
-                latency.append(result.latency_ms / cell.latency_ms - 1)
-                energy.append(result.energy_j / cell.energy_j - 1)
-        label = title if context is None else f"    context {context:,}"
-        print(f"{label:24} latency {_error(latency)}   energy {_error(energy)}")
-
-
-def _error(errors: list[Array]) -> str:
-    percent = np.concatenate(errors) * 100
-    return f"{np.abs(percent).mean():5.2f} % (bias {percent.mean():+5.2f})"
-
-
-def values_of(device: Device) -> dict[str, float]:
-    """Every fitted constant by name."""
-    values = {name: constant(device, name) for name in FIXED + tuple(LATENCY)}
-    for i, value in enumerate(device.memory.bandwidth_tbps):
-        values[f"memory.bandwidth_tbps[{i}]"] = value
-    return values | {name: constant(device, name) for name in POWER}
+def _mean(error: Array) -> str:
+    return f"{error.mean():6.1%}" if error.size else "     -"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fit the A100 device file to published data.")
-    default = Path(__file__).parents[2] / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--held-out", action="store_true", help="fit on two, report on the third")
-    parser.add_argument("--check", action="store_true", help="compare with the committed file")
+    parser = argparse.ArgumentParser(description="Fit a device file to measured operators.")
+    parser.add_argument("device", help="a device that ships, or a device file")
+    parser.add_argument("--operators", type=Path, help="folder of operators")
+    parser.add_argument("--errors", action="store_true", help="fit nothing")
+    parser.add_argument("--only", help="one section, e.g. gemm.fp8")
+    parser.add_argument("--power", action="store_true", help="power, from a folder that has it")
+    parser.add_argument("--write", action="store_true", help="write the constants into the file")
     asked = parser.parse_args()
-    if not (asked.data / "measured-a100").is_dir():
-        print(f"error: no measured-a100 in {asked.data}\nhint: --data", file=sys.stderr)
+    folder = asked.operators or DATA / SYSTEMS.get(asked.device, asked.device)
+    if not folder.is_dir():
+        print(f"error: no operators in {folder}\nhint: --operators DIR", file=sys.stderr)
         return 2
-    committed = resolve_device(DEVICE)
-    passes = read_tables(asked.data)
-    if asked.held_out:
-        for model in TABLES:
-            device, _ = fit(committed, [cell for cell in passes if cell.model != model], asked.data)
-            report(device, [cell for cell in passes if cell.model == model], f"held out: {model}")
-        return 0
-    device, errors = fit(committed, passes, asked.data)
-    drifted = []
-    for name, value in values_of(device).items():
-        was = values_of(committed)[name]
-        print(f"{name:36} {value:10.4g}  ± {errors[name]:8.2g}   committed {was:.4g}")
-        if abs(value / was - 1) > 0.02:
-            drifted.append(name)
-    for model in TABLES:
-        report(device, [cell for cell in passes if cell.model == model], model)
-    if asked.check and drifted:
-        print(f"not as committed: {', '.join(drifted)}", file=sys.stderr)
-        return 1
+    device = resolve_device(asked.device)
+    if asked.power:
+        return power(device, folder, asked)
+    families = [*read_rows(folder), *allreduce_rows(folder)]
+    families = [rows for rows in families if _has_section(device, rows.section)]
+    if asked.only:
+        families = [rows for rows in families if rows.section.startswith(asked.only)]
+    if not families:
+        print(f"error: {folder} holds no family that {device.name} has", file=sys.stderr)
+        return 2
+    if not asked.errors:
+        device = fit_operators(device, families, FROM_TABLES.get(device.name, ()))
+        sections = sorted({rows.section for rows in families} | {"memory"})
+        for section in sections:
+            print(section, {k: _short(v) for k, v in values_of(device, section).items()})
+        if asked.write:
+            write_constants(_file_of(asked.device), device, sections)
+    report(device, families)
     return 0
+
+
+def _has_section(device: Device, section: str) -> bool:
+    room, _, form = section.partition(".")
+    part = getattr(device, room)
+    return part is not None and (not form or form in part)
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

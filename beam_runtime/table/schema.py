@@ -76,6 +76,8 @@ METADATA_KEYS: dict[str, str] = {
     "pp": "pipeline stages",
     "stage_layers": "decoder layers of the stage",
     "dtype": "weights and activations, e.g. bfloat16",
+    "precision": "formats of weights by class of tensor and of the KV cache, where quantised",
+    "accuracy": "how far modelled or imported numbers can be trusted, in words",
     "device": "device file's name, e.g. a100-sxm4-80gb",
     "device_clocks_mhz": "JSON list of the SM clocks that the device supports",
     "gpu_name": "what the driver calls the device; empty when modelled",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from beamprof.devices.allreduce import allreduce_us
 from beamprof.devices.device import Device
-from beamprof.devices.forward import allreduce_us
 from beamprof.devices.power import waiting_w
 from beamprof.models.shape import StageShape
 

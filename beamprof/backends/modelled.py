@@ -45,6 +45,7 @@ class ModelledBackend:
             "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
             "gpu_name": "",
             "driver": "",
+            "accuracy": device.accuracy,
             "engine": "modelled",
             "engine_version": beamprof.__version__,
             "energy_source": "modelled",

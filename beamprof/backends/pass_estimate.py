@@ -30,7 +30,7 @@ class PassEstimate:
         stage = self._stage
         pairs = (step.prefill_pairs or 0.0) + step.decode_context_tokens
         flops = stage.linear_flops_per_token * step.tokens + stage.attention_flops_per_pair * pairs
-        weights_bytes = stage.weights_per_layer * stage.layers * stage.dtype_bytes
+        weights_bytes = stage.weight_bytes
         cached_tokens = step.prefill_context_tokens + step.decode_context_tokens
         moved_bytes = weights_bytes + cached_tokens * stage.kv_bytes_per_token
         return max(flops / self._flops_per_s, moved_bytes / self._bytes_per_s)

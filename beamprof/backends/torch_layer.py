@@ -4,9 +4,10 @@
     GEMMs      all together
     attention  causal over context + chunk      each over its own context + itself
 
-Dense Llama, Mistral, Qwen2 and Qwen3: RMSNorm, fused QKV (with bias for Qwen2, with norms of
-queries and keys for Qwen3), RoPE, grouped-query attention over a KV cache, SwiGLU. Weights are
-this GPU's shard; ``reduce`` sums over the tensor-parallel ranks. Unlike a serving engine it
+Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE: RMSNorm, fused QKV (with bias for Qwen2, with
+norms of queries and keys for Qwen3), RoPE, grouped-query attention over a KV cache or its last
+tokens (a sliding window), SwiGLU or routed experts (torch_experts). Weights are this GPU's
+shard; ``reduce`` sums over the tensor-parallel ranks. Unlike a serving engine it
 keeps each request's cache in one piece, not in pages, and does not fuse elementwise work.
 """
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beamprof.models.shape import ModelShape, StageShape
+from beamprof.backends.torch_experts import DenseWeights, ExpertWeights, dense, experts
+from beamprof.models.layers import Attention
+from beamprof.models.shape import ModelShape
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -30,7 +33,7 @@ class LayerWeights:
         qkv: ((heads + 2 kv_heads) head_dim, hidden): queries, keys, values; qkv_bias or None.
         q_norm, k_norm: (head_dim,) or None.
         out: (hidden, heads head_dim).
-        gate_up: (2 intermediate, hidden); down: (hidden, intermediate).
+        mlp: of a dense MLP, or of experts.
         attention_norm, mlp_norm: (hidden,).
     """
 
@@ -39,8 +42,7 @@ class LayerWeights:
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    mlp: DenseWeights | ExpertWeights
     attention_norm: Tensor
     mlp_norm: Tensor
 
@@ -85,7 +87,7 @@ def decoder_layer(
     blocks: tuple[Block, ...],
     rotate: Rotation,
     model: ModelShape,
-    stage: StageShape,
+    attention: Attention,
     reduce: Reduce,
 ) -> Tensor:
     """One layer over the tokens of all blocks, in their order.
@@ -96,7 +98,7 @@ def decoder_layer(
         blocks: their caches receive the new keys and values.
         rotate: RoPE of the tokens' positions.
         model: whole-model constants (norms' epsilon).
-        stage: this rank's head counts and widths.
+        attention: this rank's heads, and the layer's window.
         reduce: sum over the tensor-parallel ranks; may write in place.
 
     Returns:
@@ -105,11 +107,12 @@ def decoder_layer(
     normed = functional.rms_norm(
         hidden, hidden.shape[-1:], weights.attention_norm, model.rms_norm_eps
     )
-    mixed = _attention(normed, weights, blocks, rotate, model, stage)
+    mixed = _attention(normed, weights, blocks, rotate, model, attention)
     hidden = hidden + reduce(functional.linear(mixed, weights.out))
     normed = functional.rms_norm(hidden, hidden.shape[-1:], weights.mlp_norm, model.rms_norm_eps)
-    gate, up = functional.linear(normed, weights.gate_up).chunk(2, dim=-1)
-    return hidden + reduce(functional.linear(functional.silu(gate) * up, weights.down))
+    if isinstance(weights.mlp, DenseWeights):
+        return hidden + reduce(dense(normed, weights.mlp))
+    return hidden + reduce(experts(normed, weights.mlp))
 
 
 def _attention(
@@ -118,18 +121,18 @@ def _attention(
     blocks: tuple[Block, ...],
     rotate: Rotation,
     model: ModelShape,
-    stage: StageShape,
+    attention: Attention,
 ) -> Tensor:
     """(tokens, hidden) -> (tokens, heads x head_dim), before the output projection."""
     qkv = functional.linear(normed, weights.qkv, weights.qkv_bias).unflatten(
-        -1, (-1, stage.head_dim)
+        -1, (-1, attention.head_dim)
     )
-    queries, keys, values = qkv.split((stage.heads, stage.kv_heads, stage.kv_heads), dim=1)
+    heads = (attention.heads, attention.kv_heads, attention.kv_heads)
+    queries, keys, values = qkv.split(heads, dim=1)
     if weights.q_norm is not None and weights.k_norm is not None:
-        queries = functional.rms_norm(
-            queries, (stage.head_dim,), weights.q_norm, model.rms_norm_eps
-        )
-        keys = functional.rms_norm(keys, (stage.head_dim,), weights.k_norm, model.rms_norm_eps)
+        size = (attention.head_dim,)
+        queries = functional.rms_norm(queries, size, weights.q_norm, model.rms_norm_eps)
+        keys = functional.rms_norm(keys, size, weights.k_norm, model.rms_norm_eps)
     queries, keys = _rotated(queries, rotate), _rotated(keys, rotate)
     attended, begin = [], 0
     for block in blocks:
@@ -137,18 +140,21 @@ def _attention(
         per_request = (block.requests, block.new_tokens)
         block.keys[:, block.context_tokens :] = keys[rows].unflatten(0, per_request)
         block.values[:, block.context_tokens :] = values[rows].unflatten(0, per_request)
-        attended.append(_attend(queries[rows], block, stage))
+        attended.append(_attend(queries[rows], block, attention))
         begin = rows.stop
     return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
-def _attend(queries: Tensor, block: Block, stage: StageShape) -> Tensor:
+def _attend(queries: Tensor, block: Block, attention: Attention) -> Tensor:
     """(R x S, heads, head_dim) -> (R x S, heads x head_dim), over the block's cache."""
     keys, values = block.keys.transpose(1, 2), block.values.transpose(1, 2)
     if block.new_tokens == 1:
+        if attention.window_tokens:
+            recent = slice(-attention.window_tokens, None)
+            keys, values = keys[:, :, recent], values[:, :, recent]
         # All queries of a KV head's group see the same keys: as rows of one product, the
         # cache is read once for the group, whatever kernel is behind it.
-        grouped = queries.unflatten(1, (stage.kv_heads, stage.heads // stage.kv_heads))
+        grouped = queries.unflatten(1, (attention.kv_heads, attention.heads // attention.kv_heads))
         return functional.scaled_dot_product_attention(grouped, keys, values).flatten(1)
     asking = queries.unflatten(0, (block.requests, block.new_tokens)).transpose(1, 2)
     attended = functional.scaled_dot_product_attention(

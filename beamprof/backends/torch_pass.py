@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from beam_runtime.types import StepShape
+from beamprof.backends.torch_experts import DenseWeights, ExpertWeights
 from beamprof.backends.torch_layer import (
     Block,
     LayerWeights,
@@ -24,7 +25,12 @@ from beamprof.backends.torch_layer import (
     rotation,
 )
 from beamprof.backends.torch_memory import check_fits
+from beamprof.errors import BackendError
+from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp
 from beamprof.models.shape import ModelShape, StageShape
+
+# Families whose layers torch_layer computes; others norm, rotate or activate in other ways.
+FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,8 @@ class Stage:
         seed: of weights, activations and cache.
 
     Raises:
-        BackendError: weights or cache do not fit into memory.
+        BackendError: layers of a kind that is not built here; weights or cache do not fit into
+            memory.
     """
 
     def __init__(
@@ -86,9 +93,10 @@ class Stage:
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.reduce = reduce
         self._random = torch.Generator(self.device).manual_seed(seed)
-        weights_bytes = stage.weights_per_layer * stage.layers * stage.dtype_bytes
-        check_fits(self.device, weights_bytes, f"{stage.layers} layers of {model.name}")
-        self.layers = [self._random_layer() for _ in range(stage.layers)]
+        self.decoder = buildable(model, stage)
+        self.attention = [attention_of(layer) for layer in self.decoder]
+        check_fits(self.device, int(stage.weight_bytes), f"{stage.layers} layers of {model.name}")
+        self.layers = [self._random_layer(layer) for layer in self.decoder]
         self._cache = [(self._empty(0), self._empty(0)) for _ in range(stage.layers)]
 
     def ready(self, step: StepShape) -> "StagePass":
@@ -107,12 +115,18 @@ class Stage:
         ]
         rotate = rotation(
             torch.cat(positions).to(self.device),
-            self.stage.head_dim,
+            self.model.head_dim,
             self.model.rope_theta,
             self.dtype,
         )
-        masks = [self._mask(span) for span in spans]
-        blocks = [_blocks(keys, values, spans, masks, self.stage) for keys, values in self._cache]
+        masks = {
+            window: [self._mask(span, window) for span in spans]
+            for window in {attention.window_tokens for attention in self.attention}
+        }
+        blocks = [
+            _blocks(keys, values, spans, masks[attention.window_tokens], attention)
+            for (keys, values), attention in zip(self._cache, self.attention, strict=True)
+        ]
         return StagePass(self, blocks, rotate, self.random(step.tokens, self.model.hidden_size))
 
     def random(self, *shape: int, scale: float = 1.0) -> Tensor:
@@ -123,11 +137,11 @@ class Stage:
         """Give the cache's memory back; views of earlier passes keep theirs."""
         self._cache = [(self._empty(0), self._empty(0)) for _ in self._cache]
 
-    def _random_layer(self) -> LayerWeights:
-        shard, hidden = self.stage, self.model.hidden_size
+    def _random_layer(self, layer: Layer) -> LayerWeights:
+        shard, hidden = attention_of(layer), self.model.hidden_size
         attended = shard.heads * shard.head_dim
         # Outputs of about the size of their inputs keep the residual stream finite.
-        wide, narrow = 1 / math.sqrt(hidden), 1 / math.sqrt(shard.intermediate_size)
+        wide = 1 / math.sqrt(hidden)
         ones = torch.ones(hidden, dtype=self.dtype, device=self.device)
         head_ones = torch.ones(shard.head_dim, dtype=self.dtype, device=self.device)
         normed = self.model.qk_norm
@@ -137,29 +151,48 @@ class Stage:
             q_norm=head_ones if normed else None,
             k_norm=head_ones if normed else None,
             out=self.random(hidden, attended, scale=1 / math.sqrt(attended)),
-            gate_up=self.random(2 * shard.intermediate_size, hidden, scale=wide),
-            down=self.random(hidden, shard.intermediate_size, scale=narrow),
+            mlp=self._random_mlp(layer.mlp),
             attention_norm=ones,
             mlp_norm=ones,
         )
 
+    def _random_mlp(self, mlp: DenseMlp | MoeMlp) -> DenseWeights | ExpertWeights:
+        hidden, width = self.model.hidden_size, mlp.intermediate_size
+        wide, narrow = 1 / math.sqrt(hidden), 1 / math.sqrt(width)
+        if isinstance(mlp, DenseMlp):
+            return DenseWeights(
+                gate_up=self.random(2 * width, hidden, scale=wide),
+                down=self.random(hidden, width, scale=narrow),
+            )
+        return ExpertWeights(
+            router=self.random(mlp.experts, hidden, scale=wide),
+            gate_up=self.random(mlp.experts, 2 * width, hidden, scale=wide),
+            down=self.random(mlp.experts, hidden, width, scale=narrow),
+            top_k=mlp.top_k,
+        )
+
     def _grow_cache(self, tokens: int, step: StepShape) -> None:
         """Room for ``tokens`` in every layer, filled with random keys and values."""
-        numbers = tokens * self.stage.kv_heads * self.stage.head_dim
+        # Every layer keeps all tokens, as an engine without a hybrid cache does.
+        numbers = tokens * max(attention.kv_per_token for attention in self.attention) // 2
         growing = numbers > self._cache[0][0].numel()
         needed = _activation_bytes(self.stage, step)
         if growing:
             self.clear_cache()
-            needed += tokens * self.stage.kv_bytes_per_token
+            needed += tokens * int(self.stage.kv_bytes_per_token)
         check_fits(self.device, needed, f"a pass of {step.tokens} tokens over {tokens} cached ones")
         if growing:
             self._cache = [(self.random(numbers), self.random(numbers)) for _ in self._cache]
 
-    def _mask(self, span: Span) -> Any:
-        """None means causal from the first token on; decodes see everything and need none."""
-        if span.new_tokens == 1 or span.context_tokens == 0:
-            return None
+    def _mask(self, span: Span, window: int) -> Any:
+        """None means causal from the first token on; decodes take what they see and need none."""
         length = span.context_tokens + span.new_tokens
+        windowed = 0 < window < length
+        if span.new_tokens == 1 or (span.context_tokens == 0 and not windowed):
+            return None
+        if windowed:
+            seen = torch.ones(span.new_tokens, length, dtype=torch.bool, device=self.device)
+            return seen.tril(span.context_tokens).triu(span.context_tokens - window + 1)
         if self.device.type == "cuda":
             return causal_lower_right(span.new_tokens, length)  # flash needs no mask in memory
         seen = torch.ones(span.new_tokens, length, dtype=torch.bool, device=self.device)
@@ -188,9 +221,11 @@ class StagePass:
         """Through all layers: (tokens, hidden) in, (tokens, hidden) out."""
         stage = self._stage
         hidden = self.hidden
-        for weights, blocks in zip(stage.layers, self.blocks, strict=True):
+        for weights, blocks, attention in zip(
+            stage.layers, self.blocks, stage.attention, strict=True
+        ):
             hidden = decoder_layer(
-                hidden, weights, blocks, self._rotate, stage.model, stage.stage, stage.reduce
+                hidden, weights, blocks, self._rotate, stage.model, attention, stage.reduce
             )
         return hidden
 
@@ -200,18 +235,18 @@ def _blocks(
     values: Tensor,
     spans: Sequence[Span],
     masks: Sequence[object | None],
-    stage: StageShape,
+    attention: Attention,
 ) -> tuple[Block, ...]:
     """Lay the spans out one after the other in one layer's cache."""
     blocks, begin = [], 0
-    width = stage.kv_heads * stage.head_dim
+    width = attention.kv_heads * attention.head_dim
     for span, mask in zip(spans, masks, strict=True):
         end = begin + span.cached_tokens * width
         shape = (
             span.requests,
             span.context_tokens + span.new_tokens,
-            stage.kv_heads,
-            stage.head_dim,
+            attention.kv_heads,
+            attention.head_dim,
         )
         blocks.append(
             Block(
@@ -229,5 +264,46 @@ def _blocks(
 
 def _activation_bytes(stage: StageShape, step: StepShape) -> int:
     """What one layer holds at its widest: residual, norm, QKV twice (RoPE copies), MLP."""
-    per_token = 4 * stage.hidden_size + 2 * stage.qkv_size + 4 * stage.intermediate_size
-    return step.tokens * per_token * stage.dtype_bytes
+    widest = 0
+    for group in stage.groups:
+        mixer, mlp = attention_of(group.layer), group.layer.mlp
+        # Rows of an expert are there once for each of a token's choices.
+        copies = mlp.top_k if isinstance(mlp, MoeMlp) else 1
+        width = 4 * mlp.intermediate_size * copies + 4 * stage.hidden_size * copies
+        widest = max(widest, width + 2 * mixer.qkv_size)
+    return step.tokens * widest * stage.activation_bytes
+
+
+def attention_of(layer: Layer) -> Attention:
+    """A layer's softmax attention, which buildable() has checked to be there."""
+    if not isinstance(layer.mixer, Attention):
+        raise TypeError(f"{layer} has no softmax attention")
+    return layer.mixer
+
+
+def buildable(model: ModelShape, stage: StageShape) -> list[Layer]:
+    """The stage's layers, kind after kind.
+
+    Raises:
+        BackendError: a family, mixer, format or layout that is not built here.
+    """
+    layers = [group.layer for group in stage.groups for _ in range(group.count)]
+    kinds = [group.layer for group in stage.groups]
+    why = ""
+    if model.architecture not in FAMILIES:
+        why = f"layers of {model.architecture}"
+    elif model.precision.method:
+        why = f"weights quantised by {model.precision.method}"
+    elif any(not isinstance(layer.mixer, Attention) for layer in kinds):
+        why = "attention other than softmax's"
+    elif any(isinstance(layer.mlp, MoeMlp) and layer.mlp.shared_size for layer in kinds):
+        why = "shared experts"
+    elif stage.ep > 1 or stage.dp > 1:
+        why = "experts spread over GPUs"
+    if why:
+        raise BackendError(
+            f"the torch backend does not build {why}: {model.name}",
+            cause=f"it builds {', '.join(FAMILIES)} in 16 or 32 bit",
+            hint="measure through the engine, --backend vllm, or model it, --backend modelled",
+        )
+    return layers

@@ -3,44 +3,47 @@
 import json
 from pathlib import Path
 
-from beamprof.models.shape import ARCHITECTURES, ModelShape
+from beamprof.errors import BackendError
+from beamprof.models.registry import cached_config, registered_config, registry_name
+from beamprof.models.shape import ModelShape
 
 
 def model_folder(named: str, model: ModelShape, scratch: Path) -> Path:
     """Where the model's config.json is.
 
     Args:
-        named: what the user called the model: a folder, its config.json, or a registry name.
+        named: what the user called the model: a folder, its config.json, a Hugging Face id of the
+            local cache, or a registry name.
         model: its shape.
         scratch: an empty folder; a registry name's config.json is written there.
+
+    Raises:
+        BackendError: none of these.
     """
     path = Path(named).expanduser()
     if path.is_dir():
         return path.resolve()
     if path.name == "config.json" and path.is_file():
         return path.parent.resolve()
+    cached = cached_config(named)
+    if cached is not None:
+        return cached.parent
+    if registry_name(model.name) is None:
+        raise BackendError(
+            f"vLLM needs the config.json of {model.name}", hint="--model DIR that holds it"
+        )
     (scratch / "config.json").write_text(json.dumps(hf_config(model)), encoding="utf-8")
     return scratch
 
 
 def hf_config(model: ModelShape) -> dict[str, object]:
-    """The shape in Hugging Face's form; model_shape.read_config reads the same shape back."""
-    classes = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
+    """A registry entry in Hugging Face's form: models.config reads the same shape back."""
+    config = registered_config(registry_name(model.name) or model.name)
+    types = {"llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "gemma3": "gemma3_text"}
     return {
-        "architectures": [classes[model.architecture]],
-        "model_type": model.architecture,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.intermediate_size,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_dim,
+        "model_type": types.get(model.architecture, model.architecture),
         "hidden_act": "silu",
-        "vocab_size": model.vocab_size,
-        "max_position_embeddings": model.max_model_len,
+        **config,
+        "head_dim": model.head_dim,
         "torch_dtype": model.dtype,
-        "rope_theta": model.rope_theta,
-        "rms_norm_eps": model.rms_norm_eps,
-        "attention_bias": model.qkv_bias,
-        "tie_word_embeddings": model.tie_embeddings,
     }

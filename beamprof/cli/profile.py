@@ -36,6 +36,15 @@ def command(
         int | None, typer.Option(help="Tensor-parallel GPUs of a stage [default: 1].")
     ] = None,
     pp: Annotated[int | None, typer.Option(help="Pipeline stages [default: 1].")] = None,
+    ep: Annotated[
+        int | None, typer.Option(help="GPUs that share a layer's experts whole [default: 1].")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of what is not quantised [default: as engines choose].")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the KV cache: auto, bfloat16, fp8 [default: auto].")
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +109,9 @@ def command(
         "model": model,
         "tp": tp,
         "pp": pp,
+        "ep": ep,
+        "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
         "backend": backend,
         "device": device,
         "clocks": clocks,

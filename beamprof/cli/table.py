@@ -255,7 +255,12 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The file to read.")],
     file_format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="beam-artifact: the paper's CSVs.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="beam-artifact: the paper's CSVs. aiconfigurator: a system's folder of operators.",
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -6,114 +6,33 @@ error stand beside it in its file.
 """
 
 import dataclasses
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from beam_runtime.errors import ClockUnavailableError
+from beamprof.devices.constants import (
+    AllReduce,
+    AttentionKernels,
+    Clocks,
+    Compute,
+    DeltaKernels,
+    GemmKernels,
+    LatentKernels,
+    Launch,
+    Memory,
+    MoeKernels,
+    Power,
+)
 from beamprof.errors import DeviceError
+from beamprof.models.formats import FORMATS, Format
 
 _Section = TypeVar("_Section")
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """The SM clocks that can be locked, and those a profile takes when none are asked for."""
-
-    min_mhz: int
-    max_mhz: int
-    step_mhz: int
-    profile_mhz: tuple[int, ...]
-
-    @property
-    def supported_mhz(self) -> tuple[int, ...]:
-        """Every clock the device offers, ascending."""
-        return tuple(range(self.min_mhz, self.max_mhz + 1, self.step_mhz))
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """The SMs. Rates are per SM clock, so a time is cycles over MHz.
-
-    Attributes:
-        sms: streaming multiprocessors.
-        tensor_flops_per_clock: dense bf16 FLOPs of one SM in one clock.
-        gemm_efficiency: share of that rate which a GEMM's main loop sustains.
-        gemm_load_bytes_per_clock: operand bytes that one SM takes in per clock (from L2).
-        attention_efficiency: share of the tensor rate in chunk attention.
-        kv_bytes_per_clock: KV-cache bytes that one SM's decode attention takes in per clock.
-        activation_bytes_per_clock: elementwise traffic of the whole GPU per clock (mostly L2).
-    """
-
-    sms: int
-    tensor_flops_per_clock: int
-    gemm_efficiency: float
-    gemm_load_bytes_per_clock: float
-    attention_efficiency: float
-    kv_bytes_per_clock: float
-    activation_bytes_per_clock: float
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """DRAM bandwidth against SM clock, linear between its knots.
-
-    Attributes:
-        clocks_mhz, bandwidth_tbps: the knots.
-        overlap_exponent: p of (compute^p + memory^p)^(1/p); infinity would be perfect overlap.
-    """
-
-    clocks_mhz: tuple[float, ...]
-    bandwidth_tbps: tuple[float, ...]
-    overlap_exponent: float
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What a kernel costs besides its work, inside a CUDA graph."""
-
-    kernels_per_layer: int
-    kernel_us: float
-
-
-@dataclass(frozen=True, slots=True)
-class AllReduce:
-    """One all-reduce over a stage's GPUs: latency, and bandwidth of two ranks."""
-
-    latency_us: float
-    bandwidth_gbps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Power:
-    """Per-GPU power; see beamprof.devices.power for the law.
-
-    Attributes:
-        floor_w: P0, what does not follow the SM clock.
-        knee_ghz: f0, up to where the core voltage is at its minimum.
-        voltage_slope_per_ghz: s, relative rise of the voltage above the knee.
-        clock_w_per_ghz: the clock tree of a GPU that waits.
-        busy_w_per_ghz: on top, SMs that run kernels.
-        stall_share: share of busy_w_per_ghz saved while the SMs wait for DRAM.
-        tensor_w_per_ghz: on top, tensor cores at their peak.
-        memory_w_per_tbps: DRAM traffic.
-        link_w: links to the other GPUs of a tensor-parallel stage, while it runs.
-        cap_w: the board's power limit.
-    """
-
-    floor_w: float
-    knee_ghz: float
-    voltage_slope_per_ghz: float
-    clock_w_per_ghz: float
-    busy_w_per_ghz: float
-    stall_share: float
-    tensor_w_per_ghz: float
-    memory_w_per_tbps: float
-    link_w: float
-    cap_w: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +48,33 @@ class Device:
     launch: Launch
     allreduce: AllReduce
     power: Power
+    gemm: Mapping[str, GemmKernels]
+    attention: Mapping[str, AttentionKernels]
+    moe: Mapping[str, MoeKernels]
+    latent: LatentKernels | None = None
+    delta: DeltaKernels | None = None
+
+    def gemm_kernels(self, form: Format) -> GemmKernels:
+        """Kernels of a format; without its own, weights are unpacked to 16 bit first."""
+        return self.gemm.get(form.name) or self.gemm.get(form.arithmetic) or self.gemm["bfloat16"]
+
+    def attention_kernels(self, kv: str) -> AttentionKernels:
+        """Attention over a cache of that format."""
+        return self.attention.get(kv, self.attention["bfloat16"])
+
+    def moe_kernels(self, form: Format) -> MoeKernels:
+        """Grouped GEMMs of a format; without its own, of bf16 with that format's bytes.
+
+        Raises:
+            DeviceError: the file has no constants for experts at all.
+        """
+        found = self.moe.get(form.name) or self.moe.get("bfloat16")
+        if found is None:
+            raise DeviceError(
+                f"{self.name}'s file has no constants for models with experts",
+                hint="devices that have: " + _listed(n for n in device_names() if _has_moe(n)),
+            )
+        return found
 
     def check_clocks(self, clocks_mhz: Iterable[int]) -> None:
         """Refuse clocks that the device does not offer.
@@ -169,15 +115,42 @@ def resolve_device(name: str) -> Device:
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()
             ) from None
         return parse_device(text, path.stem, name)
-    if name.lower() not in device_names():
+    shipped = _shipped_name(name)
+    if shipped is None:
         raise DeviceError(
             f"unknown device {name!r}",
             cause="no device file of that name ships with BEAM",
             hint=_known_hint(),
         )
-    file = f"{name.lower()}.toml"
-    text = resources.files("beamprof.devices").joinpath(file).read_text("utf-8")
-    return parse_device(text, name.lower(), file)
+    return _shipped(shipped)
+
+
+def _shipped_name(name: str) -> str | None:
+    """The file for a name as people write it: another case, spaces, a vendor; never a guess.
+
+    "H100" alone is one file as long as one file begins with it.
+    """
+    wanted = _letters(name)
+    if not wanted:
+        return None
+    by_letters = {_letters(known): known for known in device_names()}
+    if wanted in by_letters:
+        return by_letters[wanted]
+    by_nvml = {_letters(n): known for known in device_names() for n in _shipped(known).nvml_names}
+    if wanted in by_nvml:
+        return by_nvml[wanted]
+    begins = [known for letters, known in by_letters.items() if letters.startswith(wanted)]
+    return begins[0] if len(begins) == 1 else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
+
+
+@cache
+def _shipped(name: str) -> Device:
+    text = resources.files("beamprof.devices").joinpath(f"{name}.toml").read_text("utf-8")
+    return parse_device(text, name, f"{name}.toml")
 
 
 def detect_device(nvml_name: str) -> str | None:
@@ -200,14 +173,19 @@ def parse_device(text: str, name: str, where: str) -> Device:
         raise DeviceError(f"{where} is not TOML", cause=str(error)) from None
     device = Device(
         name=name,
-        nvml_names=tuple(map(str, data.pop("nvml_names", []))),
+        nvml_names=_names(data.pop("nvml_names", []), where),
         accuracy=str(data.pop("accuracy", "not stated")),
-        clocks=_section(Clocks, data, where),
-        compute=_section(Compute, data, where),
-        memory=_section(Memory, data, where),
-        launch=_section(Launch, data, where),
-        allreduce=_section(AllReduce, data, where),
-        power=_section(Power, data, where),
+        clocks=_section(Clocks, data, "clocks", where),
+        compute=_section(Compute, data, "compute", where),
+        memory=_section(Memory, data, "memory", where),
+        launch=_section(Launch, data, "launch", where),
+        allreduce=_section(AllReduce, data, "allreduce", where),
+        power=_section(Power, data, "power", where),
+        gemm=_sections(GemmKernels, data, "gemm", where),
+        attention=_sections(AttentionKernels, data, "attention", where),
+        moe=_sections(MoeKernels, data, "moe", where) if "moe" in data else {},
+        latent=_section(LatentKernels, data, "latent", where) if "latent" in data else None,
+        delta=_section(DeltaKernels, data, "delta", where) if "delta" in data else None,
     )
     if data:
         raise DeviceError(f"{where} has an unknown entry {next(iter(data))!r}")
@@ -215,15 +193,42 @@ def parse_device(text: str, name: str, where: str) -> Device:
     return device
 
 
-def _section(kind: type[_Section], data: dict[str, Any], where: str) -> _Section:
-    section = kind.__name__.lower()
-    table = data.pop(section, None)
+def _names(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise DeviceError(f"{where}: nvml_names must be a list of strings, found {value!r:.60}")
+    return tuple(value)
+
+
+def _sections(
+    kind: type[_Section], data: dict[str, Any], section: str, where: str
+) -> dict[str, _Section]:
+    """[section.<format>], one for each format; bfloat16 is always there."""
+    tables = data.pop(section, None)
+    if not isinstance(tables, dict) or "bfloat16" not in tables:
+        raise DeviceError(f"{where} lacks the section [{section}.bfloat16]", hint=_example_hint())
+    for form in tables.keys() - FORMATS.keys():
+        raise DeviceError(
+            f"{where} has an unknown format [{section}.{form}]",
+            hint=f"formats are {_listed(FORMATS)}",
+        )
+    return {
+        form: _section(kind, {section: table}, section, where, f"{section}.{form}")
+        for form, table in tables.items()
+    }
+
+
+def _section(
+    kind: type[_Section], data: dict[str, Any], section: str, where: str, title: str = ""
+) -> _Section:
+    table, title = data.pop(section, None), title or section
     if not isinstance(table, dict):
-        raise DeviceError(f"{where} lacks the section [{section}]", hint=_example_hint())
-    wanted = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in wanted.keys() ^ table.keys():
+        raise DeviceError(f"{where} lacks the section [{title}]", hint=_example_hint())
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    wanted = {field.name: field.type for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    for key in (needed - table.keys()) | (table.keys() - wanted.keys()):
         fault = "lacks" if key in wanted else "has an unknown"
-        raise DeviceError(f"{where}: [{section}] {fault} {key!r}", hint=_example_hint())
+        raise DeviceError(f"{where}: [{title}] {fault} {key!r}", hint=_example_hint())
     values = {}
     for key, value in table.items():
         numbers = value if isinstance(value, list) else [value]
@@ -231,14 +236,14 @@ def _section(kind: type[_Section], data: dict[str, Any], where: str) -> _Section
         if is_list != isinstance(value, list) or not numbers or not all(map(_is_number, numbers)):
             expected = "a list of numbers" if is_list else "a number"
             raise DeviceError(
-                f"{where}: [{section}] {key} must be {expected}, 0 or more, found {value!r}"
+                f"{where}: [{title}] {key} must be {expected}, 0 or more, found {value!r}"
             )
         values[key] = tuple(value) if is_list else value
     return kind(**values)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def _check(device: Device, where: str) -> None:
@@ -252,13 +257,27 @@ def _check(device: Device, where: str) -> None:
         raise DeviceError(f"{where}: [memory] clocks_mhz and bandwidth_tbps differ in length")
     if list(memory.clocks_mhz) != sorted(set(memory.clocks_mhz)):
         raise DeviceError(f"{where}: [memory] clocks_mhz must ascend")
+    reduce = device.allreduce
+    knots = len(reduce.message_bytes)
+    if knots < 2 or any(len(us) != knots for us in (reduce.us_2, reduce.us_4, reduce.us_8)):
+        raise DeviceError(f"{where}: [allreduce] us_2, us_4 and us_8 need a number for each knot")
+    if list(reduce.message_bytes) != sorted(set(reduce.message_bytes)):
+        raise DeviceError(f"{where}: [allreduce] message_bytes must ascend")
     rates = {
         **{f"compute.{k}": v for k, v in dataclasses.asdict(device.compute).items()},
-        "memory.overlap_exponent": memory.overlap_exponent,
+        "memory.size_gb": memory.size_gb,
         "memory.bandwidth_tbps": min(memory.bandwidth_tbps),
-        "allreduce.bandwidth_gbps": device.allreduce.bandwidth_gbps,
         "power.cap_w": device.power.cap_w,
     }
+    for section, kernels in (
+        *((f"gemm.{form}", k) for form, k in device.gemm.items()),
+        *((f"attention.{form}", k) for form, k in device.attention.items()),
+        *((f"moe.{form}", k) for form, k in device.moe.items()),
+        ("latent", device.latent),
+        ("delta", device.delta),
+    ):
+        if kernels is not None:
+            rates |= {f"{section}.{key}": _least(kernels, key) for key in _RATES & _keys(kernels)}
     for key, value in rates.items():
         if value <= 0:
             raise DeviceError(f"{where}: {key} must be above 0, found {value}")
@@ -266,6 +285,25 @@ def _check(device: Device, where: str) -> None:
         raise DeviceError(
             f"{where}: power.stall_share must be 0 to 1, found {device.power.stall_share}"
         )
+
+
+# Constants that something is divided by.
+_RATES = {"efficiency", "load_bytes_per_clock", "overlap_exponent", "rate", "bandwidth_share",
+          "row_bytes_per_clock", "kv_bytes_per_clock", "chunk_efficiency",
+          "decode_efficiency", "query_bandwidth_share", "conv_bytes_per_clock"}  # fmt: skip
+
+
+def _keys(kernels: object) -> set[str]:
+    return {field.name for field in dataclasses.fields(kernels)}  # type: ignore[arg-type]
+
+
+def _least(kernels: object, key: str) -> float:
+    value = getattr(kernels, key)
+    return float(min(value) if isinstance(value, tuple) else value)
+
+
+def _has_moe(name: str) -> bool:
+    return bool(resolve_device(name).moe)
 
 
 def _known_hint() -> str:

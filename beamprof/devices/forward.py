@@ -10,10 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from beam_runtime.types import StepShape
-from beamprof.devices.attention import chunk_us, decode_us, kv_bytes_per_layer
+from beamprof.devices.allreduce import allreduce_us
+from beamprof.devices.attention import Heads, chunk_us, decode_us
+from beamprof.devices.delta import delta_us, state_bytes
 from beamprof.devices.device import Device
-from beamprof.devices.gemm import Array, Gemm, bandwidth, gemm_us
+from beamprof.devices.gemm import Array, Gemms, bandwidth, gemm_us
+from beamprof.devices.latent import latent_flops, latent_us
+from beamprof.devices.moe import Routed, experts_us
 from beamprof.devices.power import Utilisation, capped_mhz, running_w
+from beamprof.models.formats import FORMATS
+from beamprof.models.layers import Attention, DenseMlp, GatedDelta, LatentAttention, Layer, MoeMlp
 from beamprof.models.shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
@@ -34,37 +40,81 @@ def forward(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Arra
     The clocks asked for must lie within the device's range.
     """
     grid = np.array(device.clocks.supported_mhz, dtype=np.float64)
-    ceiling_mhz = capped_mhz(grid, _power_w(device, stage, step, grid), device.power.cap_w)
+    grid_ms = pass_ms(device, stage, step, grid)
+    grid_w = running_w(device, grid, utilisation(device, stage, step, grid, grid_ms))
+    ceiling_mhz = capped_mhz(grid, grid_w, device.power.cap_w)
     reached = np.minimum(clocks_mhz, ceiling_mhz)
     latency_ms = pass_ms(device, stage, step, reached)
-    power_w = _power_w(device, stage, step, reached)
+    use = utilisation(device, stage, step, reached, latency_ms)
+    power_w = running_w(device, reached, use)
     return Forward(latency_ms, latency_ms / 1e3 * power_w * stage.tp, reached)
 
 
 def pass_ms(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array) -> Array:
     """Milliseconds of one pass at clocks that are really reached."""
+    return sum(
+        (
+            group.count * layer_us(device, stage, group.layer, step, clocks_mhz) / 1e3
+            for group in stage.groups
+        ),
+        np.zeros_like(clocks_mhz),
+    )
+
+
+def layer_us(
+    device: Device, stage: StageShape, layer: Layer, step: StepShape, clocks_mhz: Array
+) -> Array:
+    """Microseconds of one layer of the stage."""
     tokens = padded_tokens(step.tokens)
-    layer_us = np.zeros_like(clocks_mhz)
-    for gemm in layer_gemms(stage, tokens):
-        layer_us = layer_us + gemm_us(device, gemm, clocks_mhz)
-    layer_us = layer_us + decode_us(device, stage, step, clocks_mhz)
-    layer_us = layer_us + chunk_us(device, stage, step, clocks_mhz)
+    total = mixer_us(device, stage, layer, step, clocks_mhz)
+    for gemms in layer_gemms(stage, layer, tokens):
+        total = total + gemm_us(device, gemms, clocks_mhz).sum(axis=0)
+    if isinstance(layer.mlp, MoeMlp):
+        routed = Routed.of(layer.mlp, stage.hidden_size, tokens * stage.dp)
+        form = FORMATS[stage.precision.experts]
+        total = total + experts_us(device, routed, form, clocks_mhz)[0]
     elementwise_rate = device.compute.activation_bytes_per_clock * clocks_mhz
-    layer_us = layer_us + elementwise_bytes(stage, tokens) / elementwise_rate
-    layer_us = layer_us + device.launch.kernels_per_layer * device.launch.kernel_us
+    total = total + elementwise_bytes(stage, layer, tokens) / elementwise_rate
+    total = total + device.launch.kernels_per_layer * device.launch.kernel_us
     if stage.tp > 1:
-        layer_us = layer_us + 2 * allreduce_us(device, stage, tokens)
-    return layer_us * stage.layers / 1e3
+        total = total + 2 * allreduce_us(device, stage, tokens)
+    if stage.dp > 1:  # tokens go to the experts of other groups and come back
+        total = total + 2 * allreduce_us(device, stage, tokens * stage.dp)
+    return total
 
 
-def allreduce_us(device: Device, stage: StageShape, tokens: int) -> float:
-    """One all-reduce of the stage's hidden states over its tp GPUs.
+def mixer_us(
+    device: Device, stage: StageShape, layer: Layer, step: StepShape, clocks_mhz: Array
+) -> Array:
+    """Microseconds of one layer's attention, or of what stands in its place."""
+    mixer, kv = layer.mixer, stage.precision.kv
+    chunk, before = step.prefill_tokens, _mean_context(step)
+    if isinstance(mixer, LatentAttention):
+        decodes = (step.decode_requests, float(step.decode_context_tokens))
+        return latent_us(device, mixer, kv, decodes, (1.0, float(chunk), before), clocks_mhz)
+    if isinstance(mixer, GatedDelta):
+        return delta_us(device, mixer, step.decode_requests, 1.0, chunk, clocks_mhz)
+    heads = Heads.of(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.window_tokens, kv)
+    total = np.zeros_like(clocks_mhz)
+    if step.decode_requests:
+        requests, context = _column(step.decode_requests), _column(step.decode_context_tokens)
+        total = total + decode_us(device, heads, requests, context, clocks_mhz)[0]
+    if chunk:
+        columns = (_column(1), _column(chunk), _column(before))
+        total = total + chunk_us(device, heads, *columns, clocks_mhz)[0]
+    return total
 
-    A ring moves 2 (tp - 1) / tp of the bytes through each GPU (1 for two GPUs). Latency is taken
-    as that of two ranks, as for one-shot kernels over a switch; tp above 2 is not measured.
-    """
-    moved_bytes = tokens * stage.hidden_size * stage.dtype_bytes * 2 * (stage.tp - 1) / stage.tp
-    return device.allreduce.latency_us + moved_bytes / (device.allreduce.bandwidth_gbps * 1e3)
+
+def _mean_context(step: StepShape) -> float:
+    """The context before the chunk; where several chunks share the pass, their pairs decide."""
+    chunk = step.prefill_tokens
+    if not chunk:
+        return 0.0
+    return max(0.0, float(step.prefill_pairs or 0.0) / chunk - (chunk + 1) / 2)
+
+
+def _column(value: float) -> Array:
+    return np.array([float(value)])
 
 
 def padded_tokens(tokens: int) -> int:
@@ -76,23 +126,23 @@ def padded_tokens(tokens: int) -> int:
     return next(size for size in (1, 2, 4, 8) if size >= tokens)
 
 
-def layer_gemms(stage: StageShape, tokens: int) -> tuple[Gemm, ...]:
-    """The four GEMMs of a decoder layer on this GPU: QKV, output, gate and up, down."""
-    hidden, inner = stage.hidden_size, stage.intermediate_size
-    sizes = (
-        (stage.qkv_size, hidden),
-        (hidden, stage.heads * stage.head_dim),
-        (2 * inner, hidden),
-        (hidden, inner),
-    )
-    return tuple(Gemm(tokens, n, k, stage.dtype_bytes) for n, k in sizes)
+def layer_gemms(stage: StageShape, layer: Layer, tokens: int) -> tuple[Gemms, ...]:
+    """The GEMMs of a decoder layer that all tokens pass, on this GPU, by weight format."""
+    sizes = {stage.precision.attention: list(layer.mixer.projections(stage.hidden_size))}
+    dense = layer.mlp.projections(stage.hidden_size)
+    sizes.setdefault(stage.precision.mlp, []).extend(dense)
+    return tuple(Gemms.of(tokens, gemms, form) for form, gemms in sizes.items() if gemms)
 
 
-def elementwise_bytes(stage: StageShape, tokens: int) -> float:
+def elementwise_bytes(stage: StageShape, layer: Layer, tokens: int) -> float:
     """Traffic of two fused add-and-norms, SwiGLU, RoPE and the KV write in one layer."""
     norms = 2 * 4 * stage.hidden_size
-    elements = norms + 3 * stage.intermediate_size + 3 * stage.qkv_size
-    return float(tokens * elements * stage.dtype_bytes)
+    width = layer.mlp.intermediate_size if isinstance(layer.mlp, DenseMlp) else (
+        layer.mlp.shared_size
+    )  # fmt: skip
+    mixed = layer.mixer.projections(stage.hidden_size)[0][0]
+    elements = norms + 3 * width + 3 * mixed
+    return float(tokens * elements * stage.activation_bytes)
 
 
 def utilisation(
@@ -100,25 +150,52 @@ def utilisation(
 ) -> Utilisation:
     """What a pass of that latency asks of the GPU, on average.
 
-    FLOPs are useful ones: rows that pad a tile cost time, and little power.
+    FLOPs are useful ones: rows that pad a tile cost time, and little power. Those of faster formats
+    count by their own peak.
     """
-    gemms = layer_gemms(stage, step.tokens)
-    flops = sum(gemm.flops for gemm in gemms) * stage.layers
-    flops += stage.attention_flops_per_pair * float(step.prefill_pairs or 0.0)
-    contexts = step.decode_context_tokens + step.prefill_context_tokens + step.tokens
-    dram_bytes = sum(gemm.dram_bytes for gemm in gemms) + kv_bytes_per_layer(stage, contexts)
+    peak_flops = dram_bytes = 0.0  # FLOPs as of bf16
+    for group in stage.groups:
+        flops, moved = _layer_work(device, stage, group.layer, step)
+        peak_flops += group.count * flops
+        dram_bytes += group.count * moved
     latency_us = latency_ms * 1e3
     peak = device.compute.sms * device.compute.tensor_flops_per_clock * clocks_mhz
-    dram = dram_bytes * stage.layers / latency_us
+    dram = dram_bytes / latency_us
     return Utilisation(
-        tensor_share=flops / latency_us / peak,
+        tensor_share=peak_flops / latency_us / peak,
         dram_tbps=dram / 1e6,
         dram_share=np.minimum(1.0, dram / bandwidth(device, clocks_mhz)),
         linked=stage.tp > 1,
     )
 
 
-def _power_w(device: Device, stage: StageShape, step: StepShape, clocks_mhz: Array) -> Array:
-    latency_ms = pass_ms(device, stage, step, clocks_mhz)
-    use = utilisation(device, stage, step, clocks_mhz, latency_ms)
-    return running_w(device, clocks_mhz, use)
+def _layer_work(
+    device: Device, stage: StageShape, layer: Layer, step: StepShape
+) -> tuple[float, float]:
+    """FLOPs (as of bf16) and DRAM bytes of one layer."""
+    flops = moved = 0.0
+    for gemms in layer_gemms(stage, layer, step.tokens):
+        flops += float(gemms.flops.sum()) / device.gemm_kernels(gemms.form).rate
+        moved += float(gemms.dram_bytes.sum())
+    if isinstance(layer.mlp, MoeMlp):
+        form = FORMATS[stage.precision.experts]
+        routed = Routed.of(layer.mlp, stage.hidden_size, step.tokens * stage.dp)
+        flops += float(routed.flops[0]) / device.moe_kernels(form).rate
+        moved += float(routed.dram_bytes(form)[0])
+    mixer, pairs = layer.mixer, float(step.prefill_pairs or 0.0)
+    contexts = float(step.decode_context_tokens + step.prefill_context_tokens + step.tokens)
+    if isinstance(mixer, Attention):
+        if mixer.window_tokens:
+            pairs = min(pairs, float(step.prefill_tokens * mixer.window_tokens))
+            windows = step.decode_requests * mixer.window_tokens
+            chunk = step.prefill_tokens + min(step.prefill_context_tokens, mixer.window_tokens)
+            contexts = min(contexts, float(windows + step.decode_requests + chunk))
+        flops += device.power.attention_share * 4.0 * mixer.heads * mixer.head_dim * pairs
+    elif isinstance(mixer, LatentAttention):
+        decodes = (step.decode_requests, float(step.decode_context_tokens))
+        chunk_shape = (1.0, float(step.prefill_tokens), _mean_context(step))
+        decode_flops, chunk_flops = latent_flops(mixer, decodes, chunk_shape)
+        flops += device.power.attention_share * (float(decode_flops) + float(chunk_flops))
+    else:
+        moved += float(state_bytes(mixer, step.decode_requests))
+    return flops, moved + contexts * mixer.kv_per_token * stage.precision.kv_bytes

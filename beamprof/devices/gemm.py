@@ -1,22 +1,28 @@
-"""Time of one GEMM: tiles in waves over the SMs, split-K where a grid leaves SMs idle.
+"""Time of GEMMs: tiles in waves over the SMs, split-K where a grid leaves SMs idle.
 
 A GEMM of M tokens, N outputs and K inputs runs as ceil(M/tile_m) * ceil(N/tile_n) * splits
 thread blocks, one per SM at a time. A wave lasts as long as one tile needs (tensor cores or
-operand loads) or as long as DRAM needs for the wave's weights; a last wave that holds a few
-tiles costs nearly a whole one. This is the staircase that a table shows along its tokens.
+operand loads, and a prologue) or as long as DRAM needs for the wave's weights; a last wave that
+holds a few tiles costs nearly a whole one. This is the staircase that a table shows along its
+tokens.
 
 Which tile shape runs is decided as a library's heuristic would: the cheapest at the device's
-highest clock, split-K only where the tiles alone do not fill the SMs. It is not cuBLAS's table:
-single shapes can be 5-10 % off.
+highest clock, split-K only where the tiles alone do not fill the SMs; or, for kernels that are
+dispatched by their tokens (CUTLASS fp8 in vLLM), as the device file says. It is not cuBLAS's
+table: single shapes can be 5-10 % off.
+
+All functions take GEMMs in columns, so that a fit over 30,000 of them is as plain as one layer.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beamprof.devices.constants import GemmKernels
 from beamprof.devices.device import Device
+from beamprof.models.formats import FORMATS, Format
 
 Array = NDArray[np.float64]
 
@@ -28,47 +34,55 @@ MIN_SPLIT_K = 512  # a shorter main loop does not pay for its prologue
 # How sharply "the slower of the two" is taken between tensor work and operand loads of a tile.
 TILE_EXPONENT = 4.0
 SPLIT_BYTES = 4  # partial sums are float32
+OUTPUT_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Gemm:
-    """y[M, N] = x[M, K] w[N, K]."""
+class Gemms:
+    """y[M, N] = x[M, K] w[N, K], many of one weight format: columns of equal length R."""
 
-    tokens: int
-    outputs: int
-    inputs: int
-    dtype_bytes: int
+    tokens: Array
+    outputs: Array
+    inputs: Array
+    form: Format
+
+    @classmethod
+    def of(cls, tokens: int, sizes: Sequence[tuple[int, int]], form: str) -> "Gemms":
+        """The GEMMs (outputs, inputs) of a layer, all over the same tokens."""
+        outputs, inputs = np.array(sizes, dtype=np.float64).reshape(-1, 2).T
+        return cls(np.full(outputs.size, float(tokens)), outputs, inputs, FORMATS[form])
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> Array:
         """Useful FLOPs: padding to tiles is time, not work."""
         return 2.0 * self.tokens * self.outputs * self.inputs
 
     @property
-    def dram_bytes(self) -> float:
+    def dram_bytes(self) -> Array:
         """Weights, inputs and outputs, each once."""
-        elements = self.outputs * self.inputs + self.tokens * (self.inputs + self.outputs)
-        return float(self.dtype_bytes * elements)
+        inputs = self.tokens * self.inputs * self.form.activation_bytes
+        outputs = self.tokens * self.outputs * max(OUTPUT_BYTES, self.form.activation_bytes)
+        return self.outputs * self.inputs * self.form.weight_bytes + inputs + outputs
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
-    """How a GEMM is cut up: tiles of tile_m x tile_n outputs, K in ``splits`` parts."""
+class Kernels:
+    """How each GEMM is cut up: tiles of tile_m x tile_n outputs, K in ``splits`` parts."""
 
-    tile_m: int
-    tile_n: int
-    splits: int = 1
+    tile_m: Array
+    tile_n: Array
+    splits: Array
 
-    def tiles(self, gemm: Gemm) -> int:
-        """Thread blocks of the whole grid."""
-        rows = math.ceil(gemm.tokens / self.tile_m)
-        return rows * math.ceil(gemm.outputs / self.tile_n) * self.splits
+    def tiles(self, gemms: Gemms) -> Array:
+        """Thread blocks of each whole grid."""
+        rows = np.ceil(gemms.tokens / self.tile_m)
+        return np.asarray(rows * np.ceil(gemms.outputs / self.tile_n) * self.splits)
 
 
 def soft_max(a: Array, b: Array, exponent: float) -> Array:
     """(a^p + b^p)^(1/p): the slower of two that overlap, with a rounded corner."""
     larger = np.maximum(a, b)
-    ratio = np.minimum(a, b) / larger
+    ratio = np.minimum(a, b) / np.maximum(larger, 1e-300)
     return np.asarray(larger * (1.0 + ratio**exponent) ** (1.0 / exponent))
 
 
@@ -78,54 +92,75 @@ def bandwidth(device: Device, clocks_mhz: Array) -> Array:
     return np.interp(clocks_mhz, memory.clocks_mhz, memory.bandwidth_tbps) * 1e6
 
 
-def gemm_us(device: Device, gemm: Gemm, clocks_mhz: Array) -> Array:
-    """Microseconds of one GEMM at each clock, without the kernel's launch."""
-    return kernel_us(device, gemm, choose_kernel(device, gemm), clocks_mhz)
+def gemm_us(device: Device, gemms: Gemms, clocks_mhz: Array) -> Array:
+    """Microseconds of each GEMM at each clock (R, M), with what its kernel costs besides."""
+    kernels = choose_kernels(device, gemms)
+    constants = device.gemm_kernels(gemms.form)
+    quantised = np.zeros((gemms.tokens.size, 1))
+    if constants.quantize_per_clock:  # activations are brought into the format first
+        quantised = (gemms.tokens * gemms.inputs / constants.quantize_per_clock)[:, None]
+    body = kernel_us(device, gemms, kernels, clocks_mhz)
+    return np.asarray(body + quantised / clocks_mhz + constants.fixed_us)
 
 
-def choose_kernel(device: Device, gemm: Gemm) -> Kernel:
+def choose_kernels(device: Device, gemms: Gemms) -> Kernels:
     """The cheapest at the device's highest clock: a library's heuristic does not see the clock."""
+    constants = device.gemm_kernels(gemms.form)
+    if constants.dispatch:
+        return _dispatched(constants, gemms)
     top_mhz = np.array([float(device.clocks.max_mhz)])
-    return min(
-        _candidates(device, gemm),
-        key=lambda kernel: float(kernel_us(device, gemm, kernel, top_mhz)[0]),
+    best = np.full(gemms.tokens.size, np.inf)
+    chosen = [np.zeros_like(best) for _ in range(3)]
+    for tile_m, tile_n, splits in _candidates(constants):
+        candidate = Kernels(*(np.full_like(best, value) for value in (tile_m, tile_n, splits)))
+        fits = np.full(best.size, True)
+        if tile_m < 64:
+            fits &= gemms.tokens <= tile_m  # tiles of 16 rows are made for a few tokens
+        if splits > 1:
+            fits &= candidate.tiles(gemms) / splits < device.compute.sms
+            fits &= gemms.inputs / splits >= MIN_SPLIT_K
+        if not fits.any():
+            continue
+        time_us = kernel_us(device, gemms, candidate, top_mhz)[:, 0]
+        better = fits & (time_us < best)
+        best = np.where(better, time_us, best)
+        for column, value in zip(chosen, (tile_m, tile_n, splits), strict=True):
+            column[better] = value
+    return Kernels(*chosen)
+
+
+def _candidates(constants: GemmKernels) -> list[tuple[int, int, int]]:
+    splits = (1, *SPLITS) if constants.split_k else (1,)
+    return [(tile_m, tile_n, s) for tile_m, tile_n in TILES for s in splits]
+
+
+def _dispatched(constants: GemmKernels, gemms: Gemms) -> Kernels:
+    rules = np.array(constants.dispatch).reshape(-1, 3)
+    at = np.searchsorted(rules[:-1, 0], gemms.tokens)
+    return Kernels(rules[at, 1], rules[at, 2], np.ones(gemms.tokens.size))
+
+
+def kernel_us(device: Device, gemms: Gemms, kernels: Kernels, clocks_mhz: Array) -> Array:
+    """Microseconds of GEMMs run by given kernels (R, M): full waves, then what is left over."""
+    compute, constants = device.compute, device.gemm_kernels(gemms.form)
+    form, exponent = gemms.form, constants.overlap_exponent
+    depth = gemms.inputs / kernels.splits + constants.prologue_inputs
+    flop_clocks = 2 * kernels.tile_m * kernels.tile_n * depth
+    flop_clocks = flop_clocks / (
+        compute.tensor_flops_per_clock * constants.rate * constants.efficiency
     )
+    row_bytes = kernels.tile_m * form.activation_bytes + kernels.tile_n * form.weight_bytes
+    load_clocks = row_bytes * depth / constants.load_bytes_per_clock
+    tile_us = soft_max(flop_clocks, load_clocks, TILE_EXPONENT)[:, None] / clocks_mhz
 
-
-def _candidates(device: Device, gemm: Gemm) -> list[Kernel]:
-    found: list[Kernel] = []
-    for tile_m, tile_n in TILES:
-        if tile_m < 64 and gemm.tokens > tile_m:
-            continue  # tiles of 16 rows are made for a few tokens
-        whole = Kernel(tile_m, tile_n)
-        found.append(whole)
-        if whole.tiles(gemm) < device.compute.sms:
-            deep_enough = [s for s in SPLITS if gemm.inputs / s >= MIN_SPLIT_K]
-            found.extend(Kernel(tile_m, tile_n, splits) for splits in deep_enough)
-    return found
-
-
-def kernel_us(device: Device, gemm: Gemm, kernel: Kernel, clocks_mhz: Array) -> Array:
-    """Microseconds of a GEMM run by one kernel: full waves, then what is left over."""
-    compute, exponent = device.compute, device.memory.overlap_exponent
-    tile_m, tile_n = kernel.tile_m, kernel.tile_n
-    depth = gemm.inputs / kernel.splits
-    flop_clocks = 2 * tile_m * tile_n * depth
-    flop_clocks /= compute.tensor_flops_per_clock * compute.gemm_efficiency
-    load_clocks = (tile_m + tile_n) * depth * gemm.dtype_bytes / compute.gemm_load_bytes_per_clock
-    tile_clocks = soft_max(np.array(flop_clocks), np.array(load_clocks), TILE_EXPONENT)
-    tile_us = tile_clocks / clocks_mhz
-
-    tiles = kernel.tiles(gemm)
-    dram_us = gemm.dram_bytes / tiles / bandwidth(device, clocks_mhz)  # of one tile
-    waves, rest = divmod(tiles, compute.sms)
-    total = np.zeros_like(clocks_mhz)
-    if waves:
-        total = total + waves * soft_max(tile_us, compute.sms * dram_us, exponent)
-    if rest:
-        total = total + soft_max(tile_us, rest * dram_us, exponent)
-    if kernel.splits > 1:
-        partial_bytes = (kernel.splits + 1) * gemm.tokens * gemm.outputs * SPLIT_BYTES
-        reduce_us = partial_bytes / (compute.activation_bytes_per_clock * clocks_mhz)
-        total = total + reduce_us + device.launch.kernel_us
-    return total
+    tiles = kernels.tiles(gemms)
+    dram_us = (gemms.dram_bytes / tiles)[:, None] / bandwidth(device, clocks_mhz)  # of one tile
+    waves, rest = np.divmod(tiles, compute.sms)
+    total = waves[:, None] * soft_max(tile_us, compute.sms * dram_us, exponent)
+    total = total + (rest > 0)[:, None] * soft_max(tile_us, rest[:, None] * dram_us, exponent)
+    split = kernels.splits > 1
+    if split.any():
+        partial_bytes = (kernels.splits + 1) * gemms.tokens * gemms.outputs * SPLIT_BYTES
+        reduce_us = partial_bytes[:, None] / (compute.activation_bytes_per_clock * clocks_mhz)
+        total = total + split[:, None] * (reduce_us + device.launch.kernel_us)
+    return np.asarray(total)

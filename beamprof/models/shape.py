@@ -1,78 +1,127 @@
 """A model's shape: what decides the cost of a forward pass, and nothing else.
 
-Comes from the registry (registry.toml) or from any directory with a Hugging Face
-config.json of a dense Llama, Mistral, Qwen2 or Qwen3. Sharding by tensor and
-pipeline parallelism yields a StageShape, what one GPU of one stage computes.
+Read from a Hugging Face config.json (config.py) or from BEAM's registry (registry.py). Sharding by
+tensor, pipeline and expert parallelism yields a StageShape, what one GPU of one stage computes.
 """
 
 import dataclasses
 import json
-import tomllib
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, field
 
 from beamprof.errors import ModelShapeError
+from beamprof.models.formats import FORMATS
+from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp
+from beamprof.models.precision import Precision
 
-ARCHITECTURES: dict[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+FP8_BLOCK = 128  # rows and columns that share a scale; a shard must hold whole blocks
 
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
-    """What one GPU of one pipeline stage computes: heads and widths are already divided by tp.
+    """What one GPU of one pipeline stage computes: heads and widths are already divided.
 
-    ``kv_heads`` is at least 1: with more tensor-parallel ranks than KV heads each rank keeps
-    a whole copy of one head, as vLLM does.
+    Attributes:
+        tp, pp: GPUs of a stage, and stages. ep: GPUs that share the experts; 1 = experts are cut
+            by width. dp: groups of GPUs that attend to requests of their own and share the experts.
+        groups: the stage's layers by kind; their order does not matter.
     """
 
     tp: int
     pp: int
-    layers: int
     hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype_bytes: int
+    groups: tuple[LayerGroup, ...]
+    precision: Precision = field(default_factory=Precision)
+    ep: int = 1
+    dp: int = 1
 
     @property
-    def qkv_size(self) -> int:
-        """Rows of the fused QKV projection on this GPU."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
+    def layers(self) -> int:
+        """Decoder layers of the stage."""
+        return sum(group.count for group in self.groups)
 
     @property
-    def weights_per_layer(self) -> int:
-        """GEMM weights of one layer on this GPU (elements)."""
-        attention = self.hidden_size * (self.qkv_size + self.heads * self.head_dim)
-        return attention + 3 * self.hidden_size * self.intermediate_size
+    def weights(self) -> int:
+        """Weights of the decoder layers on this GPU (elements); all experts that it holds."""
+        return sum(sum(self._weights(group.layer).values()) * group.count for group in self.groups)
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """KV-cache bytes of one token over the stage's layers on this GPU."""
-        return 2 * self.kv_heads * self.head_dim * self.dtype_bytes * self.layers
+    def weight_bytes(self) -> float:
+        """Their bytes."""
+        return sum(
+            count * self.precision.weight_bytes(tensor) * group.count
+            for group in self.groups
+            for tensor, count in self._weights(group.layer).items()
+        )
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV-cache bytes of one token that every layer keeps, over the stage on this GPU."""
+        cached = sum(group.layer.mixer.kv_per_token * group.count for group in self.groups)
+        return cached * self.precision.kv_bytes
 
     @property
     def linear_flops_per_token(self) -> float:
-        """FLOPs of the stage's GEMMs for one token on this GPU."""
-        return 2.0 * self.weights_per_layer * self.layers
+        """FLOPs of the stage's GEMMs for one token on this GPU: of the experts, those it uses."""
+        return 2.0 * sum(
+            group.count * (sum(weights.values()) - _unused_experts(group.layer, weights["experts"]))
+            for group in self.groups
+            for weights in (self._weights(group.layer),)
+        )
 
     @property
     def attention_flops_per_pair(self) -> float:
         """FLOPs of one (query, key) pair over all heads and layers on this GPU (QK and PV)."""
-        return 4.0 * self.heads * self.head_dim * self.layers
+        return sum(
+            4.0 * group.layer.mixer.heads * group.layer.mixer.head_dim * group.count
+            for group in self.groups
+            if isinstance(group.layer.mixer, Attention)
+        )
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one element that layers hand to each other."""
+        return 4 if self.precision.attention == "float32" else 2
+
+    def only_layer(self) -> Layer:
+        """The stage's layer, where all are of one kind.
+
+        Raises:
+            ModelShapeError: layers of several kinds.
+        """
+        if len(self.groups) != 1:
+            raise ModelShapeError("this stage holds layers of several kinds")
+        return self.groups[0].layer
+
+    def _weights(self, layer: Layer) -> dict[str, int]:
+        """GEMM weights of one layer on this GPU, by class of tensor."""
+        hidden = self.hidden_size
+        dense = sum(n * k for n, k in layer.mlp.projections(hidden))
+        experts = 0
+        if isinstance(layer.mlp, MoeMlp):
+            one = sum(n * k for n, k in layer.mlp.expert_projections(hidden))
+            experts = one * layer.mlp.local_experts
+        mixer = sum(n * k for n, k in layer.mixer.projections(hidden))
+        return {"attention": mixer, "mlp": dense, "experts": experts}
+
+
+def _unused_experts(layer: Layer, experts: int) -> float:
+    if not isinstance(layer.mlp, MoeMlp):
+        return 0.0
+    return experts * (1 - layer.mlp.top_k / layer.mlp.experts)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The whole model. Sizes are counts of elements; ``dtype`` names weights and activations."""
+    """The whole model. Sizes are counts of elements; ``dtype`` is what is not quantised.
+
+    The flat numbers are those of config.json (``intermediate_size``: of its dense MLPs).
+
+    Attributes:
+        special_layers: every layer in order; empty where all attend to everything and are dense.
+        quantised: formats, where a part is not in ``dtype``.
+        notes: what a reader should know: towers left out, formats chosen; not part of the shape.
+    """
 
     name: str
     architecture: str
@@ -90,188 +139,135 @@ class ModelShape:
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = False
+    special_layers: tuple[Layer, ...] = ()
+    quantised: Precision | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def decoder(self) -> tuple[Layer, ...]:
+        """Every layer, in order."""
+        if self.special_layers:
+            return self.special_layers
+        attention = Attention(self.heads, self.kv_heads, self.head_dim)
+        return (Layer(attention, DenseMlp(self.intermediate_size)),) * self.layers
+
+    @property
+    def precision(self) -> Precision:
+        """Formats by class of tensor; all in ``dtype`` where nothing is quantised."""
+        return self.quantised or Precision.of(self.dtype)
+
+    @property
+    def kinds(self) -> tuple[LayerGroup, ...]:
+        """Its layers, counted by kind."""
+        return tuple(LayerGroup(count, layer) for layer, count in Counter(self.decoder).items())
 
     def to_json(self) -> str:
-        """The shape as it stands in a table's metadata."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """The shape as it stands in a table's metadata: layers counted by kind."""
+        fields = dataclasses.asdict(dataclasses.replace(self, special_layers=(), notes=()))
+        del fields["notes"], fields["special_layers"], fields["quantised"]
+        fields["precision"] = dataclasses.asdict(self.precision)
+        fields["kinds"] = [
+            {
+                "count": group.count,
+                "mixer": type(group.layer.mixer).__name__,
+                "mlp": type(group.layer.mlp).__name__,
+                **dataclasses.asdict(group.layer.mixer),
+                **dataclasses.asdict(group.layer.mlp),
+            }
+            for group in self.kinds
+        ]
+        return json.dumps(fields, sort_keys=True)
 
-    def shard(self, tp: int, pp: int) -> StageShape:
-        """One stage's shape on one GPU.
+    def shard(self, tp: int, pp: int, ep: int = 1, dp: int = 1) -> StageShape:
+        """The largest stage's shape on one GPU: the stage that paces a pipeline.
+
+        ``tp`` GPUs of a stage, ``pp`` stages; ``ep`` GPUs share the experts, whole (1: experts are
+        cut by width like an MLP); ``dp`` groups of tp GPUs attend to requests of their own, with
+        ep = tp dp.
 
         Raises:
-            ModelShapeError: tp or pp does not divide the model; the hint lists what does.
+            ModelShapeError: a split that the model does not take; the hint lists what it takes.
         """
-        for flag, parts in (("--tp", tp), ("--pp", pp)):
+        for flag, parts in (("--tp", tp), ("--pp", pp), ("--ep", ep), ("--dp", dp)):
             if parts < 1:
                 raise ModelShapeError(
                     f"{flag} must be 1 or more, found {parts}", hint=f"try {flag} 1"
                 )
-        if self.heads % tp or self.intermediate_size % tp or not _kv_heads_split(self, tp):
-            fits = [
-                d
-                for d in _divisors(self.heads)
-                if self.intermediate_size % d == 0 and _kv_heads_split(self, d)
-            ]
+        self._check_ep(tp, ep, dp)
+        self._check_tp(tp, ep)
+        counts = stage_layers(self.layers, pp)
+        if min(counts) < 1:
             raise ModelShapeError(
-                f"--tp {tp} does not divide {self.name}: {self.heads} heads, "
-                f"{self.kv_heads} KV heads, intermediate size {self.intermediate_size}",
-                cause="every GPU of a stage takes an equal share of heads and MLP columns",
-                hint=f"--tp can be {_listed(fits)}",
+                f"--pp {pp} is over {self.name}'s {self.layers} layers",
+                cause="every stage needs a layer at least",
+                hint=f"--pp can be 1 to {self.layers}",
             )
-        if self.layers % pp:
+        stages, begin, decoder = [], 0, self.decoder
+        for count in counts:
+            layers = Counter(decoder[begin : begin + count])
+            groups = tuple(LayerGroup(n, layer.split(tp, ep)) for layer, n in layers.items())
+            stages.append(StageShape(tp, pp, self.hidden_size, groups, self.precision, ep, dp))
+            begin += count
+        return max(stages, key=lambda stage: (stage.layers, stage.weight_bytes))
+
+    def _check_tp(self, tp: int, ep: int) -> None:
+        if self._splits(tp, ep):
+            return
+        most = self.heads
+        fits = [d for d in range(1, most + 1) if most % d == 0 and self._splits(d, ep)]
+        experts = next((k.layer.mlp for k in self.kinds if isinstance(k.layer.mlp, MoeMlp)), None)
+        moe = f", experts {experts.intermediate_size} wide" if experts else ""
+        blocks = " in fp8 blocks of 128" if "fp8_block" in self._formats else ""
+        raise ModelShapeError(
+            f"--tp {tp} does not divide {self.name}: {self.heads} heads, "
+            f"{self.kv_heads} KV heads, intermediate size {self.intermediate_size}{moe}{blocks}",
+            cause="every GPU of a stage takes an equal share of heads and MLP columns",
+            hint=f"--tp can be {', '.join(map(str, fits))}",
+        )
+
+    def _splits(self, tp: int, ep: int) -> bool:
+        if not all(kind.layer.splits(tp, ep) for kind in self.kinds):
+            return False
+        widths = []
+        for kind in self.kinds:
+            mlp = kind.layer.split(tp, ep).mlp
+            form = self.precision.experts if isinstance(mlp, MoeMlp) else self.precision.mlp
+            if form == "fp8_block":
+                widths.append(mlp.intermediate_size)
+        return all(width % FP8_BLOCK == 0 for width in widths)
+
+    def _check_ep(self, tp: int, ep: int, dp: int) -> None:
+        experts = [k.layer.mlp.experts for k in self.kinds if isinstance(k.layer.mlp, MoeMlp)]
+        if ep > 1 and not experts:
+            raise ModelShapeError(f"--ep {ep}: {self.name} has no experts", hint="leave --ep out")
+        if ep > 1 and experts[0] % ep:
+            fits = [d for d in range(1, experts[0] + 1) if experts[0] % d == 0]
             raise ModelShapeError(
-                f"--pp {pp} does not divide {self.name}'s {self.layers} layers",
-                cause="BEAM profiles one stage for all, so every stage holds as many layers",
-                hint=f"--pp can be {_listed(_divisors(self.layers))}",
+                f"--ep {ep} does not divide {self.name}'s {experts[0]} experts",
+                hint=f"--ep can be {', '.join(map(str, fits))}",
             )
-        return StageShape(
-            tp=tp,
-            pp=pp,
-            layers=self.layers // pp,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size // tp,
-            heads=self.heads // tp,
-            kv_heads=max(1, self.kv_heads // tp),
-            head_dim=self.head_dim,
-            dtype_bytes=DTYPE_BYTES[self.dtype],
-        )
+        if ep not in (1, tp * dp):
+            raise ModelShapeError(
+                f"--ep {ep}: experts are spread over all {tp * dp} GPUs of a stage, or over none",
+                hint=f"--ep 1 or --ep {tp * dp}",
+            )
+        if dp > 1 and ep == 1:
+            raise ModelShapeError(
+                f"--dp {dp} without experts spread over the groups is so many replicas",
+                hint=f"--ep {tp * dp}, or profile one replica without --dp",
+            )
+
+    @property
+    def _formats(self) -> set[str]:
+        return {self.precision.attention, self.precision.mlp, self.precision.experts} & set(FORMATS)
 
 
-def resolve_model(model: str) -> ModelShape:
-    """A registry name, or a directory (or its config.json) in Hugging Face's form.
+def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
+    """Layers of each stage as vLLM splits them: what is left over goes to the last stages but one.
 
-    Raises:
-        ModelShapeError: neither is found, or the config cannot be understood.
+    (vllm.distributed.utils.get_pp_indices: the last stage holds the LM head.)
     """
-    path = Path(model).expanduser()
-    if path.is_dir() or path.suffix == ".json":
-        return read_config(path / "config.json" if path.is_dir() else path)
-    known = registry()
-    if model.lower() in known:
-        return known[model.lower()]
-    raise ModelShapeError(
-        f"unknown model {model!r}",
-        cause="it is neither in BEAM's registry nor a directory with a config.json",
-        hint=f"known models: {', '.join(sorted(known))}; or give a directory that holds the "
-        "model's config.json",
-    )
-
-
-@cache
-def registry() -> dict[str, ModelShape]:
-    """The models BEAM knows by name (registry.toml, each with its source)."""
-    text = resources.files("beamprof.models").joinpath("registry.toml").read_text("utf-8")
-    shapes = {}
-    for name, fields in tomllib.loads(text).items():
-        fields.pop("source")
-        shapes[name] = ModelShape(name=name, **fields)
-    return shapes
-
-
-def read_config(path: Path) -> ModelShape:
-    """Read a Hugging Face config.json.
-
-    Raises:
-        ModelShapeError: unreadable, not JSON, a missing or senseless field, another architecture.
-    """
-    where = str(path)
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelShapeError(
-            f"no config.json in {path.parent}", hint="download the model's config.json there"
-        ) from None
-    except OSError as error:
-        raise ModelShapeError(f"cannot read {where}", cause=error.strerror) from None
-    except ValueError as error:
-        raise ModelShapeError(
-            f"{where} is not JSON", cause=str(error), hint="download the file again"
-        ) from None
-    if not isinstance(config, dict):
-        raise ModelShapeError(
-            f"{where} is not a JSON object", cause=f"it holds a {type(config).__name__}"
-        )
-    architecture = _architecture(config, where)
-    heads = _positive(config, "num_attention_heads", where)
-    kv_heads = _positive(config, "num_key_value_heads", where, default=heads)
-    hidden = _positive(config, "hidden_size", where)
-    if heads % kv_heads:
-        raise ModelShapeError(f"{where}: {kv_heads} KV heads do not divide {heads} heads")
-    if not config.get("head_dim") and hidden % heads:
-        raise ModelShapeError(f"{where}: {heads} heads do not divide the hidden size {hidden}")
-    dtype = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
-    if dtype not in DTYPE_BYTES:
-        raise ModelShapeError(
-            f"{where}: dtype {dtype!r} is not supported",
-            hint=f"expected one of {', '.join(DTYPE_BYTES)}",
-        )
-    # transformers 5 writes rope_theta inside rope_parameters.
-    rope = {**(config.get("rope_parameters") or {}), **config}
-    return ModelShape(
-        name=path.parent.resolve().name,
-        architecture=architecture,
-        hidden_size=hidden,
-        intermediate_size=_positive(config, "intermediate_size", where),
-        layers=_positive(config, "num_hidden_layers", where),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=_positive(config, "head_dim", where, default=hidden // heads),
-        vocab_size=_positive(config, "vocab_size", where),
-        max_model_len=_positive(config, "max_position_embeddings", where),
-        dtype=dtype,
-        rope_theta=_number(rope, "rope_theta", where, default=10000.0),
-        rms_norm_eps=_number(config, "rms_norm_eps", where, default=1e-6),
-        qkv_bias=architecture == "qwen2" or bool(config.get("attention_bias", False)),
-        qk_norm=architecture == "qwen3",
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
-
-
-def _architecture(config: dict[str, Any], where: str) -> str:
-    listed = config.get("architectures") or []
-    if not isinstance(listed, list):
-        raise ModelShapeError(f"{where}: architectures must be a list, found {listed!r}")
-    named = listed[0] if listed else None
-    if named in ARCHITECTURES:
-        return ARCHITECTURES[named]
-    if named is None and config.get("model_type") in ARCHITECTURES.values():
-        return str(config["model_type"])
-    raise ModelShapeError(
-        f"{where}: architecture {named or config.get('model_type')!r} is not supported",
-        cause="BEAM profiles dense decoder-only models",
-        hint=f"known architectures: {', '.join(ARCHITECTURES)}",
-    )
-
-
-def _positive(config: dict[str, Any], field: str, where: str, default: int | None = None) -> int:
-    value = config.get(field)
-    if value is None:
-        value = default
-    if value is None:
-        raise ModelShapeError(
-            f"{where} lacks the field {field!r}", hint="download the model's config.json again"
-        )
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelShapeError(f"{where}: {field} must be a positive integer, found {value!r}")
-    return value
-
-
-def _number(config: dict[str, Any], field: str, where: str, default: float) -> float:
-    value = config.get(field)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ModelShapeError(f"{where}: {field} must be a positive number, found {value!r}")
-    return float(value)
-
-
-def _kv_heads_split(shape: ModelShape, tp: int) -> bool:
-    return shape.kv_heads % tp == 0 or tp % shape.kv_heads == 0
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    counts = [layers // pp] * pp
+    for i in range(layers % pp):
+        counts[-(i + 2) if pp > 1 else 0] += 1
+    return tuple(counts)

@@ -74,6 +74,7 @@ def table_metadata(
         "pp": str(stage.pp),
         "stage_layers": str(stage.layers),
         "dtype": model.dtype,
+        "precision": str(model.precision),
         "sweep": json.dumps(sweep),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment,

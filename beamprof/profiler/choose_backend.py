@@ -6,6 +6,7 @@ an NVIDIA GPU and torch with CUDA    torch: real passes of the model's kernels
 anything else                        modelled: computed from a device file
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -64,11 +65,19 @@ def choose_backend(spec: SweepSpec, model: ModelShape, stage: StageShape) -> Cho
         BackendError: an unknown backend, or one asked for that cannot run here.
         DeviceError: an unknown device.
     """
-    if spec.device not in (None, CPU):
-        resolve_device(spec.device)  # a misspelt name must not end as "another GPU is here"
+    if spec.device is not None and spec.device != CPU:
+        # A misspelt name must not end as "another GPU is here", nor must one written otherwise.
+        device = resolve_device(spec.device)
+        if not spec.device.endswith(".toml"):
+            spec = dataclasses.replace(spec, device=device.name)
     if spec.backend is not None and spec.backend not in BACKENDS:
         raise BackendError(
             f"unknown backend {spec.backend!r}", hint=f"backends are {', '.join(BACKENDS)}"
+        )
+    if model.quantised and spec.backend is None and spec.device == CPU:
+        raise BackendError(
+            f"{model.name} is not measured on a CPU: {model.precision}",
+            hint="model it: --backend modelled",
         )
     if spec.backend == "modelled":
         return _modelled(spec, model, stage, "modelled, as asked")

@@ -13,16 +13,18 @@ from pathlib import Path
 import beamprof
 from beamprof.errors import SweepError
 from beamprof.files import check_writable
-from beamprof.models.shape import ModelShape, StageShape, resolve_model
+from beamprof.models.registry import resolve_model
+from beamprof.models.shape import ModelShape, StageShape
 from beamprof.profiler.choose_backend import CPU, Choice, choose_backend
 from beamprof.profiler.grid import GridLimits
 from beamprof.profiler.journal import journal_path
 from beamprof.profiler.plan import Plan, make_plan
 from beamprof.profiler.spec import SweepSpec
 
-# What a stage's weights and KV cache may take of its GPU. The smallest GPU with a device file has
-# 80 GB; vLLM, too, leaves a tenth to activations and graphs by default.
-GPU_MEMORY_BYTES = 0.9 * 80e9
+# What a stage's weights and KV cache may take of its GPU; vLLM, too, leaves a tenth to activations
+# and graphs by default.
+GPU_MEMORY_SHARE = 0.9
+UNKNOWN_GPU_BYTES = 80e9
 CONTEXT_DEFAULT_TOKENS = 8192
 
 
@@ -86,8 +88,11 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
         raise SweepError(
             "no model was named", hint="beam profile --model llama3-70b, or model = in the sweep"
         )
-    model = resolve_model(spec.model)
-    stage = model.shard(spec.tp, spec.pp)
+    model = resolve_model(spec.model, dtype=spec.dtype)
+    if spec.kv_cache_dtype != "auto":
+        quantised = model.precision.with_kv(spec.kv_cache_dtype)
+        model = dataclasses.replace(model, quantised=quantised)
+    stage = model.shard(spec.tp, spec.pp, spec.ep)
     choice = choice or choose_backend(spec, model, stage)
     limits = grid_limits(spec, model, stage, choice)
     plan, measured_plan, thinned = _plans(spec, limits, choice)
@@ -99,11 +104,14 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     notes = [*warnings, f"backend: {choice.reason}"]
     if spec.origins["device"] == "default":
         notes.append(f"device: {choice.clocks.device} (default; choose with --device)")
-    weights_gb = stage.weights_per_layer * stage.layers * stage.dtype_bytes / 1e9
-    if choice.modelled and weights_gb > GPU_MEMORY_BYTES / 1e9:
+    weights_gb = stage.weight_bytes / 1e9
+    notes.extend(f"model: {note}" for note in model.notes)
+    notes.extend(shape_notes(model, stage))
+    memory_gb = gpu_memory_bytes(choice) / 1e9
+    if choice.modelled and weights_gb > memory_gb:
         notes.append(
-            f"memory: {weights_gb:.0f} GB of weights for each GPU do not fit into 80 GB; modelled "
-            "all the same"
+            f"memory: {weights_gb:.0f} GB of weights for each GPU do not fit into the "
+            f"{memory_gb:.0f} GB that {choice.clocks.device} leaves them; modelled all the same"
         )
     return Prepared(
         request, model, stage, choice, plan, measured_plan, thinned, output, tuple(notes), warnings
@@ -120,6 +128,36 @@ def _cut(spec: SweepSpec, limits: GridLimits, model: ModelShape) -> tuple[str, .
         f"largest step: {limits.max_tokens} tokens, not {spec.max_tokens} "
         f"({spec.origins['max_tokens']}): {whose} takes {longest} tokens, one of them an answer",
     )
+
+
+def shape_notes(model: ModelShape, stage: StageShape) -> list[str]:
+    """What is special about a model's cost, one line each."""
+    notes = []
+    if model.quantised:
+        notes.append(f"precision: {model.precision}")
+    windows = sorted(
+        {w for kind in model.kinds if (w := getattr(kind.layer.mixer, "window_tokens", 0))}
+    )
+    if windows:
+        count = sum(
+            kind.count for kind in model.kinds if getattr(kind.layer.mixer, "window_tokens", 0)
+        )
+        notes.append(
+            f"attention: a sliding window of {windows[0]} tokens in {count} of {model.layers} "
+            "layers"
+        )
+    if model.layers % stage.pp:
+        notes.append(
+            f"stage: {model.layers} layers over {stage.pp} stages; the largest, of {stage.layers}, "
+            "stands for all"
+        )
+    return notes
+
+
+def gpu_memory_bytes(choice: Choice) -> float:
+    """What one GPU of the device leaves to weights and KV cache."""
+    device = choice.device_file
+    return GPU_MEMORY_SHARE * (device.memory.size_gb * 1e9 if device else UNKNOWN_GPU_BYTES)
 
 
 def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, Plan, str]:
@@ -155,8 +193,8 @@ def grid_limits(
             "takes",
             hint=f"max_context can be up to {model.max_model_len}",
         )
-    weights_bytes = stage.weights_per_layer * stage.layers * stage.dtype_bytes
-    kv_tokens = int((GPU_MEMORY_BYTES - weights_bytes) / stage.kv_bytes_per_token)
+    memory_bytes = gpu_memory_bytes(choice)
+    kv_tokens = int((memory_bytes - stage.weight_bytes) / max(stage.kv_bytes_per_token, 1.0))
     return GridLimits(
         max_tokens=min(spec.max_tokens, longest - 1),
         max_decodes=spec.max_decodes,
@@ -180,6 +218,7 @@ def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[s
         "model_shape": prepared.model.to_json(),
         "tp": str(spec.tp),
         "pp": str(spec.pp),
+        "ep": str(spec.ep),
         "backend": prepared.choice.backend,
         **{key: environment.get(key, "") for key in fixed},
         "device_file": hashlib.sha256(device_file.encode()).hexdigest()[:12],

@@ -25,6 +25,9 @@ class SweepSpec:
     model: str | None
     tp: int
     pp: int
+    ep: int
+    dtype: str | None
+    kv_cache_dtype: str
     backend: str | None
     device: str | None
     clocks: Clocks
@@ -41,10 +44,18 @@ class SweepSpec:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("model", "model", a_name, None, "registry name or directory with config.json",
+    Setting("model", "model", a_name, None,
+            "registry name, Hugging Face id or directory with config.json",
             '"llama3-70b"'),
     Setting("tp", "tp", whole(1), 1, "tensor-parallel GPUs of a stage", "2"),
     Setting("pp", "pp", whole(1), 1, "pipeline stages", "4"),
+    Setting("ep", "ep", whole(1), 1,
+            "GPUs that share a layer's experts whole; with 1 they are cut by width like an MLP",
+            "2"),
+    Setting("dtype", "dtype", a_name, None,
+            "what is not quantised is served in this; as engines choose, 16 bit", '"bfloat16"'),
+    Setting("kv_cache_dtype", "kv_cache_dtype", a_name, "auto",
+            "format of the KV cache: auto, bfloat16, fp8", '"fp8"'),
     Setting("backend", "backend", a_name, None,
             "modelled, torch or vllm; chosen by what is found here", '"modelled"'),
     Setting("device", "device", a_name, None,

@@ -26,7 +26,7 @@ from beamprof.backends.pass_timing import TimingRules  # noqa: E402
 from beamprof.backends.vllm_stage import VllmBackend  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402
 from beamprof.interrupt import Stop  # noqa: E402
-from beamprof.models.shape import resolve_model  # noqa: E402
+from beamprof.models.registry import resolve_model  # noqa: E402
 from beamprof.profiler.grid import at_clock  # noqa: E402
 from beamprof.profiler.plan import Trial  # noqa: E402
 from beamprof.profiler.profile import ProfileRequest, Unwatched, profile  # noqa: E402

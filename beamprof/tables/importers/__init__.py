@@ -10,6 +10,7 @@ from beamprof.tables.importers.base import ImportedTable, Importer, ImportOverri
 
 # Format -> module with a function ``read``.
 FORMATS = {
+    "aiconfigurator": "beamprof.tables.importers.aiconfigurator",
     "beam-artifact": "beamprof.tables.importers.beam_artifact",
 }
 

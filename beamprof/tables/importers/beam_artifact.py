@@ -32,7 +32,8 @@ from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source
 from beamprof.devices.device import detect_device
 from beamprof.errors import ImportFormatError
-from beamprof.models.shape import ModelShape, registry, resolve_model
+from beamprof.models.registry import registry, registry_name, resolve_model
+from beamprof.models.shape import ModelShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
 from beamprof.tables.importers.units import GPU_POWER_W, Reading, plausible_readings
 
@@ -160,21 +161,14 @@ def _layout(path: Path, overrides: ImportOverrides) -> _Layout:
 
 def _registered(published: str, path: Path) -> ModelShape:
     """``meta-llama_Llama-3.3-70B-Instruct`` -> the registry's ``llama3.3-70b``."""
-    by_letters = {_letters(name): shape for name, shape in registry().items()}
-    wanted = _letters(published.partition("_")[2] or published)
-    if wanted not in by_letters:
+    name = registry_name(published.partition("_")[2] or published)
+    if name is None:
         raise ImportFormatError(
             f"the model {published!r} in {path.name!r} is not in BEAM's registry",
             cause=f"known models: {', '.join(sorted(registry()))}",
             hint="name its shape: --model NAME, or --model DIR with the model's config.json",
         )
-    return by_letters[wanted]
-
-
-def _letters(name: str) -> str:
-    # Instruction tuning changes weights, not shapes, so its suffix does not count.
-    name = re.sub(r"-(instruct|chat|base|it)(-v[\d.]+)?$", "", name.lower())
-    return name.removeprefix("meta-").replace("-", "")
+    return registry()[name]
 
 
 def _lines(path: Path) -> tuple[list[_Line], int]:

@@ -12,7 +12,7 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Origin, StepShape
-from beamprof.models.shape import registry
+from beamprof.models.registry import registry
 from beamprof.tables.table_file import seal_table
 
 CLOCKS_MHZ = (510, 960, 1410)

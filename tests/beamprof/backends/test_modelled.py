@@ -17,7 +17,7 @@ from beamprof.backends.cell import Cell
 from beamprof.backends.modelled import ModelledBackend
 from beamprof.devices.device import resolve_device
 from beamprof.errors import BackendError
-from beamprof.models.shape import registry
+from beamprof.models.registry import registry
 
 ROOT = Path(__file__).parents[3]
 MEASURED = ROOT.parent / "shared" / "data" / "measured-a100"

@@ -9,14 +9,31 @@ torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 from beam_runtime.types import StepShape  # noqa: E402
+from beamprof.backends.torch_experts import DenseWeights, ExpertWeights  # noqa: E402
 from beamprof.backends.torch_layer import LayerWeights  # noqa: E402
 from beamprof.backends.torch_pass import Stage, StagePass  # noqa: E402
+from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp  # noqa: E402
 from beamprof.models.shape import ModelShape  # noqa: E402
 
 LAYERS = 3
 
 
-def tiny(architecture: str, kv_heads: int = 2) -> ModelShape:
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
+         "mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}  # fmt: skip
+EXPERTS = {"mixtral": MoeMlp(5, 2, 80), "qwen3_moe": MoeMlp(5, 2, 24)}
+
+
+def window_of(shape: ModelShape) -> int:
+    mixer = shape.decoder[0].mixer
+    assert isinstance(mixer, Attention)
+    return mixer.window_tokens
+
+
+def tiny(architecture: str, kv_heads: int = 2, window: int = 0) -> ModelShape:
+    layers = ()
+    if window or architecture in EXPERTS:
+        mlp = EXPERTS.get(architecture, DenseMlp(80))
+        layers = (Layer(Attention(6, kv_heads, 16, window), mlp),) * LAYERS
     return ModelShape(
         name=f"tiny-{architecture}",
         architecture=architecture,
@@ -32,14 +49,20 @@ def tiny(architecture: str, kv_heads: int = 2) -> ModelShape:
         rope_theta=5000.0,
         rms_norm_eps=1e-6,
         qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
+        qk_norm=architecture.startswith("qwen3"),
+        special_layers=layers,
     )
 
 
 def huggingface(shape: ModelShape) -> Any:
     """A randomly initialised transformers model of the shape, its final norm taken off."""
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    name = names[shape.architecture]
+    name = NAMES[shape.architecture]
+    more: dict[str, Any] = {}
+    if shape.architecture == "mixtral":
+        more = {"num_local_experts": 5, "num_experts_per_tok": 2}
+    if shape.architecture == "qwen3_moe":
+        more = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                "norm_topk_prob": True}  # fmt: skip
     config = getattr(transformers, f"{name}Config")(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -52,16 +75,17 @@ def huggingface(shape: ModelShape) -> Any:
         rms_norm_eps=shape.rms_norm_eps,
         rope_theta=shape.rope_theta,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        sliding_window=None,
+        sliding_window=window_of(shape) or None,
         attn_implementation="eager",
+        **more,
     )
     torch.manual_seed(3)
     model = getattr(transformers, f"{name}Model")(config).eval()
     for name, weight in model.named_parameters():
         if "norm" in name or "bias" in name:  # at their initial ones and zeros they hide mistakes
             torch.nn.init.uniform_(weight, 0.5, 1.5)
-        elif weight.dim() == 2:
-            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        elif weight.dim() >= 2:
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     model.norm = torch.nn.Identity()
     return model
 
@@ -82,10 +106,21 @@ def taken_from(layer: Any) -> LayerWeights:
         q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         out=attention.o_proj.weight,
-        gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)),
-        down=mlp.down_proj.weight,
+        mlp=mlp_from(mlp),
         attention_norm=layer.input_layernorm.weight,
         mlp_norm=layer.post_attention_layernorm.weight,
+    )
+
+
+def mlp_from(mlp: Any) -> DenseWeights | ExpertWeights:
+    if hasattr(mlp, "gate_proj"):
+        gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+        return DenseWeights(gate_up, mlp.down_proj.weight)
+    return ExpertWeights(
+        router=mlp.gate.weight,
+        gate_up=mlp.experts.gate_up_proj,
+        down=mlp.experts.down_proj,
+        top_k=2,
     )
 
 
@@ -112,7 +147,7 @@ def remember(ready: StagePass, block: int, request: int, kept: list[tuple[Any, A
         blocks[block].values[request, :context] = values[:context]
 
 
-ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
+ARCHITECTURES = list(NAMES)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
@@ -145,6 +180,39 @@ def test_a_chunk_over_its_context(architecture: str, context: int) -> None:
         remember(ready, 0, 0, kept)
         ready.hidden.copy_(prompt[context:])
         torch.testing.assert_close(ready.run(), theirs[context:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [0, 3, 13])
+@pytest.mark.parametrize("window", [1, 4, 21, 50])
+def test_a_sliding_window_over_a_chunk(window: int, context: int) -> None:
+    shape = tiny("mistral", window=window)
+    model = huggingface(shape)
+    stage = with_weights_of(model, shape)
+    with torch.inference_mode():
+        prompt = stage.random(21, shape.hidden_size)
+        theirs, _ = their_pass(model, prompt)
+        ready = stage.ready(StepShape(21 - context, context))
+        if context:  # their cache forgets what is outside the window: ours is filled by a pass
+            before = stage.ready(StepShape(context))
+            before.hidden.copy_(prompt[:context])
+            before.run()
+        ready.hidden.copy_(prompt[context:])
+        torch.testing.assert_close(ready.run(), theirs[context:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_sliding_window_over_decodes() -> None:
+    shape = tiny("mistral", window=5)
+    model = huggingface(shape)
+    stage = with_weights_of(model, shape)
+    with torch.inference_mode():
+        prompt = stage.random(13, shape.hidden_size)
+        theirs, _ = their_pass(model, prompt)
+        ready = stage.ready(StepShape(0, 0, 1, 12))
+        before = stage.ready(StepShape(12))
+        before.hidden.copy_(prompt[:12])
+        before.run()
+        ready.hidden.copy_(prompt[12:])
+        torch.testing.assert_close(ready.run(), theirs[12:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,11 +9,13 @@ torch = pytest.importorskip("torch", reason="needs torch")
 from beam_runtime.types import StepShape  # noqa: E402
 from beamprof.backends import torch_pass  # noqa: E402
 from beamprof.backends.torch_check import check_chunks  # noqa: E402
+from beamprof.backends.torch_experts import DenseWeights  # noqa: E402
 from beamprof.backends.torch_memory import available, check_fits  # noqa: E402
 from beamprof.backends.torch_pass import Stage, spans_of  # noqa: E402
 from beamprof.backends.torch_runner import CpuRunner  # noqa: E402
 from beamprof.errors import BackendError  # noqa: E402
-from beamprof.models.shape import ModelShape, registry  # noqa: E402
+from beamprof.models.registry import registry  # noqa: E402
+from beamprof.models.shape import ModelShape  # noqa: E402
 
 TINY = ModelShape(
     name="tiny",
@@ -73,7 +75,7 @@ def test_the_check_finds_what_is_wrong(
         monkeypatch.setattr(
             Stage,
             "_mask",
-            lambda self, span: (
+            lambda self, span, window: (
                 None
                 if span.context_tokens == 0
                 else torch.ones(
@@ -108,12 +110,14 @@ def test_shapes_are_those_of_the_shard() -> None:
     (layer,) = stage.layers
     assert layer.qkv.shape == ((4 + 2) * 128, 4096)
     assert layer.out.shape == (4096, 512)
-    assert layer.gate_up.shape == (2 * 1792, 4096)
-    assert layer.down.shape == (4096, 1792)
+    assert isinstance(layer.mlp, DenseWeights)
+    assert layer.mlp.gate_up.shape == (2 * 1792, 4096)
+    assert layer.mlp.down.shape == (4096, 1792)
     assert layer.qkv.dtype == torch.bfloat16
-    numbers = sum(tensor.numel() for tensor in (layer.qkv, layer.out, layer.gate_up, layer.down))
-    assert numbers == shard.weights_per_layer
-    assert whole.weights_per_layer == 8 * numbers
+    weights = (layer.qkv, layer.out, layer.mlp.gate_up, layer.mlp.down)
+    numbers = sum(tensor.numel() for tensor in weights)
+    assert numbers == shard.weights
+    assert whole.weights == 32 * 8 * numbers
 
 
 def test_more_ranks_than_kv_heads_keep_one_each() -> None:

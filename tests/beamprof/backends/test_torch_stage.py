@@ -23,7 +23,8 @@ from beamprof.backends.sensors import cpu_sensors, gpu_sensors
 from beamprof.backends.torch_stage import TorchBackend
 from beamprof.devices.device import resolve_device
 from beamprof.errors import BackendError
-from beamprof.models.shape import ModelShape, registry
+from beamprof.models.registry import registry
+from beamprof.models.shape import ModelShape
 
 TINY = ModelShape(
     name="tiny",
@@ -422,6 +423,7 @@ from beamprof.backends.torch_layer import LayerWeights
 from beamprof.backends.torch_pass import Stage
 from beamprof.backends.torch_stage import TorchBackend
 from beamprof.backends.pass_timing import TimingRules
+from beamprof.backends.torch_experts import DenseWeights
 from beamprof.backends.cell import Cell
 from beamprof.errors import BackendError
 from beamprof.models.shape import ModelShape
@@ -439,15 +441,16 @@ ranks = backend._ranks
 def share(layer, rank):
     q, k, v = layer.qkv.split((64, 32, 32))
     bq, bk, bv = layer.qkv_bias.split((64, 32, 32))
-    gate, up = layer.gate_up.chunk(2)
+    gate, up = layer.mlp.gate_up.chunk(2)
     half = lambda tensor: tensor.chunk(2)[rank]
     return LayerWeights(
         qkv=torch.cat((half(q), half(k), half(v))),
         qkv_bias=torch.cat((half(bq), half(bk), half(bv))),
         q_norm=None, k_norm=None,
         out=layer.out.chunk(2, dim=1)[rank].contiguous(),
-        gate_up=torch.cat((half(gate), half(up))),
-        down=layer.down.chunk(2, dim=1)[rank].contiguous(),
+        mlp=DenseWeights(
+            torch.cat((half(gate), half(up))), layer.mlp.down.chunk(2, dim=1)[rank].contiguous()
+        ),
         attention_norm=layer.attention_norm, mlp_norm=layer.mlp_norm,
     )
 

@@ -14,7 +14,7 @@ from beamprof.backends.vllm_cells import MOST_STEPS, craft, envelope
 from beamprof.backends.vllm_layers import layer_counts, stage_of
 from beamprof.backends.vllm_model import hf_config, model_folder
 from beamprof.errors import BackendError
-from beamprof.models.shape import registry, resolve_model
+from beamprof.models.registry import registry, resolve_model
 from beamprof.profiler.grid import GridLimits, grid
 
 decodes = st.integers(1, 64).flatmap(

@@ -80,7 +80,7 @@ def test_a_budget_thins_the_plan_and_says_so(capsys: pytest.CaptureFixture[str])
     [
         (["--model", "llama9"], "unknown model 'llama9'", "known models"),
         (["--tp", "3"], "--tp 3 does not divide", "--tp can be 1, 2, 4, 8"),
-        (["--pp", "7"], "--pp 7 does not divide", "--pp can be 1, 2, 4, 8, 16, 32"),
+        (["--pp", "70"], "--pp 70 is over", "--pp can be 1 to 32"),
         (["--clocks", "511"], "no clock of 511 MHz", "the nearest are 510 and 525"),
         (["--clocks", "1.41"], "1.41 GHz", "write 1410"),
         (["--budget", "10"], "10 s or 10 ms?", "write 10s"),

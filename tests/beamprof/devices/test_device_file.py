@@ -16,8 +16,8 @@ def a100_text() -> str:
     return resources.files("beamprof.devices").joinpath(f"{A100}.toml").read_text("utf-8")
 
 
-def test_ships_the_four_devices() -> None:
-    assert device_names() == ["a100-pcie-80gb", A100, "h100-sxm", "h200-sxm"]
+def test_ships_what_people_serve_on() -> None:
+    assert {"a100-pcie-80gb", A100, "b200", "h100-sxm", "h200-sxm", "l40s"} <= set(device_names())
 
 
 @pytest.mark.parametrize("name", device_names())
@@ -34,9 +34,19 @@ def test_the_a100_offers_its_81_clocks() -> None:
     assert (len(clocks), clocks[0], clocks[-1]) == (81, 210, 1410)
 
 
-def test_unknown_device_lists_the_known() -> None:
-    with pytest.raises(DeviceError, match="unknown device 'a100'") as caught:
-        resolve_device("a100")
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("H100", "h100-sxm"), ("h200 sxm", "h200-sxm"), ("NVIDIA B200", "b200"), ("L40s", "l40s"),
+     ("NVIDIA A100-SXM4-80GB", A100), ("A100_PCIe_80GB", "a100-pcie-80gb")],
+)  # fmt: skip
+def test_names_as_people_write_them(written: str, name: str) -> None:
+    assert resolve_device(written).name == name
+
+
+@pytest.mark.parametrize("written", ["a100", "h", "", "..", "h100/../x"])
+def test_unknown_device_lists_the_known(written: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device") as caught:
+        resolve_device(written)
     assert A100 in str(caught.value.hint)
 
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from beam_runtime.types import StepShape
-from beamprof.devices.attention import chunk_us, decode_us
-from beamprof.devices.device import Device, resolve_device
+from beamprof.devices.attention import Heads, chunk_us, decode_us
+from beamprof.devices.device import Device, device_names, resolve_device
 from beamprof.devices.forward import Forward, forward, padded_tokens, pass_ms
-from beamprof.devices.gemm import Gemm, choose_kernel, gemm_us
+from beamprof.devices.gemm import Gemms, choose_kernels, gemm_us
 from beamprof.devices.power import capped_mhz, waiting_w
-from beamprof.models.shape import StageShape, registry
+from beamprof.models.registry import registry
+from beamprof.models.shape import StageShape
 
 A100 = resolve_device("a100-sxm4-80gb")
 CLOCKS = np.arange(510.0, 1411.0, 15.0)
@@ -30,7 +31,7 @@ LAYOUTS = [
     ("mistral-7b", 1, 1),
 ]
 stages = st.sampled_from([registry()[name].shard(tp, pp) for name, tp, pp in LAYOUTS])
-devices = st.sampled_from([A100, *map(resolve_device, ("a100-pcie-80gb", "h100-sxm", "h200-sxm"))])
+devices = st.sampled_from([resolve_device(name) for name in device_names()])
 steps = st.builds(
     StepShape,
     prefill_tokens=st.integers(1, 2048),
@@ -38,6 +39,14 @@ steps = st.builds(
     decode_requests=st.integers(0, 256),
     decode_context_tokens=st.integers(0, 100_000),
 )
+
+
+HEADS = Heads.of(32, 4, 128, 0, "bfloat16")  # of llama3-70b at tp 2
+
+
+def decode(requests: int, context_tokens: int, heads: Heads = HEADS) -> float:
+    columns = (np.array([float(value)]) for value in (requests, context_tokens))
+    return float(decode_us(A100, heads, *columns, TOP)[0, 0])
 
 
 def at(stage: StageShape, step: StepShape, clocks: NDArray[np.float64] = CLOCKS) -> Forward:
@@ -91,9 +100,9 @@ def test_more_work_never_costs_less_time(stage: StageShape, step: StepShape, mor
 def test_a_gemm_of_more_tokens_takes_no_less(
     tokens: int, more: int, outputs: int, inputs: int
 ) -> None:
-    small, large = (Gemm(m, outputs, inputs, 2) for m in (tokens, tokens + more))
+    small, large = (Gemms.of(m, [(outputs, inputs)], "bfloat16") for m in (tokens, tokens + more))
     # A last wave that fills up overlaps a little better with DRAM: a percent, no more.
-    assert gemm_us(A100, large, TOP)[0] >= gemm_us(A100, small, TOP)[0] * 0.98
+    assert gemm_us(A100, large, TOP)[0, 0] >= gemm_us(A100, small, TOP)[0, 0] * 0.98
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024])
@@ -142,36 +151,51 @@ def test_the_staircase_stands_where_operators_show_it() -> None:
 
 
 def test_small_grids_split_k_and_full_ones_do_not() -> None:
-    assert choose_kernel(A100, Gemm(128, 5120, 14336, 2)).splits > 1
-    assert choose_kernel(A100, Gemm(512, 28672, 8192, 2)).splits == 1
+    assert choose_kernels(A100, Gemms.of(128, [(5120, 14336)], "bfloat16")).splits[0] > 1
+    assert choose_kernels(A100, Gemms.of(512, [(28672, 8192)], "bfloat16")).splits[0] == 1
 
 
 def test_decode_attention_steps_where_blocks_outnumber_sms() -> None:
     # 4 KV heads on each GPU: 27 requests fill 108 SMs, the 28th starts another wave.
-    full, over = (decode_us(A100, STAGE, StepShape(0, 0, b, b * 4000), TOP)[0] for b in (27, 28))
+    full, over = (decode(b, b * 4000) for b in (27, 28))
     assert over / full > 1.1
 
 
 def test_decode_attention_never_beats_dram() -> None:
     context = 1_000_000
-    time_us = decode_us(A100, STAGE, StepShape(0, 0, 64, context), TOP)[0]
+    time_us = decode(64, context)
     kv_bytes = STAGE.kv_bytes_per_token / STAGE.layers * context
     assert kv_bytes / time_us / 1e6 <= max(A100.memory.bandwidth_tbps) * 1.0001
 
 
 def test_chunk_attention_grows_with_its_context() -> None:
-    first, later = (chunk_us(A100, STAGE, StepShape(512, k), TOP)[0] for k in (0, 4096))
+    columns = [np.array([float(value)]) for value in (1, 512, 0, 4096)]
+    first, later = (
+        chunk_us(A100, HEADS, columns[0], columns[1], context, TOP)[0, 0] for context in columns[2:]
+    )
     assert later > 4 * first
 
 
+def test_a_sliding_window_bounds_decodes_and_chunks() -> None:
+    windowed = Heads.of(32, 4, 128, 1024, "bfloat16")
+    short, long = (decode(64, 64 * context, windowed) for context in (1024, 8192))
+    assert long == pytest.approx(short)
+    one, tokens = np.array([1.0]), np.array([512.0])
+    near, far = (
+        chunk_us(A100, windowed, one, tokens, np.array([k]), TOP)[0, 0] for k in (2048.0, 16384.0)
+    )
+    assert far == pytest.approx(near)
+    assert decode(64, 64 * 8192) > 3 * long
+
+
 def test_one_gpu_pays_no_allreduce() -> None:
-    free = dataclasses.replace(A100.allreduce, latency_us=0.0, bandwidth_gbps=1e9)
+    free = dataclasses.replace(A100.allreduce, us_2=(0.0,) * len(A100.allreduce.us_2))
     device = dataclasses.replace(A100, allreduce=free)
     single = registry()["qwen2.5-14b"].shard(1, 2)
     step = StepShape(256)
     assert pass_ms(device, single, step, TOP)[0] == pass_ms(A100, single, step, TOP)[0]
     saved_us = (pass_ms(A100, STAGE, step, TOP) - pass_ms(device, STAGE, step, TOP))[0] * 1e3
-    assert saved_us >= 2 * STAGE.layers * A100.allreduce.latency_us
+    assert saved_us >= 2 * STAGE.layers * A100.allreduce.us_2[0] * 0.999
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from beamprof.errors import ModelShapeError
-from beamprof.models.shape import read_config, registry, resolve_model
+from beamprof.models.config import read_config
+from beamprof.models.layers import Attention, DenseMlp
+from beamprof.models.registry import registry, resolve_model
+from beamprof.models.shape import StageShape, stage_layers
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -42,32 +45,66 @@ def config(folder: Path, **changes: object) -> Path:
         ("qwen2.5-32b", 31.21),
         ("qwen3-8b", 6.95),
         ("qwen3-32b", 31.21),
+        ("mixtral-8x7b", 46.4),
+        ("qwen3-30b-a3b", 29.9),
+        ("qwen3-235b-a22b", 233.8),
+        ("qwen3-next-80b-a3b", 79.0),
+        ("gpt-oss-20b", 19.75),
+        ("gpt-oss-120b", 115.6),
+        ("deepseek-v2-lite", 15.28),
+        ("deepseek-v3", 669.1),
+        ("kimi-k2", 1023.9),
+        ("glm-4.5-air", 105.6),
+        ("gemma3-27b", 25.6),
+        ("llama4-scout", 105.7),
     ],
 )
 def test_registry_shapes_have_the_published_parameter_counts(name: str, billions: float):
     stage = registry()[name].shard(1, 1)
-    assert stage.weights_per_layer * stage.layers / 1e9 == pytest.approx(billions, abs=0.01)
+    assert stage.weights / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def test_a_shard_divides_heads_widths_and_layers():
     stage = registry()["llama3-70b"].shard(2, 4)
-    assert (stage.layers, stage.heads, stage.kv_heads) == (20, 32, 4)
-    assert stage.intermediate_size == 14336
-    assert stage.qkv_size == (32 + 2 * 4) * 128
+    attention, mlp = dense_layer(stage)
+    assert (stage.layers, attention.heads, attention.kv_heads) == (20, 32, 4)
+    assert mlp.intermediate_size == 14336
+    assert attention.qkv_size == (32 + 2 * 4) * 128
     assert stage.kv_bytes_per_token == 2 * 4 * 128 * 2 * 20
 
 
 def test_with_more_ranks_than_kv_heads_each_keeps_a_whole_one():
-    assert registry()["llama3-70b"].shard(16, 1).kv_heads == 1
+    attention, _ = dense_layer(registry()["llama3-70b"].shard(16, 1))
+    assert attention.kv_heads == 1
+
+
+def dense_layer(stage: StageShape) -> tuple[Attention, DenseMlp]:
+    layer = stage.only_layer()
+    assert isinstance(layer.mixer, Attention)
+    assert isinstance(layer.mlp, DenseMlp)
+    return layer.mixer, layer.mlp
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "counts"),
+    [(80, 4, (20,) * 4), (61, 2, (31, 30)), (80, 3, (27, 27, 26)), (62, 4, (15, 16, 16, 15))],
+)
+def test_stages_are_cut_as_vllm_cuts_them(layers: int, pp: int, counts: tuple[int, ...]):
+    # What is left over goes to the stages before the last, which holds the LM head.
+    assert stage_layers(layers, pp) == counts
+    assert sum(counts) == layers
+
+
+def test_an_uneven_pipeline_stands_for_its_largest_stage():
+    assert registry()["llama3-70b"].shard(1, 3).layers == 27
 
 
 @pytest.mark.parametrize(
     ("tp", "pp", "words", "hint"),
     [
         (3, 1, "--tp 3 does not divide", "--tp can be 1, 2, 4, 8, 16, 32, 64"),
-        (1, 3, "--pp 3 does not divide", "--pp can be 1, 2, 4, 5, 8, 10, 16, 20, 40, 80"),
         (0, 1, "--tp must be 1 or more", "--tp 1"),
-        (1, 81, "80 layers", "--pp can be 1"),
+        (1, 81, "80 layers", "--pp can be 1 to 80"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_does(tp: int, pp: int, words: str, hint: str):
@@ -81,7 +118,7 @@ def test_every_tp_that_the_hint_offers_works():
         with pytest.raises(ModelShapeError) as caught:
             shape.shard(1_000_003, 1)
         for tp in caught.value.hint.removeprefix("--tp can be ").split(", "):
-            assert shape.shard(int(tp), 1).heads * int(tp) == shape.heads
+            assert shape.shard(int(tp), 1).tp == int(tp)
 
 
 def test_a_directory_with_a_config_is_the_same_model(tmp_path: Path):
@@ -122,7 +159,7 @@ def test_unknown_model_lists_the_known():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not supported"),
+        ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported"),
         ({"hidden_size": None}, "lacks the field 'hidden_size'"),
         ({"num_hidden_layers": 0}, "must be a positive integer, found 0"),
         ({"num_attention_heads": "64"}, "must be a positive integer, found '64'"),

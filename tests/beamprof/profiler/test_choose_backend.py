@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from beamprof.errors import BackendError, DeviceError
-from beamprof.models.shape import resolve_model
+from beamprof.models.registry import resolve_model
 from beamprof.profiler import choose_backend as choose
 from beamprof.profiler.choose_backend import Gpu, choose_backend, cpu_clock_mhz
 from beamprof.profiler.spec import resolve_spec
@@ -84,7 +84,7 @@ def test_torch_without_a_gpu_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
 def test_misspelt_names_are_refused_whatever_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpu in (None, A100):
         with pytest.raises(DeviceError, match="unknown device"):
-            pick(monkeypatch, gpu, device="a100-sxm")
+            pick(monkeypatch, gpu, device="a100-smx")
         with pytest.raises(BackendError, match="unknown backend"):
             pick(monkeypatch, gpu, backend="vlm")
 

@@ -288,7 +288,7 @@ def test_current_clocks_carry_the_clock_that_was_reached(output: Path) -> None:
         ({"model": None}, SweepError, "no model was named"),
         ({"model": "llama9"}, ModelShapeError, "unknown model"),
         ({"tp": 3}, ModelShapeError, "--tp 3 does not divide"),
-        ({"pp": 5}, ModelShapeError, "--pp 5 does not divide"),
+        ({"pp": 500}, ModelShapeError, "--pp 500 is over"),
         ({"clocks": "511"}, SweepError, "no clock of 511 MHz"),
         ({"max_context": 100_000}, SweepError, "over the 8192 tokens"),
         ({"budget": "1s"}, SweepError, "fits into 1 s"),

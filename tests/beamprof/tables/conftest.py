@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from beam_runtime.table.perf_table import PerfTable
-from beamprof.models.shape import registry
+from beamprof.models.registry import registry
 from beamprof.tables.grid import CellGrid
 from beamprof.tables.table_file import seal_table
 

@@ -106,8 +106,8 @@ def test_unknown_model_names_the_way_out(tmp_path):
 
 
 def test_a_layout_that_does_not_divide(tmp_path):
-    path = written(tmp_path, *LINES, name=NAME.replace("pp4", "pp3"))
-    with pytest.raises(ModelShapeError, match="--pp 3"):
+    path = written(tmp_path, *LINES, name=NAME.replace("tp2", "tp3"))
+    with pytest.raises(ModelShapeError, match="--tp 3"):
         read(path)
     assert "1 or more" in refused(written(tmp_path, *LINES), tp=0).message
 

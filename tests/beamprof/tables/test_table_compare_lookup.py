@@ -6,7 +6,7 @@ import pytest
 from beam_runtime.errors import CoverageError, TableError
 from beam_runtime.types import Origin, StepShape
 from beamprof.errors import AnswerIsNo
-from beamprof.models.shape import registry
+from beamprof.models.registry import registry
 from beamprof.tables.compare import compare_tables
 from beamprof.tables.lookup import lookup_step
 

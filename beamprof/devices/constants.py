@@ -1,0 +1,214 @@
+"""The sections of a device file: what each constant means and in which unit it is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The SM clocks that can be locked, and those a profile takes when none are asked for."""
+
+    min_mhz: int
+    max_mhz: int
+    step_mhz: int
+    profile_mhz: tuple[int, ...]
+
+    @property
+    def supported_mhz(self) -> tuple[int, ...]:
+        """Every clock the device offers, ascending."""
+        return tuple(range(self.min_mhz, self.max_mhz + 1, self.step_mhz))
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The SMs. Rates are per SM clock, so a time is cycles over MHz.
+
+    Attributes:
+        sms: streaming multiprocessors.
+        tensor_flops_per_clock: dense bf16 FLOPs of one SM in one clock.
+        activation_bytes_per_clock: elementwise traffic of the whole GPU per clock (mostly L2).
+    """
+
+    sms: int
+    tensor_flops_per_clock: int
+    activation_bytes_per_clock: float
+
+
+@dataclass(frozen=True, slots=True)
+class GemmKernels:
+    """GEMMs of one weight format ([gemm.<format>]); see beamprof.devices.gemm.
+
+    Attributes:
+        rate: peak rate over that of bf16.
+        efficiency: share of that rate which a main loop sustains.
+        load_bytes_per_clock: operand bytes that one SM takes in per clock (from L2).
+        prologue_inputs: what starts and ends a tile, as so many more of the K inputs.
+        overlap_exponent: p of (compute^p + memory^p)^(1/p); infinity would be perfect overlap.
+        fixed_us: start and end of the kernel, where launch.kernel_us does not hold it.
+        quantize_per_clock: activations brought into the format, elements per clock; 0 = none.
+        split_k: 1 where K may be split over idle SMs.
+        dispatch: tile shapes by tokens as (up to tokens, tile_m, tile_n), one after the other;
+            empty = the cheapest.
+    """
+
+    efficiency: float
+    load_bytes_per_clock: float
+    overlap_exponent: float
+    rate: float = 1.0
+    prologue_inputs: float = 0.0
+    fixed_us: float = 0.0
+    quantize_per_clock: float = 0.0
+    split_k: int = 1
+    dispatch: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MoeKernels:
+    """Grouped GEMMs over experts of one weight format ([moe.<format>]); see beamprof.devices.moe.
+
+    Attributes:
+        rate, efficiency, load_bytes_per_clock, prologue_inputs, overlap_exponent: as GemmKernels.
+        bandwidth_share: of the DRAM bandwidth, while experts are streamed.
+        fixed_us: routing, permuting, and the kernels' starts.
+        row_bytes_per_clock: rows gathered, activated and summed up, bytes per clock.
+        expert_us: for each expert with work.
+    """
+
+    efficiency: float
+    load_bytes_per_clock: float
+    overlap_exponent: float
+    rate: float
+    prologue_inputs: float
+    bandwidth_share: float
+    fixed_us: float
+    row_bytes_per_clock: float
+    expert_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionKernels:
+    """Attention over a cache of one format ([attention.<format>]); see beamprof.devices.attention.
+
+    Attributes:
+        head_dims, efficiency: share of the bf16 tensor rate in chunk attention, by head size.
+        prologue_keys: what starts and ends a query tile, as so many more keys.
+        balance_exponent: how sharply its longest tile paces a chunk that does not fill the SMs;
+            0 = not at all.
+        chunk_fixed_us, decode_fixed_us: the kernels' starts.
+        kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock.
+        bandwidth_share: of the DRAM bandwidth, while the cache is streamed.
+        query_bandwidth_share: the same for the queries and outputs of a chunk.
+    """
+
+    head_dims: tuple[float, ...]
+    efficiency: tuple[float, ...]
+    prologue_keys: float
+    balance_exponent: float
+    kv_bytes_per_clock: float
+    chunk_fixed_us: float = 0.0
+    decode_fixed_us: float = 0.0
+    bandwidth_share: float = 1.0
+    query_bandwidth_share: float = 1.0
+    block_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LatentKernels:
+    """Multi-head latent attention ([latent]); see beamprof.devices.latent.
+
+    Attributes:
+        chunk_efficiency, decode_efficiency: share of the bf16 tensor rate.
+        bandwidth_share: of the DRAM bandwidth, while the latent cache is streamed.
+        fixed_us: norms, RoPE, cache write and the kernels' starts. row_bytes_per_clock: elementwise
+            traffic of a token's heads.
+    """
+
+    chunk_efficiency: float
+    decode_efficiency: float
+    bandwidth_share: float
+    fixed_us: float
+    row_bytes_per_clock: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaKernels:
+    """Gated delta nets ([delta]); see beamprof.devices.delta.
+
+    Attributes:
+        token_clocks: one token of a prompt after the other, where too few heads fill the SMs.
+        head_token_clocks: work of one value head for one token, on one SM.
+        conv_bytes_per_clock: the short convolution's traffic, of the whole GPU.
+        bandwidth_share: of the DRAM bandwidth, while states are read and written.
+        fixed_us: the kernels' starts.
+    """
+
+    token_clocks: float
+    head_token_clocks: float
+    conv_bytes_per_clock: float
+    bandwidth_share: float
+    fixed_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """DRAM: its size, and bandwidth against SM clock, linear between its knots.
+
+    Attributes:
+        size_gb: 10^9 bytes.
+        clocks_mhz, bandwidth_tbps: the knots.
+    """
+
+    size_gb: float
+    clocks_mhz: tuple[float, ...]
+    bandwidth_tbps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a kernel costs besides its work, inside a CUDA graph."""
+
+    kernels_per_layer: int
+    kernel_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """One all-reduce over 2, 4 or 8 GPUs of a stage, against the bytes of the message.
+
+    Linear between the knots and beyond the last. More than 8 GPUs are taken as 8.
+    """
+
+    message_bytes: tuple[float, ...]
+    us_2: tuple[float, ...]
+    us_4: tuple[float, ...]
+    us_8: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Per-GPU power; see beamprof.devices.power for the law.
+
+    Attributes:
+        floor_w: P0, what does not follow the SM clock.
+        knee_ghz: f0, up to where the core voltage is at its minimum.
+        voltage_slope_per_ghz: s, relative rise of the voltage above the knee.
+        clock_w_per_ghz: the clock tree of a GPU that waits.
+        busy_w_per_ghz: on top, SMs that run kernels.
+        stall_share: share of busy_w_per_ghz saved while the SMs wait for DRAM.
+        tensor_w_per_ghz: on top, tensor cores at their peak.
+        memory_w_per_tbps: DRAM traffic.
+        link_w: links to the other GPUs of a tensor-parallel stage, while it runs.
+        cap_w: the board's power limit.
+        attention_share: what FLOPs of attention draw of what those of a GEMM do.
+    """
+
+    floor_w: float
+    knee_ghz: float
+    voltage_slope_per_ghz: float
+    clock_w_per_ghz: float
+    busy_w_per_ghz: float
+    stall_share: float
+    tensor_w_per_ghz: float
+    memory_w_per_tbps: float
+    link_w: float
+    cap_w: float
+    attention_share: float = 1.0

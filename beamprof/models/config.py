@@ -1,0 +1,173 @@
+"""From a Hugging Face config.json to a ModelShape.
+
+One reader for all architectures: families.py says what each of them reads its mixers and MLPs
+from. A multimodal config is read as its text decoder (text_config); the towers are left out, and
+a note says so. Whatever would change the cost and is not understood is refused by name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from beamprof.errors import ModelShapeError
+from beamprof.models.families import ARCHITECTURES, FAMILIES, Family, mixers, mlps
+from beamprof.models.fields import Fields
+from beamprof.models.layers import Attention, DenseMlp, Layer
+from beamprof.models.precision import Precision
+from beamprof.models.quantization import read_precision
+from beamprof.models.shape import ModelShape
+
+DTYPES = ("bfloat16", "float16", "float32")
+TEXT = ("text_config", "llm_config", "thinker_config", "language_config")
+TOWERS = ("vision_config", "audio_config", "vision_tower_config")
+
+
+def read_config(path: Path, *, dtype: str | None = None) -> ModelShape:
+    """Read a config.json.
+
+    Args:
+        path: the file; the model is called after its folder.
+        dtype: what is not quantised is served in this; None = as engines choose.
+
+    Raises:
+        ModelShapeError: unreadable, not JSON, a missing or senseless field, another architecture.
+    """
+    where = str(path)
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelShapeError(
+            f"no config.json in {path.parent}", hint="download the model's config.json there"
+        ) from None
+    except OSError as error:
+        raise ModelShapeError(f"cannot read {where}", cause=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelShapeError(
+            f"{where} is not JSON", cause=str(error)[:200], hint="download the file again"
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelShapeError(
+            f"{where} is not a JSON object", cause=f"it holds a {type(config).__name__}"
+        )
+    return shape_of(config, path.parent.resolve().name, where, dtype=dtype)
+
+
+def shape_of(
+    config: dict[str, Any], name: str, where: str, *, dtype: str | None = None
+) -> ModelShape:
+    """The shape that a config says; ``where`` names it in errors.
+
+    Raises:
+        ModelShapeError: as read_config.
+    """
+    whole = Fields(config, where)
+    text, family_name, notes = _decoder(whole)
+    family = FAMILIES[family_name]
+    served, dtype_notes = _dtype(whole, text, dtype)
+    heads = text.several("num_attention_heads")
+    kv_heads = text.several("num_key_value_heads", "multi_query_group_num", default=heads)
+    hidden = text.size("hidden_size")
+    if heads % kv_heads:
+        raise ModelShapeError(f"{text.where}: {kv_heads} KV heads do not divide {heads} heads")
+    if not text.has("head_dim") and not text.has("kv_lora_rank") and hidden % heads:
+        raise ModelShapeError(f"{text.where}: {heads} heads do not divide the hidden size {hidden}")
+    head_dim = text.size("head_dim", default=max(1, hidden // heads))
+    layers = text.several("num_hidden_layers")
+    attention = Attention(heads, kv_heads, head_dim)
+    decoder = tuple(
+        Layer(mixer, mlp)
+        for mixer, mlp in zip(
+            mixers(family, text, attention, layers), mlps(family, text, layers), strict=True
+        )
+    )
+    plain = Layer(attention, DenseMlp(_dense_width(text, decoder)))
+    rope = text.inner("rope_parameters") or text.inner("rope_scaling") or Fields({}, text.where)
+    theta = text if text.has("rope_theta") else _full_rope(rope)
+    precision = read_precision(whole if whole.has("quantization_config") else text, served, layers)
+    return ModelShape(
+        name=name,
+        architecture=family_name,
+        hidden_size=hidden,
+        intermediate_size=_dense_width(text, decoder),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=text.size("vocab_size"),
+        max_model_len=text.size("max_position_embeddings", "model_max_length", "seq_length"),
+        dtype=served,
+        rope_theta=theta.number("rope_theta", default=10000.0),
+        rms_norm_eps=text.number("rms_norm_eps", "layer_norm_eps", default=1e-6),
+        qkv_bias=family.qkv_bias or text.flag("attention_bias"),
+        qk_norm=family.qk_norm,
+        tie_embeddings=whole.flag("tie_word_embeddings", default=text.flag("tie_word_embeddings")),
+        special_layers=() if set(decoder) == {plain} else decoder,
+        quantised=None if precision == Precision.of(served) else precision,
+        notes=(*notes, *dtype_notes),
+    )
+
+
+def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
+    """The part that describes the text decoder, its family, and what was left out."""
+    if "architectures" in whole.values and whole.values["architectures"] is not None:
+        value = whole.values["architectures"]
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise ModelShapeError(
+                f"{whole.where}: architectures must be a list of strings, found {value!r:.60}"
+            )
+    named = (whole.texts("architectures") or (None,))[0]
+    inner = next((part for key in TEXT if (part := whole.inner(key)) is not None), None)
+    if named in ARCHITECTURES and inner is None:
+        return whole, ARCHITECTURES[named], ()
+    text = inner if inner is not None else whole
+    model_type = text.text("model_type").removesuffix("_text")
+    inner_named = (text.texts("architectures") or (None,))[0]
+    family = ARCHITECTURES.get(str(inner_named)) or ARCHITECTURES.get(str(named), model_type)
+    family = model_type if model_type in FAMILIES and inner is not None else family
+    if (named is not None and inner is None) or family not in FAMILIES:
+        raise ModelShapeError(
+            f"{whole.where}: architecture {named or model_type!r} is not supported",
+            cause="BEAM knows decoders of these kinds: " + ", ".join(sorted(FAMILIES)),
+            hint=f"known architectures: {', '.join(ARCHITECTURES)}",
+        )
+    towers = [key.removesuffix("_config") for key in TOWERS if whole.has(key)]
+    what = f"its {' and '.join(towers)} part" if towers else "whatever stands around it"
+    notes = (f"only the text decoder is counted, {what} left out",) if inner is not None else ()
+    return text, family, notes
+
+
+def _dtype(whole: Fields, text: Fields, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """What engines serve the unquantised tensors in."""
+    stored = "bfloat16"
+    for fields in (whole, text):
+        for name in ("dtype", "torch_dtype"):
+            stored = fields.text(name).removeprefix("torch.") or stored
+    if asked is not None and asked not in DTYPES:
+        raise ModelShapeError(
+            f"dtype {asked!r} is not supported", hint=f"expected one of {', '.join(DTYPES)}"
+        )
+    if stored not in DTYPES:
+        raise ModelShapeError(
+            f"{whole.where}: dtype {stored!r} is not supported",
+            hint=f"expected one of {', '.join(DTYPES)}",
+        )
+    if asked is not None:
+        return asked, ()
+    if stored == "float32":
+        return "bfloat16", ("stored in float32, taken as bfloat16, in which engines serve it",)
+    return stored, ()
+
+
+def _full_rope(rope: Fields) -> Fields:
+    """rope_parameters may hold one set for each kind of attention (Gemma 3)."""
+    return rope.inner("full_attention") or rope
+
+
+def _dense_width(text: Fields, decoder: tuple[Layer, ...]) -> int:
+    dense = [layer.mlp for layer in decoder if isinstance(layer.mlp, DenseMlp)]
+    if dense:
+        return dense[0].intermediate_size
+    return text.size("intermediate_size", "moe_intermediate_size")
+
+
+__all__ = ["ARCHITECTURES", "Family", "read_config", "shape_of"]

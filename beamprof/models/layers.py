@@ -1,0 +1,218 @@
+"""The kinds of layers that decoders are made of: sizes, weights and KV cache, nothing of time.
+
+A layer is a mixer (it looks at other tokens) and an MLP (it does not). The same classes describe
+a whole layer and one GPU's shard of it; ``split`` goes from the one to the other. Weights are
+counted in elements; which format they are stored in is Precision's matter.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Softmax attention, grouped queries.
+
+    Attributes:
+        window_tokens: it sees so many of the latest tokens; 0 = all of them.
+        gated: the query projection yields an output gate as well (Qwen3-Next).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window_tokens: int = 0
+    gated: bool = False
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused QKV projection."""
+        return (self.heads * (2 if self.gated else 1) + 2 * self.kv_heads) * self.head_dim
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of its GEMMs."""
+        return (self.qkv_size, hidden), (hidden, self.heads * self.head_dim)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Cached elements of one token."""
+        return 2 * self.kv_heads * self.head_dim
+
+    def split(self, tp: int) -> "Attention":
+        """One of ``tp`` GPUs' share; with more GPUs than KV heads each keeps a whole one."""
+        return dataclasses.replace(
+            self, heads=self.heads // tp, kv_heads=max(1, self.kv_heads // tp)
+        )
+
+    def splits(self, tp: int) -> bool:
+        """Whether ``tp`` GPUs get equal shares."""
+        return self.heads % tp == 0 and (self.kv_heads % tp == 0 or tp % self.kv_heads == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek, arXiv 2405.04434).
+
+    The cache holds kv_rank + rope_dim elements for each token, whatever the heads; decodes absorb
+    the projection of keys and values into the queries and the output.
+    """
+
+    heads: int
+    query_rank: int  # 0: queries are projected in one step
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of its GEMMs."""
+        down = self.query_rank + self.kv_rank + self.rope_dim
+        queries = self.heads * (self.nope_dim + self.rope_dim)
+        up_kv = self.heads * (self.nope_dim + self.value_dim)
+        out = (hidden, self.heads * self.value_dim)
+        if not self.query_rank:
+            return (queries + down, hidden), (up_kv, self.kv_rank), out
+        return (down, hidden), (queries, self.query_rank), (up_kv, self.kv_rank), out
+
+    @property
+    def kv_per_token(self) -> int:
+        """Cached elements of one token."""
+        return self.kv_rank + self.rope_dim
+
+    def split(self, tp: int) -> "LatentAttention":
+        """One GPU's share: heads are divided, the latent parts are on every GPU."""
+        return dataclasses.replace(self, heads=self.heads // tp)
+
+    def splits(self, tp: int) -> bool:
+        """Whether ``tp`` GPUs get equal shares."""
+        return self.heads % tp == 0
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDelta:
+    """Gated delta net (Qwen3-Next, Qwen3.5): a state of constant size in place of a cache."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int = 4
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of its GEMMs: q, k, v, gate z, and two numbers for each value head."""
+        keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
+        return (2 * keys + 2 * values + 2 * self.value_heads, hidden), (hidden, values)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Nothing grows with the context."""
+        return 0
+
+    @property
+    def state_size(self) -> int:
+        """Elements of one request's recurrent state, kept in float32."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+    def split(self, tp: int) -> "GatedDelta":
+        """One GPU's share of the heads."""
+        return dataclasses.replace(
+            self, key_heads=self.key_heads // tp, value_heads=self.value_heads // tp
+        )
+
+    def splits(self, tp: int) -> bool:
+        """Whether ``tp`` GPUs get equal shares."""
+        return self.key_heads % tp == 0 and self.value_heads % tp == 0
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMlp:
+    """Every token passes the same weights: gate, up and down, or up and down without a gate."""
+
+    intermediate_size: int
+    gated: bool = True
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of its GEMMs."""
+        inner = self.intermediate_size
+        return ((2 if self.gated else 1) * inner, hidden), (hidden, inner)
+
+    def split(self, tp: int) -> "DenseMlp":
+        """One GPU's share of the columns."""
+        return dataclasses.replace(self, intermediate_size=self.intermediate_size // tp)
+
+    def splits(self, tp: int) -> bool:
+        """Whether ``tp`` GPUs get equal shares."""
+        return self.intermediate_size % tp == 0
+
+
+@dataclass(frozen=True, slots=True)
+class MoeMlp:
+    """A router chooses ``top_k`` of ``experts`` for each token; shared experts see all tokens.
+
+    Attributes:
+        intermediate_size: width of one expert, on this GPU.
+        shared_size: width of the shared experts together, on this GPU; 0 = none.
+        ep: GPUs that the experts are spread over; this one holds experts / ep of them, whole.
+    """
+
+    experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    gated: bool = True
+    ep: int = 1
+
+    @property
+    def local_experts(self) -> int:
+        """Experts on this GPU."""
+        return self.experts // self.ep
+
+    def expert_projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of one expert's GEMMs."""
+        return DenseMlp(self.intermediate_size, self.gated).projections(hidden)
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of the GEMMs that all tokens pass: shared experts."""
+        return DenseMlp(self.shared_size).projections(hidden) if self.shared_size else ()
+
+    def split(self, tp: int, ep: int) -> "MoeMlp":
+        """One GPU's share: by width over ``tp`` GPUs, or whole experts over ``ep``."""
+        width = self.intermediate_size if ep > 1 else self.intermediate_size // tp
+        return dataclasses.replace(
+            self, intermediate_size=width, shared_size=self.shared_size // tp, ep=ep
+        )
+
+    def splits(self, tp: int, ep: int = 1) -> bool:
+        """Whether the GPUs get equal shares."""
+        by_expert = self.experts % ep == 0 if ep > 1 else self.intermediate_size % tp == 0
+        return by_expert and self.shared_size % tp == 0
+
+
+Mixer = Attention | LatentAttention | GatedDelta
+Mlp = DenseMlp | MoeMlp
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer."""
+
+    mixer: Mixer
+    mlp: Mlp
+
+    def split(self, tp: int, ep: int) -> "Layer":
+        """One GPU's share."""
+        mlp = self.mlp.split(tp, ep) if isinstance(self.mlp, MoeMlp) else self.mlp.split(tp)
+        return Layer(self.mixer.split(tp), mlp)
+
+    def splits(self, tp: int, ep: int = 1) -> bool:
+        """Whether the GPUs get equal shares."""
+        mlp = self.mlp.splits(tp, ep) if isinstance(self.mlp, MoeMlp) else self.mlp.splits(tp)
+        return self.mixer.splits(tp) and mlp
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """So many equal layers of a stage; what the GPU does does not depend on their order."""
+
+    count: int
+    layer: Layer

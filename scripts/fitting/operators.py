@@ -1,0 +1,397 @@
+"""Measured operators of aiconfigurator's data as families: rows, predictions, constants.
+
+A family yields its predictions in microseconds from a device, in columns, at the highest clock.
+What belongs to how the rows were measured, and not to the GPU, stays here: the host's floor under
+operators that were launched one by one (no CUDA graph), and the L2 cache that decode attention of
+a small cache was repeated in.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from beamprof.devices.allreduce import message_us
+from beamprof.devices.attention import Heads, chunk_us, decode_us, mean_keys
+from beamprof.devices.delta import delta_us
+from beamprof.devices.device import Device
+from beamprof.devices.gemm import Array, Gemms, gemm_us, soft_max
+from beamprof.devices.latent import latent_us
+from beamprof.devices.moe import Routed, experts_us
+from beamprof.models.formats import FORMATS
+from beamprof.models.layers import GatedDelta, LatentAttention, MoeMlp
+
+MIN_US = 20.0  # shorter rows are mostly launch
+HELD_OUT_SHARE = 0.2
+FLOOR_EXPONENT = 6.0
+FORMS = {"bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
+         "int4_wo": "int4", "w4a16_mxfp4": "mxfp4", "int8_wo": "int8_wo"}  # fmt: skip
+# Kernels of today's default paths, where a format was measured with several.
+MOE_KERNELS = {"mxfp4": "gptoss"}
+NOT_GATED = {(2688, 1856), (1024, 2688), (2048, 5120)}  # (hidden, width): squared ReLU
+GEMM = {
+    "efficiency": (0.8, 0.1, 1.3),
+    "load_bytes_per_clock": (80.0, 5.0, 1e3),
+    "overlap_exponent": (4.0, 1.0, 20.0),
+    "prologue_inputs": (100.0, 1.0, 3000.0),
+    "fixed_us": (4.0, 0.5, 60.0),
+}
+MOE = {
+    "efficiency": (0.6, 0.05, 1.3),
+    "load_bytes_per_clock": (60.0, 5.0, 1e3),
+    "overlap_exponent": (3.0, 1.0, 20.0),
+    "prologue_inputs": (100.0, 1.0, 3000.0),
+    "bandwidth_share": (1.0, 0.2, 1.3),
+    "fixed_us": (30.0, 1.0, 200.0),
+    "row_bytes_per_clock": (1000.0, 20.0, 1e5),
+    "expert_us": (0.02, 1e-3, 5.0),
+}
+ATTENTION_CHUNK = {
+    "efficiency": (0.55, 0.05, 1.2),
+    "prologue_keys": (64.0, 1.0, 3000.0),
+    "balance_exponent": (2.0, 1.0, 20.0),
+    "chunk_fixed_us": (8.0, 0.5, 60.0),
+    "query_bandwidth_share": (0.5, 0.05, 1.3),
+}
+ATTENTION_DECODE = {
+    "kv_bytes_per_clock": (40.0, 3.0, 1e3),
+    "bandwidth_share": (1.0, 0.3, 1.3),
+    "decode_fixed_us": (8.0, 0.5, 60.0),
+    "block_us": (0.5, 1e-3, 20.0),
+}
+LATENT = {
+    "chunk_efficiency": (0.5, 0.05, 1.2),
+    "decode_efficiency": (0.6, 0.05, 1.2),
+    "bandwidth_share": (1.0, 0.3, 1.3),
+    "fixed_us": (40.0, 1.0, 400.0),
+    "row_bytes_per_clock": (500.0, 20.0, 1e5),
+}
+DELTA = {
+    "token_clocks": (90.0, 1.0, 1e4),
+    "head_token_clocks": (50.0, 1.0, 1e4),
+    "conv_bytes_per_clock": (800.0, 20.0, 1e5),
+    "bandwidth_share": (1.0, 0.3, 1.3),
+    "fixed_us": (8.0, 0.5, 60.0),
+}
+Bounds = Mapping[str, tuple[float, float, float]]  # constant: start, least, most
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one family and format.
+
+    Attributes:
+        family, section: what is reported together; the device file's section that is fitted.
+        constants: of that section, with start and bounds.
+        measured_us: (R,). held_out: (R,) rows whose shape is kept out of the fit.
+        predict: the model's microseconds of the rows with these indices.
+        power_w: measured, where it was. work: FLOPs (as of bf16's rate) and DRAM bytes of each row.
+        knots: of all-reduces, by GPUs: bytes and microseconds.
+    """
+
+    family: str
+    section: str
+    constants: Bounds
+    measured_us: Array
+    held_out: np.ndarray
+    predict: Callable[[Device, np.ndarray], Array]
+    power_w: Array | None = None
+    work: Callable[[Device], tuple[Array, Array]] | None = None
+    knots: dict[int, tuple[Array, Array]] | None = None
+
+
+def read_rows(folder: Path, with_power: bool = False) -> list[Rows]:
+    """All families of one system's folder (latency/<system> or power/<system>)."""
+    found: list[Rows] = []
+    for file in sorted(folder.glob("*/vllm/*/*.parquet")):
+        frame = pl.read_parquet(file)
+        least = 200.0 if with_power else MIN_US
+        frame = frame.filter((pl.col("latency") * 1e3 >= least) & pl.col("latency").is_finite())
+        reader = READERS.get(file.stem)
+        if reader is not None and len(frame):
+            found += reader(frame)
+    return found
+
+
+def _held_out(*columns: np.ndarray) -> np.ndarray:
+    """Rows of one shape are held out together: a fifth of the shapes, by their checksum."""
+    keys = np.stack([np.asarray(c).astype(str) for c in columns], axis=1)
+    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+    kept_out = [zlib.crc32("|".join(key).encode()) % 100 < HELD_OUT_SHARE * 100 for key in unique]
+    return np.array(kept_out)[inverse.ravel()]
+
+
+def _columns(frame: pl.DataFrame, *names: str) -> list[Array]:
+    return [frame[name].to_numpy().astype(np.float64) for name in names]
+
+
+def _power(frame: pl.DataFrame) -> Array | None:
+    return frame["power"].to_numpy() if "power" in frame.columns else None
+
+
+def _top(device: Device) -> Array:
+    return np.array([float(device.clocks.max_mhz)])
+
+
+def _gemm(frame: pl.DataFrame) -> list[Rows]:
+    found = []
+    for (dtype,), part in frame.group_by("gemm_dtype", maintain_order=True):
+        form = FORMS.get(str(dtype))
+        if form is None:
+            continue
+        m, n, k = _columns(part, "m", "n", "k")
+        us = part["latency"].to_numpy() * 1e3
+        floor = _host_floor(part, us) if form == "fp8_block" else np.zeros_like(us)
+        constants = dict(GEMM)
+        if form != "bfloat16":
+            constants["quantize_per_clock"] = (250.0, 20.0, 1e5)
+
+        def predict(device: Device, at: np.ndarray, columns=(m, n, k), form=form, floor=floor):  # type: ignore[no-untyped-def]
+            gemms = Gemms(*(c[at] for c in columns), FORMATS[form])
+            us = gemm_us(device, gemms, _top(device))[:, 0]
+            return soft_max(us, np.maximum(floor[at], 1e-9), FLOOR_EXPONENT)
+
+        def work(device: Device, columns=(m, n, k), form=form):  # type: ignore[no-untyped-def]
+            gemms = Gemms(*columns, FORMATS[form])
+            return gemms.flops / device.gemm_kernels(gemms.form).rate, gemms.dram_bytes
+
+        held = _held_out(n, k)
+        found.append(Rows("GEMM", f"gemm.{form}", constants, us, held, predict, _power(part), work))
+    return found
+
+
+def _host_floor(part: pl.DataFrame, us: Array) -> Array:
+    """What the host took to launch: rows of hardly any work, by kernel and by its branch on m."""
+    work = part["m"] * part["n"] * part["k"]
+    branch = pl.when(pl.col("m") <= 16).then(0).otherwise(pl.col("m") % 4 == 0).cast(pl.Int32)
+    keyed = part.select("kernel_source", branch=branch).with_columns(us=pl.Series(us), work=work)
+    small = keyed.filter(pl.col("work") < 2**27)
+    floors = small.group_by("kernel_source", "branch").agg(floor=pl.col("us").median())
+    joined = keyed.join(floors, on=["kernel_source", "branch"], how="left", maintain_order="left")
+    return joined["floor"].fill_null(0.0).to_numpy()
+
+
+def _context(frame: pl.DataFrame) -> list[Rows]:
+    found = []
+    frame = frame.filter(pl.col("head_dim").is_in([64, 128, 192, 256]))
+    for (kv,), part in frame.group_by("kv_cache_dtype", maintain_order=True):
+        heads, columns = _heads(part, str(kv))
+        requests, tokens, before = _columns(part, "batch_size", "isl", "step")
+
+        def predict(device: Device, at: np.ndarray, heads=heads, c=(requests, tokens, before)):  # type: ignore[no-untyped-def]
+            return chunk_us(device, _at(heads, at), *(x[at] for x in c), _top(device))[:, 0]
+
+        def work(device: Device, heads=heads, b=requests, n=tokens, k=before):  # type: ignore[no-untyped-def]
+            del device
+            pairs = b * n * mean_keys(n, k, heads.window_tokens)
+            moved = 4.0 * b * n * heads.heads * heads.head_dim + heads.cache_bytes(b * n)
+            return 4.0 * heads.heads * heads.head_dim * pairs, moved
+
+        us = part["latency"].to_numpy() * 1e3
+        held = _held_out(*columns)
+        found.append(
+            Rows(
+                "attention",
+                f"attention.{heads.kv}",
+                ATTENTION_CHUNK,
+                us,
+                held,
+                predict,
+                _power(part),
+                work,
+            )
+        )
+    return found
+
+
+def _generation(frame: pl.DataFrame) -> list[Rows]:
+    found = []
+    frame = frame.filter(pl.col("head_dim").is_in([64, 128, 192, 256]))
+    for (kv,), part in frame.group_by("kv_cache_dtype", maintain_order=True):
+        heads, columns = _heads(part, str(kv))
+        requests, step = _columns(part, "batch_size", "step")
+
+        def predict(device: Device, at: np.ndarray, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
+            return decode_us(device, _at(heads, at), b[at], b[at] * s[at], _top(device))[:, 0]
+
+        def work(device: Device, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
+            del device
+            seen = b * np.minimum(s + 1, heads.window_tokens)
+            return 4.0 * heads.heads * heads.head_dim * seen, heads.cache_bytes(seen)
+
+        us = part["latency"].to_numpy() * 1e3
+        held = _held_out(*columns)
+        found.append(
+            Rows(
+                "attention",
+                f"attention.{heads.kv}",
+                ATTENTION_DECODE,
+                us,
+                held,
+                predict,
+                _power(part),
+                work,
+            )
+        )
+    return found
+
+
+def _heads(part: pl.DataFrame, kv: str) -> tuple[Heads, list[Array]]:
+    columns = _columns(part, "num_heads", "num_key_value_heads", "head_dim")
+    window = part["window_size"].to_numpy() if "window_size" in part.columns else 0 * columns[0]
+    return Heads(*columns, np.where(window > 0, window, np.inf), kv), columns
+
+
+def _at(heads: Heads, at: np.ndarray) -> Heads:
+    columns = (heads.heads, heads.kv_heads, heads.head_dim, heads.window_tokens)
+    return Heads(*(column[at] for column in columns), heads.kv)
+
+
+def _moe(frame: pl.DataFrame) -> list[Rows]:
+    found = []
+    names = (
+        "num_tokens",
+        "hidden_size",
+        "inter_size",
+        "topk",
+        "num_experts",
+        "moe_tp_size",
+        "moe_ep_size",
+    )
+    for (dtype,), part in frame.group_by("moe_dtype", maintain_order=True):
+        form = FORMS.get(str(dtype))
+        if form is None:
+            continue
+        if form in MOE_KERNELS:
+            default = pl.col("kernel_source").str.contains(MOE_KERNELS[form])
+            part = part.filter(default)  # noqa: PLW2901
+        layers = []
+        for *sizes, dist in part.select(*names, "distribution").iter_rows():
+            n, hidden, width, top_k, experts, tp, ep = map(int, sizes)
+            skew = 0.0 if dist == "balanced" else float(dist.rpartition("_")[2])
+            gated = (hidden, width) not in NOT_GATED
+            layers.append((MoeMlp(experts, top_k, width // tp, 0, gated, ep), hidden, n, skew))
+        routed = Routed.stack(layers)
+
+        def predict(device: Device, at: np.ndarray, routed=routed, form=form):  # type: ignore[no-untyped-def]
+            fields = ("choices", "active", "rows", "tiles", "hidden", "width", "ups")
+            chosen = Routed(*(getattr(routed, name)[at] for name in fields))
+            return experts_us(device, chosen, FORMATS[form], _top(device))[:, 0]
+
+        us = part["latency"].to_numpy() * 1e3
+        held = _held_out(*_columns(part, "hidden_size", "inter_size", "topk", "num_experts"))
+
+        def work(device: Device, routed=routed, form=form):  # type: ignore[no-untyped-def]
+            rate = device.moe_kernels(FORMATS[form]).rate
+            return routed.flops / rate, routed.dram_bytes(FORMATS[form])
+
+        found.append(Rows("MoE", f"moe.{form}", MOE, us, held, predict, _power(part), work))
+    return found
+
+
+def _mla(phase: str) -> Callable[[pl.DataFrame], list[Rows]]:
+    """DeepSeek-V3's whole attention module: projections are GEMMs, which are fitted before."""
+
+    def read(frame: pl.DataFrame) -> list[Rows]:
+        heads, requests, isl, step = _columns(frame, "num_heads", "batch_size", "isl", "step")
+        kv, gemm = frame["kv_cache_dtype"].to_numpy(), frame["gemm_type"].to_numpy()
+
+        def predict(device: Device, at: np.ndarray) -> Array:
+            us = np.zeros(at.size)
+            for key in sorted({(heads[i], kv[i], gemm[i]) for i in at}):
+                here = np.array([(heads[i], kv[i], gemm[i]) == key for i in at])
+                us[here] = _module_us(
+                    device, key, requests[at][here], isl[at][here], step[at][here]
+                )
+            return us
+
+        def _module_us(device: Device, key, b, length, before):  # type: ignore[no-untyped-def]
+            mixer = LatentAttention(int(key[0]), 1536, 512, 128, 64, 128)
+            tokens = b * length if phase == "context" else b
+            decodes = (0.0, 0.0) if phase == "context" else (b[:, None], (b * before)[:, None])
+            chunk = (
+                (b[:, None], length[:, None], before[:, None])
+                if phase == "context"
+                else (0.0, 0.0, 0.0)
+            )
+            total = latent_us(device, mixer, str(key[1]), decodes, chunk, _top(device))[:, 0]
+            for n, k in mixer.projections(7168):
+                size = np.ones_like(tokens)
+                gemms = Gemms(tokens, n * size, k * size, FORMATS[FORMS[str(key[2])]])
+                total = total + gemm_us(device, gemms, _top(device))[:, 0]
+            return total
+
+        names = ("decode_efficiency", "chunk_efficiency")
+        left_out = names[0] if phase == "context" else names[1]
+        constants = {name: bounds for name, bounds in LATENT.items() if name != left_out}
+        us = frame["latency"].to_numpy() * 1e3
+        return [Rows("MLA", "latent", constants, us, _held_out(heads), predict, _power(frame))]
+
+    return read
+
+
+def _delta(frame: pl.DataFrame) -> list[Rows]:
+    sizes = ("phase", "batch_size", "seq_len", "num_k_heads", "num_v_heads")
+    whole = frame.group_by(*sizes, maintain_order=True).agg(pl.col("latency").sum(), pl.len())
+    whole = whole.filter(pl.col("len") % 2 == 0)
+    if not len(whole):
+        return []
+    b, length, kh, vh = _columns(whole, *sizes[1:])
+    prompt = (whole["phase"] == "context").to_numpy()
+    us = whole["latency"].to_numpy() * 1e3 * 2 / whole["len"].to_numpy()
+
+    def predict(device: Device, at: np.ndarray) -> Array:
+        out = np.zeros(at.size)
+        for key in sorted({(kh[i], vh[i]) for i in at}):
+            here = (kh[at] == key[0]) & (vh[at] == key[1])
+            mixer = GatedDelta(int(key[0]), int(key[1]), 128, 128)
+            some = at[here]
+            decodes = np.where(prompt[some], 0.0, b[some])[:, None]
+            new = np.where(prompt[some], length[some], 0.0)[:, None]
+            out[here] = delta_us(device, mixer, decodes, b[some][:, None], new, _top(device))[:, 0]
+        return out
+
+    return [Rows("gated delta", "delta", DELTA, us, _held_out(kh, vh), predict, None)]
+
+
+def allreduce_rows(folder: Path) -> list[Rows]:
+    """vLLM's own all-reduce in a CUDA graph, or NCCL's where the message is too long for it."""
+    found = []
+    for file in sorted(folder.glob("comm/vllm/*/custom_allreduce_perf.parquet")):
+        graph = pl.read_parquet(file).filter(pl.col("backend") == "vllm_graph")
+        knots = {
+            count: tuple(
+                _columns(part.with_columns(pl.col("latency") * 1e3), "message_size", "latency")
+            )
+            for count in (2, 4, 8)
+            for part in (graph.filter(pl.col("num_gpus") == count).sort("message_size"),)
+        }
+        frame = graph.filter(pl.col("latency") * 1e3 >= MIN_US)
+        message, gpus = _columns(frame, "message_size", "num_gpus")
+
+        def predict(device: Device, at: np.ndarray, message=message, gpus=gpus):  # type: ignore[no-untyped-def]
+            us = np.zeros(at.size)
+            for count in (2, 4, 8):
+                here = gpus[at] == count
+                us[here] = message_us(device, count, message[at][here])
+            return us
+
+        us = frame["latency"].to_numpy() * 1e3
+        # Knots are every other power of two: the ones between are held out.
+        held = (np.round(np.log2(message)) % 2).astype(bool)
+        found.append(Rows("all-reduce", "allreduce", {}, us, held, predict, None, knots))
+    return found
+
+
+READERS: dict[str, Callable[[pl.DataFrame], list[Rows]]] = {
+    "gemm_perf": _gemm,
+    "context_attention_perf": _context,
+    "generation_attention_perf": _generation,
+    "moe_perf": _moe,
+    "mla_context_module_perf": _mla("context"),
+    "mla_generation_module_perf": _mla("generation"),
+    "gdn_perf": _delta,
+}

@@ -1,0 +1,90 @@
+"""Experts: which are read, how many tokens each gets, and what the split over GPUs changes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from beam_runtime.types import StepShape
+from beamprof.devices.device import Device, device_names, resolve_device
+from beamprof.devices.forward import forward, pass_ms
+from beamprof.devices.moe import Routed, experts_us
+from beamprof.errors import DeviceError
+from beamprof.models.formats import FORMATS
+from beamprof.models.layers import MoeMlp
+from beamprof.models.registry import registry
+
+H100 = resolve_device("h100-sxm")
+TOP = np.array([1980.0])
+QWEN = MoeMlp(experts=128, top_k=8, intermediate_size=768)
+BF16 = FORMATS["bfloat16"]
+
+
+def test_a_small_batch_reads_the_experts_it_chose_and_a_chunk_reads_all() -> None:
+    active = [float(Routed.of(QWEN, 2048, n, skew=0.0).active[0]) for n in (1, 4, 16, 1024)]
+    assert active == [8, 32, 128, 128]
+
+
+def test_skewed_routers_read_fewer_and_pad_more() -> None:
+    even, skewed = (Routed.of(QWEN, 2048, 32, skew) for skew in (0.0, 1.2))
+    assert skewed.active[0] < even.active[0]
+    assert even.rows[0] == pytest.approx(32 * 8)
+    assert skewed.rows[0] == pytest.approx(32 * 8, rel=0.05)
+
+
+def test_one_large_chunk_costs_less_than_many_small_ones() -> None:
+    # The experts are read once for each chunk: worth more here than in a dense model.
+    stage = registry()["qwen3-30b-a3b"].shard(1, 1)
+    whole, part = (pass_ms(H100, stage, StepShape(chunk), TOP)[0] for chunk in (1024, 128))
+    dense = registry()["llama3.1-8b"].shard(1, 1)
+    dense_whole, dense_part = (pass_ms(H100, dense, StepShape(c), TOP)[0] for c in (1024, 128))
+    assert 8 * part / whole > 1.5 * (8 * dense_part / dense_whole)
+
+
+def test_expert_parallel_gpus_hold_a_share_and_the_busiest_paces() -> None:
+    spread = dataclasses.replace(QWEN, ep=8)
+    routed = Routed.of(spread, 2048, 64)
+    assert routed.active[0] <= 16
+    assert routed.rows[0] > 64 * 8 / 8  # more than its fair share
+    alone = experts_us(H100, Routed.of(QWEN, 2048, 64), BF16, TOP)[0, 0]
+    assert experts_us(H100, routed, BF16, TOP)[0, 0] < alone
+
+
+def test_fewer_bytes_make_a_decode_faster() -> None:
+    step = StepShape(0, 0, 8, 8 * 1000)
+    for name in ("llama3.3-70b", "qwen3-32b"):
+        whole, quantised = (
+            forward(H100, registry()[model].shard(2, 1), step, TOP)
+            for model in (name, f"{name}-fp8")
+        )
+        assert quantised.latency_ms[0] < 0.85 * whole.latency_ms[0]
+        assert quantised.energy_j[0] < whole.energy_j[0]
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "glm-4.5-air",
+                                  "qwen3-next-80b-a3b", "mixtral-8x7b", "gemma3-27b"])  # fmt: skip
+@pytest.mark.parametrize("device", [resolve_device(n) for n in device_names()
+                                    if resolve_device(n).moe])  # fmt: skip
+def test_every_kind_of_model_is_priced(device: Device, name: str) -> None:
+    stage = registry()[name].shard(1, 1)
+    clocks = np.array(device.clocks.supported_mhz, dtype=np.float64)
+    before = 0.0
+    for step in (
+        StepShape(0, 0, 1, 1000),
+        StepShape(0, 0, 64, 64_000),
+        StepShape(2048, 0, 64, 64_000),
+    ):
+        result = forward(device, stage, step, clocks)
+        power_w = result.energy_j / result.latency_ms * 1e3
+        assert np.all(np.isfinite(result.latency_ms))
+        assert np.all(np.diff(result.latency_ms) <= 1e-9)
+        assert np.all(power_w <= device.power.cap_w * 1.001)
+        assert result.latency_ms[-1] > before
+        before = result.latency_ms[-1]
+
+
+def test_a_device_without_experts_says_which_have_them() -> None:
+    none = dataclasses.replace(H100, moe={})
+    with pytest.raises(DeviceError, match="no constants for models with experts") as caught:
+        pass_ms(none, registry()["qwen3-30b-a3b"].shard(1, 1), StepShape(8), TOP)
+    assert "h100-sxm" in str(caught.value.hint)

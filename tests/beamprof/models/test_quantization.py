@@ -1,0 +1,114 @@
+"""quantization_config decides formats by class of tensor, or is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from beamprof.errors import ModelShapeError
+from beamprof.models.config import shape_of
+from beamprof.models.precision import Precision
+from beamprof.models.registry import registered_config
+
+CONFIG = registered_config("llama3.1-8b")
+
+
+def precision(quantization: dict[str, Any], name: str = "llama3.1-8b") -> Precision:
+    config = registered_config(name) | {"quantization_config": quantization}
+    return shape_of(config, "mine", "config.json").precision
+
+
+def group(bits: int, kind: str, activations: bool, **more: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": kind, **more}
+    inputs = {"num_bits": bits, "type": kind} if activations else None
+    return {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+
+
+def compressed(**groups: Any) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "form"),
+    [
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8_wo"),
+        (compressed(g=group(8, "float", True, strategy="channel")), "fp8"),
+        (compressed(g=group(8, "float", True, strategy="block")), "fp8_block"),
+        (compressed(g=group(8, "int", True)), "int8"),
+        (compressed(g=group(4, "int", False, group_size=128)), "int4"),
+        (compressed(g=group(4, "float", True, group_size=16)), "nvfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8"),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}}, "nvfp4"),
+    ],
+)
+def test_methods_and_their_formats(quantization: dict[str, Any], form: str) -> None:
+    found = precision(quantization)
+    assert {found.attention, found.mlp, found.experts} == {form}
+    assert found.method
+    assert found.kv == "bfloat16"
+
+
+def test_weights_shrink_with_their_format() -> None:
+    whole = shape_of(CONFIG, "mine", "x").shard(1, 1).weight_bytes
+    quantised = CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    assert shape_of(quantised, "mine", "x").shard(1, 1).weight_bytes == pytest.approx(
+        whole * 0.26, rel=0.01
+    )
+
+
+def test_mxfp4_quantises_experts_alone() -> None:
+    found = precision({"quant_method": "mxfp4"}, "gpt-oss-20b")
+    assert (found.attention, found.mlp, found.experts) == ("bfloat16", "bfloat16", "mxfp4")
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        ["re:.*self_attn.*"],
+        ["model.layers.*.self_attn*"],
+        ["self_attn"],
+        [f"model.layers.{i}.self_attn.q_proj" for i in range(32)],
+    ],
+)
+def test_attention_that_is_left_in_16_bit(ignored: list[str]) -> None:
+    found = precision({"quant_method": "fp8", "modules_to_not_convert": ignored})
+    assert (found.attention, found.mlp) == ("bfloat16", "fp8")
+
+
+def test_a_few_ignored_layers_do_not_decide_a_class() -> None:
+    ignored = ["model.layers.0.mlp.down_proj", "model.layers.31.mlp.down_proj", "lm_head"]
+    assert precision({"quant_method": "fp8", "ignored_layers": ignored}).mlp == "fp8"
+
+
+def test_the_kv_cache_has_a_format_of_its_own() -> None:
+    scheme = compressed(g=group(8, "float", True)) | {"kv_cache_scheme": {"num_bits": 8}}
+    assert precision(scheme).kv == "fp8"
+    modelopt = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    assert precision(modelopt).kv == "fp8"
+    assert Precision().with_kv("fp8_e4m3").kv_bytes == 1
+    with pytest.raises(ModelShapeError, match="'int2' is not priced"):
+        Precision().with_kv("int2")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "hqq"}, "hqq"),
+        ({}, "quant_method ''"),
+        ({"quant_method": "gptq", "bits": 3}, "3 bits"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "weight_block_size"),
+        ({"quant_method": "modelopt", "quant_algo": "W2A2"}, "W2A2"),
+        (compressed(g=group(2, "int", False)), "int weights of 2 bits"),
+        ({"quant_method": "compressed-tensors"}, "config_groups"),
+        ({"quant_method": 8}, "quant_method must be a string"),
+        ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers must be a list"),
+        ({"quant_method": "fp8", "ignore": ["re:("]}, "no regular expression"),
+    ],
+)
+def test_what_is_not_priced_is_refused_by_name(quantization: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelShapeError, match=words.replace("(", r"\(")):
+        precision(quantization)
