@@ -148,7 +148,7 @@ def _locks(
 ) -> tuple[tuple[Lock, ...], str]:
     try:
         before = state.read()
-        lost = orphans(before)
+        lost = orphans(state, before)
         done = restore(state, release) if restore_orphans and before else []
     except ClockError as error:
         return (), str(error)
