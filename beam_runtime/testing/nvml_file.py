@@ -115,7 +115,7 @@ class FileBoard:
             state["script"].clear()
 
     def history(self) -> list[dict[str, Any]]:
-        """Every set and reset: time_s, pid, gpu (an index), clock_mhz (None: reset), before_mhz."""
+        """Every set and reset: time_s, pid, ppid, gpu, clock_mhz (None: a reset), before_mhz."""
         lines = self._history.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -257,9 +257,15 @@ class FileNvml:
         gpu = state["gpus"][handle]
         now_s = time.time()
         self._board.note(
-            {"time_s": now_s, "pid": os.getpid(), "gpu": handle, "clock_mhz": clock_mhz,
-             "before_mhz": gpu["lock_mhz"]}
-        )  # fmt: skip
+            {
+                "time_s": now_s,
+                "pid": os.getpid(),
+                "ppid": os.getppid(),
+                "gpu": handle,
+                "clock_mhz": clock_mhz,
+                "before_mhz": gpu["lock_mhz"],
+            }
+        )
         gpu.update(before_mhz=gpu["lock_mhz"], lock_mhz=clock_mhz, set_s=now_s)
 
     def _of(self, function: str, handle: int) -> State:
