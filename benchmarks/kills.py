@@ -15,6 +15,7 @@ Aims: 0, 0, 0 and a p99 of 100 ms.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -239,20 +240,23 @@ def record_removed(trial: Trial, moments: random.Random, found: Found) -> bool:
 
 
 def disk_full(trial: Trial, moments: random.Random, found: Found) -> bool:
-    """Nothing can be written to the state folder any more."""
-    owner = trial.start(moments.randrange(1 << 30))
-    trial.until_locked()
-    size = 16 << 10
+    """The file system of the state folder is full, and is made room on after the death."""
+    trial.state.mkdir(mode=0o700)
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(trial.state)],
+        ["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", str(trial.state)],
         check=False, capture_output=True,
     )  # fmt: skip
+    owner = trial.start(moments.randrange(1 << 30))
+    trial.until_locked()
+    filler = trial.state / "filler"
     if mounted(trial):  # else this user may not mount, and it is a kill as any other
-        (trial.state / "full").write_bytes(b"x" * size)
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
     time.sleep(moments.random() * 0.3)
     kill(trial, owner)
     trial.until(lambda: not trial.board.locked(), GUARD_S)
-    unmount(trial)
+    filler.unlink(missing_ok=True)
     return True
 
 
