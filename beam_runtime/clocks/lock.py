@@ -18,11 +18,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import ClockActuator, ClockReading
 from beam_runtime.clocks.calls import DriverCalls
+from beam_runtime.clocks.fatal_signals import FATAL_SIGNALS, FatalSignals
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.errors import (
     ClockError,
@@ -41,7 +42,6 @@ POLL_S = 0.005
 CALL_LIMIT_S = 3.0
 # How long a process that was told to end waits for its GPUs, before it leaves them to the guard.
 _LAST_LIMIT_S = 4.0
-_FATAL_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class ClockLock:
@@ -74,7 +74,7 @@ class ClockLock:
         self._owner_pid = os.getpid()
         self._locked = False
         self._clock_mhz: int | None = None
-        self._replaced_handlers: dict[signal.Signals, Any] = {}
+        self._signals = FatalSignals(self._release_at_exit)
 
     @property
     def clock_mhz(self) -> int | None:
@@ -83,7 +83,7 @@ class ClockLock:
 
     def __enter__(self) -> Self:
         atexit.register(self._release_at_exit)
-        self._catch_signals()
+        self._signals.catch()
         return self
 
     def __exit__(
@@ -100,7 +100,7 @@ class ClockLock:
             self.release()
         finally:
             if os.getpid() == self._owner_pid:
-                self._restore_signals()
+                self._signals.restore()
                 atexit.unregister(self._release_at_exit)
                 self._calls.close()
 
@@ -214,27 +214,6 @@ class ClockLock:
         finally:
             self._serial.release()
 
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only
-        for number in _FATAL_SIGNALS:
-            # A handler of the program's own leads out through the with block; leave it alone.
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._replaced_handlers[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._release_at_exit()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # die by it, so that the parent sees the true cause
-
-    def _restore_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number, handler in self._replaced_handlers.items():
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, handler)
-        self._replaced_handlers.clear()
-
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
@@ -249,7 +228,7 @@ def _signals_held_back() -> Iterator[None]:
     arrived: list[int] = []
     before: dict[signal.Signals, Any] = {}
     try:
-        for number in (signal.SIGINT, *_FATAL_SIGNALS):
+        for number in (signal.SIGINT, *FATAL_SIGNALS):
             if signal.getsignal(number) is not None:  # None: set by C code, not ours to put back
                 before[number] = signal.signal(number, lambda number, _: arrived.append(number))
         yield
