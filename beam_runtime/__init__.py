@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from beam_runtime.control.steering import SteeringRules
     from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
     from beam_runtime.search.explain import explain
-    from beam_runtime.search.search import Policy, Search
+    from beam_runtime.search.policy import Policy
+    from beam_runtime.search.search import Search
     from beam_runtime.table.perf_table import PerfTable
     from beam_runtime.table.step_cost import StepCost, StepForecast
     from beam_runtime.types import (
@@ -37,8 +38,8 @@ _HOME = {
     "SteeringRules": "control.steering",
     "EngineAdapter": "control.orders",
     "Orders": "control.orders",
-    "Search": "search",
-    "Policy": "search",
+    "Search": "search.search",
+    "Policy": "search.policy",
     "DecisionLog": "control.decision_log",
     "read_log": "control.decision_log",
     "explain": "search.explain",

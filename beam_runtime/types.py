@@ -327,6 +327,8 @@ class Forecast:
         idle_energy_j: every GPU-second that no pass covers.
         settlement_j: what makes candidates comparable: the price of tokens and time that
             this one leaves over against the common horizon.
+        prompt_tokens: of prompts, computed within the horizon.
+        output_tokens: of answers, within the horizon.
     """
 
     ttft_ms: Mapping[str, float]
@@ -341,11 +343,19 @@ class Forecast:
     active_energy_j: float
     idle_energy_j: float
     settlement_j: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
 
     @property
     def energy_j(self) -> float:
         """What candidates are compared by: passes, idling, and equal work."""
         return self.active_energy_j + self.idle_energy_j + self.settlement_j
+
+    @property
+    def energy_per_token_j(self) -> float | None:
+        """Passes and idling over the tokens of prompts and answers; None without a token."""
+        tokens = self.prompt_tokens + self.output_tokens
+        return (self.active_energy_j + self.idle_energy_j) / tokens if tokens else None
 
     @property
     def feasible(self) -> bool:

@@ -32,7 +32,6 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
-from beamprof.replay import event_loop as loop
 from beamprof.replay.plant import Site, play
 from beamprof.replay.played import Played
 from beamprof.replay.policies.static import Static
@@ -103,8 +102,8 @@ class Node:
             played = play(draw(row["tps"], seed), policy, site)
             first = played.first_token_ms <= MINUTE_S * 1e3
             ttft = (played.first_token_ms - played.arrival_ms)[first] + c.front_end_ms
-            inside = played.tokens[:, loop.TOKEN_MS] <= MINUTE_S * 1e3
-            gaps = played.tokens[inside, loop.TOKEN_GAP_MS]
+            inside = played.tokens["at_ms"] <= MINUTE_S * 1e3
+            gaps = played.tokens["gap_ms"][inside]
             power_w = window_power_w(played, waiting_w)
             found.append([power_w, ttft.mean(), gaps.mean(), np.percentile(gaps, 90)])
         return dict(zip(MEASURES, np.mean(found, axis=0).tolist(), strict=True))
@@ -136,11 +135,11 @@ def draw(tps: float, seed: int) -> Trace:
 def window_power_w(played: Played, waiting_stage_w: float) -> float:
     """Mean power of all GPUs over the power window; a step's energy is spread over its stay."""
     steps = played.steps
-    issued_ms = steps[:, loop.ISSUED_MS]
-    stay_ms = steps[:, loop.FINISHED_MS] - issued_ms
+    issued_ms = steps["issued_ms"]
+    stay_ms = steps["finished_ms"] - issued_ms
     inside = np.clip((POWER_WINDOW_S * 1e3 - issued_ms) / stay_ms, 0.0, 1.0)
-    active_j = float((inside * steps[:, loop.STEP_J]).sum())
-    busy_s = float((inside * steps[:, loop.STEP_BUSY_MS]).sum()) / 1e3
+    active_j = float((inside * steps["energy_j"]).sum())
+    busy_s = float((inside * steps["busy_ms"]).sum()) / 1e3
     idle_j = waiting_stage_w * (played.pp * POWER_WINDOW_S - busy_s)
     return (active_j + idle_j) / POWER_WINDOW_S
 

@@ -44,15 +44,16 @@ from beam_runtime.control.events import (
 from beam_runtime.control.hooks import Hooks
 from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
-from beam_runtime.control.resources import Searcher, Searches, open_clocks, open_cost
+from beam_runtime.control.resources import Searches, open_clocks, open_cost
 from beam_runtime.control.status import Status
 from beam_runtime.control.steering import Steering, SteeringRules
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Decision, EngineLimits, Knobs, Slo, Snapshot
 
 if TYPE_CHECKING:
-    from beam_runtime.kernel.next_step import NextStep
+    from beam_runtime.emulator.next_step import NextStep
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -98,7 +99,7 @@ class Controller(Hooks):
         kv_blocks: int | None = None,
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
-        search: Searcher | None = None,
+        search: Callable[[Snapshot], Decision] | None = None,
         observing: bool = False,
         compose_with: "Callable[[NextStep], None] | None" = None,
         threads: bool = True,
@@ -279,7 +280,7 @@ class Controller(Hooks):
         Raises:
             TableError: there is no usable table.
         """
-        return self._opening.pure()(state)
+        return self._opening.pure(Moment.of(state))
 
     def resume(self) -> None:
         """Steer again although too many failures have switched it off."""

@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError
-from beam_runtime.types import Alternative, Decision, Forecast, Knobs, Snapshot
+from beam_runtime.types import Alternative, Decision, Forecast, Knobs
 
 SCHEMA = "beam.decisions/1"
 MAX_BYTES = 1 << 30
@@ -107,11 +108,11 @@ def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def decision_fields(decision: Decision, state: Snapshot, search_ms: float) -> dict[str, Any]:
+def decision_fields(decision: Decision, moment: Moment, search_ms: float) -> dict[str, Any]:
     """What a decision's record holds besides ``kind`` and ``at_ms``."""
     refused = [one for one in decision.alternatives if one.request_id is not None]
     return {
-        "state": state_fields(state),
+        "state": state_fields(moment),
         "knobs": asdict(decision.knobs),
         "forecast": forecast_fields(decision.forecast),
         "why": decision.why,
@@ -120,16 +121,19 @@ def decision_fields(decision: Decision, state: Snapshot, search_ms: float) -> di
     }
 
 
-def state_fields(state: Snapshot) -> dict[str, Any]:
-    """A snapshot in numbers."""
+def state_fields(moment: Moment) -> dict[str, Any]:
+    """The engine in numbers."""
+    requests, running = moment.state.requests[: len(moment.names)], moment.running
+    waiting = requests[running:]
+    pending = waiting["total_tokens"] - waiting["computed_tokens"]
     return {
-        "waiting": len(state.waiting),
-        "waiting_tokens": sum(r.pending_tokens for r in state.waiting),
-        "running": len(state.running),
-        "context_tokens": sum(r.computed_tokens for r in state.running),
-        "in_flight": len(state.in_flight),
-        "clock_mhz": state.knobs.clock_mhz,
-        "correction": asdict(state.correction),
+        "waiting": len(waiting),
+        "waiting_tokens": int(pending.sum()),
+        "running": running,
+        "context_tokens": int(requests["computed_tokens"][:running].sum()),
+        "in_flight": int(moment.state.engine["flying"][0]),
+        "clock_mhz": moment.knobs.clock_mhz,
+        "correction": asdict(moment.correction),
     }
 
 
@@ -170,4 +174,4 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
-    return value
+    return str(value)  # a request may have any name

@@ -1,4 +1,4 @@
-"""What is known of an engine and its clocks: events in, snapshots out.
+"""What is known of an engine and its clocks: events in, moments out.
 
     requests, KV blocks         tracker
     steps in the pipeline       step_watch
@@ -30,10 +30,14 @@ from beam_runtime.control.events import (
 )
 from beam_runtime.control.step_watch import StepWatch
 from beam_runtime.control.tracker import Gaps, Tracker
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 
 _LOG = logging.getLogger("beam_runtime")
+
+# Times further from now than this are on another axis, or nonsense.
+AHEAD_MS, BEHIND_MS = 60_000.0, 3_600_000.0
 
 
 class Observer:
@@ -91,21 +95,17 @@ class Observer:
         """How long steps have been in flight without one coming back; 0 where none are."""
         return self._steps.silent_ms(now_ms)
 
-    def snapshot(self, now_ms: float, knobs: Knobs) -> Snapshot:
+    def moment(self, now_ms: float, knobs: Knobs) -> Moment:
         """The engine now, as far as events tell, with the knobs in force."""
-        view = self._tracker.view(self._steps.finishes_ms(now_ms))
-        return Snapshot(
-            now_ms=now_ms,
-            limits=self._limits,
-            knobs=replace(knobs, clock_mhz=self.clock.asked_mhz),
-            running=view.running,
-            waiting=view.waiting,
-            in_flight=view.in_flight,
-            stage_free_ms=self._steps.stage_free_ms(),
-            free_blocks=view.free_blocks,
-            clock_since_ms=self.clock.since_ms,
-            previous_clock_mhz=self.clock.previous_mhz,
-            correction=self.calibration.correction,
+        told = self._tracker.moment(
+            now_ms,
+            replace(knobs, clock_mhz=self.clock.asked_mhz),
+            self.calibration.correction,
+            self._steps.finishes_ms(now_ms),
+            self._steps.stage_free_ms(),
+        )
+        return replace(
+            told, clock_since_ms=self.clock.since_ms, previous_clock_mhz=self.clock.previous_mhz
         )
 
     def time(self, at_ms: float) -> float:
@@ -116,9 +116,16 @@ class Observer:
 
     def absorb(self, event: Event, now_ms: float) -> None:
         """Take in one event, at ``now_ms`` or a little after."""
+        if not now_ms - BEHIND_MS <= event.at_ms <= now_ms + AHEAD_MS:
+            self._counts.odd_times += 1
+            event = event._replace(at_ms=now_ms)
         match event:  # the most frequent ones first
             case StepIssued(at_ms, decodes, chunks):
                 at_ms = self.time(at_ms)
+                for _ in range(self._tracker.steps_unheard(decodes)):
+                    self._counts.lost_steps += 1
+                    self._tracker.finished(at_ms)
+                    self._steps.lost()
                 self._steps.issued(self._tracker.issued(decodes, chunks, at_ms), at_ms)
             case StepFinished(at_ms):
                 self._step_finished(self.time(at_ms))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from beam_runtime.control.resources import (
+    Given,
     Searcher,
     Searches,
     open_search,
@@ -17,10 +18,11 @@ from beam_runtime.control.resources import (
     open_stance,
 )
 from beam_runtime.control.warming import Warming
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import TableError
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import EngineLimits, Knobs, Slo
+from beam_runtime.types import Decision, EngineLimits, Knobs, Slo
 
 
 class Opening:
@@ -48,7 +50,7 @@ class Opening:
         limits: EngineLimits,
         slos: Mapping[str, Slo],
         own: Knobs,
-        given: Searcher | None,
+        given: Given | None,
         *,
         clocks: bool,
         composer: bool,
@@ -98,12 +100,12 @@ class Opening:
             self.close()
             self._begin()
 
-    def pure(self) -> Searcher:
-        """A search for this stance that nobody else asks."""
+    def pure(self, moment: Moment) -> Decision:
+        """The decision of a search for this stance that nobody else asks."""
         if self._pure is None or self._pure[0] is not self.stance:
             searcher = open_search(self._cost, self._limits, self.stance, self._given)
             self._pure = self.stance, searcher
-        return self._pure[1]
+        return self._pure[1](moment)
 
     def close(self) -> None:
         """Stop opening."""

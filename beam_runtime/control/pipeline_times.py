@@ -80,6 +80,11 @@ class PipelineTimes:
         self._free_ms = self._through(issued_ms, stage_ms, self._free_ms)
         return StageTime(stage_ms, since_ms)
 
+    def lose(self) -> None:
+        """The oldest step is back at a time that nobody told: when it was expected, perhaps."""
+        if self._issued:
+            self._free_ms = self._through(*self._issued.popleft(), self._free_ms)
+
     def finishes_ms(self) -> tuple[float, ...]:
         """When each step in flight is expected back, oldest first."""
         finishes = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,9 @@ from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind
-from beam_runtime.emulator.forecast import LOOKAHEAD_MS
+from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
-from beam_runtime.search.search import Policy, Search, warm_up
+from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
 from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
@@ -29,9 +28,10 @@ from beam_runtime.types import (
 )
 
 if TYPE_CHECKING:
-    from beam_runtime.kernel.next_step import NextStep
+    from beam_runtime.emulator.next_step import NextStep
 
-Searcher = Callable[[Snapshot], Decision]
+Searcher = Callable[[Moment], Decision]
+Given = Callable[[Snapshot], Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Searches:
     """What a controller asks, all on one thread.
 
     Attributes:
-        steered: finds the best knobs for a snapshot.
+        steered: finds the best knobs for a moment.
         unlocked: the same at the highest clock only; taken where clocks cannot be set.
         foretell_own: what to expect of the engine's own settings; None = nobody can say.
         next_step: the compiled composer, for an engine that asks before each step; its own.
@@ -47,7 +47,7 @@ class Searches:
 
     steered: Searcher
     unlocked: Searcher
-    foretell_own: Callable[[Snapshot], Forecast] | None
+    foretell_own: Callable[[Moment], Forecast] | None
     next_step: "NextStep | None" = None
 
 
@@ -142,7 +142,7 @@ def open_searches(
     limits: EngineLimits,
     stance: Stance,
     own: Knobs,
-    given: Searcher | None,
+    given: Given | None,
     *,
     clocks: bool,
     composer: bool = False,
@@ -169,30 +169,31 @@ def open_searches(
 
 
 def open_search(
-    cost: StepCost | TableError, limits: EngineLimits, stance: Stance, given: Searcher | None
+    cost: StepCost | TableError, limits: EngineLimits, stance: Stance, given: Given | None
 ) -> Searcher:
     """The search of one thread: its arrays are its own."""
     if isinstance(cost, TableError):
         return _refuses(cost)
     if given is not None:
-        return given
+        return lambda moment: given(snapshot_of(moment))
+    from beam_runtime.search.search import Search
+
     return Search(cost, limits, rules=stance.rules, policy=stance.policy)
 
 
 def open_own(
     cost: StepCost | TableError, limits: EngineLimits, own: Knobs
-) -> Callable[[Snapshot], Forecast] | None:
-    """Forecasts of the engine's own settings; None where nothing compiled can make them."""
-    if isinstance(cost, TableError) or find_spec("numba") is None:
+) -> Callable[[Moment], Forecast] | None:
+    """Forecasts of the engine's own settings; None without a table."""
+    if isinstance(cost, TableError):
         return None
-    from beam_runtime.kernel.searcher import Searcher as Compiled
+    from beam_runtime.search.search import warm_up
+    from beam_runtime.search.searcher import Searcher as Player
 
-    player = Compiled(
-        cost, limits, Rules.vanilla(), (own.chunk_tokens,), (0.0,), LOOKAHEAD_MS, 0.0, (1.0, 1.0)
-    )
+    player = Player(cost, limits, Rules.vanilla(), (own.chunk_tokens,), (0.0,), LOOKAHEAD_MS)
 
-    def foretell(state: Snapshot) -> Forecast:
-        return player.forecast(state, own)
+    def foretell(moment: Moment) -> Forecast:
+        return player.forecast(moment, own)
 
     # Compiled here, so that no request ever waits for it.
     foretell(warm_up(limits, own.chunk_tokens, own.clock_mhz))
@@ -200,10 +201,10 @@ def open_own(
 
 
 def open_next_step(cost: StepCost | TableError, limits: EngineLimits) -> "NextStep | None":
-    """The compiled composer; None where there is nothing to compile, or no table."""
-    if isinstance(cost, TableError) or find_spec("numba") is None:
+    """The compiled composer; None without a table."""
+    if isinstance(cost, TableError):
         return None
-    from beam_runtime.kernel.next_step import NextStep
+    from beam_runtime.emulator.next_step import NextStep
 
     return NextStep(cost, limits)
 
@@ -215,16 +216,16 @@ def _unlocked(cost: StepCost | TableError) -> StepCost | TableError:
 def _lazily(make: Callable[[], Searcher]) -> Searcher:
     made: list[Searcher] = []
 
-    def search(state: Snapshot) -> Decision:
+    def search(moment: Moment) -> Decision:
         if not made:
             made.append(make())
-        return made[0](state)
+        return made[0](moment)
 
     return search
 
 
 def _refuses(error: TableError) -> Searcher:
-    def search(state: Snapshot) -> Decision:
+    def search(moment: Moment) -> Decision:
         raise error
 
     return search

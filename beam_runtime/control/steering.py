@@ -31,10 +31,11 @@ from beam_runtime.control.fallback import Fallback, FallbackRules, Fault
 from beam_runtime.control.observer import Observer
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import ClockPermissionError, ClockUnavailableError, TableError
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -296,20 +297,20 @@ class Steering:
         return age_ms >= (self.rules.least_gap_ms if self._asked else self.rules.refresh_ms)
 
     def _decide(self, searches: Searches, now_ms: float) -> None:
-        state = self._seen.snapshot(now_ms, self.orders.knobs)
+        moment = self._seen.moment(now_ms, self.orders.knobs)
         own = searches.foretell_own if self._observing else None
         fresh = (
             self.orders.decision is not None and now_ms - self._chosen_ms < self.rules.refresh_ms
         )
         if own is not None and fresh:
-            self._foretell(own, state)
+            self._foretell(own, moment)
             return
         self._chosen_ms = now_ms
         search = searches.steered if self._sets_clocks else searches.unlocked
         try:
-            decision = search(state)
+            decision = search(moment)
             check_knobs(decision.knobs, self._limits)
-            expected = decision.forecast if own is None else own(state)
+            expected = decision.forecast if own is None else own(moment)
         except Exception as error:
             self._unsearched(error, now_ms)
             return
@@ -323,27 +324,29 @@ class Steering:
         self._fallback.succeeded(Fault.LATE)
         self.counts.decisions += 1
         self._seen.predicted_ttft_ms = expected.ttft_ms
-        orders = self._own_orders(_OBSERVES) if self._observing else self._in_force(decision, state)
+        orders = (
+            self._own_orders(_OBSERVES) if self._observing else self._in_force(decision, moment)
+        )
         self._publish(
-            replace(orders, correction=state.correction, decision=decision, expected=expected)
+            replace(orders, correction=moment.correction, decision=decision, expected=expected)
         )
         if self._log is not None:
-            fields = decision_fields(decision, state, search_ms)
+            fields = decision_fields(decision, moment, search_ms)
             fields["since"] = asdict(self._seen.take_gaps())
             if self._observing:
                 fields["own"] = forecast_fields(expected)
             self._log.write("decision", now_ms, **fields)
 
-    def _foretell(self, own: Callable[[Snapshot], Forecast], state: Snapshot) -> None:
+    def _foretell(self, own: Callable[[Moment], Forecast], moment: Moment) -> None:
         """Between an observer's decisions: what to expect of the engine, and nothing else."""
         try:
-            expected = own(state)
+            expected = own(moment)
         except Exception as error:
-            self._unsearched(error, state.now_ms)
+            self._unsearched(error, moment.now_ms)
             return
         self._seen.predicted_ttft_ms = expected.ttft_ms
         number = self.orders.number + 1
-        correction = state.correction
+        correction = moment.correction
         self._publish(replace(self.orders, correction=correction, expected=expected, number=number))
 
     def _unsearched(self, error: Exception, now_ms: float) -> None:
@@ -351,9 +354,9 @@ class Steering:
         _LOG.debug("no decision", exc_info=error)
         self._failed(Fault.SEARCH, f"{type(error).__name__}: {error}", now_ms)
 
-    def _in_force(self, decision: Decision, state: Snapshot) -> Orders:
+    def _in_force(self, decision: Decision, moment: Moment) -> Orders:
         clock_mhz = decision.knobs.clock_mhz
-        if self._sets_clocks and self._seen.clock.ask(clock_mhz, state.now_ms):
+        if self._sets_clocks and self._seen.clock.ask(clock_mhz, moment.now_ms):
             self._want_clock(clock_mhz)
         return Orders(
             decision.knobs, self._stance.rules, steering=True, why=decision.why,

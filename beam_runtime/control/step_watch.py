@@ -81,6 +81,12 @@ class StepWatch:
             expected.kind, predicted_ms, measured.stage_ms - self._limits.host_gap_ms
         )
 
+    def lost(self) -> None:
+        """The oldest step is back, and nobody said so: nothing is learnt of it."""
+        self._times.lose()
+        if self._expected:
+            self._expected.popleft()
+
     def _predicted_ms(
         self, passes: Passes, shape: StepShape, from_ms: float, to_ms: float
     ) -> float | None:

@@ -6,18 +6,24 @@ snapshot, where an adapter can give one, replaces everything. What it cannot kno
 that a prefix cache keeps for nobody.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from beam_runtime.control.events import Arrival
-from beam_runtime.emulator.schedule import blocks, cached_tokens
+from beam_runtime.emulator.moment import Moment, whole_hit_tokens
+from beam_runtime.emulator.rows import Rows
+from beam_runtime.emulator.state import Records
 from beam_runtime.types import (
     SAME_MS,
+    Correction,
     EngineLimits,
+    Knobs,
     RequestState,
     Slo,
     Snapshot,
-    StepInFlight,
     StepShape,
     chunk_pairs,
 )
@@ -29,42 +35,6 @@ PLENTY_OF_BLOCKS = 1 << 30
 LOST_DECODE_MS = 10_000.0
 # vLLM serves first come first served; who was overtaken this long ago is not waiting any more.
 LOST_WAITING_MS = 60_000.0
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    request_id: str
-    prompt_tokens: int
-    arrival_ms: float
-    slo: Slo
-    cached_tokens: int = 0
-    computed_tokens: int = 0
-    generated_tokens: int = 0
-    first_token_ms: float | None = None
-    last_token_ms: float | None = None
-    overtaken_ms: float | None = None
-    unheld_tokens: int = 0
-    last_step: int = 0  # number of the latest step that held anything of it
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything it has is computed or being computed: its next token is on the way."""
-        return self.computed_tokens >= self.prompt_tokens + self.generated_tokens
-
-    def state(self, steps_back: int) -> RequestState:
-        return RequestState(
-            self.request_id,
-            self.prompt_tokens,
-            self.arrival_ms,
-            self.slo,
-            self.computed_tokens,
-            self.generated_tokens,
-            self.cached_tokens,
-            self.first_token_ms,
-            self.last_token_ms,
-            max(0, self.last_step - steps_back),
-            self.unheld_tokens,
-        )
 
 
 @dataclass(slots=True)
@@ -82,120 +52,133 @@ class Gaps:
     worst_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineView:
-    """The tracker's picture, ready for a Snapshot."""
-
-    running: tuple[RequestState, ...]
-    waiting: tuple[RequestState, ...]
-    in_flight: tuple[StepInFlight, ...]
-    free_blocks: int
-
-
 class Tracker:
     """Applies events to a picture of the engine.
 
     Args:
         limits: of the engine.
         kv_blocks: KV-cache blocks of the engine; None where unknown, taken as plenty.
+
+    Attributes:
+        odd_events: events that contradict the picture: unknown, doubled, out of turn.
     """
 
     def __init__(self, limits: EngineLimits, kv_blocks: int | None = None) -> None:
         self._limits = limits
         self._kv_blocks = kv_blocks
-        self._running: dict[str, _Request] = {}
-        self._waiting: dict[str, _Request] = {}
-        self._steps_back = 0
-        self._tokens_ahead: list[tuple[str, ...]] = []  # whose tokens each step in flight brings
+        self._rows = Rows(limits)
+        self._overtaken_ms: dict[str, float] = {}
+        self._chunk_ms: dict[str, float] = {}  # when a chunk of a prompt was last issued
+        self._rejected_ms: dict[str, float] = {}  # prompts longer than the model; since when
         self._last_step_ms = float("-inf")
         self._gaps = Gaps()
-        self.odd_events = 0  # events that contradict the picture: unknown, doubled, out of turn
+        self.odd_events = 0
 
     @property
     def idle(self) -> bool:
         """Whether no request is known."""
-        return not self._running and not self._waiting
+        return not self._rows.running and not self._rows.waiting
 
     @property
     def load(self) -> tuple[int, int]:
         """(running requests, their KV tokens together)."""
-        return len(self._running), sum(r.computed_tokens for r in self._running.values())
+        records = self._rows.running_records()
+        return len(records), int(records["computed_tokens"].sum())
 
     def arrived(self, event: Arrival, slo: Slo) -> None:
         """A request waits."""
-        if event.request_id in self._running or event.request_id in self._waiting:
+        if self._rows.find(event.request_id) is not None:
             self.odd_events += 1
             return
-        self._waiting[event.request_id] = _Request(
-            event.request_id,
-            max(1, event.prompt_tokens),
-            event.at_ms,
-            slo,
-            max(0, event.cached_tokens),
-        )
+        if event.prompt_tokens > self._limits.max_model_len:
+            self._rejected_ms[event.request_id] = event.at_ms
+            return
+        prompt_tokens = max(1, event.prompt_tokens)
+        # The last token is always computed, for its logits.
+        size = self._limits.block_size
+        cached_tokens = max(0, min(event.cached_tokens, prompt_tokens - 1)) // size * size
+        row = self._rows.add(event.request_id, prompt_tokens, event.at_ms, slo, cached_tokens)
+        self._record(row)["shared_blocks"] = cached_tokens // size
 
     def ended(self, request_id: str) -> None:
         """A request completed or was aborted."""
-        known = self._running.pop(request_id, None) or self._waiting.pop(request_id, None)
-        self.odd_events += known is None
+        known = self._forget(request_id)
+        self.odd_events += not known and self._rejected_ms.pop(request_id, None) is None
 
     def preempted(self, request_id: str) -> None:
         """A running request lost its blocks and waits before all others."""
-        request = self._running.pop(request_id, None)
-        if request is None:
+        if request_id not in self._rows.running:
             self.odd_events += 1
             return
-        request.computed_tokens = request.cached_tokens = request.unheld_tokens = 0
-        self._waiting = {request_id: request, **self._waiting}
+        record = self._record(self._rows.preempt(request_id))
+        record["computed_tokens"] = record["cached_tokens"] = record["shared_blocks"] = 0
 
     def issued(
         self, decodes: Iterable[str], chunks: Iterable[tuple[str, int]], at_ms: float
     ) -> StepShape:
         """A step entered the pipeline; returns what its cost depends on."""
-        prefill_tokens = prefill_context = decode_context = 0
+        prefill_tokens = prefill_context = decode_context = decode_requests = 0
         pairs = 0.0
-        tokens_for = []
-        number = self._steps_back + len(self._tokens_ahead) + 1
+        tokens_for: list[int] = []
         for request_id, tokens in chunks:
-            request = self._admit(request_id, at_ms)
-            if request is None or tokens <= 0:
+            row = self._admit(request_id, at_ms)
+            if row is None or tokens <= 0:
                 continue
+            record = self._record(row)
+            computed = int(record["computed_tokens"])
             prefill_tokens += tokens
-            prefill_context += request.computed_tokens
-            pairs += chunk_pairs(tokens, request.computed_tokens)
-            request.computed_tokens += tokens
-            request.last_step = number
-            if request.complete:
-                tokens_for.append(request_id)
-        prompts = len(tokens_for)
+            prefill_context += computed
+            pairs += chunk_pairs(tokens, computed)
+            record["computed_tokens"] = computed + tokens
+            record["last_step"] = self._rows.next_step
+            self._chunk_ms[request_id] = at_ms
+            if computed + tokens >= record["total_tokens"]:
+                tokens_for.append(row)
         for request_id in decodes:
-            request = self._admit(request_id, at_ms)
-            if request is None:
+            row = self._admit(request_id, at_ms)
+            if row is None:
                 continue
-            decode_context += request.computed_tokens
-            request.computed_tokens += 1
-            request.last_step = number
-            tokens_for.append(request_id)
-        self._tokens_ahead.append(tuple(tokens_for))
-        return StepShape(
-            prefill_tokens, prefill_context, len(tokens_for) - prompts, decode_context, pairs
-        )
+            record = self._record(row)
+            decode_requests += 1
+            decode_context += int(record["computed_tokens"])
+            record["computed_tokens"] += 1
+            record["last_step"] = self._rows.next_step
+            tokens_for.append(row)
+        self._rows.issue(tokens_for)
+        return StepShape(prefill_tokens, prefill_context, decode_requests, decode_context, pairs)
+
+    def steps_unheard(self, decodes: Iterable[str]) -> int:
+        """How many of the steps in flight must be back, as these decodes are about to be issued.
+
+        The pipeline has room for a limited number; and a decode needs the token before it, but
+        for asynchronous scheduling, which the extra place in the pipeline tells.
+        """
+        rows = self._rows
+        flying = int(rows.state.engine["flying"][0])
+        unheard = max(0, flying + 1 - self._limits.max_steps_in_flight)
+        if flying > unheard and self._limits.max_steps_in_flight <= self._limits.pp:
+            going = {rows.running.get(request_id, -1) for request_id in decodes} - {-1}
+            for number in range(flying - 1, unheard - 1, -1):
+                if not going.isdisjoint(rows.members(number)):
+                    return number + 1
+        return unheard
 
     def finished(self, at_ms: float) -> None:
         """The oldest step is back: its requests have a token more."""
-        if not self._tokens_ahead:
+        rows = self._rows.finish()
+        if rows is None:
             self.odd_events += 1
             return
         self._last_step_ms = at_ms
-        self._steps_back += 1
-        for request_id in self._tokens_ahead.pop(0):
-            request = self._running.get(request_id)
-            preempted = self._waiting.get(request_id)
-            # Ended meanwhile, or its first token was reported before its step.
-            if request is not None and request.complete:
-                self._token(request, at_ms)
-            elif preempted is not None and preempted.last_step >= self._steps_back:
-                self._token(preempted, at_ms)
+        steps_back = self._rows.state.engine["steps_back"][0]
+        for row in rows:
+            record = self._record(row)
+            # A preempted one still gets the token; one whose first token was reported before
+            # its step has it already.
+            complete = record["computed_tokens"] >= record["total_tokens"]
+            preempted = record["computed_tokens"] == 0 and record["last_step"] >= steps_back
+            if complete or preempted:
+                self._token(record, at_ms)
 
     def first_token(self, request_id: str, at_ms: float) -> tuple[float, Slo] | None:
         """A first token is out; its TTFT in milliseconds and what was promised.
@@ -204,15 +187,20 @@ class Tracker:
 
         Usually the step that brought it was reported just before, or is just about to be.
         """
-        request = self._running.get(request_id)
-        if request is None:
+        row = self._rows.find(request_id)
+        served = row is not None and self._record(row)["generated_tokens"] > 0
+        # It waits with a token only where it was preempted with its first one in flight.
+        if row is None or (request_id in self._rows.waiting and not served):
             self.odd_events += 1
             return None
-        if request.generated_tokens == 0:
-            request.computed_tokens = max(request.computed_tokens, request.prompt_tokens)
-            self._token(request, at_ms)
-        first_ms = at_ms if request.first_token_ms is None else request.first_token_ms
-        return first_ms - request.arrival_ms, request.slo
+        record = self._record(row)
+        if not served:
+            record["computed_tokens"] = max(record["computed_tokens"], record["total_tokens"])
+            self._token(record, at_ms)
+        ttft_ms = float(record["ttft_ms"])
+        if math.isnan(ttft_ms):  # its first token was before it was known here
+            ttft_ms = at_ms - float(record["arrival_ms"])
+        return ttft_ms, Slo(float(record["ttft_slo_ms"]), float(record["tbt_slo_ms"]))
 
     def take_gaps(self) -> Gaps:
         """Gaps between tokens since this was last asked."""
@@ -221,16 +209,21 @@ class Tracker:
 
     def forget_lost(self, now_ms: float) -> tuple[str, ...]:
         """Forget requests whose end was not reported; returns them."""
-        lost = [name for name, request in self._running.items() if self._is_lost(request, now_ms)]
-        for name in lost:
-            del self._running[name]
-        gone = [
-            name
-            for name, request in self._waiting.items()
-            if request.overtaken_ms is not None and now_ms - request.overtaken_ms > LOST_WAITING_MS
+        lost = [
+            request_id
+            for request_id, row in self._rows.running.items()
+            if self._is_lost(request_id, self._record(row), now_ms)
         ]
-        for name in gone:
-            del self._waiting[name]
+        gone = [
+            request_id
+            for request_id, since_ms in self._overtaken_ms.items()
+            if now_ms - since_ms > LOST_WAITING_MS and request_id in self._rows.waiting
+        ]
+        for request_id, since_ms in list(self._rejected_ms.items()):
+            if now_ms - since_ms > LOST_WAITING_MS:
+                del self._rejected_ms[request_id]
+        for request_id in (*lost, *gone):
+            self._forget(request_id)
         return (*lost, *gone)
 
     def adopt(self, theirs: Snapshot) -> int:
@@ -239,84 +232,117 @@ class Tracker:
         Returns:
             How many requests were known here that the engine does not have.
         """
-        known = self._running | self._waiting
-        self._running = {r.request_id: self._adopted(r, known) for r in theirs.running}
-        self._waiting = {r.request_id: self._adopted(r, known) for r in theirs.waiting}
+        rows = self._rows
+        named = {r.request_id for r in (*theirs.running, *theirs.waiting)}
+        unknown = [name for name in (*rows.running, *rows.waiting) if name not in named]
+        for request_id in unknown:
+            self._forget(request_id)
+        waiting = [r for r in theirs.waiting if r.prompt_tokens <= self._limits.max_model_len]
+        found = {r.request_id: self._adopted(r) for r in (*theirs.running, *waiting)}
+        rows.running = {r.request_id: found[r.request_id] for r in theirs.running}
+        rows.waiting = {r.request_id: found[r.request_id] for r in waiting}
         if self._kv_blocks is not None:
-            self._kv_blocks = theirs.free_blocks + self._taken_blocks(theirs.running)
-        return len(known.keys() - self._running.keys() - self._waiting.keys())
+            self._kv_blocks = theirs.free_blocks + self._taken_blocks()
+        return len(unknown)
 
-    def view(self, finishes_ms: Iterable[float]) -> EngineView:
-        """The picture now.
+    def moment(
+        self,
+        now_ms: float,
+        knobs: Knobs,
+        correction: Correction,
+        finishes_ms: Iterable[float],
+        stage_free_ms: Sequence[float],
+    ) -> Moment:
+        """The picture now, to decide by.
 
         Args:
+            now_ms: the moment.
+            knobs: in force.
+            correction: what calibration learnt.
             finishes_ms: when each step in flight is expected back.
+            stage_free_ms: when each stage is free.
         """
-        back = self._steps_back
-        running = tuple(request.state(back) for request in self._running.values())
+        state = self._rows.copy(tuple(finishes_ms), now_ms)
+        state.stage_free_ms[:] = stage_free_ms
         free_blocks = PLENTY_OF_BLOCKS
         if self._kv_blocks is not None:
-            free_blocks = max(0, self._kv_blocks - self._taken_blocks(running))
-        return EngineView(
-            running=running,
-            waiting=tuple(request.state(back) for request in self._waiting.values()),
-            in_flight=tuple(
-                StepInFlight(finish_ms, tokens_for)
-                for tokens_for, finish_ms in zip(self._tokens_ahead, finishes_ms, strict=False)
-            ),
-            free_blocks=free_blocks,
-        )
+            free_blocks = max(0, self._kv_blocks - self._taken_blocks())
+        state.engine["free_blocks"] = free_blocks
+        return Moment(
+            now_ms, self._limits, knobs, correction, state,
+            [*self._rows.running, *self._rows.waiting], tuple(self._rejected_ms),
+        )  # fmt: skip
 
-    def _taken_blocks(self, running: Iterable[RequestState]) -> int:
-        size = self._limits.block_size
-        return sum(blocks(request.computed_tokens, request, size) for request in running)
+    def _forget(self, request_id: str) -> bool:
+        self._overtaken_ms.pop(request_id, None)
+        self._chunk_ms.pop(request_id, None)
+        return self._rows.remove(request_id)
 
-    def _admit(self, request_id: str, at_ms: float) -> _Request | None:
-        request = self._running.get(request_id)
-        if request is not None:
-            return request
-        request = self._waiting.pop(request_id, None)
-        if request is None:
+    def _record(self, row: int) -> Records:
+        return self._rows.state.requests[row]
+
+    def _taken_blocks(self) -> int:
+        """KV blocks that the running requests hold, shared ones once."""
+        records = self._rows.running_records()
+        computed = records["computed_tokens"]
+        blocks = -(-computed // self._limits.block_size) - records["shared_blocks"]
+        return int(np.where(computed > 0, blocks, 0).sum())
+
+    def _admit(self, request_id: str, at_ms: float) -> int | None:
+        row = self._rows.running.get(request_id)
+        if row is not None:
+            return row
+        if request_id not in self._rows.waiting:
             self.odd_events += 1
             return None
-        state = request.state(self._steps_back)
-        request.cached_tokens = cached_tokens(state, self._limits.block_size)
-        request.computed_tokens = request.cached_tokens
-        self._running[request_id] = request
-        for other in self._waiting.values():
-            if other.arrival_ms < request.arrival_ms and other.overtaken_ms is None:
-                other.overtaken_ms = at_ms
-        return request
+        row = self._rows.admit(request_id)
+        self._overtaken_ms.pop(request_id, None)
+        record = self._record(row)
+        record["computed_tokens"] = record["cached_tokens"]
+        for other, its_row in self._rows.waiting.items():
+            if self._record(its_row)["arrival_ms"] < record["arrival_ms"]:
+                self._overtaken_ms.setdefault(other, at_ms)
+        return row
 
-    def _token(self, request: _Request, at_ms: float) -> None:
-        if request.last_token_ms is not None:
-            gap_ms = at_ms - request.last_token_ms
+    def _token(self, record: Records, at_ms: float) -> None:
+        gap_ms = at_ms - float(record["last_token_ms"])
+        if not math.isnan(gap_ms):
             self._gaps.tokens += 1
-            self._gaps.late_tokens += gap_ms > request.slo.tbt_ms + SAME_MS
+            self._gaps.late_tokens += bool(gap_ms > record["tbt_slo_ms"] + SAME_MS)
             self._gaps.worst_ms = max(self._gaps.worst_ms, gap_ms)
-        request.generated_tokens += 1
-        request.last_token_ms = at_ms
-        if request.first_token_ms is None:
-            request.first_token_ms = at_ms
+        if record["generated_tokens"] == 0:
+            record["ttft_ms"] = at_ms - record["arrival_ms"]
+        record["total_tokens"] += 1
+        record["generated_tokens"] += 1
+        record["last_token_ms"] = at_ms
 
-    def _is_lost(self, request: _Request, now_ms: float) -> bool:
-        if request.prompt_tokens + request.generated_tokens > self._limits.max_model_len:
+    def _is_lost(self, request_id: str, record: Records, now_ms: float) -> bool:
+        if record["total_tokens"] > self._limits.max_model_len:
             return True
-        last_ms = request.last_token_ms
-        silent = last_ms is not None and now_ms - last_ms > LOST_DECODE_MS
-        return silent and self._last_step_ms > now_ms - LOST_DECODE_MS / 2
+        silent = now_ms - record["last_token_ms"] > LOST_DECODE_MS  # not for a time unknown
+        if record["generated_tokens"] == 0 and request_id in self._chunk_ms:
+            silent = now_ms - self._chunk_ms[request_id] > LOST_WAITING_MS
+        return bool(silent) and self._last_step_ms > now_ms - LOST_DECODE_MS / 2
 
-    def _adopted(self, theirs: RequestState, known: dict[str, _Request]) -> _Request:
-        ours = known.get(theirs.request_id)
-        return _Request(
-            theirs.request_id,
-            theirs.prompt_tokens,
-            ours.arrival_ms if ours else theirs.arrival_ms,
-            ours.slo if ours else theirs.slo,
-            theirs.cached_tokens,
-            theirs.computed_tokens,
-            theirs.generated_tokens,
-            ours.first_token_ms if ours else theirs.first_token_ms,
-            ours.last_token_ms if ours else theirs.last_token_ms,
-            unheld_tokens=theirs.unheld_tokens,
-        )
+    def _adopted(self, theirs: RequestState) -> int:
+        """The row of a request, with the engine's word for its tokens."""
+        row = self._rows.find(theirs.request_id)
+        if row is None:
+            row = self._rows.add(
+                theirs.request_id, theirs.prompt_tokens, theirs.arrival_ms, theirs.slo, 0
+            )
+            record = self._record(row)
+            if theirs.last_token_ms is not None:
+                record["last_token_ms"] = theirs.last_token_ms
+            if theirs.first_token_ms is not None:
+                record["ttft_ms"] = theirs.first_token_ms - theirs.arrival_ms
+        size = self._limits.block_size
+        record = self._record(row)
+        cached_tokens = whole_hit_tokens(theirs, size)
+        record["total_tokens"] = theirs.prompt_tokens + theirs.generated_tokens
+        record["generated_tokens"] = theirs.generated_tokens
+        record["computed_tokens"] = theirs.computed_tokens
+        record["cached_tokens"] = cached_tokens
+        record["shared_blocks"] = max(0, cached_tokens - max(0, theirs.unheld_tokens)) // size
+        record["last_step"] = 0
+        return row

@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import IO
 
 from beam_runtime.control.resources import Searches
@@ -45,7 +44,7 @@ class Warming:
     def __init__(self, open_searches: Callable[[], Searches]) -> None:
         self._open = open_searches
         self._compiler: _Compiler | None = None
-        self._may_compile = find_spec("numba") is None  # then there is nothing to compile
+        self._may_compile = False
         self.why = "warming up: loading the search"
 
     def look(self) -> Searches | None:
@@ -62,7 +61,7 @@ class Warming:
             return None
         if self._may_compile:
             return self._open()
-        from beam_runtime.kernel.jit import NotKeptError, from_disk_only
+        from beam_runtime.emulator.compiler import NotKeptError, from_disk_only
 
         try:
             with from_disk_only():

@@ -1,283 +1,346 @@
 """The step composer: how knobs become the engine's next step.
 
-``compose`` is one pure function. Emulator, replay plant and engine adapter call it (the first
-two also in its compiled form, kernel.py), so that what was predicted is what is done.
+``compose`` is one function. Emulator, replay plant and engine adapter call it, so that what was
+predicted is what is done. BEAM's rules (design/control.md), each of which ``Rules`` can switch
+off: issue just in time; let decodes ride while there is prefill; those that can wait give way to
+prompts; cut a chunk that would make decodes late, or send them ahead of it; hold decodes until
+the earliest is due. What they leave to be scheduled vLLM's own rules put into the step
+(schedule.py); an adapter takes from the result the budget and which decodes to show.
 
-BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
-let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
-that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
-What they leave to be scheduled vLLM's own rules put into the step (schedule.py); an adapter takes
-from the result the budget and which decodes to show.
+Who is ready, whether prefill is pending and the earliest due are kept up to date by ``set_kind``,
+only where a request changes.
 
 What it does not know: when requests end, and what arrives next.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
-from beam_runtime.emulator.schedule import Step, admissible, available, fill, new_tokens
-from beam_runtime.types import (
-    SAME_MS,
-    Knobs,
-    Phase,
-    RequestState,
-    Rules,
-    Snapshot,
-    StepShape,
-)
+from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.places import flight_slot
+from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
+from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, pass_ms
+from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State
+from beam_runtime.types import SAME_MS
 
-__all__ = [
-    "Hold",
-    "Step",
-    "chunk_budget",
-    "compose",
-    "due_ms",
-    "last_token_ms",
-    "prefill_pending",
-]
-
-Finish = Callable[[StepShape, float], float]
-
+# What compose answers.
+HOLD, STEP = range(2)
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Issue nothing before ``until_ms`` unless something happens; inf = until it does."""
-
-    until_ms: float
-    why: str
-
-
+@compiled
 def compose(
-    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules | None = None
-) -> Step | Hold:
+    state: State, setting: Setting, now_ms: float, setup: Records, tables: Tables
+) -> tuple[int, float, Batch, bool]:
     """Decide what the engine does now.
 
     Args:
-        state: the engine; the knobs in it are not looked at.
-        knobs: chunk, microbatches and pace to follow.
+        state: the engine.
+        setting: clock, chunk, microbatches and pace to follow.
         now_ms: the moment of deciding.
-        finish_ms: when a step of some shape would be back if it were issued at some time.
-        rules: which of BEAM's rules hold; all of them by default.
+        setup: limits, rules, corrections.
+        tables: what steps cost.
+
+    Returns:
+        (HOLD, until when nothing is issued unless something happens, -, -), or
+        (STEP, now, the step, whether it leaves a chunk owed).
     """
-    rules = rules or Rules()
-    return (
-        _closed(state, now_ms, rules)
-        or _with_prefill(state, knobs, now_ms, finish_ms, rules)
-        or _decodes_alone(state, knobs, now_ms, finish_ms, rules)
-    )
+    engine = state.engine
+    nothing = decode_batch(0, 0)
+    if engine.flying >= setup.max_steps_in_flight:  # the pipeline is full
+        return HOLD, state.flights[engine.flying_head].finish_ms, nothing, False
+    first_stage_ms = state.stage_free_ms[0] - setup.lead_ms
+    if setup.just_in_time and now_ms < first_stage_ms - SAME_MS:  # its entrance is busy
+        return HOLD, first_stage_ms, nothing, False
+
+    ready = engine.ready
+    group = -(-engine.decoding // setting.microbatches)
+    budget_tokens = chunk_budget(state, setting.chunk_tokens, setup)
+    if prefill_pending(state, setup):
+        riding = ready if setup.ride_along else min(ready, group)
+        mixed = fill_with(state, riding, budget_tokens, True, setup)
+        full = mixed.chunk_tokens + mixed.decodes == budget_tokens
+        if full and setup.give_way and setup.ride_along and mixed.chunk_tokens * mixed.decodes > 0:
+            riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
+        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk and engine.chunk_owed == 0:
+            return in_time(state, mixed, riding, now_ms, setting, setup, tables)
+        if mixed.chunk_tokens > 0 or mixed.preempted > 0:
+            return STEP, now_ms, mixed, False
+    if ready == 0:
+        return HOLD, math.inf, nothing, False
+
+    if setup.pace and setting.pace_ms > 0.0:
+        until_ms = hold_until_ms(state, group, now_ms, setting, setup, tables)
+        if now_ms < until_ms - SAME_MS:  # paced: no token is due yet
+            return HOLD, until_ms, nothing, False
+    chosen = min(ready, group)
+    return STEP, now_ms, fill_with(state, chosen, min(chosen, budget_tokens), False, setup), False
 
 
-def _closed(state: Snapshot, now_ms: float, rules: Rules) -> Hold | None:
-    """Whether the pipeline takes no step now."""
-    if len(state.in_flight) >= state.limits.max_steps_in_flight:
-        return Hold(state.in_flight[0].finish_ms, "the pipeline is full")
-    first_stage_ms = state.stage_free_ms[0] - rules.lead_ms
-    if rules.just_in_time and now_ms < first_stage_ms - SAME_MS:
-        return Hold(first_stage_ms, "the first stage is busy")
-    return None
+@compiled
+def chunk_budget(state: State, chunk_tokens: int, setup: Records) -> int:
+    """The step's token budget: room for every decode and a minimum chunk, inside the envelope."""
+    least = state.engine.decoding + setup.min_chunk_tokens if setup.min_chunk_tokens > 0 else 0
+    budget: int = min(max(chunk_tokens, least), setup.max_batched_tokens)
+    return budget
 
 
-def _with_prefill(
-    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
-) -> Step | Hold | None:
-    """A step with a chunk in it, or the decodes that have to go ahead of one."""
-    if not prefill_pending(state):
-        return None
-    decoding = _decoding(state)
-    ready = [r for r in decoding if new_tokens(r, state)]
-    riding: Sequence[RequestState] = ready
-    if not rules.ride_along:
-        riding = _earliest_due(ready, _group(decoding, knobs), state)
-    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
-    mixed = fill(state, budget, riding, prefill=True)
-    full = mixed.chunks and mixed.decodes and mixed.shape.tokens == budget
-    if rules.give_way and rules.ride_along and full:
-        riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
-    if not mixed.chunks:
-        return mixed if mixed.preempted else None
-    if not rules.late_cuts_chunk or state.chunk_owed:
-        return mixed
-    return _in_time(mixed, riding, state, now_ms, finish_ms)
+@compiled
+def due_ms(request: Records) -> float:
+    """When a decode's next token would be late."""
+    due: float = request.last_token_ms + request.tbt_slo_ms
+    return due
 
 
-def _give_way(
-    mixed: Step,
-    ready: Sequence[RequestState],
-    decoding: int,
-    state: Snapshot,
-    now_ms: float,
-    finish_ms: Finish,
-) -> tuple[Sequence[RequestState], Step]:
-    """The decodes that ride in a full step, and that step.
+@compiled
+def set_kind(state: State, row: int, setup: Records) -> None:
+    """A running request changed: what can it do now?"""
+    request = state.requests[row]
+    count(state, request.kind, -1)
+    kind = kind_of(request, setup)
+    request.kind = kind
+    count(state, kind, 1)
+    if kind == READY:
+        note_ready(state, request)
+
+
+@compiled
+def count(state: State, kind: int, by: int) -> None:
+    """So many more running requests of this kind."""
+    state.engine.ready += by * (kind == READY)
+    state.engine.prefilling += by * (kind == PREFILL)
+    state.engine.decoding += by * (kind == READY or kind == DECODING)
+
+
+@compiled
+def note_ready(state: State, request: Records) -> None:
+    """One more decode is ready."""
+    state.engine.due_ms = min(state.engine.due_ms, due_ms(request))
+    state.engine.ready_since_ms = min(state.engine.ready_since_ms, request.last_token_ms)
+
+
+@compiled
+def classify(state: State, setup: Records) -> None:
+    """Find every kind anew, of a state that was just made."""
+    state.engine.ready = state.engine.prefilling = state.engine.decoding = 0
+    state.engine.due_ms = state.engine.ready_since_ms = math.inf
+    for at in range(state.engine.running):
+        request = state.requests[state.places[at].running]
+        request.room_tokens = -request.computed_tokens % setup.block_size
+        request.kind = kind_of(request, setup)
+        count(state, request.kind, 1)
+        if request.kind == READY:
+            note_ready(state, request)
+
+
+@compiled
+def refresh_due(state: State) -> None:
+    """Look again for the earliest due, after ready requests were sent off or preempted."""
+    state.engine.due_ms = state.engine.ready_since_ms = math.inf
+    if state.engine.ready == 0:
+        return
+    for at in range(state.engine.running):
+        request = state.requests[state.places[at].running]
+        if request.kind == READY:
+            note_ready(state, request)
+
+
+@compiled
+def finish_ms(
+    state: State, batch: Batch, issue_ms: float, setting: Setting, setup: Records, tables: Tables
+) -> float:
+    """When the step would be back, were it issued then (play.py draws it)."""
+    after_ms = pass_ms(setting.clock, batch, setup, tables)
+    before_ms = after_ms
+    if setting.clock_before != setting.clock:
+        before_ms = pass_ms(setting.clock_before, batch, setup, tables)
+    ready_ms, end_ms = issue_ms, issue_ms
+    for free_ms in state.stage_free_ms:
+        start_ms = max(ready_ms, free_ms)
+        one_ms = before_ms if start_ms < setting.switch_ms else after_ms
+        end_ms = start_ms + (one_ms + setup.host_gap_ms)
+        ready_ms = end_ms + setup.transfer_ms
+    return end_ms
+
+
+@compiled
+def fill_with(
+    state: State, decodes: int, budget_tokens: int, prefill: bool, setup: Records
+) -> Batch:
+    """Fill a step with so many of the ready decodes, those that are due first."""
+    all_shown = decodes == state.engine.ready
+    if not all_shown:
+        show_earliest_due(state, decodes)
+    return fill(state, budget_tokens, all_shown, prefill, setup)
+
+
+@compiled
+def show_earliest_due(state: State, size: int) -> None:
+    """Show the ``size`` ready decodes that are due first; more than that are ready."""
+    requests, places = state.requests, state.places
+    found = 0
+    for at in range(state.engine.running):
+        request = requests[places[at].running]
+        if request.kind == READY:
+            places[found].due_ms = due_ms(request)
+            found += 1
+    limit_ms = smallest(places, found, size)
+    ties = size
+    for at in range(state.engine.running):
+        request = requests[places[at].running]
+        before = due_ms(request) < limit_ms
+        request.shown = before
+        ties -= before and request.kind == READY
+    for at in range(state.engine.running):
+        request = requests[places[at].running]
+        if ties > 0 and request.kind == READY and due_ms(request) == limit_ms:
+            request.shown = 1
+            ties -= 1
+
+
+@compiled
+def smallest(places: Records, count: int, rank: int) -> float:
+    """The rank-th smallest of the first ``count`` due times, which it reorders (quickselect)."""
+    low, high, wanted = 0, count - 1, rank - 1
+    while low < high:
+        pivot_ms = places[(low + high) // 2].due_ms
+        i, j = low, high
+        while i <= j:
+            while places[i].due_ms < pivot_ms:
+                i += 1
+            while places[j].due_ms > pivot_ms:
+                j -= 1
+            if i <= j:
+                swapped_ms = places[i].due_ms
+                places[i].due_ms = places[j].due_ms
+                places[j].due_ms = swapped_ms
+                i += 1
+                j -= 1
+        if wanted <= j:
+            high = j
+        elif wanted >= i:
+            low = i
+        else:
+            break
+    found: float = places[wanted].due_ms
+    return found
+
+
+@compiled
+def give_way(
+    state: State, mixed: Batch, budget_tokens: int, now_ms: float, setting: Setting,
+    setup: Records, tables: Tables,
+) -> tuple[int, Batch]:  # fmt: skip
+    """How many decodes ride in a full step, and that step.
 
     Those that the step after it would make late, and a fair share even if nobody is pressed:
     decodes that went together while they were paced come to be spread over the pipeline, so
     that its steps are equally long.
     """
-    budget, next_ms = mixed.budget_tokens, _step_after_ms(mixed, state, now_ms, finish_ms)
-    pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
-    riders = max(pressed, -(-decoding // state.limits.pp))
-    riding = _earliest_due(ready, riders, state)
-    step = fill(state, budget, riding, prefill=True)
-    if len(riding) < len(ready) and step.shape.tokens < budget:
-        riding = _earliest_due(ready, riders + budget - step.shape.tokens, state)
-        step = fill(state, budget, riding, prefill=True)
+    ready = state.engine.ready
+    back_ms = finish_ms(state, mixed, now_ms, setting, setup, tables)
+    next_ms = back_ms + (back_ms - now_ms) / setup.pp
+    pressed = 0
+    if state.engine.due_ms - setup.tbt_margin_ms + SAME_MS < next_ms:
+        for at in range(state.engine.running):
+            request = state.requests[state.places[at].running]
+            late = due_ms(request) - setup.tbt_margin_ms + SAME_MS < next_ms
+            pressed += late and request.kind == READY
+    riding = min(ready, max(pressed, -(-state.engine.decoding // setup.pp)))
+    if riding == ready:
+        return ready, mixed
+    step = fill_with(state, riding, budget_tokens, True, setup)
+    room = budget_tokens - step.chunk_tokens - step.decodes
+    if room > 0:
+        riding = min(ready, riding + room)
+        step = fill_with(state, riding, budget_tokens, True, setup)
     return riding, step
 
 
-def _in_time(
-    mixed: Step,
-    riding: Sequence[RequestState],
-    state: Snapshot,
-    now_ms: float,
-    finish_ms: Finish,
-) -> Step | Hold:
-    """The step with as much of its chunk as lets every decode be in time.
+@compiled
+def in_time(
+    state: State, mixed: Batch, riding: int, now_ms: float, setting: Setting, setup: Records,
+    tables: Tables,
+) -> tuple[int, float, Batch, bool]:  # fmt: skip
+    """What compose answers with as much of the chunk as lets every decode be in time.
 
     Those in flight count as well: they can only be in a step after this one.
     """
-    ahead_ms = _ahead_due_ms(state) + SAME_MS
-
-    def kept(step: Step) -> bool:
-        late = riding and finish_ms(step.shape, now_ms) > due_ms(riding, state) + SAME_MS
-        return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
-
-    if kept(mixed):
-        return mixed
-    fits, misses = 0, mixed.shape.prefill_tokens
+    ahead_ms = ahead_due_ms(state) - setup.tbt_margin_ms + SAME_MS
+    if kept(state, mixed, riding, ahead_ms, now_ms, setting, setup, tables):
+        return STEP, now_ms, mixed, False
+    all_shown = riding == state.engine.ready
+    fits, misses = 0, mixed.chunk_tokens
     while misses - fits > CUT_TOKENS:
         middle = (fits + misses) // 2
-        if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True)):
+        if mixed.preempted == 0:
+            cut = shortened(state, mixed, mixed.chunk_tokens - middle)
+        else:
+            cut = fill(state, mixed.decodes + middle, all_shown, True, setup)
+        if kept(state, cut, riding, ahead_ms, now_ms, setting, setup, tables):
             fits = middle
         else:
             misses = middle
-    if fits:
-        cut = fill(state, len(mixed.decodes) + fits, riding, prefill=True)
+    if fits > 0:
+        cut = fill(state, mixed.decodes + fits, all_shown, True, setup)
         # One that is cut to less than half is made good by a whole one.
-        return replace(cut, chunk_owed=2 * fits < mixed.shape.prefill_tokens)
-    if riding:
-        return replace(_decode_only(state, riding, len(riding)), chunk_owed=True)
-    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+        return STEP, now_ms, cut, 2 * fits < mixed.chunk_tokens
+    if riding > 0:
+        return STEP, now_ms, fill(state, riding, all_shown, False, setup), True
+    # Decodes in flight could not follow a chunk in time.
+    return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed, False
 
 
-def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish) -> float:
-    """When the step after this one is back: a stage's time later."""
-    back_ms = finish_ms(step.shape, now_ms)
-    return back_ms + (back_ms - now_ms) / state.limits.pp
+@compiled
+def kept(
+    state: State, step: Batch, riding: int, ahead_ms: float, now_ms: float, setting: Setting,
+    setup: Records, tables: Tables,
+) -> bool:  # fmt: skip
+    """Whether all decodes can be in time if this step goes now."""
+    back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
+    if riding > 0 and back_ms > state.engine.due_ms - setup.tbt_margin_ms + SAME_MS:
+        return False
+    followed: bool = back_ms + (back_ms - now_ms) / setup.pp <= ahead_ms
+    return followed
 
 
-def _ahead_due_ms(state: Snapshot) -> float:
-    """When the first request in flight would be late with its next token, margin included."""
-    everyone = (*state.running, *state.waiting) if state.in_flight else ()
-    slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone}
-    latest = (
-        step.finish_ms + slo_ms[name]
-        for step in state.in_flight
-        for name in step.request_ids
-        if name in slo_ms
-    )
-    return min(latest, default=math.inf) - state.correction.tbt_margin_ms
+@compiled
+def ahead_due_ms(state: State) -> float:
+    """When the first decode in flight will be late with its next token."""
+    first_ms = math.inf
+    for number in range(state.engine.flying):
+        slot = flight_slot(state, number)
+        back_ms = state.flights[slot].finish_ms
+        for member in range(state.flights[slot].tokens):
+            request = state.requests[state.members[slot, member]]
+            first_ms = min(first_ms, back_ms + request.tbt_slo_ms)
+    return first_ms
 
 
-def _decodes_alone(
-    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
-) -> Step | Hold:
-    """One microbatch of the ready decodes, held until the earliest is due."""
-    decoding = _decoding(state)
-    ready = [r for r in decoding if new_tokens(r, state)]
-    if not ready:
-        return Hold(math.inf, "nothing is ready")
-    group = _group(decoding, knobs)
-    if rules.pace and knobs.pace_ms > 0.0:
-        until_ms = _hold_until_ms(ready, decoding, group, state, knobs, now_ms, finish_ms)
-        if now_ms < until_ms - SAME_MS:
-            return Hold(until_ms, "paced: no token is due yet")
-    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
-    return _decode_only(state, _earliest_due(ready, group, state), budget)
-
-
-def _decoding(state: Snapshot) -> list[RequestState]:
-    return [r for r in state.running if r.phase is Phase.DECODE]
-
-
-def _group(decoding: Sequence[RequestState], knobs: Knobs) -> int:
-    """Decodes of one microbatch."""
-    return -(-len(decoding) // knobs.microbatches)
-
-
-def _decode_only(state: Snapshot, decodes: Sequence[RequestState], budget: int) -> Step:
-    return fill(state, min(len(decodes), budget), decodes, prefill=False)
-
-
-def _hold_until_ms(
-    ready: Sequence[RequestState],
-    decoding: Sequence[RequestState],
-    group: int,
-    state: Snapshot,
-    knobs: Knobs,
-    now_ms: float,
-    finish_ms: Finish,
+@compiled
+def hold_until_ms(
+    state: State, group: int, now_ms: float, setting: Setting, setup: Records, tables: Tables
 ) -> float:
     """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
 
     In time is reckoned with a full microbatch, for what is in flight may join until then; and
     each further microbatch goes one stage's time after the one before.
     """
-    full = StepShape(
-        decode_requests=group,
-        decode_context_tokens=sum(r.computed_tokens for r in decoding) * group // len(decoding),
-    )
-    further = -(-len(ready) // group) - 1
-    pace_end_ms = min(last_token_ms(r, state) for r in ready) + knobs.pace_ms
+    context_tokens = 0
+    for at in range(state.engine.running):
+        request = state.requests[state.places[at].running]
+        if request.kind == READY or request.kind == DECODING:
+            context_tokens += request.computed_tokens
+    full = decode_batch(group, context_tokens * group // state.engine.decoding)
+    further = -(-state.engine.ready // group) - 1
+    pace_end_ms = state.engine.ready_since_ms + setting.pace_ms
     until_ms = now_ms
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
-        travel_ms = finish_ms(full, until_ms) - until_ms
-        latest_ms = due_ms(ready, state) - travel_ms - further * travel_ms / state.limits.pp
+        travel_ms = finish_ms(state, full, until_ms, setting, setup, tables) - until_ms
+        latest_ms = state.engine.due_ms - setup.tbt_margin_ms - travel_ms
+        latest_ms -= further * travel_ms / setup.pp
         until_ms = min(latest_ms, pace_end_ms)
         if until_ms <= now_ms:
             break
     return until_ms
-
-
-def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules) -> int:
-    """The step's token budget: room for every decode and a minimum chunk, inside the envelope."""
-    if rules.min_chunk_tokens:
-        chunk_tokens = max(chunk_tokens, decoding + rules.min_chunk_tokens)
-    return min(chunk_tokens, state.limits.max_batched_tokens)
-
-
-def due_ms(decodes: Sequence[RequestState], state: Snapshot) -> float:
-    """When the first of these decodes would be late, margin included."""
-    latest = min(last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
-    return latest - state.correction.tbt_margin_ms
-
-
-def prefill_pending(state: Snapshot) -> bool:
-    """Whether the next step could carry prefill."""
-    if any(r.phase is not Phase.DECODE and new_tokens(r, state) for r in state.running):
-        return True
-    head = next((r for r in state.waiting if available(r, state)), None)
-    return head is not None and admissible(
-        head, len(state.running), state.free_blocks, state.limits
-    )
-
-
-def _earliest_due(ready: Sequence[RequestState], size: int, state: Snapshot) -> list[RequestState]:
-    """The ``size`` decodes that are due first, in the engine's order."""
-    if len(ready) <= size:
-        return list(ready)
-    by_due = sorted(
-        range(len(ready)),
-        key=lambda i: (last_token_ms(ready[i], state) + ready[i].slo.tbt_ms, i),
-    )
-    return [ready[i] for i in sorted(by_due[:size])]
-
-
-def last_token_ms(request: RequestState, state: Snapshot) -> float:
-    """A decode whose latest token nobody timed counts from the snapshot on."""
-    return state.now_ms if request.last_token_ms is None else request.last_token_ms

@@ -11,8 +11,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.emulator.pipeline import clock_index
-from beam_runtime.table.step_cost import FloatArray, StepCost
+from beam_runtime.table.step_cost import FloatArray, StepCost, clock_index
 from beam_runtime.types import Correction, EngineLimits, StepShape
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from beam_runtime.types import SAME_MS, Alternative, Decision, Forecast, Knobs, Snapshot
+from beam_runtime.types import SAME_MS, Alternative, Decision, Forecast, Knobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Found:
     tried: tuple[Tried, ...]
 
 
-def decision(found: Found, state: Snapshot, note: str = "") -> Decision:
+def decision(found: Found, decided_ms: float, note: str = "") -> Decision:
     """The decision, what else was looked at, and why each of those was refused."""
     others = {t.knobs: t for t in found.tried if t.knobs != found.knobs}
     alternatives = tuple(
@@ -56,7 +56,7 @@ def decision(found: Found, state: Snapshot, note: str = "") -> Decision:
         for t in sorted(others.values(), key=lambda t: t.energy_j)
     )
     why = _why(found, alternatives) + note
-    return Decision(found.knobs, found.forecast, why, alternatives, state.now_ms)
+    return Decision(found.knobs, found.forecast, why, alternatives, decided_ms)
 
 
 def _why(found: Found, alternatives: tuple[Alternative, ...]) -> str:

@@ -13,7 +13,7 @@ found there too, with SLOs half as long. benchmarks/energy.py shows what they gi
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from beam_runtime.search.search import Policy
+from beam_runtime.search.policy import Policy
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape
 

@@ -173,3 +173,8 @@ def _idle_power_w(table: PerfTable, served_mhz: NDArray[np.int64]) -> FloatArray
     median_w = [np.median(power_w[idle["clock_mhz"] == clock]) for clock in clocks]
     served: FloatArray = np.interp(served_mhz, clocks, median_w)
     return served
+
+
+def clock_index(cost: StepCost, clock_mhz: float) -> int:
+    """The served clock nearest to ``clock_mhz``: an engine may run at one nobody profiled."""
+    return int(abs(cost.clocks_mhz - clock_mhz).argmin())

@@ -12,25 +12,19 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.orders import Orders
-from beam_runtime.emulator.composer import Step, compose
-from beam_runtime.emulator.forecast import finish, issue
-from beam_runtime.emulator.pipeline import ClockPlan, Pass, Pipeline, clock_index
-from beam_runtime.emulator.schedule import blocks
-from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import (
-    Correction,
-    EngineLimits,
-    Knobs,
-    RequestState,
-    Rules,
-    Slo,
-    Snapshot,
-    StepShape,
-)
+from beam_runtime.emulator.composer import HOLD
+from beam_runtime.emulator.moment import Moment, gathered, snapshot_of
+from beam_runtime.emulator.moves import composed, finished, issued
+from beam_runtime.emulator.setup import Batch, Setting, make_setup, make_tables
+from beam_runtime.emulator.state import READY, Ints, empty_state
+from beam_runtime.table.step_cost import StepCost, clock_index
+from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, Slo, Snapshot
 
 # How long virtual time may jump while a controller waits for its turn.
 _LONGEST_JUMP_MS = 100.0
@@ -113,17 +107,17 @@ class FakeEngine:
         self._stall_ms = stall_ms
         self._mute = mute
         self._skew_ms = skew_ms
-        self._top_mhz = int(cost.clocks_mhz[-1])
-        self._clock = ClockPlan(self._top_mhz, self._top_mhz, -math.inf)
-        own = Knobs(self._top_mhz, limits.max_batched_tokens)
+        self._tables = make_tables(cost, limits.max_batched_tokens + limits.max_num_seqs)
+        self._top = len(cost.clocks_mhz) - 1
+        self._clock, self._clock_before, self._switch_ms = self._top, self._top, -math.inf
+        own = Knobs(int(cost.clocks_mhz[-1]), limits.max_batched_tokens)
         self._orders = Orders(own, Rules.vanilla(), steering=False, why="nobody steers")
-        self._state = Snapshot(
-            now_ms=0.0,
-            limits=limits,
-            knobs=own,
-            stage_free_ms=(0.0,) * limits.pp,
-            free_blocks=kv_blocks,
-        )
+        # A row for each request that will ever come, in order of arrival.
+        self._names = [request.request_id for request in self._to_come]
+        self._rows = {name: row for row, name in enumerate(self._names)}
+        rows = max(1, len(self._names))
+        self._state = empty_state(rows, limits.max_steps_in_flight, limits.pp, kv_blocks)
+        self._state.stage_free_ms[:] = 0.0
         self._controller: Controller | None = None
         self.now_ms = 0.0
         self.ledger = Ledger({request.request_id: [] for request in requests})
@@ -132,36 +126,53 @@ class FakeEngine:
 
     def snapshot(self) -> Snapshot:
         """The engine as it is."""
-        return replace(self._state, now_ms=self.now_ms)
+        running, waiting = self._running(), self._waiting()
+        names = [self._names[row] for row in (*running.tolist(), *waiting.tolist())]
+        state = gathered(self._state, running, waiting)
+        orders = self._orders
+        moment = Moment(self.now_ms, self._limits, orders.knobs, orders.correction, state, names)
+        return snapshot_of(moment)
 
     def apply(self, orders: Orders) -> None:
         """Serve the next steps like this."""
-        if orders is not self._orders:
-            self._orders = orders
-            self._state = replace(self._state, correction=orders.correction)
+        self._orders = orders
 
     # The engine's loop
 
     def run(self, controller: Controller | None = None) -> Ledger:
         """Serve all requests, with a controller that was built with ``threads=False``."""
         self._controller = controller
-        while self._to_come or self._state.running or self._state.waiting or self._state.in_flight:
+        engine = self._state.engine[0]
+        while self._to_come or engine["running"] or engine["waiting"] or engine["flying"]:
             self._arrive()
             self._receive()
             if controller is not None:
                 self.apply(controller.advance())
             self._follow_clock()
-            move = compose(
-                self._state, self._orders.knobs, self.now_ms, self._expected_ms, self._orders.rules
+            orders, setting = self._orders, self._setting()
+            setup = make_setup(self._limits, orders.rules, orders.correction)
+            answer, until_ms, batch, owed, _ = composed(
+                self._state, setting, self.now_ms, setup, self._tables
             )
-            if isinstance(move, Step):
-                self._issue(move)
+            if answer == HOLD:
+                self._pass_time(until_ms)
             else:
-                self._pass_time(move.until_ms)
+                self._issue(batch, owed, setting)
         self.ledger.end_ms = self.now_ms
         return self.ledger
 
+    def _running(self) -> Ints:
+        rows: Ints = self._state.places["running"][: self._state.engine["running"][0]]
+        return rows
+
+    def _waiting(self) -> Ints:
+        engine, places = self._state.engine[0], self._state.places
+        numbers = (engine["waiting_head"] + np.arange(engine["waiting"])) % len(places)
+        rows: Ints = places["waiting"][numbers]
+        return rows
+
     def _arrive(self) -> None:
+        state, engine = self._state, self._state.engine[0]
         while self._to_come and self._to_come[0].arrival_ms <= self.now_ms:
             new = self._to_come.popleft()
             self._tell(
@@ -171,94 +182,118 @@ class FakeEngine:
             if new.prompt_tokens + new.output_tokens > self._limits.max_model_len:
                 self._tell("abort", new.request_id)
                 continue
-            request = RequestState(
-                new.request_id, new.prompt_tokens, new.arrival_ms, new.slo,
-                cached_tokens=new.cached_tokens,
-            )  # fmt: skip
-            self._state = replace(self._state, waiting=(*self._state.waiting, request))
+            row, size = self._rows[new.request_id], self._limits.block_size
+            hit_blocks = max(0, min(new.cached_tokens, new.prompt_tokens - 1)) // size
+            record = state.requests[row]
+            record["total_tokens"], record["arrival_ms"] = new.prompt_tokens, new.arrival_ms
+            record["cached_tokens"], record["shared_blocks"] = hit_blocks * size, hit_blocks
+            record["ttft_slo_ms"], record["tbt_slo_ms"] = new.slo.ttft_ms, new.slo.tbt_ms
+            place = (engine["waiting_head"] + engine["waiting"]) % len(state.places)
+            state.places["waiting"][place] = row
+            engine["waiting"] += 1
 
-    def _issue(self, step: Step) -> None:
-        for request_id in step.preempted:
-            self._tell("preemption", request_id)
-        if step.shape.tokens:
-            self._tell_step("step_issued", step.decodes, step.chunks)
-        route = self._route(step.shape) if step.shape.tokens else ()
-        for one in route:
-            # The idle power of this time is in the ledger already.
-            at = clock_index(self._cost, self._clock.at(one.end_ms - one.busy_ms))
-            idle_j = float(self._cost.idle_power_w[at]) * one.busy_ms / 1e3
-            self.ledger.energy_j += one.energy_j - idle_j
-        self._state = issue(self._state, step, route)
+    def _issue(self, batch: Batch, owed: bool, setting: Setting) -> None:
+        state, engine = self._state, self._state.engine[0]
+        lost = self._running()[len(self._running()) - batch.preempted :]
+        for row in lost[::-1].tolist():
+            self._tell("preemption", self._names[row])
+        if batch.items:
+            decodes, chunks = [], []
+            items = state.places["scheduled"][: batch.items].tolist()
+            for at, row in enumerate(items):
+                admitted = at >= batch.items - batch.admitted
+                if state.requests["kind"][row] == READY and not admitted:
+                    decodes.append(self._names[row])
+                else:
+                    tokens = int(state.places["scheduled_tokens"][at])
+                    chunks.append((self._names[row], tokens))
+            self._tell_step("step_issued", decodes, chunks)
+        slowdown = self._slowdown(self.now_ms)
+        truth = make_setup(self._limits, self._orders.rules, Correction(slowdown, slowdown))
+        passes = issued(state, batch, owed, self.now_ms, setting, truth, self._tables)
+        if not batch.items:
+            return
+        begin_ms, end_ms = self._stall_ms
+        if begin_ms <= state.stage_free_ms[-1] < end_ms:
+            state.stage_free_ms[:] += end_ms - state.stage_free_ms[-1]
+            slot = (engine["flying_head"] + engine["flying"] - 1) % len(state.flights)
+            state.flights["finish_ms"][slot] = end_ms
+        # The idle power of this time is in the ledger already.
+        idle_w = float(self._cost.idle_power_w[self._clock_now()])
+        self.ledger.energy_j += passes.energy_j - idle_w * passes.busy_ms / 1e3
 
     def _receive(self) -> None:
-        while self._state.in_flight and self._state.in_flight[0].finish_ms <= self.now_ms:
-            names = self._state.in_flight[0].request_ids
-            before = {r.request_id: r for r in (*self._state.running, *self._state.waiting)}
-            self._state = finish(self._state, self.now_ms)
+        state, engine = self._state, self._state.engine[0]
+        setup = make_setup(self._limits, self._orders.rules, Correction())
+        while engine["flying"]:
+            slot = engine["flying_head"]
+            if state.flights["finish_ms"][slot] > self.now_ms:
+                return
+            rows = state.members[slot, : state.flights["tokens"][slot]].copy()
+            before_ms = state.requests["last_token_ms"][rows].tolist()
+            finished(state, self.now_ms, setup)
             self._tell_step("step_finished")
-            for request_id in names:
-                self._got_token(before[request_id])
+            for row, last_ms in zip(rows.tolist(), before_ms, strict=True):
+                self._got_token(row, last_ms)
 
-    def _got_token(self, before: RequestState) -> None:
-        name, ledger = before.request_id, self.ledger
-        outputs = ledger.outputs[name]
-        outputs.append(token(name, len(outputs)))
-        if before.last_token_ms is None:
-            ledger.ttft_ms[name] = self.now_ms - before.arrival_ms
-            ledger.late_ttft += ledger.ttft_ms[name] > before.slo.ttft_ms
+    def _got_token(self, row: int, last_ms: float) -> None:
+        name, ledger = self._names[row], self.ledger
+        request, outputs = self._requests[name], ledger.outputs[name]
+        if not outputs:
+            ledger.ttft_ms[name] = self.now_ms - request.arrival_ms
+            ledger.late_ttft += ledger.ttft_ms[name] > request.slo.ttft_ms
             self._tell("first_token", name)
         else:
-            ledger.tbt_ms.append(self.now_ms - before.last_token_ms)
-            ledger.late_tbt += ledger.tbt_ms[-1] > before.slo.tbt_ms
-        if len(outputs) == self._requests[name].output_tokens:
-            self._end(name)
+            ledger.tbt_ms.append(self.now_ms - last_ms)
+            ledger.late_tbt += ledger.tbt_ms[-1] > request.slo.tbt_ms
+        outputs.append(token(name, len(outputs)))
+        if len(outputs) == request.output_tokens:
+            self._end(row)
             self._tell("completion", name)
 
-    def _end(self, name: str) -> None:
-        state = self._state
-        ended = next(r for r in (*state.running, *state.waiting) if r.request_id == name)
-        freed = blocks(ended.computed_tokens, ended, self._limits.block_size)
-        self._state = replace(
-            state,
-            running=tuple(r for r in state.running if r is not ended),
-            waiting=tuple(r for r in state.waiting if r is not ended),
-            free_blocks=state.free_blocks + freed,
-        )
+    def _end(self, row: int) -> None:
+        state, engine = self._state, self._state.engine[0]
+        running, waiting, record = self._running(), self._waiting(), state.requests[row]
+        if row in running:
+            blocks = -(-record["computed_tokens"] // self._limits.block_size)
+            engine["free_blocks"] += max(0, blocks - record["shared_blocks"])
+            engine["running"] -= 1
+            state.places["running"][: engine["running"]] = running[running != row]
+        else:  # it was preempted after its last token had been sent for
+            engine["waiting"], engine["waiting_head"] = len(waiting) - 1, 0
+            state.places["waiting"][: len(waiting) - 1] = waiting[waiting != row]
+        record["kind"] = record["computed_tokens"] = 0
 
     def _pass_time(self, until_ms: float) -> None:
-        if self._state.in_flight:
-            until_ms = min(until_ms, self._state.in_flight[0].finish_ms)
+        engine = self._state.engine[0]
+        if engine["flying"]:
+            until_ms = min(until_ms, self._state.flights["finish_ms"][engine["flying_head"]])
         if self._to_come:
             until_ms = min(until_ms, self._to_come[0].arrival_ms)
         if self._controller is not None or not math.isfinite(until_ms):
             until_ms = min(until_ms, self.now_ms + _LONGEST_JUMP_MS)
-        at = clock_index(self._cost, self._clock.at(self.now_ms))
-        idle_w = float(self._cost.idle_power_w[at]) * self._limits.pp
+        idle_w = float(self._cost.idle_power_w[self._clock_now()]) * self._limits.pp
         self.ledger.energy_j += idle_w * max(0.0, until_ms - self.now_ms) / 1e3
-        self.now_ms = max(self.now_ms, until_ms)
+        self.now_ms = float(max(self.now_ms, until_ms))
 
     # Time and clocks
 
+    def _clock_now(self) -> int:
+        return self._clock_before if self.now_ms < self._switch_ms else self._clock
+
     def _follow_clock(self) -> None:
-        target_mhz = self._gpu_clock_mhz() or self._top_mhz
-        if target_mhz != self._clock.after_mhz:
-            self._clock = ClockPlan(
-                self._clock.at(self.now_ms), target_mhz, self.now_ms + self._limits.clock_delay_ms
-            )
+        locked_mhz = self._gpu_clock_mhz()
+        target = clock_index(self._cost, locked_mhz) if locked_mhz else self._top
+        if target != self._clock:
+            self._clock_before, self._clock = self._clock_now(), target
+            self._switch_ms = self.now_ms + self._limits.clock_delay_ms
 
-    def _route(self, shape: StepShape) -> tuple[Pass, ...]:
-        """What really happens to a step issued now."""
-        slowdown = self._slowdown(self.now_ms)
-        plant = Pipeline(self._cost, self._limits, Correction(slowdown, slowdown), self._clock)
-        route = plant.travel(shape, self.now_ms, self._state.stage_free_ms)
-        begin_ms, end_ms = self._stall_ms
-        late_ms = end_ms - route[-1].end_ms if begin_ms <= route[-1].end_ms < end_ms else 0.0
-        return tuple(replace(one, end_ms=one.end_ms + late_ms) for one in route)
-
-    def _expected_ms(self, shape: StepShape, issue_ms: float) -> float:
-        """What the composer is told: the table, corrected as the controller orders."""
-        pipeline = Pipeline(self._cost, self._limits, self._orders.correction, self._clock)
-        return pipeline.travel(shape, issue_ms, self._state.stage_free_ms)[-1].end_ms
+    def _setting(self) -> Setting:
+        knobs = self._orders.knobs
+        return Setting(
+            self._clock, self._clock_before, self._switch_ms, int(knobs.chunk_tokens),
+            int(knobs.microbatches), float(knobs.pace_ms),
+        )  # fmt: skip
 
     # Hooks
 

@@ -66,7 +66,7 @@ def command(
     known = PerfTable.load(table)
     spec = read_state(state) if state is not None else state_of(waiting, running)
     spec = spec if clock is None else spec.model_copy(update={"clock_mhz": clock})
-    say_if_first("beam_runtime.kernel")
+    say_if_first("beam_runtime.search")
     answer = decide(
         known,
         spec,

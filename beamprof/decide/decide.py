@@ -7,8 +7,9 @@ search space is played, so that the picture is what is, and not what was looked 
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Self
 
-from beam_runtime.search.explain import Work, describe_state, work
+from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.idle_power import with_idle_power
@@ -67,6 +68,27 @@ class Space:
     clocks_mhz: tuple[int, ...]
     chunks: tuple[int, ...]
     best: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens computed within a forecast's horizon, and the joules for one.
+
+    Attributes:
+        prompt_tokens: of prompts.
+        output_tokens: of answers.
+        energy_per_token_j: all energy of the horizon, idle power included, over both; None
+            where no token is computed.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+    energy_per_token_j: float | None
+
+    @classmethod
+    def of(cls, forecast: Forecast) -> Self:
+        """The part of a forecast."""
+        return cls(forecast.prompt_tokens, forecast.output_tokens, forecast.energy_per_token_j)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +197,7 @@ def decide(
         active_energy_j=decision.forecast.active_energy_j,
         idle_energy_j=decision.forecast.idle_energy_j,
         horizon_ms=decision.forecast.horizon_ms,
-        work=work(state, decision.knobs, decision.forecast, cost),
+        work=Work.of(decision.forecast),
         cheaper=cheaper_and_refused(points, chosen),
         frontier=frontier(points),
         space=space(points),

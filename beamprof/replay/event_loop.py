@@ -2,92 +2,49 @@
 
     advance()   arrivals join the queue, steps come back, the composer sends the next one
 
-What enters a step and how it moves through the stages is the controller's own code
-(beam_runtime.kernel: ``compose``, ``issue``, ``finish``). Two things differ from a forecast:
-the composer predicts with the controller's table while passes take what the plant's table and
-the noise say, and requests end when their real output, which no policy sees, is complete.
+What enters a step and how it moves through the stages is the emulator's own code (``compose``,
+``issue``, ``finish``). Two things differ from a forecast: the composer predicts with the
+controller's table while passes take what the plant's table and the noise say, and requests end
+when their real output, which no policy sees, is complete.
 """
 
 import math
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from beam_runtime.kernel.composer import (
-    HOLD,
-    compose,
-    count,
-    pass_ms,
-    refresh_due,
-)
-from beam_runtime.kernel.emulator import finish, issue, next_finish_ms
-from beam_runtime.kernel.jit import compiled, entry
-from beam_runtime.kernel.schedule import blocks
-from beam_runtime.kernel.state import (
-    ARRIVAL,
-    CACHED,
-    COMPUTED,
-    FLY,
-    FLY_COUNT,
-    FLY_HEAD,
-    FREE_BLOCKS,
-    GAP,
-    GENERATED,
-    KIND,
-    LAST,
-    LAST_STEP,
-    N_RUNNING,
-    N_WAITING,
-    OTHER,
-    ROOM,
-    RUNNING,
-    SHARED,
-    STAGE_FREE,
-    TBT_SLO,
-    TOTAL,
-    TTFT,
-    TTFT_SLO,
-    WAIT_HEAD,
-    WAITING,
-    Batch,
-    Engine,
-    Setting,
-    State,
-    Tables,
-)
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from beam_runtime.emulator.compiler import compiled, entry
+from beam_runtime.emulator.composer import HOLD, compose, count, refresh_due
+from beam_runtime.emulator.places import opened, waiting_place
+from beam_runtime.emulator.play import finish, issue, next_finish_ms
+from beam_runtime.emulator.schedule import held_blocks
+from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
+from beam_runtime.emulator.state import OTHER, Floats, Ints, Records, State, record_type
 
 # What a policy may ask to be woken by.
 ON_ARRIVAL, ON_FIRST_TOKEN, ON_COMPLETION, ON_STEP = 1, 2, 4, 8
 # Why the loop came back.
 DONE, EVENT, TICK, FULL, NO_ROOM, STUCK = range(6)
 
-# Rows of Plant.hidden: what belongs to a request's row and no policy may see.
-REQUEST, OUTPUT = range(2)
-# Plant.at
-NEXT_ARRIVAL, N_FREE_ROWS, N_STEPS, N_TOKENS, EVENTS, PREEMPTED = range(6)
-# Plant.clock
-NOW, ACTIVE_J, COVERED_IDLE_J, BUSY_MS = range(4)
-# Columns of Plant.steps, one line per step.
-(
-    ISSUED_MS, FINISHED_MS, STEP_CLOCK, STEP_CHUNK, STEP_DECODES, STEP_CONTEXT, STEP_DECODE_CONTEXT,
-    STEP_PAIRS, STEP_BUSY_MS, STEP_J, STEP_RUNNING, STEP_WAITING, STEP_BUDGET, STEP_MICROBATCHES,
-    STEP_PACE_MS,
-) = range(15)  # fmt: skip
-STEP_COLUMNS = 15
-# Columns of Plant.tokens, one line per token after a request's first.
-TOKEN_REQUEST, TOKEN_MS, TOKEN_GAP_MS = range(3)
-TOKEN_COLUMNS = 3
+# One line per step; the clock is an index of the table until the replay is over, MHz then.
+STEP = record_type(
+    "clock prefill_tokens decode_requests prefill_context_tokens decode_context_tokens "
+    "running_requests waiting_requests chunk_tokens microbatches",
+    "issued_ms finished_ms prefill_pairs busy_ms energy_j pace_ms",
+)
+TOKEN = record_type("request", "at_ms gap_ms")  # one line per token after a request's first
+HIDDEN = record_type(
+    "request output_tokens "  # of a row of State.requests: no policy may see it
+    "free_row",  # a stack of rows without a request
+)
+TALLY = record_type(
+    "next_arrival free_rows steps tokens events preempted",
+    "now_ms active_j covered_idle_j busy_ms",
+)
 
 
 class Workload(NamedTuple):
     """The trace, by arrival; idling counts until ``duration_ms``."""
 
     duration_ms: float
-
     arrival_ms: Floats
     input_tokens: Ints
     output_tokens: Ints
@@ -99,194 +56,205 @@ class Plant(NamedTuple):
     """What the loop keeps beside the engine's State.
 
     Attributes:
-        at: counts; clock: milliseconds and joules so far.
-        hidden: (2, n) by row of State.requests.
-        free_rows: (n,) stack of rows without a request.
+        tally: (1,) of TALLY.
+        setup: (1,) of SETUP: the truth; its scales are each step's noise.
+        hidden: (n,) of HIDDEN.
         noise: one factor for each line of ``steps``.
-        steps, tokens: records since the last time they were emptied.
-        first_token_ms, finish_ms: (requests,) NaN until it happens.
+        steps: of STEP since they were last emptied.
+        tokens: of TOKEN since they were last emptied.
+        first_token_ms: (requests,) NaN until it happens.
+        finish_ms: the same for the last one.
     """
 
-    at: Ints
-    clock: Floats
-    hidden: Ints
-    free_rows: Ints
+    tally: Records
+    setup: Records
+    hidden: Records
     noise: Floats
-    steps: Floats
-    tokens: Floats
+    steps: Records
+    tokens: Records
     first_token_ms: Floats
     finish_ms: Floats
 
 
 @entry
 def advance(
-    s: State,
-    p: Plant,
-    w: Workload,
-    k: Setting,
-    e: Engine,
-    believed: Tables,
-    true: Tables,
-    wanted: int,
-    tick_ms: float,
-) -> int:
+    arrays: State, plant: Plant, load: Workload, setting: Setting, setup: Records,
+    believed: Tables, true: Tables, wanted: int, tick_ms: float,
+) -> int:  # fmt: skip
     """Run until something a policy wants to know, a full record, or the end."""
+    at_hand = Plant(
+        plant.tally[0], plant.setup[0], plant.hidden, plant.noise, plant.steps, plant.tokens,
+        plant.first_token_ms, plant.finish_ms,
+    )  # fmt: skip
+    return run(opened(arrays), at_hand, load, setting, setup[0], believed, true, wanted, tick_ms)
+
+
+@compiled
+def run(
+    state: State, plant: Plant, load: Workload, setting: Setting, setup: Records,
+    believed: Tables, true: Tables, wanted: int, tick_ms: float,
+) -> int:  # fmt: skip
+    """``advance`` with the records at hand."""
+    tally, arrivals = plant.tally, load.arrival_ms
     while True:
-        now_ms = p.clock[NOW]
-        while next_finish_ms(s, e) <= now_ms:
-            if p.at[N_TOKENS] + s.at[FLY_COUNT + s.at[FLY_HEAD]] > p.tokens.shape[0]:
+        now_ms = tally.now_ms
+        while next_finish_ms(state) <= now_ms:
+            coming = state.flights[state.engine.flying_head].tokens
+            if tally.tokens + coming > len(plant.tokens):
                 return FULL
-            receive(s, p, now_ms, e)
-        while p.at[NEXT_ARRIVAL] < len(w.arrival_ms) and (
-            w.arrival_ms[p.at[NEXT_ARRIVAL]] <= now_ms
-        ):
-            if p.at[N_FREE_ROWS] == 0:
+            receive(state, plant, now_ms, setup)
+        while tally.next_arrival < len(arrivals) and arrivals[tally.next_arrival] <= now_ms:
+            if tally.free_rows == 0:
                 return NO_ROOM
-            arrive(s, p, w)
-        if p.at[EVENTS] & wanted:
-            p.at[EVENTS] = 0
+            arrive(state, plant, load)
+        if tally.events & wanted:
+            tally.events = 0
             return EVENT
         if now_ms >= tick_ms:
             return TICK
-        what, until_ms, b, owed = compose(s, k, now_ms, e, believed)
-        if what == HOLD:
-            until_ms = min(until_ms, next_finish_ms(s, e))
-            if p.at[NEXT_ARRIVAL] < len(w.arrival_ms):
-                until_ms = min(until_ms, w.arrival_ms[p.at[NEXT_ARRIVAL]])
+        answer, until_ms, batch, owed = compose(state, setting, now_ms, setup, believed)
+        if answer == HOLD:
+            until_ms = min(until_ms, next_finish_ms(state))
+            if tally.next_arrival < len(arrivals):
+                until_ms = min(until_ms, arrivals[tally.next_arrival])
             if until_ms == math.inf:
-                return STUCK if s.at[N_RUNNING] + s.at[N_WAITING] > 0 else DONE
-            p.clock[NOW] = max(now_ms, min(until_ms, tick_ms))
+                return STUCK if state.engine.running + state.engine.waiting > 0 else DONE
+            tally.now_ms = max(now_ms, min(until_ms, tick_ms))
             continue
-        if p.at[N_STEPS] == p.steps.shape[0]:
+        if tally.steps == len(plant.steps):
             return FULL
-        send(s, p, b, owed, now_ms, w.duration_ms, k, e, true)
+        send(state, plant, batch, owed, now_ms, load.duration_ms, setting, true)
 
 
 @compiled
 def send(
-    s: State, p: Plant, b: Batch, owed: bool, now_ms: float, duration_ms: float, k: Setting,
-    e: Engine, true: Tables,
+    state: State, plant: Plant, batch: Batch, owed: bool, now_ms: float, duration_ms: float,
+    setting: Setting, true: Tables,
 ) -> None:  # fmt: skip
     """Issue a step; its passes take what the plant's table and this step's noise say."""
-    line = p.at[N_STEPS]
-    factor = p.noise[line]
-    real = Engine(
-        e.pp, e.block_size, e.max_num_seqs, e.max_batched, e.max_model_len, e.max_in_flight,
-        e.slots, e.gap_ms, e.transfer_ms, factor, factor, e.ttft_margin_ms, e.tbt_margin_ms,
-        e.just_in_time, e.ride_along, e.give_way, e.late_cuts, e.pace, e.lead_ms, e.min_chunk,
-    )  # fmt: skip
-    if b.items > 0:
-        p.clock[COVERED_IDLE_J] += covered_idle_j(s, b, now_ms, duration_ms, k, real, true)
-    busy_ms, joules, _ = issue(s, b, owed, now_ms, k, real, true)
-    p.at[PREEMPTED] += b.preempted
-    if b.items == 0:  # everything in it was preempted
+    tally, real = plant.tally, plant.setup
+    factor = plant.noise[tally.steps]
+    real.prefill_scale = real.decode_scale = factor
+    if batch.items > 0:
+        tally.covered_idle_j += covered_idle_j(
+            state, batch, now_ms, duration_ms, setting, real, true
+        )
+    passes = issue(state, batch, owed, now_ms, setting, real, true)
+    tally.preempted += batch.preempted
+    if batch.items == 0:  # everything in it was preempted
         return
-    p.clock[ACTIVE_J] += factor * joules
-    p.clock[BUSY_MS] += busy_ms
-    r = p.steps[line]
-    r[ISSUED_MS] = now_ms
-    r[FINISHED_MS] = s.clock[STAGE_FREE + e.pp - 1]
-    r[STEP_CLOCK] = k.clock_before if now_ms < k.switch_ms else k.clock
-    r[STEP_CHUNK], r[STEP_CONTEXT], r[STEP_PAIRS] = b.chunk, b.context, b.pairs
-    r[STEP_DECODES], r[STEP_DECODE_CONTEXT] = b.decodes, b.decode_context
-    r[STEP_BUSY_MS], r[STEP_J] = busy_ms, factor * joules
-    r[STEP_RUNNING], r[STEP_WAITING] = s.at[N_RUNNING], s.at[N_WAITING]
-    r[STEP_BUDGET], r[STEP_MICROBATCHES], r[STEP_PACE_MS] = k.chunk, k.microbatches, k.pace_ms
-    p.at[N_STEPS] += 1
+    tally.active_j += factor * passes.energy_j
+    tally.busy_ms += passes.busy_ms
+    step = plant.steps[tally.steps]
+    step.issued_ms = now_ms
+    step.finished_ms = state.stage_free_ms[real.pp - 1]
+    step.clock = setting.clock_before if now_ms < setting.switch_ms else setting.clock
+    step.prefill_tokens, step.prefill_pairs = batch.chunk_tokens, batch.pairs
+    step.prefill_context_tokens = batch.chunk_context_tokens
+    step.decode_requests = batch.decodes
+    step.decode_context_tokens = batch.decode_context_tokens
+    step.busy_ms, step.energy_j = passes.busy_ms, factor * passes.energy_j
+    step.running_requests, step.waiting_requests = state.engine.running, state.engine.waiting
+    step.chunk_tokens, step.microbatches = setting.chunk_tokens, setting.microbatches
+    step.pace_ms = setting.pace_ms
+    tally.steps += 1
 
 
 @compiled
 def covered_idle_j(
-    s: State, b: Batch, now_ms: float, duration_ms: float, k: Setting, real: Engine, true: Tables
-) -> float:
+    state: State, batch: Batch, now_ms: float, duration_ms: float, setting: Setting,
+    real: Records, true: Tables,
+) -> float:  # fmt: skip
     """What the stages would have drawn waiting while they compute this step, up to the end."""
-    after_ms, before_ms = pass_ms(k.clock, b, real, true), pass_ms(k.clock_before, b, real, true)
+    after_ms = pass_ms(setting.clock, batch, real, true)
+    before_ms = pass_ms(setting.clock_before, batch, real, true)
     ready_ms, joules = now_ms, 0.0
-    for stage in range(real.pp):
-        start_ms = max(ready_ms, s.clock[STAGE_FREE + stage])
-        early = start_ms < k.switch_ms
+    for free_ms in state.stage_free_ms:
+        start_ms = max(ready_ms, free_ms)
+        early = start_ms < setting.switch_ms
         one_ms = before_ms if early else after_ms
         inside_ms = max(0.0, min(start_ms + one_ms, duration_ms) - start_ms)
-        joules += true.idle_w[k.clock_before if early else k.clock] * inside_ms / 1e3
-        ready_ms = start_ms + one_ms + real.gap_ms + real.transfer_ms
+        joules += true.idle_w[setting.clock_before if early else setting.clock] * inside_ms / 1e3
+        ready_ms = start_ms + one_ms + real.host_gap_ms + real.transfer_ms
     return joules
 
 
 @compiled
-def arrive(s: State, p: Plant, w: Workload) -> None:
+def arrive(state: State, plant: Plant, load: Workload) -> None:
     """The next request of the trace joins the end of the queue."""
-    request = p.at[NEXT_ARRIVAL]
-    p.at[NEXT_ARRIVAL] += 1
-    p.at[N_FREE_ROWS] -= 1
-    row = p.free_rows[p.at[N_FREE_ROWS]]
-    r = s.requests
-    r[TOTAL, row] = w.input_tokens[request]
-    r[COMPUTED, row], r[CACHED, row], r[GENERATED, row] = 0, 0, 0
-    r[KIND, row], r[ROOM, row], r[SHARED, row], r[LAST_STEP, row] = OTHER, 0, 0, 0
-    s.times[ARRIVAL, row] = w.arrival_ms[request]
-    s.times[LAST, row] = w.arrival_ms[request]
-    s.times[TTFT_SLO, row] = w.ttft_slo_ms[request]
-    s.times[TBT_SLO, row] = w.tbt_slo_ms[request]
-    s.times[TTFT, row] = math.inf
-    s.times[GAP, row] = -1.0
-    p.hidden[REQUEST, row] = request
-    p.hidden[OUTPUT, row] = w.output_tokens[request]
-    r[WAITING, (s.at[WAIT_HEAD] + s.at[N_WAITING]) % r.shape[1]] = row
-    s.at[N_WAITING] += 1
-    p.at[EVENTS] |= ON_ARRIVAL
+    tally = plant.tally
+    number = tally.next_arrival
+    tally.next_arrival += 1
+    tally.free_rows -= 1
+    row = plant.hidden[tally.free_rows].free_row
+    request = state.requests[row]
+    request.total_tokens = load.input_tokens[number]
+    request.computed_tokens = request.generated_tokens = request.cached_tokens = 0
+    request.shared_blocks = request.room_tokens = request.last_step = 0
+    request.kind = OTHER
+    request.arrival_ms = request.last_token_ms = load.arrival_ms[number]
+    request.ttft_slo_ms = load.ttft_slo_ms[number]
+    request.tbt_slo_ms = load.tbt_slo_ms[number]
+    request.ttft_ms, request.worst_gap_ms = math.inf, -1.0
+    plant.hidden[row].request = number
+    plant.hidden[row].output_tokens = load.output_tokens[number]
+    state.places[waiting_place(state, state.engine.waiting)].waiting = row
+    state.engine.waiting += 1
+    tally.events |= ON_ARRIVAL
 
 
 @compiled
-def receive(s: State, p: Plant, now_ms: float, e: Engine) -> None:
+def receive(state: State, plant: Plant, now_ms: float, setup: Records) -> None:
     """The oldest step comes back: tokens go out, and requests that have all of theirs leave."""
-    slot = s.at[FLY_HEAD]
-    members = s.at[FLY_COUNT + slot]
-    for i in range(members):
-        row = s.requests[FLY + slot, i]
-        request = p.hidden[REQUEST, row]
-        if s.requests[GENERATED, row] == 0:
-            p.first_token_ms[request] = now_ms
-            p.at[EVENTS] |= ON_FIRST_TOKEN
+    tally = plant.tally
+    slot = state.engine.flying_head
+    tokens = state.flights[slot].tokens
+    for member in range(tokens):
+        row = state.members[slot, member]
+        number = plant.hidden[row].request
+        if state.requests[row].generated_tokens == 0:
+            plant.first_token_ms[number] = now_ms
+            tally.events |= ON_FIRST_TOKEN
         else:
-            line = p.tokens[p.at[N_TOKENS]]
-            line[TOKEN_REQUEST] = request
-            line[TOKEN_MS] = now_ms
-            line[TOKEN_GAP_MS] = now_ms - s.times[LAST, row]
-            p.at[N_TOKENS] += 1
-    finish(s, now_ms, e)
-    p.at[EVENTS] |= ON_STEP
+            token = plant.tokens[tally.tokens]
+            token.request = number
+            token.at_ms = now_ms
+            token.gap_ms = now_ms - state.requests[row].last_token_ms
+            tally.tokens += 1
+    finish(state, now_ms, setup)
+    tally.events |= ON_STEP
     left = False
-    for i in range(members):
-        row = s.requests[FLY + slot, i]
-        if s.requests[GENERATED, row] >= p.hidden[OUTPUT, row]:
-            p.finish_ms[p.hidden[REQUEST, row]] = now_ms
-            leave(s, p, row, e)
+    for member in range(tokens):
+        row = state.members[slot, member]
+        if state.requests[row].generated_tokens >= plant.hidden[row].output_tokens:
+            plant.finish_ms[plant.hidden[row].request] = now_ms
+            leave(state, plant, row, setup)
             left = True
     if left:
-        refresh_due(s)
-        p.at[EVENTS] |= ON_COMPLETION
+        refresh_due(state)
+        tally.events |= ON_COMPLETION
 
 
 @compiled
-def leave(s: State, p: Plant, row: int, e: Engine) -> None:
+def leave(state: State, plant: Plant, row: int, setup: Records) -> None:
     """A request is complete: its seat, its KV blocks and its row are free."""
-    r = s.requests
+    engine, request = state.engine, state.requests[row]
     found = 0
-    for i in range(s.at[N_RUNNING]):
-        found += r[RUNNING, i] == row
-        if found and i + 1 < s.at[N_RUNNING]:
-            r[RUNNING, i] = r[RUNNING, i + 1]
+    for at in range(engine.running):
+        found += state.places[at].running == row
+        if found and at + 1 < engine.running:
+            state.places[at].running = state.places[at + 1].running
     if found:
-        s.at[N_RUNNING] -= 1
-        count(s, r[KIND, row], -1)
-        s.at[FREE_BLOCKS] += blocks(s, row, r[COMPUTED, row], e)
+        engine.running -= 1
+        count(state, request.kind, -1)
+        engine.free_blocks += held_blocks(request, request.computed_tokens, setup)
     else:  # it was preempted after its last token had been sent for
-        n, head = r.shape[1], s.at[WAIT_HEAD]
-        for i in range(s.at[N_WAITING]):
-            found += r[WAITING, (head + i) % n] == row
+        for number in range(engine.waiting):
+            found += state.places[waiting_place(state, number)].waiting == row
             if found:
-                r[WAITING, (head + i) % n] = r[WAITING, (head + i + 1) % n]
-        s.at[N_WAITING] -= 1
-    r[KIND, row] = OTHER
-    p.free_rows[p.at[N_FREE_ROWS]] = row
-    p.at[N_FREE_ROWS] += 1
+                next_row = state.places[waiting_place(state, number + 1)].waiting
+                state.places[waiting_place(state, number)].waiting = next_row
+        engine.waiting -= 1
+    request.kind = OTHER
+    plant.hidden[plant.tally.free_rows].free_row = row
+    plant.tally.free_rows += 1

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, StepShape, chunk_pairs
-from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Floats, Played
 
 J_PER_KWH = 3.6e6
@@ -115,8 +114,8 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         possible: (R,) whether any policy could have served the request in time.
     """
     steps = played.steps
-    step_j = steps[:, loop.STEP_J]
-    prefill = steps[:, loop.STEP_CHUNK] > 0
+    step_j = steps["energy_j"]
+    prefill = steps["prefill_tokens"] > 0
     end_s = played.end_ms / 1e3
     tokens = int(played.output_tokens.sum())
     return Metrics(
@@ -130,15 +129,15 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         j_per_token=played.energy_j / tokens,
         j_per_request=played.energy_j / len(played.arrival_ms),
         ttft=Spread.of(ttft_ms(played)),
-        tbt=Spread.of(played.tokens[:, loop.TOKEN_GAP_MS]),
+        tbt=Spread.of(played.tokens["gap_ms"]),
         attainment=attainment(played, possible),
         busy=played.busy_ms / played.pp / played.end_ms,
         steps=len(steps),
         steps_per_s=len(steps) / end_s,
-        clock_share=_share_of_time(played, loop.STEP_CLOCK),
-        chunk_share=_share_of_time(played, loop.STEP_BUDGET),
-        microbatches_share=_share_of_time(played, loop.STEP_MICROBATCHES),
-        pace_share=_share_of_time(played, loop.STEP_PACE_MS),
+        clock_share=_share_of_time(played, "clock"),
+        chunk_share=_share_of_time(played, "chunk_tokens"),
+        microbatches_share=_share_of_time(played, "microbatches"),
+        pace_share=_share_of_time(played, "pace_ms"),
         clock_changes=played.clock_changes,
         preemptions=played.preemptions,
         decisions=played.decisions,
@@ -155,9 +154,9 @@ def ttft_ms(played: Played) -> Floats:
 def attainment(played: Played, possible: NDArray[np.bool_]) -> Attainment:
     """Which promises were kept."""
     first = ttft_ms(played) <= played.slo.ttft_ms + SAME_MS
-    late = played.tokens[:, loop.TOKEN_GAP_MS] > played.slo.tbt_ms + SAME_MS
+    late = played.tokens["gap_ms"] > played.slo.tbt_ms + SAME_MS
     steady = np.ones(len(first), dtype=bool)
-    steady[played.tokens[late, loop.TOKEN_REQUEST].astype(np.int64)] = False
+    steady[played.tokens["request"][late].astype(np.int64)] = False
     return Attainment(
         ttft=float(first.mean()),
         ttft_possible=float(first[possible].mean()) if possible.any() else 0.0,
@@ -212,13 +211,13 @@ def _alone_in_time(
     return True
 
 
-def _share_of_time(played: Played, column: int) -> dict[int, float]:
+def _share_of_time(played: Played, column: str) -> dict[int, float]:
     """Each value holds from the issue of its step to the issue of the next."""
     if len(played.steps) == 0:
         return {}
-    issued_ms = played.steps[:, loop.ISSUED_MS]
+    issued_ms = played.steps["issued_ms"]
     lasts_ms = np.diff(issued_ms, append=max(played.end_ms, issued_ms[-1]))
     lasts_ms[0] += issued_ms[0]
-    values, at = np.unique(played.steps[:, column].round().astype(np.int64), return_inverse=True)
+    values, at = np.unique(played.steps[column].round().astype(np.int64), return_inverse=True)
     shares = np.bincount(at, weights=lasts_ms) / lasts_ms.sum()
     return dict(zip(values.tolist(), shares.tolist(), strict=True))

@@ -17,25 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.emulator.pipeline import clock_index
-from beam_runtime.kernel.pack import pack_engine, pack_tables
-from beam_runtime.kernel.state import (
-    DUE,
-    FLY,
-    FLY_COUNT,
-    FREE_BLOCKS,
-    KEY,
-    N_WAITING,
-    READY_SINCE,
-    STAGE_FREE,
-    WAIT_HEAD,
-    WAITING,
-    Engine,
-    Setting,
-    State,
-)
-from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
+from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
+from beam_runtime.emulator.state import Records, State, empty_state, records
+from beam_runtime.table.step_cost import StepCost, clock_index
+from beam_runtime.types import Correction, EngineLimits, Knobs, Slo
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
@@ -107,15 +92,15 @@ class _Plant:
             ones * site.slo.tbt_ms,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
-        self.believed = pack_tables(site.believed, largest)
-        self.true = pack_tables(site.cost, largest)
+        self.believed = make_tables(site.believed, largest)
+        self.true = make_tables(site.cost, largest)
         self.arrived_tokens = np.cumsum(self.workload.input_tokens)
         self.random = np.random.default_rng(site.seed)
-        self.state = _empty_state(self.limits, site.kv_blocks, _FIRST_ROWS)
-        self.plant = _empty_plant(_FIRST_ROWS, trace.requests)
+        self.state = self._empty_state(_FIRST_ROWS)
+        self.plant = self._empty_plant(_FIRST_ROWS)
         self.plant.noise[:] = self._noise()
-        self.steps: list[NDArray[np.float64]] = []
-        self.tokens: list[NDArray[np.float64]] = []
+        self.steps: list[Records] = []
+        self.tokens: list[Records] = []
         top = int(site.cost.clocks_mhz[-1])
         self.view = View(site.believed, self.limits, site.slo, site.kv_blocks, Knobs(top, 1))
         self.clock_changes = 0
@@ -131,12 +116,12 @@ class _Plant:
         self.view.returned = self.plant.steps[:0]
         knobs = self.policy.start(self.view)
         self.view.knobs = knobs
-        self.setting = self._setting(knobs, self._clock(knobs), -math.inf)
-        engine = self._engine()
+        self.setting = lasting_setting(self.site.cost, knobs)
+        setup = self._setup()
         tick_ms = self.policy.tick_ms
         while True:
             why = loop.advance(
-                self.state, self.plant, self.workload, self.setting, engine,
+                self.state, self.plant, self.workload, self.setting, setup,
                 self.believed, self.true, int(self.policy.wakes), tick_ms,
             )  # fmt: skip
             if why == loop.DONE:
@@ -149,7 +134,7 @@ class _Plant:
                 raise ReplayError("the engine cannot admit the next request, and never will")
             else:
                 self._ask()
-                engine = self._engine()
+                setup = self._setup()
                 if why == loop.TICK:
                     tick_ms += self.policy.tick_ms
                     if self._over():
@@ -159,14 +144,14 @@ class _Plant:
 
     def _over(self) -> bool:
         """Whether nothing is left to arrive or to be served."""
-        arrived = self.plant.at[loop.NEXT_ARRIVAL] == self.trace.requests
+        arrived = self.plant.tally["next_arrival"][0] == self.trace.requests
         return bool(arrived and not np.isnan(self.plant.finish_ms).any())
 
     def _ask(self) -> None:
         began_s = time.perf_counter()
-        view, now_ms = self.view, float(self.plant.clock[loop.NOW])
+        view, now_ms = self.view, float(self.plant.tally["now_ms"][0])
         view.now_ms, view.state = now_ms, self.state
-        arrived = int(self.plant.at[loop.NEXT_ARRIVAL])
+        arrived = int(self.plant.tally["next_arrival"][0])
         view.arrived_tokens = int(self.arrived_tokens[arrived - 1]) if arrived else 0
         view.returned = self._newly_returned(now_ms)
         knobs = self.policy.decide(view)
@@ -175,10 +160,10 @@ class _Plant:
         self.decisions += 1
         self.decision_s += time.perf_counter() - began_s
 
-    def _newly_returned(self, now_ms: float) -> NDArray[np.float64]:
-        steps = self.plant.steps[: self.plant.at[loop.N_STEPS]]
+    def _newly_returned(self, now_ms: float) -> Records:
+        steps = self.plant.steps[: self.plant.tally["steps"][0]]
         back = self.returned + int(
-            np.searchsorted(steps[self.returned :, loop.FINISHED_MS], now_ms, side="right")
+            np.searchsorted(steps["finished_ms"][self.returned :], now_ms, side="right")
         )
         newly = steps[self.returned : back]
         self.returned = back
@@ -207,12 +192,11 @@ class _Plant:
             int(knobs.microbatches), float(knobs.pace_ms),
         )  # fmt: skip
 
-    def _engine(self) -> Engine:
-        snapshot = Snapshot(0.0, self.limits, self.view.knobs, correction=self.policy.correction)
-        engine = pack_engine(snapshot, self.policy.rules)
+    def _setup(self) -> Records:
+        setup = make_setup(self.limits, self.policy.rules, self.policy.correction)
         if self.policy.one_step_per_microbatch:
-            return engine._replace(max_in_flight=self.view.knobs.microbatches)
-        return engine
+            setup["max_steps_in_flight"] = self.view.knobs.microbatches
+        return setup
 
     def _idle_up_to(self, until_ms: float) -> None:
         """Count what all stages would draw waiting, at the clocks that were in effect.
@@ -234,32 +218,48 @@ class _Plant:
 
     def _empty_records(self) -> None:
         """Take the loop's records. A policy is not told of the few steps under way at that time."""
-        at = self.plant.at
-        steps = self.plant.steps[: at[loop.N_STEPS]]
-        self.steps.append(steps.copy())
-        at[loop.N_STEPS] = 0
+        tally = self.plant.tally[0]
+        self.steps.append(self.plant.steps[: tally["steps"]].copy())
+        self.tokens.append(self.plant.tokens[: tally["tokens"]].copy())
+        tally["steps"] = tally["tokens"] = 0
         self.plant.noise[:] = self._noise()
         self.returned = 0
-        self.tokens.append(self.plant.tokens[: at[loop.N_TOKENS]].copy())
-        at[loop.N_TOKENS] = 0
 
     def _grow(self) -> None:
         """Twice the room for requests that are present at one time."""
-        old, n = self.state, self.state.requests.shape[1]
-        new = _empty_state(self.limits, self.site.kv_blocks, 2 * n)
-        new.at[:], new.clock[:] = old.at, old.clock
-        new.requests[:, :n], new.times[:, :n] = old.requests, old.times
-        queue = (old.at[WAIT_HEAD] + np.arange(old.at[N_WAITING])) % n
-        new.requests[WAITING, : len(queue)] = old.requests[WAITING, queue]
-        new.at[WAIT_HEAD] = 0
-        plant = self.plant
-        hidden = np.zeros((2, 2 * n), dtype=np.int64)
-        hidden[:, :n] = plant.hidden
-        free = np.zeros(2 * n, dtype=np.int64)
-        free[:n] = np.arange(2 * n - 1, n - 1, -1)
-        plant.at[loop.N_FREE_ROWS] = n
-        self.plant = plant._replace(hidden=hidden, free_rows=free)
+        old, rows = self.state, len(self.state.requests)
+        new = self._empty_state(2 * rows)
+        new.engine[:], new.stage_free_ms[:] = old.engine, old.stage_free_ms
+        new.flights[:] = old.flights
+        new.requests[:rows], new.places[:rows] = old.requests, old.places
+        new.members[:, :rows] = old.members
+        queue = self.view.waiting
+        new.places["waiting"][: len(queue)] = queue
+        new.engine["waiting_head"] = 0
+        hidden = records(2 * rows, loop.HIDDEN)
+        hidden[:rows] = self.plant.hidden
+        hidden["free_row"][:rows] = np.arange(2 * rows - 1, rows - 1, -1)
+        self.plant.tally["free_rows"] = rows
+        self.plant = self.plant._replace(hidden=hidden)
         self.state = self.view.state = new
+
+    def _empty_state(self, rows: int) -> State:
+        limits = self.limits
+        return empty_state(rows, limits.max_steps_in_flight, limits.pp, self.site.kv_blocks)
+
+    def _empty_plant(self, rows: int) -> loop.Plant:
+        tally, hidden = records(1, loop.TALLY), records(rows, loop.HIDDEN)
+        tally["free_rows"], hidden["free_row"] = rows, np.arange(rows - 1, -1, -1)
+        return loop.Plant(
+            tally=tally,
+            setup=make_setup(self.limits, self.policy.rules, Correction()),
+            hidden=hidden,
+            noise=np.ones(_STEPS),
+            steps=records(_STEPS, loop.STEP),
+            tokens=records(_TOKENS, loop.TOKEN),
+            first_token_ms=np.full(self.trace.requests, np.nan),
+            finish_ms=np.full(self.trace.requests, np.nan),
+        )
 
     def _played(self, wall_s: float) -> Played:
         plant, trace = self.plant, self.trace
@@ -267,9 +267,8 @@ class _Plant:
         end_ms = max(duration_ms, float(plant.finish_ms.max()))
         self._idle_up_to(duration_ms)
         steps = np.concatenate(self.steps)
-        steps[:, loop.STEP_CLOCK] = self.site.cost.clocks_mhz[
-            steps[:, loop.STEP_CLOCK].astype(np.int64)
-        ]
+        steps["clock"] = self.site.cost.clocks_mhz[steps["clock"]]
+        tally = plant.tally[0]
         return Played(
             policy=self.policy.name,
             slo=self.site.slo,
@@ -283,10 +282,10 @@ class _Plant:
             finish_ms=plant.finish_ms,
             tokens=np.concatenate(self.tokens),
             steps=steps,
-            active_energy_j=float(plant.clock[loop.ACTIVE_J]),
-            idle_energy_j=self.idle_j - float(plant.clock[loop.COVERED_IDLE_J]),
-            busy_ms=float(plant.clock[loop.BUSY_MS]),
-            preemptions=int(plant.at[loop.PREEMPTED]),
+            active_energy_j=float(tally["active_j"]),
+            idle_energy_j=self.idle_j - float(tally["covered_idle_j"]),
+            busy_ms=float(tally["busy_ms"]),
+            preemptions=int(tally["preempted"]),
             clock_changes=self.clock_changes,
             decisions=self.decisions,
             decision_s=self.decision_s,
@@ -308,31 +307,3 @@ def _check_servable(trace: Trace, limits: EngineLimits, kv_blocks: int) -> None:
             f"{trace.output_tokens[at]} output",
             hint="--over-limit drop or truncate, or a larger --max-model-len",
         )
-
-
-def _empty_state(limits: EngineLimits, kv_blocks: int, rows: int) -> State:
-    slots = limits.max_steps_in_flight + 1
-    at = np.zeros(FLY_COUNT + slots, dtype=np.int64)
-    at[FREE_BLOCKS] = kv_blocks
-    clock = np.zeros(STAGE_FREE + limits.pp + slots)
-    clock[[DUE, READY_SINCE]] = math.inf
-    clock[STAGE_FREE : STAGE_FREE + limits.pp] = -math.inf
-    return State(
-        at, np.zeros((FLY + slots, rows), dtype=np.int64), np.zeros((KEY + 1, rows)), clock
-    )
-
-
-def _empty_plant(rows: int, requests: int) -> loop.Plant:
-    at = np.zeros(8, dtype=np.int64)
-    at[loop.N_FREE_ROWS] = rows
-    return loop.Plant(
-        at=at,
-        clock=np.zeros(4),
-        hidden=np.zeros((2, rows), dtype=np.int64),
-        free_rows=np.arange(rows - 1, -1, -1, dtype=np.int64),
-        noise=np.ones(_STEPS),
-        steps=np.zeros((_STEPS, loop.STEP_COLUMNS)),
-        tokens=np.zeros((_TOKENS, loop.TOKEN_COLUMNS)),
-        first_token_ms=np.full(requests, np.nan),
-        finish_ms=np.full(requests, np.nan),
-    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_runtime.emulator.state import Records
 from beam_runtime.types import Slo
 
 Floats = NDArray[np.float64]
@@ -23,9 +24,8 @@ class Played:
         end_ms: the duration, or the last token if later.
         arrival_ms, input_tokens, output_tokens: (R,) the requests.
         first_token_ms, finish_ms: (R,) NaN where it never came.
-        tokens: (T, 3) request, moment and gap of every token after a request's first;
-            columns TOKEN_* of event_loop.
-        steps: (S, 15) every step; columns STEP_* of event_loop, STEP_CLOCK in MHz.
+        tokens: (T,) of event_loop.TOKEN: every token after a request's first.
+        steps: (S,) of event_loop.STEP: every step; ``clock`` in MHz.
         active_energy_j: all passes of all stages, until the last token.
         idle_energy_j: every GPU-second until the duration that no pass covers.
         busy_ms: passes, summed over the stages.
@@ -45,8 +45,8 @@ class Played:
     output_tokens: Ints
     first_token_ms: Floats
     finish_ms: Floats
-    tokens: Floats
-    steps: Floats
+    tokens: Records
+    steps: Records
     active_energy_j: float
     idle_energy_j: float
     busy_ms: float

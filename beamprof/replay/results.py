@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from beam_runtime.types import SAME_MS
 from beamprof.errors import OutputError
 from beamprof.files import check_writable, written_whole
-from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 
 SCHEMA = "beam.replay/1"
@@ -27,11 +26,7 @@ METADATA_KEY = "beam.replay"
 FILES = ("requests", "steps", "gaps")
 GAP_MS = 0.1
 
-STEP_COLUMNS = (
-    "issued_ms", "finished_ms", "clock_mhz", "prefill_tokens", "decode_requests",
-    "prefill_context_tokens", "decode_context_tokens", "prefill_pairs", "busy_ms", "energy_j",
-    "running_requests", "waiting_requests", "chunk_tokens", "microbatches", "pace_ms",
-)  # fmt: skip
+_EXACT = ("issued_ms", "finished_ms", "prefill_pairs", "busy_ms", "energy_j", "pace_ms")
 _WHOLE = (
     "clock_mhz", "prefill_tokens", "decode_requests", "prefill_context_tokens",
     "decode_context_tokens", "running_requests", "waiting_requests", "chunk_tokens",
@@ -42,8 +37,8 @@ _WHOLE = (
 def request_frame(played: Played, request_id: pl.Series) -> pl.DataFrame:
     """One line per request: lengths, times, its worst gap, tokens that came late."""
     n = len(played.arrival_ms)
-    owner = played.tokens[:, loop.TOKEN_REQUEST].astype(np.int64)
-    gaps_ms = played.tokens[:, loop.TOKEN_GAP_MS]
+    owner = played.tokens["request"]
+    gaps_ms = played.tokens["gap_ms"]
     worst_ms = np.zeros(n)
     np.maximum.at(worst_ms, owner, gaps_ms)
     gaps = np.bincount(owner, None, n)
@@ -66,10 +61,11 @@ def request_frame(played: Played, request_id: pl.Series) -> pl.DataFrame:
 
 def step_frame(played: Played) -> pl.DataFrame:
     """One line per engine step, all stages together."""
-    frame = pl.DataFrame(played.steps, schema=list(STEP_COLUMNS), orient="row")
-    return frame.select(
+    steps = played.steps
+    frame = pl.DataFrame({name: steps[name] for name in steps.dtype.names})
+    return frame.rename({"clock": "clock_mhz"}).select(
         pl.lit(played.policy).alias("policy"),
-        pl.all().exclude(_WHOLE),
+        pl.col(_EXACT),
         pl.col(_WHOLE).cast(pl.Int32),
     )
 
@@ -79,7 +75,7 @@ def gap_frame(played: Played) -> pl.DataFrame:
 
     Up, so that no token that was late looks as if it had been in time.
     """
-    tenths = np.ceil((played.tokens[:, loop.TOKEN_GAP_MS] - SAME_MS) / GAP_MS)
+    tenths = np.ceil((played.tokens["gap_ms"] - SAME_MS) / GAP_MS)
     values, tokens = np.unique(tenths.astype(np.int64), return_counts=True)
     return pl.DataFrame(
         {

@@ -27,15 +27,15 @@ pytestmark = pytest.mark.filterwarnings("default")
 from beam_runtime.control.decision_log import read_log  # noqa: E402
 from beam_runtime.control.orders import Orders  # noqa: E402
 from beam_runtime.control.warming import Warming  # noqa: E402
+from beam_runtime.emulator.next_step import NextStep  # noqa: E402
 from beam_runtime.engines.vllm import features as vllm_features  # noqa: E402
 from beam_runtime.engines.vllm import gate as vllm_gate  # noqa: E402
 from beam_runtime.engines.vllm.control import Control  # noqa: E402
 from beam_runtime.engines.vllm.followed import Cohort  # noqa: E402
 from beam_runtime.engines.vllm.plan import Plan  # noqa: E402
-from beam_runtime.engines.vllm.planner import Planner  # noqa: E402
+from beam_runtime.engines.vllm.planner import Planner, _without_waiting  # noqa: E402
 from beam_runtime.engines.vllm.scheduler import make_scheduler  # noqa: E402
 from beam_runtime.engines.vllm.view import SchedulerView  # noqa: E402
-from beam_runtime.kernel.next_step import NextStep  # noqa: E402
 from beam_runtime.testing.actuator import FakeActuator  # noqa: E402
 from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
 
@@ -151,8 +151,8 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Clock:
     fake = SimpleNamespace(
         sleep=nap, monotonic=lambda: clock.now_ms / 1e3, time=lambda: 1e9 + clock.now_ms / 1e3
     )
-    for module in ("vllm", "vllm_gate", "vllm_embedded"):
-        monkeypatch.setattr(f"beam_runtime.engines.{module}.time", fake)
+    for module in ("scheduler", "gate", "embedded"):
+        monkeypatch.setattr(f"beam_runtime.engines.vllm.{module}.time", fake)
     return clock
 
 
@@ -175,16 +175,20 @@ def drive(
     *,
     aborts: bool = False,
     equal: int = 0,
+    composer: bool = True,
 ) -> tuple[Core, dict[str, int]]:
     """Serve a workload to the end; returns the core and each request's wanted tokens.
 
-    It is random, or ``equal`` requests that come at once.
+    It is random, or ``equal`` requests that come at once. BEAM plans from the first step, or, at
+    ``composer`` False, without waiting until it can.
     """
     rng = random.Random(seed)
     core_class = type("GatedCore", (Core,), dict(vars(Core)))
     vllm_gate.install(core_class)
     core = core_class(rig, clock, pp)
     if director is not None:
+        beam = rig.scheduler.beam
+        wait_for(lambda: not composer or beam._planner._compiled is not None)
         # The controller made at construction goes; from here on the test gives the orders.
         rig.scheduler.beam.controller.close()
         rig.scheduler.beam.connect(director)
@@ -254,7 +258,7 @@ def test_any_orders_serve_every_request(
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("pp", [1, 2, 4])
-def test_compiled_and_readable_composer_make_the_same_plans(
+def test_shortcuts_plan_what_the_composer_would(
     rig: Any,
     simulated: Clock,
     config: Path,
@@ -267,16 +271,23 @@ def test_compiled_and_readable_composer_make_the_same_plans(
     # A step full of prefill takes 17 ms of each stage: decodes have to go ahead of some.
     config.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 15\n')
     seen: Counter[str] = Counter()
-    compiled = Planner._make
+    make = Planner._make
 
     def both(self: Planner, now_ms: float, orders: Orders) -> Plan | None:
-        seen["compiled"] += self._compiled is not None
-        quick, readable = compiled(self, now_ms, orders), self._composed(now_ms, orders)
-        if quick is None or readable is None:
-            assert quick is readable
+        quick = make(self, now_ms, orders)
+        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
+        closed = self._closed(now_ms, rules)  # the composer knows that, too, from what it is told
+        seen["closed"] += closed is not None
+        assert self._compiled is not None
+        if closed is not None:
             return quick
-        assert quick.until_ms == pytest.approx(readable.until_ms, abs=1e-6)
-        assert replace(quick, until_ms=0.0) == replace(readable, until_ms=0.0, why="")
+        seen["composed"] += 1
+        composed = self._composed(self._compiled, now_ms, orders, rules)
+        if quick is None or composed is None:
+            assert quick is composed
+            return quick
+        assert quick.until_ms == pytest.approx(composed.until_ms, abs=1e-6)
+        assert replace(quick, until_ms=0.0) == replace(composed, until_ms=0.0)
         seen["hits"] += any(self._view.hits.find(request)[0] for request in self._view.waiting())
         seen["holds"] += quick.holds
         seen["hides"] += bool(quick.hidden)
@@ -298,8 +309,9 @@ def test_compiled_and_readable_composer_make_the_same_plans(
         director = Director(any_knobs(random.Random(seed), pp))
         drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
         assert engine.scheduler.beam.failure == ""
-    assert seen["compiled"] > 100
-    assert seen["holds"] > 100
+    assert seen["composed"] > 100
+    assert seen["closed"] > 0 or pp == 1
+    assert seen["holds"] > 20
     assert seen["hits"] > 50
     assert seen["owes"] > 0
     assert seen["full"] > 50 or pp > 1
@@ -364,12 +376,11 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
     assert shared > 100
 
 
-def test_until_the_compiled_composer_is_loaded_the_readable_one_plans(
+def test_until_the_composer_is_loaded_vllm_has_its_own_settings(
     rig: Any, simulated: Clock, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allowed, loaded_by, plans = threading.Event(), [], Counter()
+    allowed, loaded_by, asks = threading.Event(), [], Counter()
     look, compose, ask = Warming.look, NextStep.__init__, NextStep.ask
-    composed = Planner._composed
 
     def slow(self: Warming) -> Any:
         return look(self) if allowed.is_set() else None
@@ -379,29 +390,25 @@ def test_until_the_compiled_composer_is_loaded_the_readable_one_plans(
         compose(self, *args)
 
     def asked(self: NextStep, *args: Any, **kwargs: Any) -> Any:
-        plans["compiled"] += threading.current_thread() is threading.main_thread()
+        asks["engine"] += threading.current_thread() is threading.main_thread()
         return ask(self, *args, **kwargs)
-
-    def read(self: Planner, *args: Any) -> Any:
-        plans["readable"] += 1
-        return composed(self, *args)
 
     monkeypatch.setattr(Warming, "look", slow)
     monkeypatch.setattr(NextStep, "__init__", loading)
     monkeypatch.setattr(NextStep, "ask", asked)
-    monkeypatch.setattr(Planner, "_composed", read)
-    drive(rig(make=make_scheduler), simulated, Director(lambda: Knobs(1200, 64)), 1, 1)
-    assert plans["readable"] > 10
-    assert plans["compiled"] == 0
+    engine = rig(make=make_scheduler)
+    director = Director(lambda: Knobs(1200, 64))
+    core, _ = drive(engine, simulated, director, 1, 1, composer=False)
+    assert max(sum(batch.values()) for batch in core.batches) > 64, "vLLM's own budget"
+    assert asks["engine"] == 0
     assert loaded_by == []
-    plans.clear()
     allowed.set()
     engine = rig(make=make_scheduler)
     controller = engine.scheduler.beam.controller
     wait_for(lambda: not controller.warming_up)
-    drive(engine, simulated, Director(lambda: Knobs(1200, 64)), 1, 1)
-    assert plans["compiled"] > 10
-    assert plans["readable"] == 0
+    core, _ = drive(engine, simulated, Director(lambda: Knobs(1200, 64)), 1, 1)
+    assert max(sum(batch.values()) for batch in core.batches) <= 64
+    assert asks["engine"] > 10
     assert loaded_by == ["beam-search"]
     assert engine.scheduler.beam.failure == ""
 
@@ -455,9 +462,10 @@ def test_a_prefix_cache_hit_is_known_before_vllm_looks(rig: Any, config: Path) -
 
     def waiting(name: str, tokens: list[int], outputs: int) -> tuple[int, int]:
         engine.add(name, tokens, outputs)
-        (state,) = beam.view.snapshot(0.0, Knobs(1200, 512), Correction()).waiting
-        assert told[name] == state.cached_tokens
-        return state.cached_tokens, state.unheld_tokens
+        (request,) = beam.view.waiting()
+        cached_tokens, unheld_tokens = beam.view.hits.find(request)
+        assert told[name] == cached_tokens
+        return cached_tokens, unheld_tokens
 
     assert waiting("first", prompt, 1) == (0, 0)
     engine.update(*engine.schedule())

@@ -1,8 +1,8 @@
 """The composer, in vanilla mode, against vLLM's own Scheduler class: every step equal.
 
 vLLM's scheduler runs without a model (design/vllm.md), inside a copy of EngineCore's step loop
-(step at pp 1, step_with_batch_queue above). The composer plays its own engine beside it with
-emulator.issue and emulator.finish; it is told only what it cannot know: which requests arrive,
+(step at pp 1, step_with_batch_queue above). The composer plays its own engine beside it with the
+emulator's moves; it is told only what it cannot know: which requests arrive,
 end or are aborted, how long a prefix-cache hit is and how much of it nobody holds, and who is
 left with the blocks that a request shared when it ends.
 """
@@ -10,7 +10,7 @@ left with the blocks that a request shared when it ends.
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,22 +18,19 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from beam_runtime.emulator.composer import Step, compose  # noqa: E402
-from beam_runtime.emulator.forecast import finish, issue  # noqa: E402
-from beam_runtime.emulator.pipeline import Pass  # noqa: E402
-from beam_runtime.emulator.schedule import blocks, shared_blocks  # noqa: E402
+import numpy as np  # noqa: E402
+
+from beam_runtime.emulator.composer import HOLD  # noqa: E402
+from beam_runtime.emulator.moves import composed, finished, issued  # noqa: E402
+from beam_runtime.emulator.setup import ATTENTION, Setting, Tables, make_setup  # noqa: E402
+from beam_runtime.emulator.state import empty_state, records  # noqa: E402
 from beam_runtime.engines.vllm.hits import PrefixHits  # noqa: E402
-from beam_runtime.types import (  # noqa: E402
-    EngineLimits,
-    Knobs,
-    RequestState,
-    Rules,
-    Snapshot,
-)
+from beam_runtime.types import Correction, EngineLimits, Rules  # noqa: E402
 
 Rig = Callable[..., Any]
 MODEL_LEN = 1024
 BATCHED_TOKENS = 512
+ROWS = 64  # more requests than any workload has
 PLENTY = 4_000  # KV blocks: more than all requests of a workload can hold
 
 
@@ -63,58 +60,93 @@ class Composed:
 
     def __init__(self, load: Workload, free_blocks: int) -> None:
         self.every_block = free_blocks
-        limits = EngineLimits(
+        self.limits = EngineLimits(
             pp=load.pp,
             max_num_seqs=load.max_num_seqs,
             max_batched_tokens=BATCHED_TOKENS,
             max_model_len=MODEL_LEN,
         )
-        self.state = Snapshot(0.0, limits, Knobs(1410, 256), free_blocks=free_blocks)
+        self.size = self.limits.block_size
+        self.state = empty_state(ROWS, load.pp, load.pp, free_blocks)
+        self.setup = make_setup(self.limits, Rules.vanilla(), Correction())
+        self.tables = Tables(
+            np.zeros((2, BATCHED_TOKENS + 1, 1)), records(2, ATTENTION).reshape(2, 1), np.zeros(1)
+        )
+        self.names: list[str] = []
         self.now_ms = 0.0
 
+    @property
+    def engine(self) -> Any:
+        return self.state.engine[0]
+
+    @property
+    def free_blocks(self) -> int:
+        return int(self.engine["free_blocks"])
+
+    @property
+    def running(self) -> list[int]:
+        return self.state.places["running"][: self.engine["running"]].tolist()  # type: ignore[no-any-return]
+
+    @property
+    def waiting(self) -> list[int]:
+        numbers = self.engine["waiting_head"] + np.arange(self.engine["waiting"])
+        return self.state.places["waiting"][numbers % ROWS].tolist()  # type: ignore[no-any-return]
+
     def add(self, name: str, prompt_tokens: int) -> None:
-        request = RequestState(name, prompt_tokens, self.now_ms)
-        self.state = replace(self.state, waiting=(*self.state.waiting, request))
+        row = len(self.names)
+        self.names.append(name)
+        self.state.requests["total_tokens"][row] = prompt_tokens
+        self._queue([*self.waiting, row])
 
     def hit(self, hits: dict[str, tuple[int, int]]) -> None:
-        waiting = tuple(
-            replace(r, cached_tokens=cached, unheld_tokens=unheld)
-            for r in self.state.waiting
-            for cached, unheld in (hits[r.request_id],)
-        )
-        self.state = replace(self.state, waiting=waiting)
+        for row in self.waiting:
+            record = self.state.requests[row]
+            cached, unheld = hits[self.names[row]]
+            cached = max(0, min(cached, record["total_tokens"] - 1)) // self.size * self.size
+            record["cached_tokens"] = cached
+            record["shared_blocks"] = max(0, cached - unheld) // self.size
 
     def remove(self, names: set[str], shared: dict[str, int]) -> None:
-        running = tuple(
-            replace(r, unheld_tokens=r.cached_tokens - shared[r.request_id])
-            for r in self.state.running
-            if r.request_id not in names
-        )
-        held = sum(blocks(r.computed_tokens, r, self.state.limits.block_size) for r in running)
-        self.state = replace(
-            self.state,
-            running=running,
-            waiting=tuple(r for r in self.state.waiting if r.request_id not in names),
-            free_blocks=self.every_block - held,
-        )
+        state, gone = self.state, {self.names.index(name) for name in names}
+        running = [row for row in self.running if row not in gone]
+        self._queue([row for row in self.waiting if row not in gone])
+        state.places["running"][: len(running)] = running
+        self.engine["running"] = len(running)
+        for slot in range(len(state.flights)):
+            tokens = state.flights["tokens"][slot]
+            rows = [row for row in state.members[slot, :tokens].tolist() if row not in gone]
+            state.members[slot, : len(rows)] = rows
+            state.flights["tokens"][slot] = len(rows)
+        held = 0
+        for row in running:
+            record = state.requests[row]
+            record["shared_blocks"] = shared[self.names[row]] // self.size
+            blocks = -(-record["computed_tokens"] // self.size) - record["shared_blocks"]
+            held += int(blocks) if record["computed_tokens"] else 0
+        self.engine["free_blocks"] = self.every_block - held
 
     def shared_tokens(self) -> dict[str, int]:
-        size = self.state.limits.block_size
-        return {r.request_id: shared_blocks(r, size) * size for r in self.state.running}
+        blocks = self.state.requests["shared_blocks"]
+        return {self.names[row]: int(blocks[row]) * self.size for row in self.running}
 
     def step(self, budget: int) -> Batch:
         self.now_ms += 1.0
-        knobs = Knobs(1410, budget)
-        move = compose(self.state, knobs, self.now_ms, lambda *_: 0.0, Rules.vanilla())
-        if not isinstance(move, Step):
+        state, setting = self.state, Setting(0, 0, -np.inf, budget, 1, 0.0)
+        answer, _, batch, owed, _ = composed(state, setting, self.now_ms, self.setup, self.tables)
+        if answer == HOLD:
             return Batch({}, ())
-        route = (Pass(self.now_ms, 0.0, 0.0),) * self.state.limits.pp
-        empty = not move.decodes and not move.chunks
-        self.state = issue(self.state, move, () if empty else route)
-        return Batch(dict.fromkeys(move.decodes, 1) | dict(move.chunks), move.preempted)
+        lost = self.running[len(self.running) - batch.preempted :]
+        items = state.places[["scheduled", "scheduled_tokens"]][: batch.items].tolist()
+        issued(state, batch, owed, self.now_ms, setting, self.setup, self.tables)
+        tokens = {self.names[row]: count for row, count in items}
+        return Batch(tokens, tuple(self.names[row] for row in lost))
 
     def receive(self) -> None:
-        self.state = finish(self.state, self.now_ms)
+        finished(self.state, self.now_ms, self.setup)
+
+    def _queue(self, rows: list[int]) -> None:
+        self.engine["waiting"], self.engine["waiting_head"] = len(rows), 0
+        self.state.places["waiting"][: len(rows)] = rows
 
 
 @dataclass
@@ -208,7 +240,7 @@ def run(rig: Rig, load: Workload) -> Seen:
             where = f"{load}, step {seen.steps}"
             assert batch.tokens == tokens, where
             assert set(batch.preempted) == set(output.preempted_req_ids or ()), where
-            assert paper.state.free_blocks == oracle.free_blocks, where
+            assert paper.free_blocks == oracle.free_blocks, where
             assert paper.shared_tokens() == shared, where
             seen.preemptions += len(batch.preempted)
             seen.mixed += max(tokens.values(), default=0) > 1 and min(tokens.values()) == 1

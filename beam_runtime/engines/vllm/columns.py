@@ -1,8 +1,8 @@
-"""vLLM's scheduler as columns of the compiled composer: SchedulerView.snapshot, many times as fast.
+"""vLLM's scheduler in columns, as the composer takes them.
 
 One attribute is read of every running request before every step, where async scheduling needs
 it three: the engine's thread pays for each. The rest is BEAM's own, or is kept for as long as
-the list of running requests stays the same. Tests hold both ways equal.
+the list of running requests stays the same.
 """
 
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_runtime.emulator.next_step import NextStep
 from beam_runtime.engines.vllm.followed import Followed
 from beam_runtime.engines.vllm.view import SchedulerView
-from beam_runtime.kernel.next_step import NextStep
 
 
 class Columns:
@@ -20,12 +20,17 @@ class Columns:
 
     Args:
         view: of the scheduler.
-        step: its arrays.
+        step: whose state they are.
     """
 
     def __init__(self, view: SchedulerView, step: NextStep) -> None:
         self._view = view
-        self._step = step
+        requests = step.state.requests
+        self._rows = len(requests)
+        self._total, self._computed = requests["total_tokens"], requests["computed_tokens"]
+        self._generated, self._cached = requests["generated_tokens"], requests["cached_tokens"]
+        self._shared_blocks = requests["shared_blocks"]
+        self._last_ms, self._tbt_ms = requests["last_token_ms"], requests["tbt_slo_ms"]
         self._running: list[Any] = []
         self._known: list[Followed] = []
         self._prompts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -38,19 +43,19 @@ class Columns:
         running = self._view.scheduler.running
         if running != self._running:
             self._line_up(running)
-        step, known, end = self._step, self._known, len(running)
+        known, end = self._known, len(running)
         for cohort in {one.cohort for one in known}:
             if cohort is not None:
                 cohort.settle()
-        step.totals[:end] = [one.tokens for one in known]
-        step.computed[:end] = [request.num_computed_tokens for request in running]
-        step.last_ms[:end] = [one.last_token_ms or now_ms for one in known]
-        step.generated[:end] = step.totals[:end] - self._prompts
-        step.shared_blocks[:end] = 0
+        self._total[:end] = [one.tokens for one in known]
+        self._computed[:end] = [request.num_computed_tokens for request in running]
+        self._last_ms[:end] = [one.last_token_ms or now_ms for one in known]
+        self._generated[:end] = self._total[:end] - self._prompts
+        self._shared_blocks[:end] = 0
         if self._asynchronous:
             self._count_placeholders(running, end)
         waiting = self._fill_waiting(end, now_ms)
-        self._prefill = waiting > 0 or bool((step.computed[:end] < self._prompts).any())
+        self._prefill = waiting > 0 or bool((self._computed[:end] < self._prompts).any())
         return end, waiting
 
     def flying(self) -> list[tuple[float, list[int]]]:
@@ -75,36 +80,36 @@ class Columns:
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
-        self._step.tbt_ms[: len(running)] = [one.slo.tbt_ms for one in self._known]
+        self._tbt_ms[: len(running)] = [one.slo.tbt_ms for one in self._known]
 
     def _count_placeholders(self, running: list[Any], end: int) -> None:
         """Async scheduling lets a request go on before its token is back.
 
         That token counts as given, at the time it is expected.
         """
-        step, view = self._step, self._view
+        view = self._view
         placeholders = np.array([request.num_output_placeholders for request in running])
         if not placeholders.any():
             return
-        step.totals[:end] += placeholders
-        step.generated[:end] += placeholders
+        self._total[:end] += placeholders
+        self._generated[:end] += placeholders
         for finish_ms, flying in zip(view.times.finishes_ms(), view.flying, strict=False):
             columns = [self._at[name] for name in flying.token_for if name in self._at]
-            step.last_ms[columns] = finish_ms
+            self._last_ms[columns] = finish_ms
         if view.limits.pp > 1:
             number = getattr(view.scheduler, "current_step", 0) + 1
             later = np.array(
                 [getattr(request, "next_decode_eligible_step", 0) > number for request in running]
             )
             later &= placeholders > 0
-            step.computed[:end][later] = step.totals[:end][later]
+            self._computed[:end][later] = self._total[:end][later]
 
     def _fill_waiting(self, begin: int, now_ms: float) -> int:
         """As many as could fill the largest step."""
-        step, limits, hits = self._step, self._view.limits, self._view.hits
+        limits, hits = self._view.limits, self._view.hits
         room, at = limits.max_batched_tokens, begin
         for request in self._view.waiting():
-            if room <= 0 or at == step.columns:
+            if room <= 0 or at == self._rows:
                 break
             # Output from before its preemption is still in flight: vLLM passes it over.
             if getattr(request, "num_stale_output_tokens", 0):
@@ -114,11 +119,11 @@ class Columns:
             room -= tokens - cached
             if request.num_prompt_tokens > limits.max_model_len:
                 continue
-            step.totals[at] = tokens
-            step.computed[at] = 0
-            step.cached[at] = cached
-            step.shared_blocks[at] = (cached - unheld) // limits.block_size
-            step.generated[at] = tokens - request.num_prompt_tokens
-            step.last_ms[at] = now_ms
+            self._total[at] = tokens
+            self._computed[at] = 0
+            self._cached[at] = cached
+            self._shared_blocks[at] = (cached - unheld) // limits.block_size
+            self._generated[at] = tokens - request.num_prompt_tokens
+            self._last_ms[at] = now_ms
             at += 1
         return at - begin

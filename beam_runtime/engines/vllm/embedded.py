@@ -31,8 +31,8 @@ from beam_runtime.types import Forecast, Slo
 
 if TYPE_CHECKING:
     from beam_runtime.control.controller import Controller
+    from beam_runtime.emulator.next_step import NextStep
     from beam_runtime.engines.vllm.power import Wattmeter
-    from beam_runtime.kernel.next_step import NextStep
 
 _LOG = logging.getLogger("beam_runtime.vllm")
 

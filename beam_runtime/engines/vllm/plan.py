@@ -14,9 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from beam_runtime.emulator.composer import Hold, Step, chunk_budget
-from beam_runtime.types import Knobs, Phase, Rules, Snapshot
-
 # Larger than any step number: not eligible for as long as it stands.
 _NOT_NOW = 1 << 62
 
@@ -30,49 +27,17 @@ class Plan:
         hidden: running requests that must not be scheduled.
         until_ms: for a hold, when it ends by itself.
         chunk_owed: a decode-only step that went ahead of a chunk.
-        why: for a hold, the composer's reason.
     """
 
     budget_tokens: int
     hidden: frozenset[str] = frozenset()
     until_ms: float = 0.0
     chunk_owed: bool = False
-    why: str = ""
 
     @property
     def holds(self) -> bool:
         """Whether nothing goes now."""
         return self.budget_tokens == 0
-
-
-def plan(move: Step | Hold, state: Snapshot, knobs: Knobs, rules: Rules) -> Plan:
-    """Translate what the composer said about ``state``."""
-    if isinstance(move, Hold):
-        return Plan(0, until_ms=move.until_ms, why=move.why)
-    hidden = _left_out(move, state)
-    if move.chunks or move.chunk_owed:
-        return Plan(move.shape.tokens, hidden, chunk_owed=move.chunk_owed)
-    decoding = sum(1 for r in state.running if r.phase is Phase.DECODE)
-    # Never less than a chunk's budget where no decode-only step was meant: the head of the
-    # queue may fit by a prefix-cache hit that the composer does not know of.
-    budget = max(move.budget_tokens, chunk_budget(knobs.chunk_tokens, decoding, state, rules))
-    return Plan(budget, hidden)
-
-
-def _left_out(move: Step, state: Snapshot) -> frozenset[str]:
-    """Running requests with something to compute that are not in the step.
-
-    In a mixed step a prompt that got nothing lost to the budget, as it will in vLLM.
-    """
-    chosen = {*move.decodes, *(name for name, _ in move.chunks)}
-    only_decodes = not move.chunks
-    return frozenset(
-        r.request_id
-        for r in state.running
-        if r.request_id not in chosen
-        and r.pending_tokens > 0
-        and (r.phase is Phase.DECODE or (only_decodes and move.chunk_owed))
-    )
 
 
 class Constraint(AbstractContextManager["Constraint"]):

@@ -1,12 +1,12 @@
 """From the controller's orders to a plan for vLLM's next step, on the engine's thread.
 
+The composer plans, on columns of requests; until its machine code is loaded vLLM has its own
+settings. Two shortcuts leave it out where what it would say is known, which tests hold them to:
+
     closed            the pipeline takes no step now
     all at once       nothing but decodes that are together: told from what their cohort knows
-    compiled          the composer on columns of requests, once its machine code is loaded
-    readable          beam_runtime.emulator.composer, until then, or without numba
 
-All four say the same where more than one can answer, which tests hold them to. A hold is asked
-about again when its time is over or something has happened, not at every poll.
+A hold is asked about again when its time is over or something has happened, not at every poll.
 """
 
 import functools
@@ -14,17 +14,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from beam_runtime.control.orders import Orders
-from beam_runtime.emulator.composer import Hold, compose
 from beam_runtime.emulator.passes import Passes
 from beam_runtime.engines.vllm.features import Features
 from beam_runtime.engines.vllm.followed import Cohort
-from beam_runtime.engines.vllm.plan import Plan, plan
+from beam_runtime.engines.vllm.plan import Plan
 from beam_runtime.engines.vllm.view import SchedulerView
-from beam_runtime.types import SAME_MS, Knobs, Rules, StepShape
+from beam_runtime.types import SAME_MS, Knobs, Rules
 
 if TYPE_CHECKING:
+    from beam_runtime.emulator.next_step import NextStep
     from beam_runtime.engines.vllm.columns import Columns
-    from beam_runtime.kernel.next_step import NextStep
 
 # No step for this long while nothing is in flight: whatever the composer thinks, vLLM goes.
 LONGEST_HOLD_MS = 2_000.0
@@ -75,17 +74,16 @@ class Planner:
         return None if made is None else self._unless_stuck(made, now_ms)
 
     def _make(self, now_ms: float, orders: Orders) -> Plan | None:
+        if self._compiled is None:
+            return None
         rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        if self._view.flying:
-            closed = self._closed(now_ms, rules)
-            if closed is not None:
-                return closed
-        made = self._all_at_once(now_ms, orders, rules)
-        if made is not None:
-            return made
-        compiled = self._compiled
-        if compiled is None:
-            return self._composed(now_ms, orders)
+        known = self._closed(now_ms, rules) or self._all_at_once(now_ms, orders, rules)
+        return known or self._composed(self._compiled, now_ms, orders, rules)
+
+    def _composed(
+        self, compiled: "tuple[Columns, NextStep]", now_ms: float, orders: Orders, rules: Rules
+    ) -> Plan | None:
+        """The composer's plan."""
         columns, step = compiled
         running, waiting = columns.fill(now_ms)
         answer = step.ask(
@@ -101,7 +99,9 @@ class Planner:
         return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
-        """Whether the pipeline, which is not empty, takes no step now."""
+        """Whether the pipeline takes no step now; an empty one does."""
+        if not self._view.flying:
+            return None
         times = self._view.times
         if len(self._view.flying) >= self._view.limits.max_steps_in_flight:
             return Plan(0, until_ms=times.finishes_ms()[0])
@@ -176,21 +176,6 @@ class Planner:
             if until_ms <= now_ms:
                 break
         return until_ms
-
-    def _composed(self, now_ms: float, orders: Orders) -> Plan | None:
-        """The readable way."""
-        state = self._view.snapshot(now_ms, orders.knobs, orders.correction)
-        rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
-
-        def finish_ms(shape: StepShape, issue_ms: float) -> float:
-            pass_ms = self._passes.pass_ms(shape, clock_mhz, correction)
-            return self._passes.finish_ms(pass_ms, issue_ms, state.stage_free_ms)
-
-        move = compose(state, orders.knobs, now_ms, finish_ms, rules)
-        if isinstance(move, Hold) and not state.in_flight and move.until_ms == float("inf"):
-            return None  # the composer sees nothing to do; vLLM may know more
-        return plan(move, state, orders.knobs, rules)
 
     def _unless_stuck(self, planned: Plan, now_ms: float) -> Plan | None:
         """A hold that lasts too long with nothing in flight is a mistake: vLLM goes."""

@@ -1,8 +1,6 @@
-"""vLLM's scheduler as a Snapshot, read on the engine's own thread before each step.
+"""What is known of vLLM's scheduler: its requests, its steps in flight, what they came to.
 
-It knows vLLM's attributes and no vLLM module: what it reads is listed in vllm_features. Only as
-many waiting requests are read as one step could admit, less what the prefix cache holds of them.
-What running requests have in common counts as each one's own.
+It knows vLLM's attributes and no vLLM module: what it reads is listed in features.py.
 """
 
 from collections import deque
@@ -13,17 +11,7 @@ from typing import Any, NamedTuple
 from beam_runtime.control.pipeline_times import PipelineTimes
 from beam_runtime.engines.vllm.followed import Cohort, Followed
 from beam_runtime.engines.vllm.hits import PrefixHits
-from beam_runtime.types import (
-    Correction,
-    EngineLimits,
-    Knobs,
-    RequestState,
-    Slo,
-    Snapshot,
-    StepInFlight,
-    StepShape,
-    chunk_pairs,
-)
+from beam_runtime.types import EngineLimits, Slo, StepShape, chunk_pairs
 
 # vLLM's Request.arrival_time is on another machine's or process's wall clock: trust it so far.
 MAX_QUEUED_MS = 60_000.0
@@ -96,74 +84,6 @@ class SchedulerView:
     def free_blocks(self) -> int:
         """KV blocks that nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
-
-    def snapshot(self, now_ms: float, knobs: Knobs, correction: Correction) -> Snapshot:
-        """The engine as the next step will find it."""
-        finishes_ms = self.times.finishes_ms()
-        in_flight = tuple(
-            StepInFlight(finish_ms, step.token_for)
-            for finish_ms, step in zip(finishes_ms, self.flying, strict=False)
-        )
-        expected_ms = {
-            name: finish_ms
-            for finish_ms, step in zip(finishes_ms, self.flying, strict=False)
-            for name in step.token_for
-        }
-        step_number = getattr(self.scheduler, "current_step", 0) + 1
-        return Snapshot(
-            now_ms=now_ms,
-            limits=self.limits,
-            knobs=knobs,
-            running=tuple(
-                self._state(request, expected_ms, step_number) for request in self.scheduler.running
-            ),
-            waiting=self._waiting(),
-            in_flight=in_flight,
-            stage_free_ms=self.times.stage_free_ms(),
-            free_blocks=self.free_blocks,
-            chunk_owed=self.chunk_owed,
-            correction=correction,
-        )
-
-    def _state(self, request: Any, expected_ms: dict[str, float], step_number: int) -> RequestState:
-        name = request.request_id
-        known = self.known(name)
-        generated = request.num_output_tokens
-        computed = request.num_computed_tokens
-        last_ms = known.last_token_ms
-        # Async scheduling lets a request go on before its token is back: that token counts as
-        # given, at the time it is expected.
-        placeholders = getattr(request, "num_output_placeholders", 0)
-        if placeholders:
-            generated += placeholders
-            last_ms = expected_ms.get(name, last_ms)
-            if getattr(request, "next_decode_eligible_step", 0) > step_number:
-                computed = request.num_prompt_tokens + generated
-        return RequestState(
-            name, request.num_prompt_tokens, known.arrival_ms, known.slo, computed, generated,
-            0, known.first_token_ms, last_ms,
-        )  # fmt: skip
-
-    def _waiting(self) -> tuple[RequestState, ...]:
-        """As many as could fill the largest step."""
-        waiting = []
-        room = self.limits.max_batched_tokens
-        for request in self.waiting():
-            # Output from before its preemption is still in flight: vLLM passes it over.
-            if getattr(request, "num_stale_output_tokens", 0):
-                continue
-            known = self.known(request.request_id)
-            cached, unheld = self.hits.find(request)
-            state = RequestState(
-                request.request_id, request.num_prompt_tokens, known.arrival_ms, known.slo,
-                0, request.num_output_tokens, cached, known.first_token_ms, known.last_token_ms,
-                unheld_tokens=unheld,
-            )  # fmt: skip
-            waiting.append(state)
-            room -= request.num_tokens - cached
-            if room <= 0:
-                break
-        return tuple(waiting)
 
     def issued(self, output: Any) -> Flying | None:
         """Note what vLLM scheduled; None for an empty step."""

@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from beam_runtime.control.calibration import Calibration, StepKind
-from beam_runtime.search.search import Policy as SearchPolicy
+from beam_runtime.emulator.state import Records
+from beam_runtime.search.policy import Policy as SearchPolicy
 from beam_runtime.search.search import Search
 from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, StepShape
-from beamprof.replay import event_loop as loop
 from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
 
@@ -61,24 +61,22 @@ class Beam(Policy):
         switched_ms = view.clock_since_ms + view.limits.clock_delay_ms
         for step in view.returned:
             # A step under way when the clock changed says nothing about either clock.
-            if not step[loop.ISSUED_MS] < switched_ms < step[loop.FINISHED_MS]:
+            if not step["issued_ms"] < switched_ms < step["finished_ms"]:
                 self._learn(step, view)
         self.correction = self._calibration.correction
-        return self._search.decide(view.snapshot(self.correction)).knobs
+        return self._search.decide(view.moment(self.correction)).knobs
 
-    def _learn(self, step: "loop.Floats", view: View) -> None:
+    def _learn(self, step: Records, view: View) -> None:
         shape = StepShape(
-            int(step[loop.STEP_CHUNK]),
-            int(step[loop.STEP_CONTEXT]),
-            int(step[loop.STEP_DECODES]),
-            int(step[loop.STEP_DECODE_CONTEXT]),
-            float(step[loop.STEP_PAIRS]),
+            int(step["prefill_tokens"]),
+            int(step["prefill_context_tokens"]),
+            int(step["decode_requests"]),
+            int(step["decode_context_tokens"]),
+            float(step["prefill_pairs"]),
         )
         kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
-        predicted_ms = float(view.cost.latency_ms(shape)[int(step[loop.STEP_CLOCK])])
-        self._calibration.observe_step(
-            kind, predicted_ms, float(step[loop.STEP_BUSY_MS]) / view.limits.pp
-        )
+        predicted_ms = float(view.cost.latency_ms(shape)[int(step["clock"])])
+        self._calibration.observe_step(kind, predicted_ms, float(step["busy_ms"]) / view.limits.pp)
 
 
 def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> Stance:

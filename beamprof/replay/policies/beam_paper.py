@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.types import Knobs, StepShape
-from beamprof.replay import event_loop as loop
 from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
 
@@ -53,7 +52,7 @@ class BeamPaper(Policy):
         if view.prefill_waits:
             self._decode_steps, self._decode, self._requests = 0, None, -1
             return self._prefill(view, int(view.pending_prefill_tokens().sum()))
-        steps = view.returned[:, loop.STEP_CHUNK]
+        steps = view.returned["prefill_tokens"]
         self._decode_steps = self._decode_steps + len(steps) if not steps.any() else 0
         requests, context = view.decodes()
         if requests == 0:

@@ -27,7 +27,7 @@ class LowestFeasible(Policy):
 
     def decide(self, view: View) -> Knobs:
         """Halve the clocks until the lowest in time is left; none: the highest."""
-        state = view.snapshot(self.correction)
+        state = view.moment(self.correction)
         low, high = 0, len(self._clocks) - 1
         while low < high:
             middle = (low + high) // 2

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from beam_runtime.types import Knobs
-from beamprof.replay import event_loop as loop
 from beamprof.replay.plant import Site, play
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.static import Static
@@ -82,7 +81,7 @@ class WindowDvfs(Policy):
 def _try(clock_mhz: int, tps: float, view: View) -> _Trial:
     site = Site(view.cost, view.cost, view.limits, view.kv_blocks, view.slo)
     played = play(_minute(tps), Static("trial", clock_mhz, CHUNK_TOKENS), site)
-    gaps = played.tokens[:, loop.TOKEN_GAP_MS]
+    gaps = played.tokens["gap_ms"]
     return _Trial(
         float((played.first_token_ms - played.arrival_ms).mean()),
         float(np.percentile(gaps, 90)),

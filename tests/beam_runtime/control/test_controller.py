@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from fault_bench import PATIENCE_S, wait_for
+from plain_emulator import forecast
 
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.control.orders import Orders
 from beam_runtime.control.steering import SteeringRules
-from beam_runtime.emulator.forecast import forecast
 from beam_runtime.errors import ClockError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost

@@ -13,6 +13,7 @@ from beam_runtime.control.decision_log import (
     knobs_of,
     read_log,
 )
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError
 from beam_runtime.types import (
     Alternative,
@@ -66,7 +67,7 @@ def log(tmp_path: Path) -> DecisionLog:
 
 
 def test_what_is_written_is_read_again(log: DecisionLog) -> None:
-    log.write("decision", 10.0, **decision_fields(decided(), snapshot(), 0.2))
+    log.write("decision", 10.0, **decision_fields(decided(), Moment.of(snapshot()), 0.2))
     log.close()
     start, record = read_log(log.path)
     assert start["schema"] == SCHEMA

@@ -14,6 +14,7 @@ pytest.importorskip("numba", reason="without numba there is nothing to compile")
 from beam_runtime.control import opening as opening_module
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.opening import Opening
+from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Slo
@@ -40,7 +41,7 @@ def test_margins_and_candidates_follow_and_requests_keep_what_they_were_promised
         beam.promise(STRICT)
         beam.advance()
         assert margin_ms("b") == strict.floor.ttft_margin_ms
-        state = beam._steering._seen.snapshot(now_ms[0], beam.orders.knobs)
+        state = snapshot_of(beam._steering._seen.moment(now_ms[0], beam.orders.knobs))
         assert {r.request_id: r.slo for r in state.waiting} == {"a": LAX, "b": STRICT}
         assert beam.orders.knobs.chunk_tokens in strict.policy.chunk_tokens
         assert beam.decide(state).knobs.chunk_tokens in strict.policy.chunk_tokens

@@ -11,9 +11,8 @@ import pytest
 from beam_runtime.control.calibration import Calibration, Drift, StepKind
 from beam_runtime.control.clock_state import ClockState
 from beam_runtime.control.step_watch import StepWatch
-from beam_runtime.emulator.pipeline import clock_index
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.table.step_cost import StepCost
+from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import EngineLimits, StepShape
 
 DECODES = StepShape(decode_requests=32, decode_context_tokens=32 * 512)

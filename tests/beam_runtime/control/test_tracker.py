@@ -1,5 +1,6 @@
 """The tracker's picture is the engine's truth, and lies do not break it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from beam_runtime.control.controller import Controller
 from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.control.events import Arrival
 from beam_runtime.control.tracker import LOST_DECODE_MS, LOST_WAITING_MS, Tracker
+from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.engine import FakeEngine, FakeRequest
-from beam_runtime.types import EngineLimits, RequestState, Slo, Snapshot
+from beam_runtime.types import Correction, EngineLimits, Knobs, RequestState, Slo, Snapshot
 
 LIMITS = EngineLimits(pp=2, max_num_seqs=8, max_model_len=1000)
 
@@ -27,6 +29,12 @@ def tracker_with(*names: str) -> Tracker:
     for at, name in enumerate(names):
         tracker.arrived(arrival(name, at_ms=float(at)), Slo())
     return tracker
+
+
+def view(tracker: Tracker, now_ms: float = 0.0, finishes_ms: Sequence[float] = ()) -> Snapshot:
+    pp = tracker._limits.pp
+    moment = tracker.moment(now_ms, Knobs(1410, 512), Correction(), finishes_ms, (0.0,) * pp)
+    return snapshot_of(moment)
 
 
 class Mirror:
@@ -59,7 +67,7 @@ class Mirror:
 
     def advance(self):  # type: ignore[no-untyped-def]
         truth = self.engine.snapshot()
-        seen = self.tracker.view(step.finish_ms for step in truth.in_flight)
+        seen = view(self.tracker, truth.now_ms, [step.finish_ms for step in truth.in_flight])
         assert seen.running == truth.running
         assert seen.waiting == truth.waiting
         assert [step.finish_ms for step in seen.in_flight] == [
@@ -111,7 +119,7 @@ def test_a_first_token_counts_once_whatever_is_told_first() -> None:
         assert tracker.first_token("a", 50.0) == (50.0, Slo())
         if not step_first:
             tracker.finished(50.0)
-        (request,) = tracker.view([]).running
+        (request,) = view(tracker).running
         assert (request.generated_tokens, request.pending_tokens) == (1, 1)
 
 
@@ -125,7 +133,7 @@ def test_unknown_requests_are_odd_and_harmless() -> None:
     tracker.arrived(arrival("a", tokens=7), Slo())
     assert shape.tokens == 0
     assert tracker.odd_events == 7
-    (request,) = tracker.view([]).waiting
+    (request,) = view(tracker).waiting
     assert request.prompt_tokens == 100, "the first word counts"
 
 
@@ -155,7 +163,7 @@ def test_a_waiting_request_that_was_overtaken_long_ago_is_gone() -> None:
     tracker.issued([], [("served", 100)], 10.0)
     assert tracker.forget_lost(10.0 + LOST_WAITING_MS) == ()
     assert tracker.forget_lost(11.0 + LOST_WAITING_MS) == ("gone",)
-    assert [r.request_id for r in tracker.view([]).waiting] == ["behind"]
+    assert [r.request_id for r in view(tracker).waiting] == ["behind"]
 
 
 def test_a_request_over_the_models_length_has_ended() -> None:
@@ -174,12 +182,12 @@ def test_the_engines_word_replaces_the_picture_but_not_the_promises() -> None:
         RequestState("missed", 200, 88.0, Slo(9.0, 9.0), computed_tokens=50),
     ]
     assert tracker.adopt(replace(_snapshot(theirs), free_blocks=40)) == 1
-    view = tracker.view([])
-    kept, missed = view.running
+    seen = view(tracker)
+    kept, missed = seen.running
     assert (kept.arrival_ms, kept.slo, kept.generated_tokens) == (5.0, strict, 3)
     assert (missed.arrival_ms, missed.slo) == (88.0, Slo(9.0, 9.0))
-    assert view.waiting == ()
-    assert view.free_blocks == 40
+    assert seen.waiting == ()
+    assert seen.free_blocks == 40
 
 
 @pytest.mark.parametrize(("prompt_tokens", "cached"), [(0, 0), (-5, -1), (10, 10), (10, 99)])
@@ -192,8 +200,6 @@ def test_strange_arrivals_become_servable(prompt_tokens: int, cached: int) -> No
 
 
 def _snapshot(running: list[RequestState]) -> Snapshot:
-    from beam_runtime.types import Knobs
-
     return Snapshot(0.0, LIMITS, Knobs(1410, 512), running=tuple(running))
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("numba", reason="without numba there is nothing to compile")
 
 from beam_runtime.control import opening as opening_module
 from beam_runtime.control.controller import Controller
-from beam_runtime.kernel import jit
+from beam_runtime.emulator import compiler as jit
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Rules
 

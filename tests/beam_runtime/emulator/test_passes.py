@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pipeline import ClockPlan, Pipeline
 
 from beam_runtime.emulator.passes import Passes
-from beam_runtime.emulator.pipeline import ClockPlan, Pipeline
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, StepShape
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fault_bench import content
 
 from beam_runtime.control.resources import Searches
-from beam_runtime.kernel import jit
+from beam_runtime.emulator import compiler as jit
 
 
 def open_fake(folder: Path, engine_pid: int, *_: object, **__: object) -> Searches:

@@ -1,7 +1,5 @@
 """The search against the best of every candidate, and its stated rules."""
 
-import importlib.util
-import logging
 import random
 from dataclasses import replace
 from typing import Any, cast
@@ -9,7 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from beam_runtime.search.search import Policy, Search, chunk_candidates
+from beam_runtime.emulator.moment import Moment
+from beam_runtime.search.policy import Policy
+from beam_runtime.search.search import Search, chunk_candidates
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     EngineLimits,
@@ -20,8 +20,6 @@ from beam_runtime.types import (
     Snapshot,
     StepInFlight,
 )
-
-pytest.importorskip("numba", reason="the search is compiled by numba")
 
 CLOCKS_MHZ = np.arange(510, 1411, 90)
 EDGES_TOKENS = np.array([1, 8, 32, 64, 72, 128, 136, 256, 264, 384, 392, 512, 4096], dtype=float)
@@ -97,12 +95,12 @@ STATES = [state for seed in range(140) if (state := random_state(seed)).running 
 def test_it_is_held_against_every_candidate(rules: Rules):
     """Energy regret 0.2 % on average and 2 % at worst; never an SLO missed that can be kept."""
     searcher = Search(COST, LIMITS, rules=rules)._searcher
-    assert searcher is not None
     regrets, kept = [], 0
     # Rules tell in steps that carry both prompts and decodes.
     states = STATES if rules == Rules() else [s for s in STATES if s.running and s.waiting][:30]
     for state in states:
-        found, best = searcher.search(state), searcher.best_of_all(state)
+        moment = Moment.of(state)
+        found, best = searcher.search(moment), searcher.best_of_all(moment)
         if best.violation > 0.0:
             assert found.violation <= best.violation + 0.05
             continue
@@ -277,33 +275,6 @@ class TestEdgesOfInput:
         assert search(Snapshot(0.0, LIMITS, Knobs(1410, 256), running)).knobs.clock_mhz > 0
 
 
-class TestWithoutNumba:
-    def test_the_readable_emulator_serves_a_smaller_search_and_says_so_once(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ):
-        find = importlib.util.find_spec
-        monkeypatch.setattr(
-            "beam_runtime.search.search.find_spec",
-            lambda name: None if name == "numba" else find(name),
-        )
-        with caplog.at_level(logging.WARNING, "beam_runtime"):
-            small = Search(COST, LIMITS)
-            waiting = (RequestState("w", 900, 0.0),)
-            decision = small(Snapshot(0.0, LIMITS, Knobs(1410, 256), (decode("r"),), waiting))
-            small(Snapshot(0.0, LIMITS, Knobs(1410, 256), (decode("r"),)))
-        assert decision.forecast.feasible
-        assert len(decision.alternatives) > 3
-        assert sum("numba" in record.message for record in caplog.records) == 1
-
-    def test_it_is_no_better_than_the_compiled_one(self, search: Search):
-        small = Search(COST, LIMITS, compiled=False)
-        for state in STATES[:6]:
-            read, compiled = small(state).forecast, search(state).forecast
-            assert compiled.feasible or not read.feasible
-            if read.feasible:
-                assert compiled.energy_j <= read.energy_j * 1.02 + Policy().switch_j
-
-
 class TestCandidates:
     def test_chunks_sit_before_the_steps_of_the_staircase(self):
         chunks = chunk_candidates(COST, LIMITS, Rules(), 12)
@@ -321,14 +292,12 @@ class TestCandidates:
 
 def test_decodes_are_split_as_far_as_asked():
     split = Search(COST, LIMITS, policy=Policy(least_microbatches=3))
-    readable = Search(COST, LIMITS, policy=Policy(least_microbatches=3), compiled=False)
     shallow = Search(
         COST, replace(LIMITS, pp=2, max_steps_in_flight=2), policy=Policy(least_microbatches=3)
     )
     for state in STATES[:8]:
-        for search in (split, readable):
-            if state.running or state.waiting:
-                assert search(state).knobs.microbatches >= 3
+        if state.running or state.waiting:
+            assert split(state).knobs.microbatches >= 3
     state = Snapshot(0.0, shallow.limits, Knobs(1410, 256), (decode("r"),))
     assert shallow(state).knobs.microbatches == 2
 

@@ -78,7 +78,7 @@ def test_an_empty_engine_rests_at_a_clock_that_the_tightest_class_can_start_at(
     chosen_mhz = []
     for promise in (Slo(2000.0, 200.0), Slo(330.0, 200.0)):
         stance = stance_for(small_cost, slow, Slo(), classes=(promise,))
-        search = Search(small_cost, slow, rules=stance.rules, policy=stance.policy, compiled=False)
+        search = Search(small_cost, slow, rules=stance.rules, policy=stance.policy)
         state = Snapshot(0.0, slow, Knobs(1410, 256), correction=stance.floor)
         chosen_mhz.append(search(state).knobs.clock_mhz)
     assert chosen_mhz[0] < chosen_mhz[1]

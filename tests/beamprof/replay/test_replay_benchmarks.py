@@ -68,8 +68,9 @@ def test_the_power_window_counts_a_step_by_the_part_inside_it(site):
     # 29.99 s: a pass of 4 x about 23 ms and 2 ms gaps, a tenth of it inside the window.
     played = play(make_trace([(29.99, 256, 1)], 60), Static("one", 1400), site)
     (step,) = played.steps
-    inside = (30e3 - step[0]) / (step[1] - step[0])
-    by_hand = inside * step[9] + IDLE_W * (4 * 30 - inside * step[8] / 1e3)
+    stay_ms = step["finished_ms"] - step["issued_ms"]
+    inside = (30e3 - step["issued_ms"]) / stay_ms
+    by_hand = inside * step["energy_j"] + IDLE_W * (4 * 30 - inside * step["busy_ms"] / 1e3)
     assert 0.05 < inside < 0.2
     assert fidelity.window_power_w(played, IDLE_W) == pytest.approx(by_hand / 30)
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from plain_composer import Step, compose
+from plain_emulator import finish, issue
+from plain_pipeline import ClockPlan, Pipeline
+from plain_schedule import blocks
 from replay_cases import IDLE_W, make_table, make_trace, random_trace
 
-from beam_runtime.emulator.composer import Step, compose
-from beam_runtime.emulator.forecast import finish, issue
-from beam_runtime.emulator.pipeline import ClockPlan, Pipeline
-from beam_runtime.emulator.schedule import blocks
+from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.types import Correction, Knobs, RequestState, Rules, Snapshot
 from beamprof.errors import ReplayError
-from beamprof.replay import event_loop as loop
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy, Wake
 
@@ -123,7 +123,7 @@ def test_it_is_the_reference_engine_played_to_the_end(site, tight, knobs, rules,
     order = range(trace.requests)
     assert fast.first_token_ms.tolist() == pytest.approx([slow.first_ms[i] for i in order])
     assert fast.finish_ms.tolist() == pytest.approx([slow.finish_ms[i] for i in order])
-    assert sorted(fast.tokens[:, loop.TOKEN_GAP_MS]) == pytest.approx(sorted(slow.gaps))
+    assert sorted(fast.tokens["gap_ms"]) == pytest.approx(sorted(slow.gaps))
     assert fast.active_energy_j == pytest.approx(slow.active_j)
     assert fast.busy_ms == pytest.approx(slow.busy_ms)
     assert (len(fast.steps), fast.preemptions) == (slow.steps, slow.preempted)
@@ -139,14 +139,14 @@ def test_every_token_is_served_once_and_energy_adds_up(site, tight, memory):
     steps = played.steps
     assert np.isfinite(played.finish_ms).all()
     assert len(played.tokens) == int((trace.output_tokens - 1).sum())
-    per_request = np.bincount(played.tokens[:, 0].astype(int), minlength=trace.requests)
+    per_request = np.bincount(played.tokens["request"], minlength=trace.requests)
     assert per_request.tolist() == (trace.output_tokens - 1).tolist()
-    gaps = np.bincount(played.tokens[:, 0].astype(int), played.tokens[:, 2], trace.requests)
+    gaps = np.bincount(played.tokens["request"], played.tokens["gap_ms"], trace.requests)
     assert gaps == pytest.approx(played.finish_ms - played.first_token_ms)
     if memory == "roomy":  # nothing is computed twice
-        assert steps[:, loop.STEP_CHUNK].sum() == trace.input_tokens.sum()
-        assert steps[:, loop.STEP_DECODES].sum() == len(played.tokens)
-    assert played.active_energy_j == pytest.approx(steps[:, loop.STEP_J].sum())
+        assert steps["prefill_tokens"].sum() == trace.input_tokens.sum()
+        assert steps["decode_requests"].sum() == len(played.tokens)
+    assert played.active_energy_j == pytest.approx(steps["energy_j"].sum())
     # Idling counts until the stated duration, whenever the last token came.
     for duration_s in (trace.duration_s, 300.0):
         longer = play(
@@ -189,7 +189,7 @@ def test_queues_longer_than_the_first_room_and_records_longer_than_one_block(sit
     played = play(burst, policy, site)
     assert (np.diff(played.first_token_ms) >= 0).all()  # first come, first served
     assert len(played.tokens) == 700 * 59 > loop_tokens()
-    assert played.steps[:, loop.STEP_WAITING].max() > 256
+    assert played.steps["waiting_requests"].max() > 256
 
 
 def loop_tokens():
@@ -216,12 +216,12 @@ def test_a_clock_takes_effect_after_its_delay(site, cost):
     played = play(make_trace([(0.1, 512, 1)], 1), OneChange("change"), where)
     at = [cost.clocks_mhz.tolist().index(c) for c in (1400, 600)]
     first, second = played.steps
-    assert first[loop.STEP_CLOCK] == 1400  # where it began
+    assert first["clock"] == 1400  # where it began
     assert played.clock_changes == 1
     fast_ms, slow_ms = (pass_of_256(cost)[i] for i in at)
     # Two passes of 21 ms at the old clock would begin before 130 ms; the others are slower.
-    assert first[loop.STEP_BUSY_MS] == pytest.approx(2 * fast_ms + 2 * slow_ms)
-    assert second[loop.STEP_BUSY_MS] == pytest.approx(fast_ms + 3 * slow_ms, rel=0.01)
+    assert first["busy_ms"] == pytest.approx(2 * fast_ms + 2 * slow_ms)
+    assert second["busy_ms"] == pytest.approx(fast_ms + 3 * slow_ms, rel=0.01)
 
 
 def pass_of_256(cost):
@@ -241,7 +241,7 @@ class Curious(Policy):
         return Knobs(1000, 256, 1, 150.0)
 
     def decide(self, view):
-        self.seen.append(view.snapshot(self.correction))
+        self.seen.append(snapshot_of(view.moment(self.correction)))
         return view.knobs
 
 

@@ -9,7 +9,6 @@ from replay_cases import CLOCKS_MHZ, IDLE_W, make_trace, random_trace
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Slo, StepShape
 from beamprof.errors import ReplayError
-from beamprof.replay import event_loop as loop
 from beamprof.replay.knee import knee_mhz
 from beamprof.replay.plant import play
 from beamprof.replay.policies import beam_paper
@@ -22,16 +21,16 @@ PLAYABLE = ("vanilla", "static:800", "window-dvfs", "lowest-feasible", "beam-pap
 
 
 def clocks(played):
-    return set(played.steps[:, loop.STEP_CLOCK].astype(int).tolist())
+    return set(played.steps["clock"].astype(int).tolist())
 
 
 def test_vanilla_runs_at_the_top_with_its_chunk(table, site):
     trace = make_trace([(0, 1000, 3)], 5)
     played = play(trace, policy_named("vanilla", table), site)
     assert clocks(played) == {1400}
-    assert played.steps[:, loop.STEP_CHUNK].tolist() == [256, 256, 256, 232, 0, 0]
+    assert played.steps["prefill_tokens"].tolist() == [256, 256, 256, 232, 0, 0]
     wide = play(trace, policy_named("vanilla:2048", table), site)
-    assert wide.steps[:, loop.STEP_CHUNK].tolist() == [1000, 0, 0]
+    assert wide.steps["prefill_tokens"].tolist() == [1000, 0, 0]
 
 
 def test_static_knee_is_the_clock_of_least_energy_over_all_steps(table, site):
@@ -56,7 +55,7 @@ def test_lowest_feasible_follows_the_slo_down_and_up(table, site):
     def settled(slo):
         where = replace(site, slo=slo)
         played = play(trace, policy_named("lowest-feasible", table), where)
-        return set(played.steps[3:, loop.STEP_CLOCK].astype(int).tolist())
+        return set(played.steps["clock"][3:].astype(int).tolist())
 
     assert settled(Slo(5000.0, 1000.0)) == {600}
     assert settled(Slo(40.0, 20.0)) == {1400}  # nothing is in time: as fast as it goes
@@ -68,10 +67,10 @@ def test_window_dvfs_speeds_up_with_the_load_and_waits_for_its_window(table, sit
     site = replace(site, slo=Slo(250.0, 150.0))
     calm = play(light, policy_named("window-dvfs", table), site)
     busy = play(flood, policy_named("window-dvfs", table), site)
-    assert calm.steps[-1, loop.STEP_CLOCK] < 1400
-    assert busy.steps[-1, loop.STEP_CLOCK] == 1400
-    in_first_window = calm.steps[:, loop.ISSUED_MS] < 5000
-    assert (calm.steps[in_first_window, loop.STEP_CLOCK] == 1400).all()
+    assert calm.steps["clock"][-1] < 1400
+    assert busy.steps["clock"][-1] == 1400
+    in_first_window = calm.steps["issued_ms"] < 5000
+    assert (calm.steps["clock"][in_first_window] == 1400).all()
 
 
 def best_of_paper(cost, prompt, slo):
@@ -105,8 +104,8 @@ def test_beam_paper_takes_the_cheapest_point_of_its_formulas(table, site, cost, 
         policy_named("beam-paper", table),
         replace(site, slo=slo, limits=replace(site.limits, clock_delay_ms=0.0)),
     )
-    assert played.steps[0, loop.STEP_BUDGET] == chunk
-    assert played.steps[0, loop.STEP_CLOCK] == clock
+    assert played.steps["chunk_tokens"][0] == chunk
+    assert played.steps["clock"][0] == clock
 
 
 def test_beam_paper_with_nothing_in_time_is_fast_with_256_or_128(table, site):
@@ -114,16 +113,16 @@ def test_beam_paper_with_nothing_in_time_is_fast_with_256_or_128(table, site):
         where = replace(site, slo=slo)
         return play(
             make_trace([(0.0, 1000, 1)], 5), policy_named("beam-paper", table), where
-        ).steps[0, [loop.STEP_CLOCK, loop.STEP_BUDGET]].tolist()  # fmt: skip
+        ).steps[["clock", "chunk_tokens"]][0].tolist()  # fmt: skip
 
-    assert first(Slo(10.0, 1000.0)) == [1400, 256]
-    assert first(Slo(1000.0, 10.0)) == [1400, 128]
+    assert first(Slo(10.0, 1000.0)) == (1400, 256)
+    assert first(Slo(1000.0, 10.0)) == (1400, 128)
 
 
 def test_beam_paper_slows_decodes_after_five_decode_only_steps(table, site):
     where = replace(site, slo=Slo(60.0, 1000.0), limits=replace(site.limits, clock_delay_ms=0.0))
     played = play(make_trace([(0.0, 256, 30)], 5), policy_named("beam-paper", table), where)
-    clocks_mhz = played.steps[:, loop.STEP_CLOCK].tolist()
+    clocks_mhz = played.steps["clock"].tolist()
     # TTFT cannot be kept: the prompt and five decodes at the top, then the cheapest clock.
     assert set(clocks_mhz[:6]) == {1400}
     assert set(clocks_mhz[7:]) == {600} or max(clocks_mhz[7:]) < 1400
@@ -133,9 +132,9 @@ def test_beam_paper_merges_decodes_into_the_microbatches_it_chose(table, site):
     where = replace(site, slo=Slo(5000.0, 400.0))
     rows = [(0.02 * i, 64, 200) for i in range(8)]
     steps = play(make_trace(rows, 20), policy_named("beam-paper", table), where).steps
-    settled = steps[(steps[:, loop.STEP_CHUNK] == 0) & (steps[:, loop.STEP_RUNNING] == 8)][20:]
-    assert set(settled[:, loop.STEP_MICROBATCHES]) == {1}
-    assert set(settled[:, loop.STEP_DECODES]) == {8}
+    settled = steps[(steps["prefill_tokens"] == 0) & (steps["running_requests"] == 8)][20:]
+    assert set(settled["microbatches"]) == {1}
+    assert set(settled["decode_requests"]) == {8}
 
 
 def test_beam_saves_energy_and_keeps_what_vanilla_keeps(table, site):
@@ -146,7 +145,7 @@ def test_beam_saves_energy_and_keeps_what_vanilla_keeps(table, site):
     assert beam.energy_j < 0.8 * vanilla.energy_j
     ttft_ms = beam.first_token_ms - beam.arrival_ms
     assert (ttft_ms <= 1500.0).all()
-    assert (beam.tokens[:, loop.TOKEN_GAP_MS] <= 200.0).mean() >= 0.999
+    assert (beam.tokens["gap_ms"] <= 200.0).mean() >= 0.999
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -199,13 +198,13 @@ def test_beam_with_parts_left_out_has_those_knobs_as_vllm_has_them(table, site):
     trace = random_trace(4, requests=60, rate=3.0)
 
     def seen(name, column):
-        return set(play(trace, policy_named(name, table), site).steps[:, column].tolist())
+        return set(play(trace, policy_named(name, table), site).steps[column].tolist())
 
-    assert seen("beam:clock", loop.STEP_BUDGET) == {256}
-    assert seen("beam:clock", loop.STEP_MICROBATCHES) == {4}
-    assert len(seen("beam:clock", loop.STEP_CLOCK)) > 1
-    assert len(seen("beam:clock+chunk", loop.STEP_BUDGET)) > 1
-    assert min(seen("beam:clock+microbatches", loop.STEP_MICROBATCHES)) < 4
+    assert seen("beam:clock", "chunk_tokens") == {256}
+    assert seen("beam:clock", "microbatches") == {4}
+    assert len(seen("beam:clock", "clock")) > 1
+    assert len(seen("beam:clock+chunk", "chunk_tokens")) > 1
+    assert min(seen("beam:clock+microbatches", "microbatches")) < 4
     assert policy_named("beam:no-pace", table) is not None
 
 
@@ -236,11 +235,11 @@ def test_beam_does_not_pace_when_seats_run_out(table, site):
     where = replace(site, limits=replace(site.limits, max_num_seqs=8), slo=Slo(1000.0, 300.0))
     trace = make_trace([(0.4 * i, 32, 20) for i in range(60)], 30)
     played = play(trace, policy_named("beam", table), where)
-    steps = played.steps[played.steps[:, loop.STEP_CHUNK] == 0]
-    crowded = steps[:, loop.STEP_RUNNING] > 6
+    steps = played.steps[played.steps["prefill_tokens"] == 0]
+    crowded = steps["running_requests"] > 6
     assert crowded.any()
-    assert (steps[crowded, loop.STEP_PACE_MS] == 0.0).all()
-    assert (steps[~crowded, loop.STEP_PACE_MS] > 0.0).any()
+    assert (steps["pace_ms"][crowded] == 0.0).all()
+    assert (steps["pace_ms"][~crowded] > 0.0).any()
     assert (played.first_token_ms - played.arrival_ms <= 1000.0).mean() > 0.9
 
 
@@ -256,4 +255,4 @@ def test_beam_keeps_up_where_no_chunk_can_be_in_time(table, site):
     vanilla, _ = ttft_kept("vanilla")
     beam, played = ttft_kept("beam")
     assert beam >= vanilla - 0.03
-    assert set(played.steps[:, loop.STEP_BUDGET]) == {384}
+    assert set(played.steps["chunk_tokens"]) == {384}

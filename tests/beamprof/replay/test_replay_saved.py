@@ -62,13 +62,13 @@ def test_the_rows_give_the_answers_numbers_again(written):
 
 def test_gaps_are_rounded_up_so_that_late_stays_late(table, site):
     played = play(random_trace(3, requests=30), policy_named("vanilla", table), site)
-    raw_ms = played.tokens[:, loop.TOKEN_GAP_MS]
+    raw_ms = played.tokens["gap_ms"]
     rows = gap_frame(played)
     assert rows["tokens"].sum() == len(raw_ms)
     again_ms = np.sort(np.repeat(rows["gap_ms"].to_numpy(), rows["tokens"].to_numpy()))
     assert ((again_ms - np.sort(raw_ms)) > -2e-6).all()
     assert ((again_ms - np.sort(raw_ms)) < 0.1).all()
-    exact = replace(played, tokens=np.array([[0.0, 0.0, 200.0], [0.0, 0.0, 200.01]]))
+    exact = replace(played, tokens=np.array([(0, 0.0, 200.0), (0, 0.0, 200.01)], loop.TOKEN))
     assert gap_frame(exact)["gap_ms"].to_list() == [200.0, 200.1]
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from replay_cases import CLOCKS_MHZ, make_table, make_trace, random_trace
 
-from beam_runtime import kernel
+from beam_runtime import emulator
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.errors import OutputError, ReplayError
@@ -388,7 +388,7 @@ def test_one_process_two_processes_and_none_give_the_same_rows(files, here, monk
 
 
 def machine_code():
-    folders = [Path(module.__file__).parent for module in (study_module, kernel)]
+    folders = [Path(module.__file__).parent for module in (study_module, emulator)]
     return {
         path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.nb[ci]")
     }

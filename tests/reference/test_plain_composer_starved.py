@@ -1,7 +1,8 @@
 """A request without KV blocks: it gives its own back, waits, and comes back, as in vLLM."""
 
-from beam_runtime.emulator.composer import Step, compose
-from beam_runtime.emulator.forecast import finish
+from plain_composer import Step, compose
+from plain_emulator import finish
+
 from beam_runtime.types import EngineLimits, Knobs, RequestState, Rules, Snapshot, StepInFlight
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_composer import Hold, Step, compose
+from plain_emulator import finish, issue
+from plain_pipeline import Pass
+from plain_schedule import blocks
 
-from beam_runtime.emulator.composer import Hold, Step, compose
-from beam_runtime.emulator.forecast import finish, issue
-from beam_runtime.emulator.pipeline import Pass
-from beam_runtime.emulator.schedule import blocks
 from beam_runtime.types import (
     Correction,
     EngineLimits,

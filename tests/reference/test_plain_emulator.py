@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from plain_composer import Hold
+from plain_emulator import Forecast, forecast
+from plain_steady import EqualWork
 
-from beam_runtime.emulator.composer import Hold
-from beam_runtime.emulator.forecast import Forecast, forecast
-from beam_runtime.emulator.steady import EqualWork
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Correction,
@@ -187,7 +187,7 @@ def test_a_starved_decode_shows_how_long_it_has_waited():
 
 
 def test_a_composer_that_never_moves_on_ends_a_forecast_all_the_same(monkeypatch):
-    monkeypatch.setattr("beam_runtime.emulator.forecast.compose", lambda *_: Hold(0.0, "for ever"))
+    monkeypatch.setattr("plain_emulator.compose", lambda *_: Hold(0.0, "for ever"))
     found = ask(snapshot([decode("d", 0.0)], [prompt("a", 100)]))
     assert found.ttft_ms == {"a": 0.0}  # it is still waiting when the play is given up
     assert found.horizon_ms == 0.0

@@ -1,0 +1,35 @@
+"""What a user of the search may want otherwise."""
+
+from dataclasses import dataclass
+
+LOOKAHEAD_MS = 250.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a user may want otherwise.
+
+    Attributes:
+        lookahead_ms: the horizon is at least this long.
+        dwell_ms: a clock stays at least this long, unless an SLO needs another one.
+        switch_j: what a clock change must save to be worth it.
+        ttft_weight: how much a missed TTFT counts where nothing keeps all SLOs.
+        tbt_weight: the same for TBT.
+        chunk_tokens: the chunk sizes to choose from; the table's staircase edges by default.
+        most_chunks: of those edges, how many.
+        least_microbatches: decodes are split at least so far, if the pipeline is that deep.
+        seats: share of max_num_seqs above which nothing is paced: paced requests stay longer, so
+            more of them run at one time (Little's law), and those to come need a seat as well.
+        first_token_ms: how soon whoever comes to an empty engine must have a first token.
+    """
+
+    lookahead_ms: float = LOOKAHEAD_MS
+    dwell_ms: float = 100.0
+    switch_j: float = 0.5
+    ttft_weight: float = 1.0
+    tbt_weight: float = 4.0
+    chunk_tokens: tuple[int, ...] = ()
+    most_chunks: int = 12
+    least_microbatches: int = 1
+    seats: float = 0.75
+    first_token_ms: float = 1000.0

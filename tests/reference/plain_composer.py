@@ -1,0 +1,284 @@
+"""The step composer: how knobs become the engine's next step.
+
+``compose`` is one pure function. Emulator, replay plant and engine adapter call it (the first
+two also in its compiled form, kernel.py), so that what was predicted is what is done.
+
+BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
+let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
+that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
+What they leave to be scheduled vLLM's own rules put into the step (schedule.py); an adapter takes
+from the result the budget and which decodes to show.
+
+What it does not know: when requests end, and what arrives next.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from plain_schedule import Step, admissible, available, fill, new_tokens
+
+from beam_runtime.types import (
+    SAME_MS,
+    Knobs,
+    Phase,
+    RequestState,
+    Rules,
+    Snapshot,
+    StepShape,
+)
+
+__all__ = [
+    "Hold",
+    "Step",
+    "chunk_budget",
+    "compose",
+    "due_ms",
+    "last_token_ms",
+    "prefill_pending",
+]
+
+Finish = Callable[[StepShape, float], float]
+
+# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
+CUT_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Issue nothing before ``until_ms`` unless something happens; inf = until it does."""
+
+    until_ms: float
+    why: str
+
+
+def compose(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules | None = None
+) -> Step | Hold:
+    """Decide what the engine does now.
+
+    Args:
+        state: the engine; the knobs in it are not looked at.
+        knobs: chunk, microbatches and pace to follow.
+        now_ms: the moment of deciding.
+        finish_ms: when a step of some shape would be back if it were issued at some time.
+        rules: which of BEAM's rules hold; all of them by default.
+    """
+    rules = rules or Rules()
+    return (
+        _closed(state, now_ms, rules)
+        or _with_prefill(state, knobs, now_ms, finish_ms, rules)
+        or _decodes_alone(state, knobs, now_ms, finish_ms, rules)
+    )
+
+
+def _closed(state: Snapshot, now_ms: float, rules: Rules) -> Hold | None:
+    """Whether the pipeline takes no step now."""
+    if len(state.in_flight) >= state.limits.max_steps_in_flight:
+        return Hold(state.in_flight[0].finish_ms, "the pipeline is full")
+    first_stage_ms = state.stage_free_ms[0] - rules.lead_ms
+    if rules.just_in_time and now_ms < first_stage_ms - SAME_MS:
+        return Hold(first_stage_ms, "the first stage is busy")
+    return None
+
+
+def _with_prefill(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
+) -> Step | Hold | None:
+    """A step with a chunk in it, or the decodes that have to go ahead of one."""
+    if not prefill_pending(state):
+        return None
+    decoding = _decoding(state)
+    ready = [r for r in decoding if new_tokens(r, state)]
+    riding: Sequence[RequestState] = ready
+    if not rules.ride_along:
+        riding = _earliest_due(ready, _group(decoding, knobs), state)
+    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+    mixed = fill(state, budget, riding, prefill=True)
+    full = mixed.chunks and mixed.decodes and mixed.shape.tokens == budget
+    if rules.give_way and rules.ride_along and full:
+        riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
+    if not mixed.chunks:
+        return mixed if mixed.preempted else None
+    if not rules.late_cuts_chunk or state.chunk_owed:
+        return mixed
+    return _in_time(mixed, riding, state, now_ms, finish_ms)
+
+
+def _give_way(
+    mixed: Step,
+    ready: Sequence[RequestState],
+    decoding: int,
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+) -> tuple[Sequence[RequestState], Step]:
+    """The decodes that ride in a full step, and that step.
+
+    Those that the step after it would make late, and a fair share even if nobody is pressed:
+    decodes that went together while they were paced come to be spread over the pipeline, so
+    that its steps are equally long.
+    """
+    budget, next_ms = mixed.budget_tokens, _step_after_ms(mixed, state, now_ms, finish_ms)
+    pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
+    riders = max(pressed, -(-decoding // state.limits.pp))
+    riding = _earliest_due(ready, riders, state)
+    step = fill(state, budget, riding, prefill=True)
+    if len(riding) < len(ready) and step.shape.tokens < budget:
+        riding = _earliest_due(ready, riders + budget - step.shape.tokens, state)
+        step = fill(state, budget, riding, prefill=True)
+    return riding, step
+
+
+def _in_time(
+    mixed: Step,
+    riding: Sequence[RequestState],
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+) -> Step | Hold:
+    """The step with as much of its chunk as lets every decode be in time.
+
+    Those in flight count as well: they can only be in a step after this one.
+    """
+    ahead_ms = _ahead_due_ms(state) + SAME_MS
+
+    def kept(step: Step) -> bool:
+        late = riding and finish_ms(step.shape, now_ms) > due_ms(riding, state) + SAME_MS
+        return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
+
+    if kept(mixed):
+        return mixed
+    fits, misses = 0, mixed.shape.prefill_tokens
+    while misses - fits > CUT_TOKENS:
+        middle = (fits + misses) // 2
+        if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True)):
+            fits = middle
+        else:
+            misses = middle
+    if fits:
+        cut = fill(state, len(mixed.decodes) + fits, riding, prefill=True)
+        # One that is cut to less than half is made good by a whole one.
+        return replace(cut, chunk_owed=2 * fits < mixed.shape.prefill_tokens)
+    if riding:
+        return replace(_decode_only(state, riding, len(riding)), chunk_owed=True)
+    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+
+
+def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish) -> float:
+    """When the step after this one is back: a stage's time later."""
+    back_ms = finish_ms(step.shape, now_ms)
+    return back_ms + (back_ms - now_ms) / state.limits.pp
+
+
+def _ahead_due_ms(state: Snapshot) -> float:
+    """When the first request in flight would be late with its next token, margin included."""
+    everyone = (*state.running, *state.waiting) if state.in_flight else ()
+    slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone}
+    latest = (
+        step.finish_ms + slo_ms[name]
+        for step in state.in_flight
+        for name in step.request_ids
+        if name in slo_ms
+    )
+    return min(latest, default=math.inf) - state.correction.tbt_margin_ms
+
+
+def _decodes_alone(
+    state: Snapshot, knobs: Knobs, now_ms: float, finish_ms: Finish, rules: Rules
+) -> Step | Hold:
+    """One microbatch of the ready decodes, held until the earliest is due."""
+    decoding = _decoding(state)
+    ready = [r for r in decoding if new_tokens(r, state)]
+    if not ready:
+        return Hold(math.inf, "nothing is ready")
+    group = _group(decoding, knobs)
+    if rules.pace and knobs.pace_ms > 0.0:
+        until_ms = _hold_until_ms(ready, decoding, group, state, knobs, now_ms, finish_ms)
+        if now_ms < until_ms - SAME_MS:
+            return Hold(until_ms, "paced: no token is due yet")
+    budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+    return _decode_only(state, _earliest_due(ready, group, state), budget)
+
+
+def _decoding(state: Snapshot) -> list[RequestState]:
+    return [r for r in state.running if r.phase is Phase.DECODE]
+
+
+def _group(decoding: Sequence[RequestState], knobs: Knobs) -> int:
+    """Decodes of one microbatch."""
+    return -(-len(decoding) // knobs.microbatches)
+
+
+def _decode_only(state: Snapshot, decodes: Sequence[RequestState], budget: int) -> Step:
+    return fill(state, min(len(decodes), budget), decodes, prefill=False)
+
+
+def _hold_until_ms(
+    ready: Sequence[RequestState],
+    decoding: Sequence[RequestState],
+    group: int,
+    state: Snapshot,
+    knobs: Knobs,
+    now_ms: float,
+    finish_ms: Finish,
+) -> float:
+    """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
+
+    In time is reckoned with a full microbatch, for what is in flight may join until then; and
+    each further microbatch goes one stage's time after the one before.
+    """
+    full = StepShape(
+        decode_requests=group,
+        decode_context_tokens=sum(r.computed_tokens for r in decoding) * group // len(decoding),
+    )
+    further = -(-len(ready) // group) - 1
+    pace_end_ms = min(last_token_ms(r, state) for r in ready) + knobs.pace_ms
+    until_ms = now_ms
+    # Once as if it went now, once as if it went then: the clock may change in between.
+    for _ in range(2):
+        travel_ms = finish_ms(full, until_ms) - until_ms
+        latest_ms = due_ms(ready, state) - travel_ms - further * travel_ms / state.limits.pp
+        until_ms = min(latest_ms, pace_end_ms)
+        if until_ms <= now_ms:
+            break
+    return until_ms
+
+
+def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules) -> int:
+    """The step's token budget: room for every decode and a minimum chunk, inside the envelope."""
+    if rules.min_chunk_tokens:
+        chunk_tokens = max(chunk_tokens, decoding + rules.min_chunk_tokens)
+    return min(chunk_tokens, state.limits.max_batched_tokens)
+
+
+def due_ms(decodes: Sequence[RequestState], state: Snapshot) -> float:
+    """When the first of these decodes would be late, margin included."""
+    latest = min(last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
+    return latest - state.correction.tbt_margin_ms
+
+
+def prefill_pending(state: Snapshot) -> bool:
+    """Whether the next step could carry prefill."""
+    if any(r.phase is not Phase.DECODE and new_tokens(r, state) for r in state.running):
+        return True
+    head = next((r for r in state.waiting if available(r, state)), None)
+    return head is not None and admissible(
+        head, len(state.running), state.free_blocks, state.limits
+    )
+
+
+def _earliest_due(ready: Sequence[RequestState], size: int, state: Snapshot) -> list[RequestState]:
+    """The ``size`` decodes that are due first, in the engine's order."""
+    if len(ready) <= size:
+        return list(ready)
+    by_due = sorted(
+        range(len(ready)),
+        key=lambda i: (last_token_ms(ready[i], state) + ready[i].slo.tbt_ms, i),
+    )
+    return [ready[i] for i in sorted(by_due[:size])]
+
+
+def last_token_ms(request: RequestState, state: Snapshot) -> float:
+    """A decode whose latest token nobody timed counts from the snapshot on."""
+    return state.now_ms if request.last_token_ms is None else request.last_token_ms

@@ -1,0 +1,363 @@
+"""The emulator: the engine's scheduler, played forward on paper.
+
+It answers: from this state, with these knobs, when does each waiting request get its first
+token, how late do running requests get their next ones, and how many joules go by?
+
+This is the specification, in plain Python that a reader can follow. kernel.py is its compiled
+twin, held equal by a property test. ``play`` is a loop over two moves on a Snapshot,
+
+    issue(state, step)   the composer's step enters the pipeline
+    finish(state)        the oldest step comes back, and its requests get their tokens
+
+and ``forecast`` turns what was played into a Forecast. The horizon ends when the waiting
+prefills are done, and not before a fixed look-ahead. Up to the last step that carries prefill
+energy is counted step by step; what follows is decode-only and counted in aggregate
+(steady.py). Candidates are settled over equal work there too.
+
+Output lengths are unknown online: running requests are assumed to go on through the horizon.
+A request that cannot be admitted before another ends is blocked: no knob helps it, its TTFT is
+forecast as infinite and does not count against a candidate.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from plain_composer import Step, compose, last_token_ms, prefill_pending
+from plain_pipeline import ClockPlan, Pass, Pipeline, clock_index
+from plain_schedule import cached_tokens, new_tokens, servable
+from plain_steady import Decoding, EqualWork, equal_work, steady
+
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import (
+    Forecast,
+    Knobs,
+    Phase,
+    RequestState,
+    Rules,
+    Snapshot,
+    StepInFlight,
+    StepShape,
+)
+
+LOOKAHEAD_MS = 250.0
+# An engine short of KV blocks may preempt for ever; a forecast may not. Moves are steps and waits:
+# no state is known in which waiting leads nowhere, and a search must end in those unknown, too.
+MAX_STEPS = 4096
+MAX_MOVES = 4 * MAX_STEPS
+
+
+def forecast(
+    state: Snapshot,
+    knobs: Knobs,
+    cost: StepCost,
+    *,
+    rules: Rules | None = None,
+    lookahead_ms: float = LOOKAHEAD_MS,
+    prices: EqualWork | None = None,
+) -> Forecast:
+    """Play ``knobs`` forward from ``state``.
+
+    Args:
+        state: the engine now.
+        knobs: the candidate; its clock is asked for now and takes effect after the delay.
+        cost: what a stage's pass costs; its idle power must be known (not NaN).
+        rules: which of the composer's rules hold.
+        lookahead_ms: the horizon is at least this long.
+        prices: equal_work of this state, where the caller has it already.
+    """
+    rules = rules or Rules()
+    pipeline = Pipeline(
+        cost, state.limits, state.correction, ClockPlan.asking_for(knobs.clock_mhz, state)
+    )
+    played = play(state, knobs, pipeline, rules, lookahead_ms)
+    prices = prices or equal_work(state, cost, rules, lookahead_ms)
+    clock = clock_index(cost, knobs.clock_mhz)
+
+    prefill, pp = played.prefill, state.limits.pp
+    prefill_ms = prefill.span_ms / pp
+    rest_ms = max(0.0, lookahead_ms - prefill_ms)
+    decoding = decode_phase(prefill.state)
+    after = steady(
+        decoding, knobs.microbatches, knobs.pace_ms, cost, state.limits, state.correction, rules
+    )
+    idle_j = float(cost.idle_power_w[clock]) * (prefill.window_ms - prefill.busy_ms) / 1e3
+    horizon_ms = max(prefill_ms, lookahead_ms)
+    tokens = prefill.decodes + float(after.tokens_per_ms[clock]) * rest_ms
+    active_j = prefill.active_j + float(after.active_power_w[clock]) * rest_ms / 1e3
+    idle_j += float(after.idle_power_w[clock]) * rest_ms / 1e3
+
+    slos = {r.request_id: r.slo for r in (*state.running, *state.waiting)}
+    cycle_ms = float(after.cycle_ms[clock]) if rest_ms > 0.0 else 0.0
+    worst_tbt_ms = {name: max(gap, cycle_ms) for name, gap in played.worst_tbt_ms.items()}
+    correction = state.correction
+    ttft = [
+        (ms + correction.ttft_margin_ms - slos[name].ttft_ms, slos[name].ttft_ms, name)
+        for name, ms in played.ttft_ms.items()
+        if math.isfinite(ms)
+    ]
+    tbt = [
+        (ms + correction.tbt_margin_ms - slos[name].tbt_ms, slos[name].tbt_ms, name)
+        for name, ms in worst_tbt_ms.items()
+    ]
+    ttft_excess_ms, ttft_worst, ttft_violation = _worst(ttft)
+    tbt_excess_ms, tbt_worst, tbt_violation = _worst(tbt)
+    return Forecast(
+        ttft_ms=played.ttft_ms,
+        worst_tbt_ms=worst_tbt_ms,
+        ttft_excess_ms=ttft_excess_ms,
+        tbt_excess_ms=tbt_excess_ms,
+        ttft_worst=ttft_worst,
+        tbt_worst=tbt_worst,
+        ttft_violation=ttft_violation,
+        tbt_violation=tbt_violation,
+        horizon_ms=horizon_ms,
+        active_energy_j=active_j,
+        idle_energy_j=idle_j,
+        settlement_j=prices.settlement_j(horizon_ms, tokens),
+    )
+
+
+def _worst(excesses: list[tuple[float, float, str]]) -> tuple[float, str | None, float]:
+    """(worst excess, whose it is, sum of excesses in shares of the SLO)."""
+    if not excesses:
+        return -math.inf, None, 0.0
+    worst_ms, _, name = max(excesses, key=lambda one: one[0])
+    return worst_ms, name, sum(max(0.0, ms) / slo_ms for ms, slo_ms, _ in excesses)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPhase:
+    """The part of a play up to its last step that carries prefill.
+
+    Attributes:
+        state: the engine when that step was issued; the snapshot itself where there is none.
+        span_ms: from the snapshot to that step's end, summed over the stages.
+        window_ms: the same from when each stage is free of what is in flight already.
+        busy_ms: passes of the steps issued, summed over the stages.
+        active_j: their energy.
+        decodes: tokens that requests get from decoding in them.
+    """
+
+    state: Snapshot
+    span_ms: float = 0.0
+    window_ms: float = 0.0
+    busy_ms: float = 0.0
+    active_j: float = 0.0
+    decodes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What happened on paper.
+
+    Attributes:
+        ttft_ms: of every request without a token; infinite where it stays blocked.
+        worst_tbt_ms: the longest gap before a token of every request that got a second one
+            or waits for it.
+        prefill: time and energy of the prefill phase.
+        steps: steps issued.
+    """
+
+    ttft_ms: dict[str, float]
+    worst_tbt_ms: dict[str, float]
+    prefill: PrefillPhase
+    steps: int
+
+
+def play(
+    start: Snapshot, knobs: Knobs, pipeline: Pipeline, rules: Rules, lookahead_ms: float
+) -> Played:
+    """Issue steps until the prefills are done and the look-ahead is over, then drain."""
+    paper = _Paper(start, pipeline)
+    end_ms = start.now_ms + lookahead_ms
+    while not paper.capped:
+        paper.moves += 1
+        paper.receive_finished()
+        if paper.now_ms >= end_ms and not prefill_pending(paper.state):
+            break
+        move = compose(paper.state, knobs, paper.now_ms, paper.finish_ms, rules)
+        if isinstance(move, Step):
+            paper.issue(move)
+        elif not paper.wait(move.until_ms):
+            break
+    return paper.close()
+
+
+class _Paper:
+    """A play under way: the engine's state, the time, and what has been noted."""
+
+    def __init__(self, start: Snapshot, pipeline: Pipeline) -> None:
+        self.start = start
+        self.state = replace(start, waiting=tuple(r for r in start.waiting if servable(r, start)))
+        self.now_ms = start.now_ms
+        self.pipeline = pipeline
+        self.prefill = PrefillPhase(self.state)
+        self.moves = 0
+        self.steps = 0
+        self.busy_ms = 0.0
+        self.active_j = 0.0
+        self.decodes = 0
+        self.ttft_ms = {r.request_id: math.inf for r in _everyone(start) if not r.generated_tokens}
+        self.worst_tbt_ms: dict[str, float] = {}
+
+    def finish_ms(self, shape: StepShape, issue_ms: float) -> float:
+        """When a step would be back if it were issued then."""
+        return self._route(shape, issue_ms)[-1].end_ms
+
+    @property
+    def capped(self) -> bool:
+        """Whether it has gone on for too long."""
+        return self.steps == MAX_STEPS or self.moves == MAX_MOVES
+
+    def _route(self, shape: StepShape, issue_ms: float) -> tuple[Pass, ...]:
+        return self.pipeline.travel(shape, issue_ms, self.state.stage_free_ms)
+
+    def issue(self, step: Step) -> None:
+        """Send a step into the pipeline."""
+        route = self._route(step.shape, self.now_ms) if step.shape.tokens else ()
+        self.state = issue(self.state, step, route)
+        self.steps += 1
+        self.busy_ms += sum(one.busy_ms for one in route)
+        self.active_j += sum(one.energy_j for one in route)
+        self.decodes += len(step.decodes)
+        if step.chunks:
+            now_ms = self.start.now_ms
+            free_ms = [max(now_ms, free_ms) for free_ms in self.start.stage_free_ms]
+            span_ms = sum(one.end_ms - now_ms for one in route)
+            self.prefill = PrefillPhase(
+                state=self.state,
+                span_ms=span_ms,
+                window_ms=span_ms - sum(free - now_ms for free in free_ms),
+                busy_ms=self.busy_ms,
+                active_j=self.active_j,
+                decodes=self.decodes,
+            )
+
+    def wait(self, until_ms: float) -> bool:
+        """Let time pass until then, or until a step comes back; False where neither happens."""
+        if self.state.in_flight:
+            until_ms = min(until_ms, self.state.in_flight[0].finish_ms)
+        if math.isinf(until_ms):
+            return False
+        self.now_ms = max(self.now_ms, until_ms)
+        return True
+
+    def receive_finished(self) -> None:
+        """Take back every step that has finished by now."""
+        while self.state.in_flight and self.state.in_flight[0].finish_ms <= self.now_ms:
+            returned = set(self.state.in_flight[0].request_ids)
+            for request in _everyone(self.state):
+                if request.request_id in returned:
+                    self._note(request, self.now_ms)
+            self.state = finish(self.state, self.now_ms)
+
+    def _note(self, request: RequestState, token_ms: float) -> None:
+        name = request.request_id
+        if request.generated_tokens == 0:
+            self.ttft_ms[name] = max(0.0, token_ms - request.arrival_ms)
+        else:
+            last_ms = last_token_ms(request, self.start)
+            gap_ms = token_ms - last_ms
+            self.worst_tbt_ms[name] = max(self.worst_tbt_ms.get(name, 0.0), gap_ms)
+
+    def close(self) -> Played:
+        """Drain the pipeline; then note how long the starved have been waiting."""
+        stop_ms, capped = self.now_ms, self.capped
+        while self.state.in_flight:
+            self.wait(math.inf)
+            self.receive_finished()
+        for request in _everyone(self.state):
+            if request.generated_tokens or capped:
+                self._note(request, stop_ms)
+        return Played(self.ttft_ms, self.worst_tbt_ms, self.prefill, self.steps)
+
+
+def issue(state: Snapshot, step: Step, route: tuple[Pass, ...]) -> Snapshot:
+    """The engine with one step more in its pipeline.
+
+    Args:
+        state: the engine before.
+        step: what the composer chose.
+        route: its passes, one per stage; empty where nothing was left of the step.
+    """
+    tokens = dict.fromkeys(step.decodes, 1) | dict(step.chunks)
+    waiting = {r.request_id: r for r in state.waiting}
+    block_size = state.limits.block_size
+    joining = [_admitted(waiting.pop(name), block_size) for name in step.admitted]
+    lost = [r for r in state.running if r.request_id in step.preempted]
+    running = [r for r in state.running if r.request_id not in step.preempted]
+    depth = len(state.in_flight) + 1
+    running = [
+        replace(
+            r, computed_tokens=r.computed_tokens + tokens[r.request_id], steps_ahead=depth
+        )
+        if r.request_id in tokens else r
+        for r in (*running, *joining)
+    ]  # fmt: skip
+    in_flight, free_ms = state.in_flight, state.stage_free_ms
+    if route:
+        complete = [
+            r.request_id for r in running if r.request_id in tokens and not r.pending_tokens
+        ]
+        in_flight = (*in_flight, StepInFlight(route[-1].end_ms, tuple(complete)))
+        free_ms = tuple(one.end_ms for one in route)
+    return replace(
+        state,
+        running=tuple(running),
+        waiting=(*(_preempted(r) for r in lost), *waiting.values()),
+        in_flight=in_flight,
+        stage_free_ms=free_ms,
+        free_blocks=state.free_blocks - step.blocks,
+        chunk_owed=step.chunk_owed,
+    )
+
+
+def finish(state: Snapshot, now_ms: float) -> Snapshot:
+    """The engine after its oldest step came back: its requests have one token more."""
+    returned = set(state.in_flight[0].request_ids)
+
+    def received(request: RequestState) -> RequestState:
+        if request.steps_ahead:
+            request = replace(request, steps_ahead=request.steps_ahead - 1)
+        if request.request_id not in returned:
+            return request
+        first_ms = now_ms if request.first_token_ms is None else request.first_token_ms
+        return replace(
+            request,
+            generated_tokens=request.generated_tokens + 1,
+            first_token_ms=first_ms,
+            last_token_ms=now_ms,
+        )
+
+    return replace(
+        state,
+        running=tuple(map(received, state.running)),
+        waiting=tuple(map(received, state.waiting)),
+        in_flight=state.in_flight[1:],
+    )
+
+
+def decode_phase(state: Snapshot) -> Decoding:
+    """What will be decoding once the steps in flight are back."""
+    groups = sum(1 for step in state.in_flight if step.request_ids)
+    groups += any(r.phase is Phase.DECODE and new_tokens(r, state) > 0 for r in state.running)
+    return Decoding(
+        requests=len(state.running),
+        context_tokens=sum(r.computed_tokens for r in state.running),
+        tbt_ms=min((r.slo.tbt_ms for r in state.running), default=0.0),
+        groups=max(1, groups),
+    )
+
+
+def _everyone(state: Snapshot) -> Iterable[RequestState]:
+    return (*state.running, *state.waiting)
+
+
+def _admitted(request: RequestState, block_size: int) -> RequestState:
+    cached = cached_tokens(request, block_size)
+    return replace(request, computed_tokens=cached, cached_tokens=cached)
+
+
+def _preempted(request: RequestState) -> RequestState:
+    return replace(request, computed_tokens=0, cached_tokens=0, unheld_tokens=0)
