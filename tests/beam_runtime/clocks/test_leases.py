@@ -220,7 +220,7 @@ class TestAnotherContainer:
         return replace(Owner.current(), pid=7, started_ticks=1, namespace=1, host="box")
 
     def test_it_is_alive_while_it_shows(self, bench: LockBench) -> None:
-        owner = bench.holder(960)
+        bench.holder(960)
         wait_for(lambda: bench.state.read()[0].confirmed)
         with bench.state.change() as record:  # as a container would have it on record
             record[:] = [replace(one, owner=self.owner()) for one in record]
