@@ -5,7 +5,10 @@
     │   └── CoverageError     a good table, asked outside what it covers
     ├── ClockError            a GPU clock that cannot be set, read or released
     │   ├── ClockUnavailableError   no GPU, no driver, not supported, not in the device's list
-    │   └── ClockPermissionError    the driver refuses this user
+    │   ├── ClockPermissionError    the driver refuses this user
+    │   ├── ClockNotAppliedError    this one clock was accepted and is not what the GPUs run at
+    │   ├── ClockLostError          the GPUs are another's by now; nothing of his was touched
+    │   └── ClockHangsError         a driver call does not return
     └── (beamprof.errors adds the offline half)
 
 Every error says what was expected and found (the message), the observed fact
@@ -62,3 +65,15 @@ class ClockUnavailableError(ClockError):
 
 class ClockPermissionError(ClockError):
     """The driver refuses this user; the hint names the ways out."""
+
+
+class ClockNotAppliedError(ClockError):
+    """This clock was accepted and does not show; the next one may hold. Nothing stays locked."""
+
+
+class ClockLostError(ClockError):
+    """The lease is over: another's lease or lock was found on a GPU, and left alone."""
+
+
+class ClockHangsError(ClockError):
+    """A driver call did not return in time; the guard gives the GPUs back."""

@@ -4,6 +4,7 @@ BeamError
 ├── ModelShapeError     an unknown model, a broken config.json, a split that does not divide
 ├── DeviceError         an unknown or broken device file
 ├── BackendError        a backend that cannot run here
+│   └── UnheldClockError    passes ran below the clock that they were to be measured at
 ├── SweepError          a sweep or value that cannot be understood
 ├── JournalError        a journal that belongs to another sweep or is damaged
 ├── ImportFormatError   a foreign file that is not what it should be
@@ -28,6 +29,10 @@ class DeviceError(BeamError):
 
 class BackendError(BeamError):
     """A measuring backend that cannot run here."""
+
+
+class UnheldClockError(BackendError):
+    """A window's clock fell below its lock, again and again: costs the cell, not the sweep."""
 
 
 class SweepError(BeamError):

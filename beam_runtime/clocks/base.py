@@ -15,11 +15,14 @@ from beam_runtime.errors import ClockError, ClockUnavailableError
 
 POWER_CAP = "power cap"
 GPU_IDLE = "gpu idle"
+CLOCK_SETTING = "clock setting"
 # Neither holds back a GPU that has work: an idle GPU, and a clock that was asked for.
-NOT_THROTTLING = (GPU_IDLE, "clock setting")
+NOT_THROTTLING = (GPU_IDLE, CLOCK_SETTING)
 
 # Supported SM clocks lie 15 MHz apart on A100, H100 and H200: half a step, rounded up.
 READ_BACK_TOLERANCE_MHZ = 8
+# A GPU that runs further below its lock is not at that lock's clock, nor is what it measures.
+CLOCK_LOSS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +32,18 @@ class ClockReading:
     Attributes:
         gpu: the GPU's UUID.
         clock_mhz: SM clock at this moment.
-        reasons: NVML's clock-event reasons as text, see beam_runtime.clocks.nvml.REASONS.
+        reasons: NVML's clock-event reasons as text, see beam_runtime.clocks.nvml.REASONS; None
+            where the GPU does not tell them.
     """
 
     gpu: str
     clock_mhz: int
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...] | None = ()
 
     @property
     def throttle(self) -> tuple[str, ...]:
         """The reasons that hold the clock back while there is work."""
-        return tuple(reason for reason in self.reasons if reason not in NOT_THROTTLING)
+        return tuple(reason for reason in self.reasons or () if reason not in NOT_THROTTLING)
 
     def obeys(self, clock_mhz: int) -> bool:
         """Whether a lock at ``clock_mhz`` is in force, as far as one reading can tell.
@@ -47,10 +51,15 @@ class ClockReading:
         A locked GPU may still read lower while it has no work or sits at its power cap;
         below the lock for any other reason means that the lock was not applied.
         """
-        if abs(self.clock_mhz - clock_mhz) <= READ_BACK_TOLERANCE_MHZ:
+        below_mhz = clock_mhz - self.clock_mhz
+        if (
+            -READ_BACK_TOLERANCE_MHZ
+            <= below_mhz
+            <= max(READ_BACK_TOLERANCE_MHZ, CLOCK_LOSS * clock_mhz)
+        ):
             return True
-        excused = GPU_IDLE in self.reasons or POWER_CAP in self.reasons
-        return self.clock_mhz < clock_mhz and excused
+        excused = self.reasons is None or GPU_IDLE in self.reasons or POWER_CAP in self.reasons
+        return below_mhz > 0 and excused
 
 
 class Releaser(Protocol):

@@ -17,7 +17,7 @@ from pathlib import Path
 from beam_runtime.clocks.nvml_errors import WAYS_OUT
 from beam_runtime.clocks.places import by_place
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
-from beam_runtime.clocks.zeusd import DEFAULT_SOCKET, SOCKET_VARIABLE
+from beam_runtime.clocks.zeusd import DEFAULT_SOCKETS, SOCKET_VARIABLE
 
 _CAP_SYS_ADMIN = 21  # capability.h
 
@@ -65,12 +65,19 @@ def choose_actuator(
         return Choice(spec, f"{set_command[0]} was given for it")
     if may_lock_clocks(proc_status):
         return Choice(ActuatorSpec(ActuatorKind.NVML, names), "this process has CAP_SYS_ADMIN")
-    socket_path = os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
-    if _usable_socket(socket_path):
+    places = zeusd_places()
+    socket_path = next(filter(_usable_socket, places), None)
+    if socket_path is not None:
         spec = ActuatorSpec(ActuatorKind.ZEUSD, names, socket=socket_path)
         return Choice(spec, f"no CAP_SYS_ADMIN, but zeusd's socket is at {socket_path}")
-    reason = f"no CAP_SYS_ADMIN and no zeusd socket at {socket_path}; {WAYS_OUT}"
+    reason = f"no CAP_SYS_ADMIN and no zeusd socket at {' or '.join(places)}; {WAYS_OUT}"
     return Choice(ActuatorSpec(ActuatorKind.NONE), reason)
+
+
+def zeusd_places() -> tuple[str, ...]:
+    """Where a zeusd's socket is looked for."""
+    named = os.environ.get(SOCKET_VARIABLE)
+    return (named,) if named else DEFAULT_SOCKETS
 
 
 def may_lock_clocks(proc_status: Path = Path("/proc/self/status")) -> bool:
@@ -83,7 +90,10 @@ def may_lock_clocks(proc_status: Path = Path("/proc/self/status")) -> bool:
     except OSError:
         return os.geteuid() == 0
     effective = next((line.split()[1] for line in lines if line.startswith("CapEff:")), "0")
-    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+    try:
+        return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+    except ValueError:
+        return False
 
 
 def _usable_socket(path: str) -> bool:

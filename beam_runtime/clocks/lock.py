@@ -6,8 +6,9 @@
 
 Released when the block ends, by an exception, by SIGTERM and SIGHUP (where the program has
 no handler of its own, and the block was entered in the main thread), by SIGINT once or more
-often, and at interpreter exit. It cannot release after SIGKILL or a crash of the interpreter:
-that is the guard's work.
+often, and at interpreter exit. Nothing here waits for ever: a driver call that does not return is
+left behind. What it cannot release then, or after SIGKILL or a crash of the interpreter, is the
+guard's work.
 """
 
 import atexit
@@ -17,17 +18,30 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import ClockActuator, ClockReading
-from beam_runtime.errors import ClockError
+from beam_runtime.clocks.calls import DriverCalls
+from beam_runtime.clocks.fatal_signals import FATAL_SIGNALS, FatalSignals
+from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.errors import (
+    ClockError,
+    ClockHangsError,
+    ClockLostError,
+    ClockNotAppliedError,
+)
+
+T = TypeVar("T")
 
 # Locks take 7-10 ms on an A100 and up to 35 ms on a V100 (design/device-model.md);
 # a slow driver call was seen to take 200 ms.
 SETTLE_S = 1.0
 POLL_S = 0.005
-_FATAL_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+# How long a call without a guard may take; with one, its actuator says (guarded.py).
+CALL_LIMIT_S = 3.0
+# How long a process that was told to end waits for its GPUs, before it leaves them to the guard.
+_LAST_LIMIT_S = 4.0
 
 
 class ClockLock:
@@ -51,6 +65,8 @@ class ClockLock:
         sleep_s: Callable[[float], None] = time.sleep,
     ) -> None:
         self._actuator = actuator
+        self._guarded = actuator if isinstance(actuator, GuardedActuator) else None
+        self._calls = DriverCalls()
         self._settle_s = settle_s
         self._now_s = now_s
         self._sleep_s = sleep_s
@@ -58,7 +74,7 @@ class ClockLock:
         self._owner_pid = os.getpid()
         self._locked = False
         self._clock_mhz: int | None = None
-        self._replaced_handlers: dict[signal.Signals, Any] = {}
+        self._signals = FatalSignals(self._release_at_exit)
 
     @property
     def clock_mhz(self) -> int | None:
@@ -67,7 +83,7 @@ class ClockLock:
 
     def __enter__(self) -> Self:
         atexit.register(self._release_at_exit)
-        self._catch_signals()
+        self._signals.catch()
         return self
 
     def __exit__(
@@ -80,9 +96,13 @@ class ClockLock:
 
     def close(self) -> None:
         """Release and stop watching over this process. May be called twice."""
-        self.release()
-        self._restore_signals()
-        atexit.unregister(self._release_at_exit)
+        try:
+            self.release()
+        finally:
+            if os.getpid() == self._owner_pid:
+                self._signals.restore()
+                atexit.unregister(self._release_at_exit)
+                self._calls.close()
 
     def set(
         self, clock_mhz: int, *, while_waiting: Callable[[], object] | None = None
@@ -98,20 +118,22 @@ class ClockLock:
             The readings that confirmed it, one per GPU.
 
         Raises:
-            ClockError: the set failed, or was accepted and did not take effect; in either
-                case every GPU has been released.
+            ClockNotAppliedError: it was accepted and did not take effect; all are released.
+            ClockHangsError: a driver call does not return; the guard takes over.
+            ClockLostError: the GPUs are another's by now.
+            ClockError: the set failed otherwise; every GPU has been released.
         """
         with self._serial:
-            if self._clock_mhz == clock_mhz:
-                readings = self._actuator.read_back()
+            if self._clock_mhz == clock_mhz and self._still_holds(clock_mhz):
+                readings = self._call(self._actuator.read_back)
                 if _obeyed(readings, clock_mhz):
                     return readings
             self._locked = True  # before the call: it may take effect and still fail
             try:
-                self._actuator.set(clock_mhz)
+                self._call(lambda: self._actuator.set(clock_mhz))
                 readings = self._await(clock_mhz, while_waiting)
             except BaseException:
-                with contextlib.suppress(ClockError):  # the first error says more
+                with contextlib.suppress(Exception):  # the first error says more
                     self.release()
                 raise
             self._clock_mhz = clock_mhz
@@ -119,20 +141,57 @@ class ClockLock:
 
     def release(self) -> None:
         """Give the GPUs back, if they were locked here. Raises ClockError if one stays locked."""
+        if os.getpid() != self._owner_pid:
+            return  # before any lock of a thread: the one that holds it is not in this process
         with self._serial:
-            if not self._locked or os.getpid() != self._owner_pid:
-                return
-            with _signals_held_back():
-                self._clock_mhz = None
-                self._actuator.release()
-                self._locked = False
+            self._release(self._limit_s)
+
+    def forget(self) -> None:
+        """The lock is gone, and not by this hand: the next set of the same clock is a set."""
+        self._clock_mhz = None
+
+    def _release(self, limit_s: float) -> None:
+        if not self._locked:
+            return
+        with _signals_held_back():
+            self._clock_mhz = None
+            try:
+                self._call(self._actuator.release, limit_s)
+            except ClockLostError:
+                self._locked = False  # it is another's lock
+                raise
+            self._locked = False
+
+    def _still_holds(self, clock_mhz: int) -> bool:
+        guarded = self._guarded
+        return guarded is None or self._call(lambda: guarded.holds(clock_mhz))
+
+    @property
+    def _limit_s(self) -> float:
+        return CALL_LIMIT_S if self._guarded is None else self._guarded.call_limit_s
+
+    def _call(self, function: Callable[[], T], limit_s: float | None = None) -> T:
+        """Call the driver; what hangs is left to the guard, and undone if it ever returns."""
+        guarded = self._guarded
+        try:
+            return self._calls.run(
+                function,
+                self._limit_s if limit_s is None else limit_s,
+                lambda: guarded is not None and guarded.overdue,
+            )
+        except ClockHangsError:
+            self._clock_mhz = None
+            if guarded is not None and not guarded.overdue:
+                guarded.abandon()
+            self._calls.later(self._actuator.release)
+            raise
 
     def _await(
         self, clock_mhz: int, while_waiting: Callable[[], object] | None
     ) -> tuple[ClockReading, ...]:
         deadline_s = self._now_s() + self._settle_s
         while True:
-            readings = self._actuator.read_back()
+            readings = self._call(self._actuator.read_back)
             if _obeyed(readings, clock_mhz):
                 return readings
             if self._now_s() >= deadline_s:
@@ -144,29 +203,16 @@ class ClockLock:
     # Ways out
 
     def _release_at_exit(self) -> None:
-        with contextlib.suppress(ClockError):
-            self.release()
-
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only
-        for number in _FATAL_SIGNALS:
-            # A handler of the program's own leads out through the with block; leave it alone.
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._replaced_handlers[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._release_at_exit()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # die by it, so that the parent sees the true cause
-
-    def _restore_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        """Bounded: whatever holds the GPUs up must not hold up the process's end."""
+        if os.getpid() != self._owner_pid:
             return
-        for number, handler in self._replaced_handlers.items():
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, handler)
-        self._replaced_handlers.clear()
+        if not self._serial.acquire(timeout=_LAST_LIMIT_S):
+            return
+        try:
+            with contextlib.suppress(Exception):
+                self._release(_LAST_LIMIT_S)
+        finally:
+            self._serial.release()
 
 
 @contextlib.contextmanager
@@ -182,7 +228,7 @@ def _signals_held_back() -> Iterator[None]:
     arrived: list[int] = []
     before: dict[signal.Signals, Any] = {}
     try:
-        for number in (signal.SIGINT, *_FATAL_SIGNALS):
+        for number in (signal.SIGINT, *FATAL_SIGNALS):
             if signal.getsignal(number) is not None:  # None: set by C code, not ours to put back
                 before[number] = signal.signal(number, lambda number, _: arrived.append(number))
         yield
@@ -204,7 +250,7 @@ def _not_applied(clock_mhz: int, readings: tuple[ClockReading, ...], settle_s: f
         for reading in readings
         if not reading.obeys(clock_mhz)
     )
-    return ClockError(
+    return ClockNotAppliedError(
         f"the lock at {clock_mhz} MHz was accepted but not applied within {settle_s:g} s",
         cause=found,
         hint="another tool may hold the clock, or the GPU is hot or short of power: "

@@ -6,21 +6,34 @@ locking needs root or CAP_SYS_ADMIN. It does not decide when to lock, and does n
 who else may have locked a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import POWER_CAP, ClockReading, all_or_none, check_supported
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
     UNINITIALIZED,
+    absent,
+    is_unsupported,
+    odd,
     translated,
 )
 from beam_runtime.errors import ClockError, ClockUnavailableError
 
+Found = TypeVar("Found")
+
 # The A100's energy counter ticks every 100 ms (design/table.md); newer boards tick faster.
 COUNTER_TICK_S = 0.1
+
+# Names that an older pynvml, or an older driver, has for the same function.
+_OLDER_NAMES = {
+    "nvmlDeviceGetCurrentClocksEventReasons": "nvmlDeviceGetCurrentClocksThrottleReasons",
+    "nvmlDeviceGetPciInfo": "nvmlDeviceGetPciInfo_v2",
+}
+_FUNCTION_NOT_FOUND = 13
 
 # Bits of nvmlClocksEventReasons in nvml.h.
 REASONS: dict[int, str] = {
@@ -38,23 +51,29 @@ REASONS: dict[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class GpuIdentity:
-    """What the driver calls a GPU."""
+    """What the driver calls a GPU.
+
+    Attributes:
+        index: NVML's, for people: another process, container or driver start counts otherwise.
+        pci_address: as 0000:17:00.0; empty where the driver does not tell.
+    """
 
     index: int
     uuid: str
     name: str
+    pci_address: str = ""
 
 
 class NvmlGpus:
     """A replica's GPUs. A ClockActuator, and an EnergyCounter (beam_runtime.clocks.energy).
 
     Args:
-        gpus: NVML indices or UUIDs ("GPU-..."); NVML's order ignores CUDA_VISIBLE_DEVICES,
-            so who knows a UUID should give it.
+        gpus: NVML indices, UUIDs ("GPU-...") or PCI addresses; NVML's order ignores
+            CUDA_VISIBLE_DEVICES, so who knows a UUID should give it.
         nvml: a module like pynvml; imported when None.
 
     Raises:
-        ClockUnavailableError: no pynvml, no driver, or no such GPU.
+        ClockUnavailableError: no pynvml, no driver, no such GPU, or one that is named twice.
     """
 
     def __init__(self, gpus: Sequence[int | str], *, nvml: Any = None) -> None:
@@ -69,7 +88,10 @@ class NvmlGpus:
         self._start()
         try:
             self._handles = [self._handle_of(gpu) for gpu in gpus]
-            self._uuids = tuple(self._ask("nvmlDeviceGetUUID", at) for at in range(len(gpus)))
+            self._uuids = tuple(
+                _text(self._ask("nvmlDeviceGetUUID", at)) for at in range(len(gpus))
+            )
+            _check_once(gpus, self._uuids)
         except ClockError:
             self.close()
             raise
@@ -103,8 +125,8 @@ class NvmlGpus:
         if self._offered_mhz is None:
             offered = []
             for at in range(len(self._uuids)):
-                memory = self._ask("nvmlDeviceGetSupportedMemoryClocks", at)
-                graphics = self._ask("nvmlDeviceGetSupportedGraphicsClocks", at, max(memory))
+                memory = self._clock_list("nvmlDeviceGetSupportedMemoryClocks", at)
+                graphics = self._clock_list("nvmlDeviceGetSupportedGraphicsClocks", at, max(memory))
                 offered.append(set(graphics))
             self._offered_mhz = tuple(sorted(set.intersection(*offered)))
         return self._offered_mhz
@@ -119,15 +141,15 @@ class NvmlGpus:
                 self._ask("nvmlDeviceSetGpuLockedClocks", at, clock_mhz, clock_mhz)
 
     def read_back(self) -> tuple[ClockReading, ...]:
-        """SM clock and clock-event reasons of each GPU."""
-        return tuple(
-            ClockReading(
-                uuid,
-                int(self._ask("nvmlDeviceGetClockInfo", at, self._nvml.NVML_CLOCK_SM)),
-                _reasons(self._ask("nvmlDeviceGetCurrentClocksEventReasons", at)),
+        """SM clock and clock-event reasons of each GPU; reasons None where it has none to tell."""
+        readings = []
+        for at, uuid in enumerate(self._uuids):
+            clock_mhz = self._number("nvmlDeviceGetClockInfo", at, self._constant("CLOCK_SM"))
+            bits = self._if_supported("nvmlDeviceGetCurrentClocksEventReasons", at)
+            readings.append(
+                ClockReading(uuid, int(clock_mhz), None if bits is None else _reasons(int(bits)))
             )
-            for at, uuid in enumerate(self._uuids)
-        )
+        return tuple(readings)
 
     def release(self, *, orphans: bool = False) -> None:
         """Undo our locks, or with ``orphans`` any lock on these GPUs (see ClockActuator)."""
@@ -148,33 +170,97 @@ class NvmlGpus:
     def read_energy_j(self) -> tuple[float, ...]:
         """Each GPU's energy since the driver was loaded, from its own counter (Volta or newer)."""
         return tuple(
-            self._ask("nvmlDeviceGetTotalEnergyConsumption", at) / 1000.0
+            self._number("nvmlDeviceGetTotalEnergyConsumption", at) / 1000.0
             for at in range(len(self._uuids))
         )
 
-    def read_power_w(self) -> tuple[float, ...]:
-        """Each GPU's power now; averaged by the driver over up to a second on some boards."""
+    def read_power_w(self) -> tuple[float | None, ...]:
+        """Each GPU's power now; averaged by the driver over up to a second on some boards.
+
+        None where the GPU does not tell.
+        """
+        return self._each_if_supported("nvmlDeviceGetPowerUsage", unit=1000.0)
+
+    def read_temperature_c(self) -> tuple[float | None, ...]:
+        """Each GPU's core temperature; None where it does not tell."""
+        sensor = self._constant("TEMPERATURE_GPU")
+        return self._each_if_supported("nvmlDeviceGetTemperature", sensor)
+
+    def read_power_limit_w(self) -> tuple[float | None, ...]:
+        """The power cap in force on each GPU; None where it does not tell."""
+        return self._each_if_supported("nvmlDeviceGetEnforcedPowerLimit", unit=1000.0)
+
+    def read_persistence(self) -> tuple[bool | None, ...]:
+        """Whether the driver keeps each GPU initialised; None where it does not tell."""
+        found = self._each_if_supported("nvmlDeviceGetPersistenceMode")
+        return tuple(None if value is None else bool(value) for value in found)
+
+    def read_mig(self) -> tuple[bool | None, ...]:
+        """Whether each GPU is cut into slices; None where it cannot be."""
         return tuple(
-            self._ask("nvmlDeviceGetPowerUsage", at) / 1000.0 for at in range(len(self._uuids))
+            self._list_if_supported("nvmlDeviceGetMigMode", at, _is_mig) for at in self._all
         )
 
-    def read_temperature_c(self) -> tuple[float, ...]:
-        """Each GPU's core temperature."""
+    def read_processes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Pids that compute on each GPU, as the driver's own namespace counts them."""
         return tuple(
-            float(self._ask("nvmlDeviceGetTemperature", at, self._nvml.NVML_TEMPERATURE_GPU))
-            for at in range(len(self._uuids))
+            self._list_if_supported("nvmlDeviceGetComputeRunningProcesses", at, _pids)
+            for at in self._all
         )
+
+    def _list_if_supported(
+        self, function: str, at: int, read: Callable[[Any], Found]
+    ) -> Found | None:
+        """What ``read`` makes of the answer; None where there is none, or an odd one."""
+        try:
+            return read(self._ask(function, at))
+        except (TypeError, ValueError, AttributeError, IndexError):
+            return None
+        except ClockError as error:
+            if is_unsupported(error):
+                return None
+            raise
+
+    @property
+    def _all(self) -> range:
+        return range(len(self._uuids))
+
+    def read_clock_mhz(self) -> tuple[int | None, ...]:
+        """Each GPU's SM clock now; None where it does not tell, as a MIG slice."""
+        found = self._each_if_supported("nvmlDeviceGetClockInfo", self._constant("CLOCK_SM"))
+        return tuple(None if clock is None else int(clock) for clock in found)
+
+    def read_reasons(self) -> tuple[tuple[str, ...] | None, ...]:
+        """What holds each GPU's clock back; None where it does not tell."""
+        found = self._each_if_supported("nvmlDeviceGetCurrentClocksEventReasons")
+        return tuple(None if bits is None else _reasons(int(bits)) for bits in found)
+
+    def _each_if_supported(
+        self, function: str, *arguments: int, unit: float = 1.0
+    ) -> tuple[float | None, ...]:
+        found = (self._if_supported(function, at, *arguments) for at in range(len(self._uuids)))
+        return tuple(None if value is None else value / unit for value in found)
 
     # Names
 
     def identities(self) -> tuple[GpuIdentity, ...]:
-        """Index, UUID and product name of each GPU."""
+        """Index, UUID, product name and PCI address of each GPU."""
         return tuple(
             GpuIdentity(
-                int(self._ask("nvmlDeviceGetIndex", at)), uuid, self._ask("nvmlDeviceGetName", at)
+                int(self._number("nvmlDeviceGetIndex", at)),
+                uuid,
+                _text(self._ask("nvmlDeviceGetName", at)),
+                self._pci_address(at),
             )
             for at, uuid in enumerate(self._uuids)
         )
+
+    def count(self) -> int:
+        """How many GPUs NVML shows to this process; 0 where it does not tell."""
+        try:
+            return int(self._ask("nvmlDeviceGetCount", None))
+        except (ClockError, TypeError, ValueError):
+            return 0
 
     def models(self) -> tuple[str, ...]:
         """Product names."""
@@ -182,37 +268,98 @@ class NvmlGpus:
 
     def driver_version(self) -> str:
         """The NVIDIA driver's version."""
-        return str(self._ask("nvmlSystemGetDriverVersion", None))
+        return _text(self._ask("nvmlSystemGetDriverVersion", None))
+
+    def _pci_address(self, at: int) -> str:
+        try:
+            return normal_pci_address(_text(self._ask("nvmlDeviceGetPciInfo", at).busId))
+        except (ClockError, AttributeError, ValueError):
+            return ""
 
     # Asking NVML
 
     def _start(self) -> None:
-        try:
-            self._nvml.nvmlInit()
-        except self._nvml.NVMLError as error:
-            raise translated(error, "nvmlInit", None) from error
+        self._call("nvmlInit", None)
         self._open = True
 
     def _handle_of(self, gpu: int | str) -> Any:
-        by_index = isinstance(gpu, int)
-        name = "nvmlDeviceGetHandleByIndex" if by_index else "nvmlDeviceGetHandleByUUID"
-        try:
-            return getattr(self._nvml, name)(gpu)
-        except self._nvml.NVMLError as error:
-            raise translated(error, name, gpu) from error
+        if isinstance(gpu, int) and not isinstance(gpu, bool):
+            return self._call("nvmlDeviceGetHandleByIndex", gpu, gpu)
+        if not isinstance(gpu, str):
+            raise ClockUnavailableError(f"{gpu!r} is no GPU", hint="name one by index or UUID")
+        by_place = is_pci_address(gpu)
+        name = "nvmlDeviceGetHandleByPciBusId" if by_place else "nvmlDeviceGetHandleByUUID"
+        return self._call(name, gpu, gpu)
 
     def _ask(self, function: str, at: int | None, *arguments: int) -> Any:
         """Call NVML for the GPU at a position; codes that pass by themselves get a second try."""
         for last_try in (False, True):
+            handle = () if at is None else (self._handles[at],)
             try:
-                handle = () if at is None else (self._handles[at],)
-                return getattr(self._nvml, function)(*handle, *arguments)
-            except self._nvml.NVMLError as error:
-                if last_try or error.value not in RETRIED_CODES:
-                    raise translated(error, function, self._named(at)) from error
-                if error.value == UNINITIALIZED:
+                return self._call(function, self._named(at), *handle, *arguments)
+            except ClockError as error:
+                code = getattr(error.__cause__, "value", None)
+                if last_try or code not in RETRIED_CODES:
+                    raise
+                if code == UNINITIALIZED:
                     self._restart()
         raise AssertionError("unreachable")  # the second round returns or raises
+
+    def _call(self, function: str, gpu: str | int | None, *arguments: Any) -> Any:
+        """Call it under the newest name that this binding and driver know.
+
+        Raises:
+            ClockError: NVML's error, or whatever else an odd binding raises.
+        """
+        for name in (function, _OLDER_NAMES.get(function, function)):
+            call = getattr(self._nvml, name, None)
+            if call is None:
+                continue
+            try:
+                return call(*arguments)
+            except getattr(self._nvml, "NVMLError", ()) as error:
+                if getattr(error, "value", None) == _FUNCTION_NOT_FOUND and name == function:
+                    continue
+                raise translated(error, name, gpu) from error
+            except Exception as error:
+                raise odd(self._nvml, error, name, gpu) from error
+        raise absent(self._nvml, function, gpu)
+
+    def _number(self, function: str, at: int, *arguments: int) -> float:
+        """A finite number. Raises ClockError for anything else."""
+        found = self._ask(function, at, *arguments)
+        if isinstance(found, int | float) and not isinstance(found, bool) and isfinite(found):
+            return found
+        raise odd(self._nvml, ValueError(f"it answers {found!r:.40}"), function, self._named(at))
+
+    def _if_supported(self, function: str, at: int, *arguments: int) -> float | None:
+        """The number, or None where this GPU, driver or binding has none."""
+        try:
+            return self._number(function, at, *arguments)
+        except ClockError as error:
+            if is_unsupported(error):
+                return None
+            raise
+
+    def _clock_list(self, function: str, at: int, *arguments: int) -> list[int]:
+        """Clocks, at least one. Raises ClockError."""
+        found = self._ask(function, at, *arguments)
+        try:
+            clocks = [int(clock) for clock in found]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise odd(self._nvml, error, function, self._named(at)) from error
+        if not clocks:
+            raise ClockUnavailableError(
+                f"GPU {self._named(at)} lists no clocks",
+                cause=f"{function} returns none",
+                hint="a virtual GPU or a MIG slice cannot be locked; use a whole one, or "
+                "--clocks current",
+            )
+        return clocks
+
+    def _constant(self, name: str) -> int:
+        # NVML's own numbers (nvml.h), for a binding that lacks their names.
+        return int(getattr(self._nvml, f"NVML_{name}", {"CLOCK_SM": 1, "TEMPERATURE_GPU": 0}[name]))
 
     def _restart(self) -> None:
         """After a driver reload NVML and its handles are stale; UUIDs are not."""
@@ -223,6 +370,72 @@ class NvmlGpus:
         if at is None:
             return None
         return self._uuids[at] if self._uuids else at
+
+
+def gpu_count(nvml: Any = None) -> int:
+    """How many GPUs NVML counts here, sick ones included.
+
+    Raises:
+        ClockUnavailableError: no pynvml or no driver.
+        ClockError: it does not tell.
+    """
+    nvml = nvml if nvml is not None else _import_pynvml()
+    try:
+        nvml.nvmlInit()
+        try:
+            return int(nvml.nvmlDeviceGetCount())
+        finally:
+            nvml.nvmlShutdown()
+    except getattr(nvml, "NVMLError", ()) as error:
+        raise translated(error, "nvmlInit", None) from error
+    except Exception as error:
+        raise odd(nvml, error, "nvmlDeviceGetCount", None) from error
+
+
+def normal_pci_address(text: str) -> str:
+    """As 0000:17:00.0, whatever the width of its domain and the case of its letters.
+
+    Raises:
+        ValueError: it is none.
+    """
+    domain, bus, rest = text.strip().lower().split(":")
+    device, _, function = rest.partition(".")
+    numbers = (int(part, 16) for part in (domain, bus, device, function or "0"))
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
+
+
+def is_pci_address(name: str) -> bool:
+    """Whether this names a GPU by its place on the bus."""
+    try:
+        normal_pci_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_once(gpus: Sequence[int | str], uuids: Sequence[str]) -> None:
+    """Raises ClockUnavailableError where a GPU is named twice: its energy would count twice."""
+    for at, uuid in enumerate(uuids):
+        if uuid in uuids[:at]:
+            names = [str(gpu) for gpu, one in zip(gpus, uuids, strict=True) if one == uuid]
+            raise ClockUnavailableError(
+                f"GPU {uuid} is named twice",
+                cause=f"as {' and as '.join(names)}",
+                hint="name each of the replica's GPUs once; nvidia-smi -L lists them",
+            )
+
+
+def _is_mig(modes: Any) -> bool:
+    return bool(modes[0])
+
+
+def _pids(processes: Any) -> tuple[int, ...]:
+    return tuple(int(process.pid) for process in processes)
+
+
+def _text(value: Any) -> str:
+    """Old bindings return bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _reasons(bits: int) -> tuple[str, ...]:

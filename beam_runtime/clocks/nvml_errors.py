@@ -9,6 +9,7 @@ from typing import Any
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 
 UNINITIALIZED = 1
+_NOT_SUPPORTED, _FUNCTION_NOT_FOUND = 3, 13
 TIMEOUT = 10
 UNKNOWN = 999
 
@@ -64,15 +65,53 @@ _DOING: dict[str, str] = {
     "nvmlDeviceGetTotalEnergyConsumption": "read the energy counter",
     "nvmlDeviceGetPowerUsage": "read the power",
     "nvmlDeviceGetTemperature": "read the temperature",
+    "nvmlDeviceGetHandleByPciBusId": "find the GPU",
+    "nvmlDeviceGetCurrentClocksEventReasons": "read what holds the clock back",
 }
 
 
 def translated(error: Any, function: str, gpu: str | int | None) -> ClockError:
     """The BEAM error for an NVMLError (its ``value`` is the code) raised by ``function``."""
-    meaning = _MEANINGS.get(error.value, _OTHERWISE)
-    where = "" if gpu is None else f" (GPU {gpu})"
+    code = getattr(error, "value", None)
+    meaning = _MEANINGS.get(code, _OTHERWISE) if isinstance(code, int) else _OTHERWISE
     return meaning.error(
-        f"NVML could not {_DOING.get(function, f'answer {function}')}{where}",
-        cause=f"{function}: {error} (code {error.value})",
+        f"NVML could not {_DOING.get(function, f'answer {function}')}{_where(gpu)}",
+        cause=f"{function}: {error} (code {code})",
         hint=meaning.hint,
     )
+
+
+def is_unsupported(error: ClockError) -> bool:
+    """Whether the GPU, its driver or the Python binding has no such reading at all."""
+    code = getattr(error.__cause__, "value", None)
+    return code in (_NOT_SUPPORTED, _FUNCTION_NOT_FOUND) or isinstance(error, _AbsentError)
+
+
+class _AbsentError(ClockUnavailableError):
+    """The binding has no such function."""
+
+
+def absent(nvml: Any, function: str, gpu: str | int | None) -> ClockError:
+    """A binding that is older than a function."""
+    return _AbsentError(
+        f"this pynvml cannot {_DOING.get(function, f'answer {function}')}{_where(gpu)}",
+        cause=f"it has no {function}; its version is {_version(nvml)}",
+        hint="pip install -U nvidia-ml-py, and pip uninstall pynvml where that is installed, too",
+    )
+
+
+def odd(nvml: Any, error: Exception, function: str, gpu: str | int | None) -> ClockError:
+    """A binding that raises or returns what NVML does not."""
+    return ClockError(
+        f"NVML could not {_DOING.get(function, f'answer {function}')}{_where(gpu)}",
+        cause=f"{function}: {type(error).__name__}: {error} (pynvml {_version(nvml)})"[:500],
+        hint="pip install -U nvidia-ml-py, and pip uninstall pynvml where that is installed, too",
+    )
+
+
+def _where(gpu: str | int | None) -> str:
+    return "" if gpu is None else f" (GPU {gpu})"
+
+
+def _version(nvml: Any) -> str:
+    return str(getattr(nvml, "__version__", "unknown"))[:40]

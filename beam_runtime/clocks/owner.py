@@ -1,11 +1,12 @@
 """Who holds a clock: a process that cannot be mistaken for another one.
 
 Pids are used again, so an owner is its pid, the moment that process started, and the boot
-it started in. What this cannot see: processes of another pid namespace. Two containers that
-share a GPU must not share a state folder.
+it started in. A pid means nothing in another pid namespace, so the namespace is told, too; whether
+a process of another container lives is then for its presence to say (presence.py).
 """
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,24 +23,34 @@ class Owner:
         pid: its number.
         started_ticks: clock ticks after boot at which it started.
         boot_id: the kernel's name for this boot.
+        namespace: inode of its pid namespace; 0 = not told, taken as this one.
+        host: what its machine or container is called; empty = not told.
     """
 
     pid: int
     started_ticks: int
     boot_id: str
+    namespace: int = 0
+    host: str = ""
 
     @classmethod
     def current(cls) -> Self:
         """This process."""
-        return cls(os.getpid(), _stat(os.getpid())[1], boot_id())
+        started_ticks = _stat(os.getpid())[1]
+        return cls(os.getpid(), started_ticks, boot_id(), pid_namespace(), platform.node())
+
+    @property
+    def visible(self) -> bool:
+        """Whether its pid means here what it means to itself."""
+        return self.namespace in (0, pid_namespace())
 
     def alive(self) -> bool:
-        """Whether this very process still runs."""
-        if self.boot_id != boot_id():
+        """Whether this very process still runs, as far as /proc shows it here."""
+        if self.boot_id != boot_id() or not self.visible:
             return False
         try:
             state, started_ticks = _stat(self.pid)
-        except OSError:
+        except (OSError, ValueError, IndexError):
             return False
         return started_ticks == self.started_ticks and state not in _GONE_STATES
 
@@ -47,6 +58,14 @@ class Owner:
 def boot_id() -> str:
     """The kernel's name for this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def pid_namespace() -> int:
+    """Inode of this process's pid namespace; 0 where the kernel does not tell."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from beam_runtime.errors import ClockUnavailableError
 
+_MOST_DIGITS = 4
 Gpu = TypeVar("Gpu", str, str | int)
 
 
@@ -27,7 +28,7 @@ def on_node(address: str, index: int) -> str:
 def index_on_node(gpu: str) -> int:
     """Its index there. Raises ClockUnavailableError where the name has none."""
     index = gpu.rpartition("/")[2]
-    if not index.isdecimal():
+    if not (index.isascii() and index.isdecimal() and len(index) <= _MOST_DIGITS):
         raise ClockUnavailableError(
             f"{gpu} is no GPU of another node", hint="expected HOST:PORT/INDEX, as node2:4938/0"
         )

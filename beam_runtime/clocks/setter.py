@@ -1,10 +1,11 @@
 """Clock sets on a thread of their own: serial, the last wish wins, every outcome reported.
 
-A set takes 7-35 ms and a stuck driver call a second; neither the engine nor the search waits
-for it. The same thread tells the guard that this process is well.
+A set takes 7-35 ms and a stuck driver call is given up on (lock.py); neither the engine nor the
+search waits for it. The same thread hears of it when the guard has ended.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.guard import HEARTBEAT_S
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.lock import SETTLE_S, ClockLock
-from beam_runtime.errors import ClockError
+from beam_runtime.errors import ClockError, ClockLostError
 
 _LOG = logging.getLogger("beam_runtime")
 
@@ -50,6 +51,7 @@ class ClockSetter:
         self._wish: tuple[int | None] | None = None  # a wish in a box: None is a wish, too
         self._changed = threading.Condition()
         self._closing = False
+        self._pid = os.getpid()
         self._thread = (
             threading.Thread(target=self._run, name="beam-clocks", daemon=True)
             if threaded
@@ -64,29 +66,36 @@ class ClockSetter:
 
     def want(self, clock_mhz: int | None) -> None:
         """Wish for a clock, or for release with None; an older wish still waiting is dropped."""
+        if os.getpid() != self._pid:
+            return
         if self._thread is None:
-            self._report(self._carry_out(clock_mhz))
+            self._calm_guard()
+            self._tell(self._carry_out(clock_mhz))
             return
         with self._changed:
             self._wish = (clock_mhz,)
             self._changed.notify()
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Finish the set under way, release, and end. Logs what could not be released."""
+        """Finish the set under way, release, and end. Never raises; logs what stays locked."""
+        if os.getpid() != self._pid:
+            return  # a forked child: the thread and the GPUs are its parent's
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                # It sits in a driver call, as anything else here would. The guard hears no
-                # heartbeat any more, and releases.
+                if self._guarded is not None:
+                    self._guarded.abandon()
                 _LOG.error("a clock call does not return; the guard will release the GPUs")
                 return
         for give_back in (self._lock.close, *((self._guarded.close,) if self._guarded else ())):
             try:
                 give_back()
-            except ClockError as error:
+            except ClockLostError as error:
+                _LOG.warning("%s", error)
+            except Exception as error:  # a user's actuator must not raise into the engine's end
                 _LOG.error("a GPU may still be locked: %s", error)
 
     def _run(self) -> None:
@@ -97,9 +106,9 @@ class ClockSetter:
                 if self._closing:
                     return
                 wish, self._wish = self._wish, None
-            if wish is not None:
-                self._report(self._carry_out(wish[0]))
             self._calm_guard()
+            if wish is not None:
+                self._tell(self._carry_out(wish[0]))
 
     def _carry_out(self, clock_mhz: int | None) -> SetOutcome:
         try:
@@ -113,10 +122,17 @@ class ClockSetter:
             return SetOutcome(clock_mhz, ClockError(f"{type(error).__name__}: {error}"))
         return SetOutcome(clock_mhz)
 
+    def _tell(self, outcome: SetOutcome) -> None:
+        try:
+            self._report(outcome)
+        except Exception:
+            _LOG.exception("who asked for a clock does not take the answer")
+
     def _calm_guard(self) -> None:
         if self._guarded is None:
             return
         try:
             self._guarded.beat()
         except ClockError as error:
-            self._report(SetOutcome(None, error))
+            self._lock.forget()
+            self._tell(SetOutcome(None, error))

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Self
 
 from beam_runtime.clocks.base import ClockActuator, Releaser
 from beam_runtime.clocks.places import by_place
-from beam_runtime.errors import ClockUnavailableError
+from beam_runtime.errors import ClockError, ClockUnavailableError
 
 if TYPE_CHECKING:
     from beam_runtime.clocks.nodes import LocalActuator
+
+
+COMMAND_TIMEOUT_S = 5.0
+# A set, and twice giving back what it did, at 1.5 s of silence each (zeusd_client.py).
+ZEUSD_LIMIT_S = 6.0
 
 
 class ActuatorKind(StrEnum):
@@ -56,19 +61,51 @@ class ActuatorSpec:
 
         return AcrossNodes(local, [ZeusdNode(tuple(map(str, one.gpus))) for one in others])
 
-    def open_releasers(self) -> tuple[Releaser, ...]:
-        """What gives the GPUs back, each machine's by themselves.
+    def open_releasers(self, *, all_of_them: bool = False) -> tuple[Releaser, ...]:
+        """What gives the GPUs back: another node's together, this machine's each by itself.
 
-        Raises ClockUnavailableError where this machine's cannot be reached.
+        One that cannot be reached says so when it is to be released, and is in nobody's way;
+        with ``all_of_them`` at once.
+
+        Raises:
+            ClockError: with ``all_of_them``, for one that cannot be reached.
         """
         from beam_runtime.clocks.zeusd_node import ZeusdNode
 
-        return tuple(
-            ZeusdNode(tuple(map(str, one.gpus)))
-            if one.kind is ActuatorKind.NODE
-            else one._open_local()
-            for one in self._places()
-        )
+        releasers: list[Releaser] = []
+        for one in self._places():
+            if one.kind is ActuatorKind.NODE:
+                releasers.append(ZeusdNode(tuple(map(str, one.gpus))))
+            else:
+                # A site of many GPUs in a file has them all there, or none.
+                alone = one.kind is not ActuatorKind.FILE
+                parts = [(gpu,) for gpu in one.gpus] if alone else [one.gpus]
+                for part in parts:
+                    here = replace(one, gpus=part)
+                    releasers.append(here._open_local() if all_of_them else here._open_releaser())
+        return tuple(releasers)
+
+    @property
+    def set_limit_s(self) -> float:
+        """How long a set may take before it counts as hung.
+
+        A lock takes 7-35 ms a GPU (design/device-model.md), and 200 ms were seen; a daemon and a
+        site's command have limits of their own.
+        """
+        gpus = max(1, len(self.gpus))
+        match self.kind:
+            case ActuatorKind.COMMAND:
+                return 2 * gpus * COMMAND_TIMEOUT_S
+            case ActuatorKind.ZEUSD:
+                return ZEUSD_LIMIT_S
+        on_nodes = ZEUSD_LIMIT_S if len(self._places()) > 1 else 0.0
+        return on_nodes + 0.6 + 0.2 * gpus
+
+    def _open_releaser(self) -> Releaser:
+        try:
+            return self._open_local()
+        except ClockError as error:
+            return _Unreachable(tuple(map(str, self.gpus)), error)
 
     def _places(self) -> tuple[Self, ...]:
         return tuple(
@@ -133,6 +170,10 @@ class ActuatorSpec:
             hint="run the site's own release command for " + ", ".join(gpus),
         )
 
+    def on(self, gpus: Sequence[str]) -> Self:
+        """The same way to set clocks, for these GPUs alone."""
+        return replace(self, gpus=tuple(gpus))
+
     def to_json(self) -> str:
         """One line."""
         return json.dumps(asdict(self))
@@ -149,6 +190,18 @@ class ActuatorSpec:
             release_command=_texts(fields["release_command"]),
             file=fields["file"],
         )
+
+
+class _Unreachable:
+    """A GPU that fell off the bus, or whose driver is gone: said by whoever is to release it."""
+
+    def __init__(self, gpus: tuple[str, ...], error: ClockError) -> None:
+        self.gpus = gpus
+        self._error = error
+
+    def release(self, *, orphans: bool = False) -> None:
+        """Raises what was found when it was opened."""
+        raise self._error
 
 
 def _texts(values: Sequence[object]) -> tuple[str, ...]:

@@ -1,84 +1,81 @@
 """Which GPUs BEAM has locked, on disk: written before a lock is set, erased after its release.
 
-One JSON file per user, 0600 in a 0700 folder, replaced whole (write, fsync, rename) under a
-file lock. It is read by the next start, by the guard and by ``beam doctor --restore``. A file
-that cannot be read is an error and is left as it is: it may be the only trace of a locked GPU.
+One JSON file, replaced whole (write, fsync, rename) under a file lock: of the machine where an
+administrator made /var/lib/beam (docs/operations.md), else of the user, 0600 in a 0700 folder. It
+is read by the next start, by the guard and by ``beam doctor --restore``. A file that cannot be
+read is an error and is left as it is: it may be the only trace of a locked GPU.
 """
 
-import fcntl
+import contextlib
 import json
 import os
-import time
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from beam_runtime.clocks.owner import Owner
+from beam_runtime.clocks.file_lock import file_lock
+from beam_runtime.clocks.holding import Holding, parse_holding, whole_number
 from beam_runtime.errors import ClockError
 
-_VERSION = 1
-# A writer needs a few milliseconds; one that is stopped must not stop the guard.
+__all__ = ["Holding", "Record", "StateFile", "state_folder"]
+
+_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # 1 had neither generations nor namespaces
+# A writer needs a few milliseconds; one that is stopped must not stop everybody.
 LOCK_TIMEOUT_S = 3.0
-_POLL_S = 0.02
+# A machine has some dozen GPUs, and each takes a few hundred bytes.
+_LARGEST_BYTES = 1 << 20
+_MOST_HOLDINGS = 4096
+SYSTEM_FOLDER = Path("/var/lib/beam")
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A replica's GPUs and who drives them.
+class Record(list[Holding]):
+    """The holdings, open for editing.
 
     Attributes:
-        owner: the process.
-        gpus: UUIDs.
-        clock_mhz: the lock in force or about to be; None where they are held, not locked.
-        actuator: what sets them: nvml, zeusd, command, file.
+        generation: the largest number that a lease on record has had.
     """
 
-    owner: Owner
-    gpus: tuple[str, ...]
-    clock_mhz: int | None
-    actuator: str
+    def __init__(self, holdings: Iterable[Holding] = (), generation: int = 0) -> None:
+        super().__init__(holdings)
+        self.generation = max((generation, *(one.generation for one in self)))
 
 
 def state_folder() -> Path:
-    """$BEAM_STATE_DIR, or beam/ in the XDG state folder ($XDG_STATE_HOME, ~/.local/state)."""
+    """$BEAM_STATE_DIR, /var/lib/beam where this user may write there, or one of the user's own.
+
+    That is beam/ in the XDG state folder ($XDG_STATE_HOME, ~/.local/state).
+    """
     named = os.environ.get("BEAM_STATE_DIR")
     if named:
         return Path(named)
+    if os.access(SYSTEM_FOLDER, os.R_OK | os.W_OK | os.X_OK):
+        return SYSTEM_FOLDER
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "beam"
 
 
 class StateFile:
-    """The holdings of all BEAM processes of this user.
+    """The holdings of all BEAM processes of this machine, or of this user.
 
     Args:
         folder: where it lies; state_folder() by default.
+        patience_s: how long to wait for another writer; LOCK_TIMEOUT_S by default.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, patience_s: float | None = None) -> None:
         self.folder = folder or state_folder()
         self.path = self.folder / "clocks.json"
+        self._patience_s = patience_s
 
     def read(self) -> tuple[Holding, ...]:
         """What is held. Raises ClockError when the file cannot be understood."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ()
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._unreadable(str(error)) from error
-        try:
-            content = json.loads(text)
-            if content["version"] != _VERSION:
-                raise self._unreadable(f"version {content['version']}, expected {_VERSION}")
-            return tuple(_holding(entry) for entry in content["holdings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._unreadable(f"{type(error).__name__}: {error}") from error
+        return tuple(self._read())
 
     @contextmanager
-    def change(self, *, durable: bool = True) -> Iterator[list[Holding]]:
+    def change(self, *, durable: bool = True) -> Iterator[Record]:
         """Yield the holdings for editing, alone; written back unless the block raises.
 
         Args:
@@ -88,66 +85,87 @@ class StateFile:
         Raises:
             ClockError: the folder or file cannot be used, or another process sits on it.
         """
-        self._make_folder()
-        with self._alone():
-            before = self.read()
-            holdings = list(before)
-            yield holdings
-            if tuple(holdings) != before:
-                self._write(holdings, durable)
+        mode = self.prepare()
+        patience_s = LOCK_TIMEOUT_S if self._patience_s is None else self._patience_s
+        with file_lock(self.folder / "clocks.lock", timeout_s=patience_s, mode=mode):
+            record = self._read()
+            before = (tuple(record), record.generation)
+            yield record
+            if (tuple(record), record.generation) != before:
+                self._write(record, durable, mode)
 
-    def _make_folder(self) -> None:
+    def prepare(self) -> int:
+        """Make the folder, see that nobody else writes there; the mode of files in it.
+
+        Raises:
+            ClockError: it cannot be made, or is not ours alone.
+        """
+        hint = "name a folder of yours: BEAM_STATE_DIR=FOLDER"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self.folder.stat().st_uid
+            found = self.folder.stat()
         except OSError as error:
             raise ClockError(
-                f"no state folder at {self.folder}",
-                cause=str(error),
-                hint="name a folder of yours: BEAM_STATE_DIR=FOLDER",
+                f"no state folder at {self.folder}", cause=str(error), hint=hint
             ) from error
-        if owner != os.geteuid():
+        if found.st_mode & stat.S_IWOTH:
             raise ClockError(
-                f"{self.folder} belongs to user {owner}, expected {os.geteuid()}",
-                hint="name a folder of yours: BEAM_STATE_DIR=FOLDER",
+                f"everybody may write to {self.folder}",
+                cause="a record that anybody can change says nothing",
+                hint=f"chmod o-w {self.folder}, or {hint}",
             )
+        shared = found.st_uid == 0 and bool(found.st_mode & stat.S_IWGRP)
+        if found.st_uid != os.geteuid() and not shared:
+            raise ClockError(
+                f"{self.folder} belongs to user {found.st_uid}, expected {os.geteuid()}", hint=hint
+            )
+        if found.st_mode & stat.S_IWGRP and not shared:
+            raise ClockError(
+                f"a group may write to {self.folder}, which is not root's",
+                hint=f"chmod g-w {self.folder}, or {hint}",
+            )
+        return 0o660 if shared else 0o600
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        path = self.folder / "clocks.lock"
+    def presence(self, generation: int) -> Path:
+        """The file by which a lease's owner shows that it lives (presence.py)."""
+        return self.folder / f"lease-{generation}.lock"
+
+    def _read(self) -> Record:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return Record()
         except OSError as error:
-            raise ClockError(f"cannot lock {path}", cause=error.strerror or str(error)) from error
+            raise self._unreadable(str(error)) from error
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise self._unreadable("it is no file")
+                data = file.read(_LARGEST_BYTES + 1)
+            except OSError as error:
+                raise self._unreadable(str(error)) from error
+        if len(data) > _LARGEST_BYTES:
+            raise self._unreadable(f"it is larger than {_LARGEST_BYTES} bytes")
         try:
-            deadline_s = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline_s:
-                        raise ClockError(
-                            f"{self.path} is in use by another process",
-                            cause=f"waited {LOCK_TIMEOUT_S:g} s for its lock",
-                            hint="is a BEAM process stopped? try again",
-                        ) from None
-                    time.sleep(_POLL_S)
-            yield
-        finally:
-            os.close(descriptor)
+            return _parsed(data)
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(f"{type(error).__name__}: {error}") from error
 
-    def _write(self, holdings: list[Holding], durable: bool) -> None:
-        text = json.dumps(
-            {"version": _VERSION, "holdings": [asdict(holding) for holding in holdings]}, indent=2
-        )
+    def _write(self, record: Record, durable: bool, mode: int) -> None:
+        generation = max((record.generation, *(one.generation for one in record)))
+        content = {
+            "version": _VERSION,
+            "generation": generation,
+            "holdings": [asdict(holding) for holding in record],
+        }
         temporary = self.folder / f".clocks.{os.getpid()}.tmp"
         try:
             # What a killed writer of the same pid left behind; never followed if it is a link.
             temporary.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(os.open(temporary, flags, mode), "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), mode)
+                json.dump(content, file, indent=2)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -155,7 +173,8 @@ class StateFile:
             if durable:
                 self._sync_folder()
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise ClockError(
                 f"cannot write {self.path}",
                 cause=error.strerror or str(error),
@@ -172,17 +191,21 @@ class StateFile:
     def _unreadable(self, cause: str) -> ClockError:
         return ClockError(
             f"{self.path} cannot be read; it is left as it is",
-            cause=cause,
+            cause=cause[:500],
             hint="release clocks by hand (nvidia-smi -rgc -i GPU), then move the file away",
         )
 
 
-def _holding(entry: Any) -> Holding:
-    owner = entry["owner"]
-    clock_mhz = entry["clock_mhz"]
-    return Holding(
-        owner=Owner(int(owner["pid"]), int(owner["started_ticks"]), str(owner["boot_id"])),
-        gpus=tuple(str(gpu) for gpu in entry["gpus"]),
-        clock_mhz=None if clock_mhz is None else int(clock_mhz),
-        actuator=str(entry["actuator"]),
-    )
+def _parsed(data: bytes) -> Record:
+    """Raises ValueError for whatever it is not; RecursionError where it is nested without end."""
+    content = json.loads(data.decode("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("expected an object")  # noqa: TRY004 - one error for what was read
+    version = content.get("version")
+    if version not in _READABLE_VERSIONS or isinstance(version, bool):
+        raise ValueError(f"version {str(version)[:40]}, expected {_VERSION}")
+    holdings = content.get("holdings")
+    if not isinstance(holdings, list) or len(holdings) > _MOST_HOLDINGS:
+        raise ValueError(f"holdings: expected a list of at most {_MOST_HOLDINGS}")
+    generation = whole_number(content.get("generation", 0), "generation")
+    return Record([parse_holding(entry) for entry in holdings], generation)

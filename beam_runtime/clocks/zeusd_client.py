@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ class ZeusdClient:
         text = self.begin("GET", path, **query)()
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ClockError(
                 f"zeusd at {self._place} answers {path} with something other than JSON",
                 cause=text[:200],
@@ -73,13 +74,19 @@ class ZeusdClient:
         return lambda: self._answer(connection, path, until_s)
 
     def _answer(self, connection: "_Connection", path: str, until_s: float) -> str:
+        left_s = max(_LEAST_S, until_s - time.monotonic())
+        # A timeout of the socket's bounds one wait; who sends a byte a second has no end.
+        end = threading.Timer(left_s, _cut, (connection.sock,))
+        end.daemon = True
+        end.start()
         try:
-            connection.sock.settimeout(max(_LEAST_S, until_s - time.monotonic()))
+            connection.sock.settimeout(left_s)
             with connection.getresponse() as answer:
                 text = answer.read(_LONGEST_ANSWER).decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             raise self._silent(error) from error
         finally:
+            end.cancel()
             connection.close()
         if answer.status in _FORBIDDEN:
             raise ClockPermissionError(
@@ -111,6 +118,11 @@ class ZeusdClient:
                 found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
                 self._found = [(family, address) for family, _, _, _, address in found]
         return self._found
+
+
+def _cut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 class _Connection(http.client.HTTPConnection):

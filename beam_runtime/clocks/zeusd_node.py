@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from beam_runtime.clocks.places import index_on_node, node_of
 from beam_runtime.clocks.zeusd import RESET_PATH, SET_PATH, reset_query, set_query
 from beam_runtime.clocks.zeusd_client import ZeusdClient
-from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
-
-_SCOPE = "gpu-control"
+from beam_runtime.clocks.zeusd_offer import CONTROL, ask_offer, ask_scopes
+from beam_runtime.errors import ClockPermissionError, ClockUnavailableError
 
 
 class ZeusdNode:
@@ -41,28 +40,19 @@ class ZeusdNode:
             ClockPermissionError: it wants a token, another one, or one for control.
             ClockError: it does not answer, or not as zeusd.
         """
-        try:
-            offer = self._zeusd.get("/discover")
-            names = {f"{self._address}/{int(gpu['id'])}": str(gpu["name"]) for gpu in offer["gpus"]}
-            controls = _SCOPE in offer["enabled_api_groups"]
-            asks = controls and offer["auth_required"]
-            scopes = self._zeusd.get("/auth/whoami")["scopes"] if asks else (_SCOPE,)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ClockError(
-                f"zeusd at {self._address} does not say what it offers",
-                cause=f"{type(error).__name__}: {error}",
-                hint="BEAM knows the daemon of zeus 0.16",
-            ) from error
-        if not controls:
+        offer = ask_offer(self._zeusd, self._address)
+        names = {f"{self._address}/{gpu.index}": gpu.name for gpu in offer.gpus}
+        if not offer.controls:
             raise ClockUnavailableError(
                 f"zeusd at {self._address} sets no clocks",
-                hint=f"start it with its API group {_SCOPE}",
+                hint=f"start it with its API group {CONTROL}",
             )
-        if _SCOPE not in scopes:
+        scopes = ask_scopes(self._zeusd, self._address) if offer.auth_required else (CONTROL,)
+        if CONTROL not in scopes:
             raise ClockPermissionError(
                 f"the token is not for clocks of {self._address}",
-                cause=f"its scopes are {', '.join(map(str, scopes)) or 'none'}",
-                hint=f"set ZEUSD_TOKEN to one with the scope {_SCOPE}",
+                cause=f"its scopes are {', '.join(scopes) or 'none'}",
+                hint=f"set ZEUSD_TOKEN to one with the scope {CONTROL}",
             )
         for gpu in self.gpus:
             if names.get(gpu) not in models:

@@ -4,10 +4,11 @@ It answers the functions that beam_runtime.clocks.nvml calls, in NVML's own unit
 error codes; a test holds its names and signatures against the real module.
 """
 
-# ruff: noqa: D102, N802, A002 - NVML's names, described by NVML
+# ruff: noqa: D102, N802, N815, A002 - NVML's names, described by NVML
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from zlib import crc32
 
 
 class FakeNvmlError(Exception):
@@ -22,20 +23,45 @@ class FakeNvmlError(Exception):
 class FakeGpu:
     """One GPU's state, in NVML's units (milliwatts, millijoules).
 
-    ``obeys`` False: locks are accepted and not applied. ``sm_clock_mhz`` is what it runs at.
+    ``obeys`` False: locks are accepted and not applied. ``sm_clock_mhz`` is what it runs at; by
+    default its highest clock.
     """
 
     uuid: str
     name: str = "NVIDIA A100-SXM4-80GB"
     clocks_mhz: tuple[int, ...] = tuple(range(1410, 209, -15))
     memory_clocks_mhz: tuple[int, ...] = (1593, 1215)
-    sm_clock_mhz: int = 1410
+    sm_clock_mhz: int = 0
     lock_mhz: int | None = None
     obeys: bool = True
     reasons: int = 0
     energy_mj: int = 0
     power_mw: int = 90_000
     temperature_c: int = 45
+    pci_bus_id: str = ""
+    power_limit_mw: int = 400_000
+    persistence: int = 1
+    mig: int = 0
+    processes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.sm_clock_mhz = self.sm_clock_mhz or max(self.clocks_mhz, default=0)
+        # No two GPUs share an address, and one keeps its own in whatever list it stands.
+        self.pci_bus_id = self.pci_bus_id or f"0000F000:{crc32(self.uuid.encode()) % 256:02X}:00.0"
+
+
+@dataclass(frozen=True, slots=True)
+class FakePciInfo:
+    """As much of nvmlPciInfo_t as is asked for."""
+
+    busId: str
+
+
+@dataclass(frozen=True, slots=True)
+class FakeProcess:
+    """As much of nvmlProcessInfo_t as is asked for."""
+
+    pid: int
 
 
 @dataclass(slots=True)
@@ -84,6 +110,37 @@ class FakeNvml:
     def nvmlSystemGetDriverVersion(self) -> str:
         self._called("nvmlSystemGetDriverVersion")
         return "580.159.03"
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._called("nvmlDeviceGetCount")
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str) -> FakeGpu:
+        self._called("nvmlDeviceGetHandleByPciBusId")
+        for gpu in self.gpus:
+            if gpu.pci_bus_id.lower().lstrip("0") == pciBusId.lower().lstrip("0"):
+                return gpu
+        raise FakeNvmlError(6)
+
+    def nvmlDeviceGetPciInfo(self, handle: FakeGpu) -> FakePciInfo:
+        self._called("nvmlDeviceGetPciInfo", handle)
+        return FakePciInfo(handle.pci_bus_id)
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: FakeGpu) -> int:
+        self._called("nvmlDeviceGetEnforcedPowerLimit", handle)
+        return handle.power_limit_mw
+
+    def nvmlDeviceGetPersistenceMode(self, handle: FakeGpu) -> int:
+        self._called("nvmlDeviceGetPersistenceMode", handle)
+        return handle.persistence
+
+    def nvmlDeviceGetMigMode(self, device: FakeGpu) -> list[int]:
+        self._called("nvmlDeviceGetMigMode", device)
+        return [device.mig, device.mig]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[FakeProcess]:
+        self._called("nvmlDeviceGetComputeRunningProcesses", handle)
+        return [FakeProcess(pid) for pid in handle.processes]
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
         self._called("nvmlDeviceGetHandleByIndex")
@@ -144,7 +201,7 @@ class FakeNvml:
     def nvmlDeviceResetGpuLockedClocks(self, handle: FakeGpu) -> None:
         self._called("nvmlDeviceResetGpuLockedClocks", handle)
         handle.lock_mhz = None
-        handle.sm_clock_mhz = max(handle.clocks_mhz)
+        handle.sm_clock_mhz = max(handle.clocks_mhz, default=0)
 
     def nvmlDeviceGetClockInfo(self, handle: FakeGpu, type: int) -> int:
         self._called("nvmlDeviceGetClockInfo", handle)
@@ -182,5 +239,7 @@ class FakeNvml:
 
 
 def fake_gpus(number: int) -> list[FakeGpu]:
-    """So many equal A100s."""
-    return [FakeGpu(f"GPU-{at}") for at in range(number)]
+    """So many equal A100s, at one PCI address after the other."""
+    return [
+        FakeGpu(f"GPU-{at}", pci_bus_id=f"00000000:{0x10 + at:02X}:00.0") for at in range(number)
+    ]

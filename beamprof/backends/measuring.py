@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from beam_runtime.clocks.base import POWER_CAP
+from beam_runtime.clocks.base import CLOCK_LOSS, POWER_CAP
 from beam_runtime.clocks.energy import EnergyMeter
+from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
@@ -27,11 +28,10 @@ from beamprof.backends.pass_timing import (
 )
 from beamprof.backends.sensors import Sensors
 from beamprof.console import note
-from beamprof.errors import BackendError
+from beamprof.errors import BackendError, UnheldClockError
 from beamprof.models.shape import StageShape
 
 IDLE_WINDOW_MS = 1000.0
-CLOCK_LOSS = 0.01  # a pass whose clock fell further below its lock is not that clock's
 CELL_TRIES = 3
 COOL_DOWN_S = 10.0
 _PASSES_PER_CELL = 6  # warm-up and window, where a single pass outlasts both
@@ -92,7 +92,8 @@ class MeasuringBackend:
 
         Raises:
             BackendError: it does not fit into memory, or its clock or energy stay wrong.
-            ClockError: its clock cannot be set.
+            UnheldClockError, ClockNotAppliedError: the GPU does not run at its clock.
+            ClockError: clocks cannot be set, or this GPU is another's by now.
         """
         runner, sensors = self._opened()
         if cell.kind is RowKind.IDLE:
@@ -132,7 +133,7 @@ class MeasuringBackend:
             self._say(_rejection(cell, times))
             self._sleep_s(COOL_DOWN_S)
         spent_s = self._now_s() - begun_s
-        raise BackendError(
+        raise UnheldClockError(
             f"{cell.clock_mhz} MHz is not held: {CELL_TRIES} windows in {spent_s:.0f} s were "
             f"rejected",
             cause=_rejection(cell, times),
@@ -193,6 +194,9 @@ class MeasuringBackend:
         """Have runner and clocks given back: clocks first, and whatever else fails."""
         if self._runner is not None:
             leaving.callback(self._runner.close)
+        sensors = self._sensors
+        if sensors is not None and isinstance(sensors.actuator, GuardedActuator):
+            leaving.callback(sensors.actuator.close)
         if self._lock is not None:
             leaving.callback(self._lock.close)
         self._runner = self._sensors = self._lock = None

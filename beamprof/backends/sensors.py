@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.base import NOT_THROTTLING, ClockActuator
 from beam_runtime.clocks.energy import EnergyCounter
+from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.errors import ClockError
 from beamprof.backends.pass_timing import Gauge, GaugeReading
 from beamprof.backends.rapl import RaplCounter
@@ -27,7 +29,7 @@ class Sensors:
         counter: None where power is assumed.
         assumed_power_w: of each device, where there is no counter.
         gauge: clock, temperature, throttle reasons; all None on a CPU.
-        actuator: sets clocks; None on a CPU.
+        actuator: sets clocks, on record and guarded; None on a CPU.
         metadata: what they say of the device, see beam_runtime.table.schema.METADATA_KEYS.
     """
 
@@ -95,7 +97,10 @@ def gpu_sensors(uuids: Sequence[str], assume_power_w: float | None, nvml: Any = 
         counter=counter,
         assumed_power_w=None if counter is not None else assume_power_w,
         gauge=lambda: read_gauge(gpus),
-        actuator=gpus,
+        # A guard is another process: it cannot reach a module that was handed over to this one.
+        actuator=gpus
+        if nvml is not None
+        else GuardedActuator(gpus, ActuatorSpec(ActuatorKind.NVML, gpus.gpus)),
         metadata={
             "device_clocks_mhz": json.dumps(_clocks_mhz(gpus)),
             "gpu_name": gpus.identities()[0].name,
@@ -106,12 +111,22 @@ def gpu_sensors(uuids: Sequence[str], assume_power_w: float | None, nvml: Any = 
 
 
 def read_gauge(gpus: NvmlGpus) -> GaugeReading:
-    """Mean clock, the hottest GPU, and whatever holds any of them back."""
-    readings = gpus.read_back()
-    reasons = [reason for reading in readings for reason in reading.throttle]
+    """Mean clock, the hottest GPU, and whatever holds any of them back; None where none tells.
+
+    Raises:
+        ClockError: a GPU failed, which is not the same as having no such sensor.
+    """
+    clocks_mhz = [clock for clock in gpus.read_clock_mhz() if clock is not None]
+    temperatures_c = [degrees for degrees in gpus.read_temperature_c() if degrees is not None]
+    reasons = [
+        reason
+        for one in gpus.read_reasons()
+        for reason in one or ()
+        if reason not in NOT_THROTTLING
+    ]
     return GaugeReading(
-        clock_mhz=sum(reading.clock_mhz for reading in readings) / len(readings),
-        temperature_c=max(gpus.read_temperature_c()),
+        clock_mhz=sum(clocks_mhz) / len(clocks_mhz) if clocks_mhz else None,
+        temperature_c=max(temperatures_c, default=None),
         throttle=tuple(dict.fromkeys(reasons)),
     )
 

@@ -16,18 +16,22 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """What is here, what may be done, and whether a GPU was left locked. Exit code 1 if so."""
+    """Could BEAM control this machine, and was a GPU left locked? Exit code 1 if not, or if so.
+
+    With --restore the exit code is that of the restoring: 1 where a lock could not be released.
+    """
     from beamprof.doctor.diagnose import diagnose
     from beamprof.plain import plain
     from beamprof.report.doctor_view import show_diagnosis
 
     found = diagnose(restore_orphans=restore)
+    well = found.well if restore else found.controls
     emit(
         "doctor",
-        {"well": found.well, **plain(found)},
+        {"well": found.well, "controls": found.controls, **plain(found)},
         lambda out: show_diagnosis(found, out),
         as_json=as_json,
-        status="ok" if found.well else "no",
+        status="ok" if well else "no",
     )
-    if not found.well:
+    if not well:
         raise typer.Exit(1)

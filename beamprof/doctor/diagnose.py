@@ -1,4 +1,4 @@
-"""`beam doctor`: what this machine has, what this user may do, and which locks were left behind.
+"""`beam doctor`: could BEAM control this machine, and which locks were left behind.
 
 It reads; only ``restore`` changes anything, and then only GPUs that BEAM has locked and whose
 owner is dead.
@@ -7,31 +7,18 @@ owner is dead.
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks
-from beam_runtime.clocks.claims import orphans, restore
+from beam_runtime.clocks.claims import Restored, gone, orphans, restore
 from beam_runtime.clocks.guarded import release_orphan
 from beam_runtime.clocks.state_file import Holding, StateFile
-from beam_runtime.errors import BeamError, ClockError
+from beam_runtime.errors import ClockError
+from beamprof.doctor.checks import Check, checks
+from beamprof.doctor.gpus import Gpu, find_gpus, reason
 
 # What the two halves use, and what uses them.
 PACKAGES = ("beamprof", "numpy", "numba", "pyarrow", "nvidia-ml-py", "torch", "vllm")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as NVML sees it."""
-
-    index: int
-    uuid: str
-    name: str
-    clock_mhz: int
-    clocks: int
-    lowest_mhz: int
-    highest_mhz: int
-    power_w: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +31,8 @@ class Lock:
         pid: whose.
         state: held (its process lives), orphaned (it is dead, the lock stands), void (nothing
             is locked any more), released (just now), or stuck (it could not be released).
-        error: why it is stuck.
+        error: why it is stuck, or what was left alone.
+        host: what its machine or container is called, where it is told.
     """
 
     gpus: tuple[str, ...]
@@ -52,6 +40,7 @@ class Lock:
     pid: int
     state: str
     error: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,9 @@ class Diagnosis:
         may_lock: whether the driver lets this user lock clocks.
         clocks: how BEAM would set clocks, and why.
         locks: on record.
+        record: where that is.
         record_error: why the record cannot be read; empty where it can.
+        checks: what has to hold for BEAM to control this machine, and whether it does.
     """
 
     python: str
@@ -79,13 +70,20 @@ class Diagnosis:
     may_lock: bool
     clocks: str
     locks: tuple[Lock, ...]
+    record: str
     record_error: str
+    checks: tuple[Check, ...]
 
     @property
     def well(self) -> bool:
-        """Whether no lock is left behind."""
-        bad = any(lock.state in ("orphaned", "stuck") for lock in self.locks)
-        return not bad and not self.record_error
+        """Whether no lock is left behind and no GPU is sick."""
+        left = any(lock.state in ("orphaned", "stuck") for lock in self.locks)
+        return not (left or self.record_error or any(gpu.sick for gpu in self.gpus))
+
+    @property
+    def controls(self) -> bool:
+        """Whether BEAM could control this machine."""
+        return self.well and all(check.ok is not False for check in self.checks)
 
 
 def diagnose(
@@ -99,8 +97,9 @@ def diagnose(
         nvml: a module like pynvml; the real one when None.
     """
     state = state or StateFile()
-    driver, gpus, no_gpus = _gpus(nvml)
-    locks, record_error = _locks(state, restore_orphans, release_orphan)
+    locks, record_error = _locks(state, restore_orphans)
+    driver, gpus, no_gpus = find_gpus(nvml)
+    held = [gpu for lock in locks if lock.state != "released" for gpu in lock.gpus]
     return Diagnosis(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs",
@@ -109,71 +108,47 @@ def diagnose(
         gpus=gpus,
         no_gpus=no_gpus,
         may_lock=may_lock_clocks(),
-        clocks=str(choose_actuator([gpu.uuid for gpu in gpus])) if gpus else "no GPU here",
+        clocks=str(choose_actuator([gpu.uuid for gpu in gpus if gpu.uuid and not gpu.sick]))
+        if gpus
+        else "no GPU here",
         locks=locks,
+        record=str(state.path),
         record_error=record_error,
+        checks=checks(driver, gpus, no_gpus, held, nvml),
     )
 
 
-def _gpus(nvml: object) -> tuple[str | None, tuple[Gpu, ...], str]:
-    from beam_runtime.clocks.nvml import NvmlGpus
-
-    found: list[Gpu] = []
-    driver = None
-    while True:
-        try:
-            with NvmlGpus([len(found)], nvml=nvml) as one:
-                driver = one.driver_version()
-                identity = one.identities()[0]
-                offered = one.supported_clocks_mhz()
-                found.append(
-                    Gpu(
-                        identity.index,
-                        identity.uuid,
-                        identity.name,
-                        one.read_back()[0].clock_mhz,
-                        len(offered),
-                        offered[0],
-                        offered[-1],
-                        one.read_power_w()[0],
-                    )
-                )
-        except ClockError as error:
-            # NVML counts from 0 and says so when there are no more.
-            return driver, tuple(found), "" if found else _reason(error)
-
-
-def _locks(
-    state: StateFile, restore_orphans: bool, release: Callable[[Holding], None]
-) -> tuple[tuple[Lock, ...], str]:
+def _locks(state: StateFile, restore_orphans: bool) -> tuple[tuple[Lock, ...], str]:
     try:
         before = state.read()
-        lost = orphans(before)
-        done = restore(state, release) if restore_orphans and before else []
+        lost = orphans(state, before)
+        done = (
+            restore(state, lambda holding: release_orphan(holding, state))
+            if restore_orphans and before
+            else []
+        )
     except ClockError as error:
         return (), str(error)
-    outcomes = {one.holding: one.error for one in done}
-    return tuple(_lock(holding, lost, outcomes) for holding in before), ""
+    outcomes = {one.holding: one for one in done}
+    return tuple(_lock(state, holding, lost, outcomes) for holding in before), ""
 
 
 def _lock(
-    holding: Holding, lost: list[Holding], outcomes: dict[Holding, ClockError | None]
+    state: StateFile, holding: Holding, lost: list[Holding], outcomes: dict[Holding, Restored]
 ) -> Lock:
-    error = outcomes.get(holding)
-    if holding in outcomes:
-        condition = "released" if error is None else "stuck"
+    outcome = outcomes.get(holding)
+    said = ""
+    if outcome is not None:
+        condition = "released" if outcome.error is None else "stuck"
+        said = "; ".join(f"{gpu} was left alone: it is {why}" for gpu, why in outcome.others)
+        said = said if outcome.error is None else reason(outcome.error)
     elif holding in lost:
         condition = "orphaned"
     else:
-        condition = "held" if holding.owner.alive() else "void"
+        condition = "void" if gone(state, holding) else "held"
     return Lock(
-        holding.gpus, holding.clock_mhz, holding.owner.pid, condition,
-        "" if error is None else _reason(error),
-    )  # fmt: skip
-
-
-def _reason(error: BeamError) -> str:
-    return f"{error.message} ({error.cause})" if error.cause else error.message
+        holding.gpus, holding.clock_mhz, holding.owner.pid, condition, said, holding.owner.host
+    )
 
 
 def _version(package: str) -> str | None:

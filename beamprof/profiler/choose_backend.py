@@ -141,11 +141,21 @@ def _check_vllm(stage: StageShape) -> None:
 
 
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA GPU that the driver shows, or None: no driver, no GPU."""
-    from beam_runtime.clocks.nvml import NvmlGpus
+    """The GPU that a pass will run on, or None: no driver, no GPU.
+
+    That is torch's first one, which need not be NVML's: a display card may come before it, or
+    CUDA_VISIBLE_DEVICES leave others out.
+    """
+    from beam_runtime.clocks.nvml import NvmlGpus, gpu_count
+    from beam_runtime.clocks.visible import visible_gpus
 
     try:
-        with NvmlGpus([0]) as gpus:
+        if not gpu_count():
+            return None
+        named = _torchs_first() or visible_gpus()[:1]
+        if not named:
+            return None
+        with NvmlGpus(named) as gpus:
             name = gpus.identities()[0].name
             try:
                 supported_mhz = gpus.supported_clocks_mhz()
@@ -154,6 +164,22 @@ def find_gpu() -> Gpu | None:
     except ClockError:
         return None
     return Gpu(name, supported_mhz)
+
+
+def _torchs_first() -> list[str]:
+    """Torch's first GPU, by UUID or else by PCI address; empty where torch has or tells none."""
+    if find_spec("torch") is None or not _torch_sees_cuda():
+        return []
+    import torch
+
+    seen = torch.cuda.get_device_properties(0)
+    uuid = str(getattr(seen, "uuid", "") or "")
+    if uuid:
+        return [uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"]
+    try:
+        return [f"{seen.pci_domain_id:08x}:{seen.pci_bus_id:02x}:{seen.pci_device_id:02x}.0"]
+    except AttributeError:
+        return []
 
 
 def _modelled(spec: SweepSpec, model: ModelShape, stage: StageShape, reason: str) -> Choice:

@@ -7,12 +7,14 @@ the same request goes on from there.
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
+from beam_runtime.errors import ClockNotAppliedError
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.backends.base import FollowingBackend, MeasureBackend, Measurement
-from beamprof.errors import BackendError
+from beamprof.errors import BackendError, UnheldClockError
 from beamprof.interrupt import Stop
 from beamprof.profiler.build import table_columns, table_metadata
 from beamprof.profiler.choose_backend import Choice
@@ -25,6 +27,8 @@ __all__ = ["ProfileRequest", "ProfileResult", "Watcher", "profile"]
 
 # So many cells in a row that a backend cannot run mean that it cannot run at all.
 REFUSALS_IN_A_ROW = 5
+# So many cells of a clock, and none that could be measured at it, mean that the GPU lacks it.
+UNHELD_CELLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +164,28 @@ def run_trials(
     watcher.begin(prepared, len(order) - len(todo), len(order))
     refused: list[str] = []
     in_a_row = 0
+    unheld: Counter[int] = Counter()  # by clock: how many of its cells could not be measured at it
+    measured_mhz = {trial.cell.clock_mhz for trial in journal.entries}
     for trial in todo:
         if stop.requested:
             break
+        clock_mhz = trial.cell.clock_mhz
+        if unheld[clock_mhz] == UNHELD_CELLS and clock_mhz not in measured_mhz:
+            refused.append(f"{trial.cell}: {clock_mhz} MHz is not held")
+            continue
         watcher.trial(trial)
         try:
             measurement = backend.run(trial.cell)
+        except (UnheldClockError, ClockNotAppliedError) as error:
+            # One clock that a GPU does not hold must not cost the others.
+            unheld[clock_mhz] += 1
+            refused.append(f"{trial.cell}: {error.message}")
+            watcher.note(f"not measured: {refused[-1]}")
+            if unheld[clock_mhz] == UNHELD_CELLS and clock_mhz not in measured_mhz:
+                watcher.note(f"{clock_mhz} MHz is left out: {error.cause or error.message}")
+                if not measured_mhz and set(unheld) >= set(prepared.plan.clocks_mhz):
+                    raise  # no clock at all is held
+            continue
         except BackendError as error:
             # One cell too large for the memory must not cost the hour of the others.
             in_a_row += 1
@@ -175,6 +195,7 @@ def run_trials(
             watcher.note(f"not measured: {refused[-1]}")
             continue
         in_a_row = 0
+        measured_mhz.add(clock_mhz)
         journal.append(trial, measurement)
         watcher.finished(trial, measurement)
     return refused

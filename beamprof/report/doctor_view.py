@@ -8,6 +8,11 @@ from beamprof.doctor.diagnose import Diagnosis
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 
 
+def printable(text: str) -> Text:
+    """What others wrote, without control characters, and not as markup."""
+    return Text("".join(one if one.isprintable() else "?" for one in text))
+
+
 def show_diagnosis(found: Diagnosis, console: Console) -> None:
     """`beam doctor`."""
     sentence(console, _verdict(found))
@@ -17,14 +22,16 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
     versions = [f"{name} {version or '-'}" for name, version in found.packages.items()]
     facts.add_row("packages", ", ".join(versions))
     facts.add_row("driver", found.driver or "none")
-    facts.add_row("clocks", Text(found.clocks))
+    facts.add_row("clocks", printable(found.clocks))
     if not found.locks and not found.record_error:
         facts.add_row("locks", "none on record: BEAM left no GPU locked")
     block(console, facts)
     heading(console, "GPUs")
     block(console, _gpus(found) if found.gpus else Text(f"none: {found.no_gpus}"))
+    heading(console, "Could BEAM control this machine?", "" if found.controls else "no")
+    block(console, _checks(found))
     if found.locks or found.record_error:
-        heading(console, "Locks on record", found.record_error)
+        heading(console, "Locks on record", found.record_error or found.record)
         block(console, _locks(found))
     orphaned = any(lock.state == "orphaned" for lock in found.locks)
     following = "beam doctor --restore" if orphaned else "beam profile --model llama3-70b --dry-run"
@@ -32,34 +39,52 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
 
 
 def _verdict(found: Diagnosis) -> str:
-    if found.record_error:
-        return "The record of locks cannot be read."
     states = [lock.state for lock in found.locks]
-    if "stuck" in states:
-        return "A GPU is left locked and could not be released."
-    if "orphaned" in states:
-        return "A GPU is left locked by a process that is dead."
-    if "released" in states:
-        return "What was left locked has been released."
-    if not found.gpus:
-        return "No GPU here: tables are modelled from device files, clocks are left alone."
+    sick = [str(gpu.index) for gpu in found.gpus if gpu.sick]
     setting = "and may set their clocks" if found.may_lock else "but may not set clocks itself"
-    return f"This user sees {len(found.gpus)} GPU{'s' * (len(found.gpus) > 1)} {setting}."
+    verdicts = (
+        (bool(found.record_error), "The record of locks cannot be read."),
+        ("stuck" in states, "A GPU is left locked and could not be released."),
+        ("orphaned" in states, "A GPU is left locked by a process that is dead."),
+        ("released" in states, "What was left locked has been released."),
+        (bool(sick), f"GPU {', '.join(sick)} is sick; the others are shown beside."),
+        (
+            not found.gpus,
+            "No GPU here: tables are modelled from device files, clocks are left alone.",
+        ),
+    )
+    seen = f"{len(found.gpus)} GPU{'s' * (len(found.gpus) > 1)}"
+    return next((text for holds, text in verdicts if holds), f"This user sees {seen} {setting}.")
 
 
 def _gpus(found: Diagnosis) -> Table:
     table = plain_table()
-    for title in ("GPU", "name", "clock MHz", "offered MHz", "power W", "UUID"):
-        table.add_column(title, justify="left" if title in ("name", "UUID") else "right")
+    for title in ("GPU", "name", "clock MHz", "offered MHz", "power W", "counter", "PCI", "UUID"):
+        words = title in ("name", "counter", "PCI", "UUID")
+        table.add_column(title, justify="left" if words else "right")
     for gpu in found.gpus:
+        offered = f"{gpu.lowest_mhz} to {gpu.highest_mhz} ({gpu.clocks})" if gpu.clocks else "-"
+        tick = gpu.energy if gpu.tick_ms is None else f"every {gpu.tick_ms:.0f} ms"
+        power = "-" if gpu.power_w is None else f"{gpu.power_w:.0f}"
+        limit = "" if gpu.power_limit_w is None else f" of {gpu.power_limit_w:.0f}"
         table.add_row(
             str(gpu.index),
-            gpu.name,
-            str(gpu.clock_mhz),
-            f"{gpu.lowest_mhz} to {gpu.highest_mhz} ({gpu.clocks})",
-            f"{gpu.power_w:.0f}",
-            gpu.uuid,
+            printable(gpu.name or "-"),
+            "-" if gpu.clock_mhz is None else str(gpu.clock_mhz),
+            offered,
+            power + limit,
+            printable("sick" if gpu.sick else tick),
+            printable(gpu.pci_address or "-"),
+            printable(gpu.uuid or "-"),
         )
+    return table
+
+
+def _checks(found: Diagnosis) -> Table:
+    table = plain_table(("", "what", "found", "what helps"))
+    for check in found.checks:
+        mark = {True: "ok", False: "NO", None: "note"}[check.ok]
+        table.add_row(mark, check.name, printable(check.found), printable(check.remedy))
     return table
 
 
@@ -70,5 +95,6 @@ def _locks(found: Diagnosis) -> Table:
     for lock in found.locks:
         clock = "not locked" if lock.clock_mhz is None else str(lock.clock_mhz)
         state = f"{lock.state}: {lock.error}" if lock.error else lock.state
-        table.add_row(state, clock, str(lock.pid), ", ".join(lock.gpus))
+        who = f"{lock.pid} of {lock.host}" if lock.host else str(lock.pid)
+        table.add_row(printable(state), clock, printable(who), printable(", ".join(lock.gpus)))
     return table

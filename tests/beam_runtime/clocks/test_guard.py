@@ -7,18 +7,20 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from beam_runtime.clocks.claims import claim
 from beam_runtime.clocks.file_gpus import FileGpus
-from beam_runtime.clocks.guard import Guard, Watch, release
+from beam_runtime.clocks.guard import Guard
 from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
-from beam_runtime.clocks.state_file import StateFile
+from beam_runtime.clocks.state_file import Holding, StateFile
+from beam_runtime.clocks.watch import Watch, release
 from beam_runtime.errors import ClockError
 from beam_runtime.testing.actuator import FakeActuator
 
@@ -37,8 +39,8 @@ OWNER = """
 
     gpus, folder, timeout_s = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 
-    def guard(spec, state, owner):
-        return Guard(spec, state, owner, heartbeat_timeout_s=timeout_s)
+    def guard(spec, state, lease):
+        return Guard(spec, state, lease, heartbeat_timeout_s=timeout_s)
 
     spec = ActuatorSpec(ActuatorKind.FILE, FileGpus(gpus).gpus, file=gpus)
     actuator = GuardedActuator(spec.open(), spec, StateFile(folder), guard=guard)
@@ -195,14 +197,15 @@ def test_ctrl_c_is_not_meant_for_the_guard(bench: Bench) -> None:
 
 
 def test_no_lock_without_a_guard(bench: Bench) -> None:
-    def broken(spec: ActuatorSpec, state: StateFile, owner: Owner) -> Guard:
-        return Guard(ActuatorSpec(ActuatorKind.FILE, file="/nowhere"), state, owner)
+    def broken(spec: ActuatorSpec, state: StateFile, lease: Holding) -> Guard:
+        return Guard(ActuatorSpec(ActuatorKind.FILE, file="/nowhere"), state, lease)
 
     actuator = GuardedActuator(FileGpus(bench.gpus), bench.spec(), bench.state, guard=broken)
     with pytest.raises(ClockError, match="did not start") as caught:
         actuator.set(1005)
     assert "no GPUs in /nowhere" in str(caught.value.cause)
     assert bench.locked() == {}
+    assert bench.state.read() == ()
 
 
 def test_registered_before_it_is_set(bench: Bench) -> None:
@@ -253,16 +256,65 @@ def test_what_cannot_be_released_stays_on_record_and_guarded(bench: Bench) -> No
     bench.wait_until_free()  # the guard could, with a driver of its own
 
 
+def of(owner: Owner, clock_mhz: int | None, gpus: tuple[str, ...] = ("GPU-fake-0",)) -> Holding:
+    return Holding(owner, gpus, clock_mhz, "nvml", generation=1)
+
+
+def give_all_back(actuator: FakeActuator, state: StateFile, lease: Holding) -> bool:
+    return release([actuator], state, lease, lambda gpus: [], sleep_s=lambda seconds: None)
+
+
 class TestRelease:
     """The guard's last act, step by step."""
 
     def test_a_new_owners_lock_is_left_alone(self, bench: Bench) -> None:
         gone = Owner(1 << 22, 0, Owner.current().boot_id)
-        claim(bench.state, Owner.current(), ["GPU-fake-0"], "nvml", 1200)
+        claim(bench.state, Owner.current(), ["GPU-fake-0"], "nvml", 1200, generation=2)
         actuator = FakeActuator()
-        assert release([actuator], bench.state, gone, sleep_s=lambda seconds: None)
-        assert actuator.calls == []
+        actuator.set(1200)
+        assert give_all_back(actuator, bench.state, of(gone, 1005))
+        assert actuator.locked_mhz == [1200]
         assert len(bench.state.read()) == 1
+
+    def test_the_same_process_with_a_newer_lease_is_another(self, bench: Bench) -> None:
+        claim(bench.state, Owner.current(), ["GPU-fake-0"], "nvml", 1200, generation=2)
+        actuator = FakeActuator()
+        actuator.set(1200)
+        assert give_all_back(actuator, bench.state, of(Owner.current(), 1200))
+        assert actuator.locked_mhz == [1200]
+
+    def test_of_several_gpus_only_those_that_are_left(self, bench: Bench) -> None:
+        claim(bench.state, Owner.current(), ["GPU-fake-1"], "nvml", 1200, generation=2)
+        gone = Owner(1 << 22, 0, Owner.current().boot_id)
+        actuator, opened = FakeActuator(gpus=3), FakeActuator()
+        asked: list[object] = []
+        lease = of(gone, 1005, actuator.gpus)
+        assert release(
+            [actuator], bench.state, lease,
+            lambda gpus: [asked.append(gpus), opened][1:],  # type: ignore[func-returns-value,list-item]
+            sleep_s=lambda seconds: None,
+        )  # fmt: skip
+        assert asked == [["GPU-fake-0", "GPU-fake-2"]]
+        assert opened.calls == [("release", 0)]
+        assert actuator.calls == []
+
+    def test_a_clock_that_was_not_set_here_is_left_alone(self, bench: Bench) -> None:
+        actuator = FakeActuator()
+        actuator.set(1200)  # by somebody who keeps no record here
+        assert give_all_back(actuator, bench.state, of(Owner.current(), 1005))
+        assert actuator.locked_mhz == [1200]
+
+    def test_a_change_that_was_cut_short_is_undone(self, bench: Bench) -> None:
+        actuator = FakeActuator()
+        actuator.set(1200)  # the one before
+        lease = replace(of(Owner.current(), 1005), before_mhz=1200)
+        assert give_all_back(actuator, bench.state, lease)
+        assert actuator.locked_mhz == [None]
+
+    def test_what_is_not_locked_is_not_touched(self, bench: Bench) -> None:
+        actuator = FakeActuator()
+        assert give_all_back(actuator, bench.state, of(Owner.current(), None))
+        assert actuator.calls == []
 
     def test_it_tries_again(self, bench: Bench) -> None:
         class Slow(FakeActuator):
@@ -277,21 +329,30 @@ class TestRelease:
         me = Owner.current()
         actuator = Slow()
         actuator.set(1005)
-        claim(bench.state, me, actuator.gpus, "nvml", 1005)
+        claim(bench.state, me, actuator.gpus, "nvml", 1005, generation=1)
         pauses: list[float] = []
-        assert release([actuator], bench.state, me, sleep_s=pauses.append)
+        assert release(
+            [actuator], bench.state, of(me, 1005), lambda gpus: [], sleep_s=pauses.append
+        )
         assert actuator.locked_mhz == [None]
         assert len(pauses) == 3
         assert bench.state.read() == ()
 
-    def test_an_unreadable_record_does_not_keep_it_from_releasing(self, bench: Bench) -> None:
-        bench.state.folder.mkdir(parents=True)
-        bench.state.path.write_text("{")
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "{", "[" * 100_000, '{"version": 2, "holdings": []}', '{"version": 9}',
+            '{"version": 1, "holdings": [{"owner": {"pid": 1e999}}]}',
+        ],
+    )  # fmt: skip
+    def test_no_record_says_that_nothing_is_locked(self, bench: Bench, text: str) -> None:
+        bench.state.folder.mkdir(parents=True, mode=0o700)
+        bench.state.path.write_text(text)
         actuator = FakeActuator()
         actuator.set(1005)
-        assert release([actuator], bench.state, Owner.current(), sleep_s=lambda seconds: None)
+        assert give_all_back(actuator, bench.state, of(Owner.current(), 1005))
         assert actuator.locked_mhz == [None]
-        assert bench.state.path.read_text() == "{"
+        assert bench.state.path.read_text() == text
 
     def test_it_says_when_it_could_not(self, bench: Bench) -> None:
         class Lost(FakeActuator):
@@ -299,33 +360,56 @@ class TestRelease:
                 raise ClockError("GPU is lost")
 
         me = Owner.current()
-        claim(bench.state, me, ["GPU-fake-0"], "nvml", 1005)
-        assert not release([Lost()], bench.state, me, sleep_s=lambda seconds: None)
+        claim(bench.state, me, ["GPU-fake-0"], "nvml", 1005, generation=1)
+        assert not give_all_back(Lost(), bench.state, of(me, 1005))
         assert len(bench.state.read()) == 1, "doctor will find it"
 
 
 class TestWatch:
     """What counts as an end."""
 
-    def test_a_clean_end(self) -> None:
-        reader, writer = os.pipe()
-        os.write(writer, b"..q")
-        assert Watch(Owner.current(), reader, 60.0).wait() == ""
-        os.close(reader)
-        os.close(writer)
+    def watch(self, owner: Owner, said: bytes, *, timeout_s: float = 60.0, **more: float) -> Watch:
+        reader, self.writer = os.pipe()
+        os.write(self.writer, said)
+        return Watch(of(owner, None), reader, timeout_s, **more)
 
-    def test_silence(self) -> None:
-        reader, writer = os.pipe()
-        assert "no heartbeat" in Watch(Owner.current(), reader, 0.0).wait()
-        os.close(reader)
-        os.close(writer)
+    def test_a_clean_end(self) -> None:
+        assert self.watch(Owner.current(), b".\nset 1005\nreturned\nfree\nquit\n").wait() == ""
+
+    def test_silence_while_something_is_locked(self) -> None:
+        said = self.watch(Owner.current(), b"set 1005\nreturned\n", timeout_s=0.0).wait()
+        assert "no heartbeat" in said
+
+    def test_a_set_that_does_not_return(self) -> None:
+        watch = self.watch(Owner.current(), b"set 735\nreturned\nset 1005\n", hang_s=0.05)
+        assert "does not return" in watch.wait()
+        assert watch.memory.lease.clocks_mhz == (1005, 735), "either may be in force"
 
     def test_an_owner_that_was_dead_before(self) -> None:
-        reader, writer = os.pipe()
         gone = Owner(1 << 22, 0, Owner.current().boot_id)
-        assert "dead" in Watch(gone, reader, 60.0).wait()
-        os.close(reader)
-        os.close(writer)
+        assert "dead" in self.watch(gone, b"").wait()
+
+    def test_the_last_words_of_the_dead_count(self) -> None:
+        gone = Owner(1 << 22, 0, Owner.current().boot_id)
+        watch = self.watch(gone, b".\n" * 20_000 + b"set 1005\n")
+        assert "dead" in watch.wait()
+        assert watch.memory.lease.clock_mhz == 1005
+
+    def test_a_closed_pipe(self) -> None:
+        watch = self.watch(Owner.current(), b"set 1005\n")
+        os.close(self.writer)
+        assert "closed its end" in watch.wait()
+
+    def test_afterwards_it_waits_for_a_set_that_is_under_way(self) -> None:
+        """Its owner may be stopped in the middle of a driver call, and killed then."""
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        ticks = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        owner = Owner(child.pid, ticks, Owner.current().boot_id)
+        watch = self.watch(owner, b"set 1005\n", hang_s=0.0)
+        assert "does not return" in watch.wait()
+        child.kill()
+        child.communicate()
+        assert watch.linger()
 
 
 def _beat_until_refused(actuator: GuardedActuator) -> None:
@@ -337,5 +421,6 @@ def _beat_until_refused(actuator: GuardedActuator) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+    """Of all its threads: a guard is started by the one that talks to the driver."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -191,7 +191,7 @@ def test_handlers_are_put_back_and_own_ones_respected() -> None:
 
     before = signal.getsignal(signal.SIGTERM)
     with lock_of(FakeActuator()) as lock:
-        assert signal.getsignal(signal.SIGTERM) == lock._on_signal
+        assert signal.getsignal(signal.SIGTERM) == lock._signals.on_signal
     assert signal.getsignal(signal.SIGTERM) is before
     signal.signal(signal.SIGTERM, mine)
     try:

@@ -322,7 +322,7 @@ class TestOnRecord:
         for daemon in (cluster.near, cluster.far):
             for gpu in daemon.nvml.gpus:
                 gpu.lock_mhz = 1005
-        lost = orphans(cluster.state.read())
+        lost = orphans(cluster.state, cluster.state.read())
         assert [one.gpus for one in lost] == [cluster.near.names(0, 1), cluster.far.names(0, 1)]
         found = diagnose(restore_orphans=True, state=cluster.state, nvml=FakeNvml([]))
         assert [lock.state for lock in found.locks] == ["void", "released", "released"]

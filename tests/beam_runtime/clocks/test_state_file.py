@@ -154,7 +154,7 @@ def test_a_claim_changes_its_own_clock(state: StateFile) -> None:
 
 def test_a_dead_owners_lock_is_an_orphan_and_in_the_way(state: StateFile, dead: Owner) -> None:
     claim(state, dead, GPUS, "nvml", 1005)
-    assert [holding.gpus for holding in orphans(state.read())] == [GPUS]
+    assert [holding.gpus for holding in orphans(state, state.read())] == [GPUS]
     with pytest.raises(ClockError, match="beam doctor --restore"):
         claim(state, Owner.current(), ["GPU-a"], "nvml", 1200)
 
@@ -184,4 +184,4 @@ def test_an_orphan_that_cannot_be_released_stays_on_record(state: StateFile, dea
 
     (restored,) = restore(state, fail)
     assert restored.error is not None
-    assert orphans(state.read()) == [restored.holding]
+    assert orphans(state, state.read()) == [restored.holding]

@@ -140,7 +140,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _obey(self, path: str, query: dict[str, str]) -> tuple[int, str] | None:
         zeusd = self.daemon
         if path == "/discover":
-            gpus = [{"id": at, "name": gpu.name} for at, gpu in enumerate(zeusd.nvml.gpus)]
+            gpus = [
+                {"id": at, "name": gpu.name, "pci_address": gpu.pci_bus_id[4:].lower()}
+                for at, gpu in enumerate(zeusd.nvml.gpus)
+            ]
             return 200, json.dumps(
                 {
                     "gpus": gpus,
