@@ -5,6 +5,7 @@ row or field and what to do. What it cannot know: whether the GPU still behaves 
 it did when the table was measured; that is calibration's business.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ class PerfTable:
 
 def _read_parquet(path: Path) -> "tuple[pa.Table, dict[str, str]]":
     try:
-        if not path.is_file():
+        # A name that no file can have is no file, and an error to Path.is_file().
+        if not os.path.isfile(path):  # noqa: PTH113
             raise TableError(
                 f"no table at {path}",
                 hint="make one: beam profile --model MODEL --tp T --pp P --output FILE",

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 
 GROUPS = {
-    "What to profile": ("model", "tp", "pp", "device", "backend"),
+    "What to profile": (
+        "model",
+        "tp",
+        "pp",
+        "ep",
+        "dtype",
+        "kv_cache_dtype",
+        "device",
+        "backend",
+    ),
     "How": ("sweep", "clocks", "budget", "max_tokens", "seed", "assume_power"),
     "What comes of it": ("output", "force", "fresh", "dry_run", "as_json"),
 }

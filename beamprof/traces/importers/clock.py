@@ -70,6 +70,8 @@ def read_times(
     elif unit in ("s", "ms") and proved not in (None, unit):
         raise _contradicted(sheet, column, numbers, unit, str(proved))
     unit = unit or proved
+    if unit is None and numbers.len() == 0:
+        unit = "s"  # no rows: said by whoever needs some
     if unit is None:
         raise no_unit(sheet, column, numbers)
     return Times(numbers * UNITS_S[unit], unit, absolute=proved == unit)
