@@ -34,7 +34,7 @@ def site(tmp_path: Path) -> Path:
 
 def run(site: Path, tmp: Path, umask: int = -1) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site), "HOME": "/dev/null", "TMPDIR": str(tmp)}
-    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+    for name in ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT", "XDG_CACHE_HOME"):
         environment.pop(name, None)
     return subprocess.run(
         [sys.executable, "-B", "-m", "beam_runtime.emulator.first"],
