@@ -1,5 +1,6 @@
 """When a step begins, as the controller is told: host time between two steps belongs to it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,12 @@ def engine(
     monkeypatch.setenv("BEAM_CONFIG", str(tmp_path / "beam.toml"))
     now_ms = [1000.0]
     monkeypatch.setattr(adapter, "_monotonic_ms", lambda: now_ms[0])
-    return rig(make=adapter.make_scheduler), now_ms
+    made = rig(make=adapter.make_scheduler)
+    deadline_s = time.monotonic() + 180.0  # where the composer is compiled first
+    while made.scheduler.beam._planner._compiled is None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert made.scheduler.beam._planner._compiled is not None
+    return made, now_ms
 
 
 def steps(engine: Any, now_ms: list[float], count: int) -> None:
