@@ -330,6 +330,7 @@ def test_an_observer_foretells_the_engine_s_own_settings(
 ) -> None:
     log = DecisionLog(tmp_path / "decisions.jsonl")
     with Controller(small_cost, limits, actuator=actuator, log=log, observing=True) as beam:
+        wait_for(lambda: not beam.warming_up)  # else it may have waited past its SLO by then
         beam.arrival("a", 3000)
         wait_for(lambda: beam.orders.expected is not None and "a" in beam.orders.expected.ttft_ms)
         expected, decision = beam.orders.expected, beam.orders.decision
