@@ -30,6 +30,7 @@ from beam_runtime.control.warming import Warming  # noqa: E402
 from beam_runtime.emulator.next_step import NextStep  # noqa: E402
 from beam_runtime.engines.vllm import features as vllm_features  # noqa: E402
 from beam_runtime.engines.vllm import gate as vllm_gate  # noqa: E402
+from beam_runtime.engines.vllm.columns import Columns  # noqa: E402
 from beam_runtime.engines.vllm.control import Control  # noqa: E402
 from beam_runtime.engines.vllm.followed import Cohort  # noqa: E402
 from beam_runtime.engines.vllm.plan import Plan  # noqa: E402
@@ -276,12 +277,9 @@ def test_shortcuts_plan_what_the_composer_would(
     def both(self: Planner, now_ms: float, orders: Orders) -> Plan | None:
         quick = make(self, now_ms, orders)
         rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        closed = self._closed(now_ms, rules)  # the composer knows that, too, from what it is told
-        seen["closed"] += closed is not None
-        assert self._compiled is not None
-        if closed is not None:
-            return quick
+        seen["closed"] += self._closed(now_ms, rules) is not None
         seen["composed"] += 1
+        assert self._compiled is not None
         composed = self._composed(self._compiled, now_ms, orders, rules)
         if quick is None or composed is None:
             assert quick is composed
@@ -297,6 +295,14 @@ def test_shortcuts_plan_what_the_composer_would(
         )
         return quick
 
+    filled = Columns.fill
+
+    def all_told(self: Columns, now_ms: float) -> tuple[int, int]:
+        found = filled(self, now_ms)
+        self._prefill = True  # so that the composer hears of the steps in flight at all times
+        return found
+
+    monkeypatch.setattr(Columns, "fill", all_told)
     monkeypatch.setattr(Planner, "_make", both)
     for seed in range(12):
         engine = rig(
@@ -311,7 +317,7 @@ def test_shortcuts_plan_what_the_composer_would(
         assert engine.scheduler.beam.failure == ""
     assert seen["composed"] > 100
     assert seen["closed"] > 0 or pp == 1
-    assert seen["holds"] > 20
+    assert seen["holds"] > 100
     assert seen["hits"] > 50
     assert seen["owes"] > 0
     assert seen["full"] > 50 or pp > 1
