@@ -26,7 +26,11 @@ CURVES = (("a", "cyan"), ("b", "magenta"), ("c", "bright_yellow"))
 def show_table(view: TableView, path: str, console: Console) -> None:
     """`beam table inspect`."""
     ascii_only = console.options.ascii_only
-    verdict = "it can drive a controller" if view.check.drivable else "it should NOT drive one yet"
+    verdict = "it should NOT drive a controller yet"
+    if view.check.drivable:
+        verdict = "it can drive a controller"
+        if not view.check.compared:
+            verdict = "it is consistent, but was never held against hardware"
     sentence(
         console,
         f"{view.model} tp{view.tp} pp{view.pp} on {view.device}: {view.forward_rows:,} "

@@ -32,9 +32,12 @@ def show_check(check: TableCheck, path: str, console: Console) -> None:
     failed = [finding.name for finding in check.findings if finding.ok is False]
     sentence(
         console,
-        "This table can drive a controller."
-        if check.drivable
-        else f"This table should not drive a controller: {', '.join(failed)}.",
+        f"This table should not drive a controller: {', '.join(failed)}."
+        if not check.drivable
+        else "This table can drive a controller."
+        if check.compared
+        else "This table is consistent, but was never held against hardware: plan with it, and "
+        "profile the server before a controller drives it.",
     )
     block(console, findings_table(check.findings, ascii_only=console.options.ascii_only))
     if check.by_clock:

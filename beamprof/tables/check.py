@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
+from beamprof.tables.doubts import doubts
 from beamprof.tables.findings import (
     Finding,
     Limits,
@@ -82,6 +83,7 @@ class TableCheck:
         outliers, rises, holes: rows to look at, the worst first.
         not_reached: rows whose clock fell below the lock, the power cap aside; None = unrecorded.
         findings: one per question, in the order of the module's list.
+        compared: whether its numbers, or the model that made them, were held against hardware.
     """
 
     by_clock: tuple[ClockError, ...]
@@ -94,6 +96,7 @@ class TableCheck:
     holes: tuple[tuple[StepShape, int], ...]
     not_reached: int | None
     findings: tuple[Finding, ...]
+    compared: bool = True
 
     @property
     def drivable(self) -> bool:
@@ -151,4 +154,5 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         holes=tuple(holes),
         not_reached=not_reached,
         findings=findings,
+        compared=not doubts(table),
     )

@@ -186,3 +186,14 @@ def test_a_bad_import_leaves_nothing_behind(published, capsys, tmp_path):
     ]
     assert not output.exists()
     assert main([*words[:3], "excel", str(published), "--output", str(output)]) == 2
+
+
+def test_a_model_that_was_never_compared_drives_nothing_on_trust(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = str(Path(__file__).parents[3] / "tables/h100-sxm/gpt-oss-120b/tp2-pp1.parquet")
+    for words in (["table", "check", table], ["table", "inspect", table]):
+        assert main(words) == 0
+        first = " ".join(capsys.readouterr().out.split())
+        assert "never held against hardware" in first
+        assert "can drive a controller" not in first
