@@ -47,6 +47,7 @@ from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches, open_clocks, open_cost
 from beam_runtime.control.status import Status
 from beam_runtime.control.steering import Steering, SteeringRules
+from beam_runtime.control.watchdog import Watchdog
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.step_cost import StepCost
@@ -141,6 +142,7 @@ class Controller(Hooks):
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
         )
+        self._watchdog = Watchdog(self._steering.hung)
 
     @classmethod
     def from_table(
@@ -216,6 +218,7 @@ class Controller(Hooks):
         self._append = self._events.append
         if self._worker is not None:
             self._worker.start()
+            self._watchdog.start()
         return self
 
     def __exit__(
@@ -233,6 +236,7 @@ class Controller(Hooks):
         self._open = False
         self._append = self._drop
         self._closing.set()
+        self._watchdog.close()
         if self._worker is not None:
             self._worker.join(_JOIN_S)
         self._steering.stop()
@@ -309,7 +313,8 @@ class Controller(Hooks):
         with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
             while True:
                 events.append(self._events.popleft())
-        orders = self._steering.advance(events)
+        with self._watchdog:
+            orders = self._steering.advance(events)
         if self._opening.pending:
             self._look_for_searches()
         return orders

@@ -131,6 +131,7 @@ class Steering:
             slos=slos, kv_blocks=kv_blocks,
         )  # fmt: skip
         self._fallback = Fallback(self.rules.fallback)
+        self._hung = ""  # why the watchdog gave the engine its own settings
         self._asked = True
         self._sets_clocks = sets_clocks
         self._release_failed = False
@@ -145,6 +146,9 @@ class Steering:
 
     def advance(self, events: Sequence[Event]) -> Orders:
         """Absorb what happened, look after things, decide if that is asked for and due."""
+        if self._hung:  # it has come back: the clock in force is none, whatever was asked for
+            self._hung, self._asked = "", True
+            self._seen.clock.ask(self._own.clock_mhz, self._seen.last_ms)
         taken_in_ms = self._now_ms()
         for event in events:
             try:
@@ -191,6 +195,17 @@ class Steering:
         _LOG.exception("a bug in BEAM")
         self._failed(Fault.SEARCH, "a bug in BEAM", self._seen.last_ms)
 
+    def hung(self, lasted_s: float) -> None:
+        """advance() does not come back: its thread is somewhere else. From the watchdog's.
+
+        The clocks first: an adapter that hangs would hang this, too.
+        """
+        self._hung = f"a decision has not come back for {lasted_s:.1f} s"
+        _LOG.warning("the engine has its own settings: %s", self._hung)
+        self._want_clock(None)
+        self.orders = self._own_orders(self._hung)
+        self._publish(self.orders)
+
     def stop(self) -> None:
         """The engine has its own settings from now on."""
         self._publish(self._own_orders("BEAM has been stopped"))
@@ -200,7 +215,7 @@ class Steering:
     @property
     def reason(self) -> str:
         """Why BEAM does not steer; empty while it does."""
-        return self._fallback.reason or self._waiting
+        return self._fallback.reason or self._hung or self._waiting
 
     @property
     def gap_ms(self) -> float:
