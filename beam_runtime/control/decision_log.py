@@ -37,7 +37,7 @@ class DecisionLog:
 
     Args:
         path: created 0600 (it holds request ids); an existing file is continued.
-        max_bytes: where it stops.
+        max_bytes: where it stops, what is in the file already included.
 
     Raises:
         BeamError: the file cannot be opened.
@@ -45,16 +45,19 @@ class DecisionLog:
 
     def __init__(self, path: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
         self.path = Path(path)
-        self._room_bytes = max_bytes
         self.failure = ""
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            size = os.fstat(self._descriptor).st_size  # 0 of a pipe or a terminal
+            if size and _last_byte(self.path) != b"\n":  # a crash cut a line
+                os.write(self._descriptor, b"\n")
         except OSError as error:
             raise BeamError(
                 f"cannot open the decision log {self.path}",
                 cause=error.strerror,
                 hint="name a file in a folder that exists",
             ) from error
+        self._room_bytes = max_bytes - size
 
     def write(self, kind: str, at_ms: float, **fields: Any) -> None:
         """Append one record; after a failure, nothing."""
@@ -81,11 +84,17 @@ class DecisionLog:
                 self.failure = error.strerror or str(error)
 
 
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
 def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a log, in order; a last line cut short by a crash is left out.
+    """The records of a log, in order; a line cut short by a crash is left out.
 
     Raises:
-        BeamError: no such file, a line in the middle is broken, or it is no decision log.
+        BeamError: no such file, or it is no decision log.
     """
     path = Path(path)
     try:
@@ -96,9 +105,9 @@ def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            if number == len(lines):
-                return
-            raise BeamError(f"{path}:{number} is not JSON", cause=str(error)) from error
+            if number == 1:
+                raise BeamError(f"{path}:{number} is not JSON", cause=str(error)) from error
+            continue
         if number == 1 and (not isinstance(record, dict) or record.get("schema") != SCHEMA):
             raise BeamError(
                 f"{path} is no decision log of this BEAM",

@@ -24,6 +24,7 @@ The environment's BEAM_POLICY goes before the file's policy: an operator can loo
 Unknown keys are refused; a mistyped SLO must not become the default one.
 """
 
+import math
 import os
 import re
 import tomllib
@@ -95,7 +96,7 @@ class EmbeddedConfig:
         """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # no TOML, no text, endless numbers
             raise BeamError(
                 f"cannot read the configuration {path}",
                 cause=str(error),
@@ -104,6 +105,26 @@ class EmbeddedConfig:
         if policy:
             raw["policy"] = policy
         return _Reader(path).config(raw)
+
+
+def _shown(found: object) -> str:
+    """What was found, not all of it where it is long; a huge integer has no decimal digits."""
+    try:
+        text = repr(found)
+    except ValueError:
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def positive(value: object) -> float | None:
+    """A number above 0 that a float can hold; None for anything else that JSON or TOML allows."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if 0.0 < number < math.inf else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +156,7 @@ class _Reader:
 
     def _refuse(self, key: str, expected: str, found: object) -> BeamError:
         return BeamError(
-            f"{self.path}: {key} must be {expected}, found {found!r}",
+            f"{self.path}: {key} must be {expected}, found {_shown(found)}",
             hint="docs/vllm.md lists every field",
         )
 
@@ -178,9 +199,10 @@ class _Reader:
         value = raw.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        number = positive(value)
+        if number is None:
             raise self._refuse(key, f"{unit} above 0", value)
-        return float(value)
+        return number
 
     def _gpus(self, raw: dict[str, Any]) -> tuple[str | int, ...]:
         value = raw.get("gpus", [])

@@ -1,5 +1,6 @@
 """Status, metrics and control: no vLLM is needed for them."""
 
+import http.client
 import json
 import re
 import urllib.error
@@ -155,6 +156,40 @@ def test_over_http() -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 200),
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Host": "elsewhere.example"}, 403),
+        ({"Origin": "http://elsewhere.example", "Host": "elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:9464"}, 200),
+        ({"Host": "[::1]:9464"}, 200),
+    ],
+)
+def test_pages_of_other_origins_change_nothing(headers: dict[str, str], code: int) -> None:
+    beam = FakeEmbedded()
+    server = serve(Control(beam), 0)  # type: ignore[arg-type]
+    try:
+        wire = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+        wire.request("POST", "/control", b'{"slo": {"ttft_ms": 777}}', headers)
+        assert wire.getresponse().status == code
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (beam.slo.ttft_ms == 777.0) == (code == 200)
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "1" + "0" * 400, "true", "[1]"])
+def test_numbers_that_are_no_promise(value: str) -> None:
+    beam = FakeEmbedded()
+    before = beam.slo
+    with pytest.raises(BeamError, match=r"slo\.ttft_ms must be milliseconds"):
+        Control(beam).change({"slo": {"ttft_ms": json.loads(value)}})  # type: ignore[arg-type]
+    assert beam.slo == before
 
 
 def test_the_dashboard_shows_metrics_that_there_are() -> None:

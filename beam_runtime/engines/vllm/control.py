@@ -16,10 +16,13 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from beam_runtime.engines.config import EmbeddedPolicy
+from beam_runtime.engines.config import EmbeddedPolicy, positive
 from beam_runtime.errors import BeamError, ClockError
 from beam_runtime.types import Slo
 
@@ -100,9 +103,10 @@ def _slo(raw: Any, now: Slo) -> Slo:
     if not isinstance(raw, dict) or set(raw) - set(values):
         raise BeamError(f"slo must give ttft_ms, tbt_ms or both, found {raw!r}")
     for name, value in raw.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise BeamError(f"slo.{name} must be milliseconds above 0, found {value!r}")
-        values[name] = float(value)
+        number = positive(value)
+        if number is None:
+            raise BeamError(f"slo.{name} must be milliseconds above 0, found {str(value)[:80]}")
+        values[name] = number
     return Slo(**values)
 
 
@@ -140,6 +144,17 @@ def serve(control: Control, port: int, host: str = "127.0.0.1") -> ThreadingHTTP
     return server
 
 
+def _local(headers: Message) -> bool:
+    """Whether a browser's page elsewhere did not send this: any page may post to a local port."""
+    origin, host = headers.get("Origin"), headers.get("Host", "")
+    name = urlsplit(f"//{host}").hostname
+    try:
+        own = name == "localhost" or ip_address(name or "").is_loopback
+    except ValueError:
+        own = False
+    return own and (origin is None or urlsplit(origin).netloc == host)
+
+
 def _handler(control: Control) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -152,6 +167,9 @@ def _handler(control: Control) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             try:
+                if not _local(self.headers):
+                    self._answer(403, '{"error": "asked for by a page of another origin or host"}')
+                    return
                 if self.path != "/control":
                     raise BeamError("POST goes to /control")
                 length = int(self.headers.get("Content-Length") or 0)
@@ -212,7 +230,8 @@ _METRICS = (
     ("beam_tbt_compared_ms_sum", "counter", "actual gaps of the same tokens, summed",
      ("tally", "predicted_actual_tbt_ms")),
     ("beam_tbt_compared_count", "counter", "gaps with a prediction", ("tally", "predicted_tbts")),
-    ("beam_late_ttft_total", "counter", "TTFT SLOs missed", ("tally", "late_ttfts")),
+    ("beam_first_tokens_total", "counter", "first tokens", ("tally", "first_tokens")),
+    ("beam_late_ttft_total", "counter", "of these, TTFT SLOs missed", ("tally", "late_ttfts")),
     ("beam_late_tbt_total", "counter", "TBT SLOs missed, by token", ("tally", "late_tbts")),
     ("beam_active_energy_j_total", "counter", "energy of all passes as the table has it",
      ("tally", "active_energy_j")),

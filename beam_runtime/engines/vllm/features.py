@@ -78,6 +78,11 @@ def missing_on(scheduler: Any) -> tuple[str, ...]:
     return tuple(lost)
 
 
+# With kv_role "kv_both" these only move KV blocks to this machine's memory and back. Any other may
+# bring them from another engine, where a prompt is none to compute.
+LOCAL_CONNECTORS = ("OffloadingConnector", "SimpleCPUOffloadConnector")
+
+
 def unsupported(vllm_config: Any) -> tuple[str, ...]:
     """Ways of serving that BEAM does not steer, in words."""
     reasons = []
@@ -87,8 +92,11 @@ def unsupported(vllm_config: Any) -> tuple[str, ...]:
     if getattr(model, "runner_type", "generate") != "generate":
         reasons.append("a pooling model: it decodes nothing")
     transfer = getattr(vllm_config, "kv_transfer_config", None)
-    if getattr(transfer, "kv_role", None) in ("kv_consumer", "kv_producer"):
+    role, connector = getattr(transfer, "kv_role", None), getattr(transfer, "kv_connector", None)
+    if role in ("kv_consumer", "kv_producer"):
         reasons.append("prefill and decode on different engines")
+    elif role is not None and connector not in LOCAL_CONNECTORS:
+        reasons.append(f"KV blocks that may come from another engine ({connector})")
     return tuple(reasons)
 
 

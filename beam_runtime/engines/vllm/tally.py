@@ -19,7 +19,8 @@ class Tally:
         ttfts: first tokens that had a prediction.
         ttft_ms: their actual TTFT, summed.
         predicted_ttft_ms: the prediction in force when each came, summed.
-        late_ttfts: first tokens, predicted or not, after their SLO.
+        first_tokens: of all requests, predicted or not.
+        late_ttfts: of these, after their SLO.
         tbts: gaps between two tokens of a request.
         tbt_ms: the gaps, summed.
         late_tbts: gaps over their SLO.
@@ -37,6 +38,7 @@ class Tally:
     ttfts: int = 0
     ttft_ms: float = 0.0
     predicted_ttft_ms: float = 0.0
+    first_tokens: int = 0
     late_ttfts: int = 0
     tbts: int = 0
     tbt_ms: float = 0.0
@@ -48,6 +50,7 @@ class Tally:
 
     def first(self, ttft_ms: float, predicted_ms: float | None, slo: Slo) -> None:
         """A request's first token."""
+        self.first_tokens += 1
         self.late_ttfts += ttft_ms > slo.ttft_ms
         if predicted_ms is not None and math.isfinite(predicted_ms):
             self.ttfts += 1

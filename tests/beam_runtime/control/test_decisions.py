@@ -96,13 +96,36 @@ def test_a_crash_in_the_middle_of_a_line_costs_that_line(log: DecisionLog) -> No
     assert [record["kind"] for record in read_log(log.path)] == ["start"]
 
 
-def test_damage_in_the_middle_is_an_error(log: DecisionLog) -> None:
+def test_damage_in_the_middle_costs_its_line(log: DecisionLog) -> None:
     log.write("stop", 1.0)
     log.close()
     start, stop = log.path.read_text().splitlines()
     log.path.write_text(f"{start}\n{stop[:9]}\n{stop}\n")
-    with pytest.raises(BeamError, match=r"log\.jsonl:2"):
+    assert [record["kind"] for record in read_log(log.path)] == ["start", "stop"]
+    log.path.write_text(f"{start[:9]}\n{stop}\n")
+    with pytest.raises(BeamError, match=r"log\.jsonl:1"):
         list(read_log(log.path))
+
+
+def test_a_run_after_a_crash_begins_a_line_of_its_own(log: DecisionLog) -> None:
+    log.write("first", 1.0)
+    log.close()
+    log.path.write_text(log.path.read_text()[:-9])
+    again = DecisionLog(log.path)
+    again.write("second", 2.0)
+    again.close()
+    assert [record["kind"] for record in read_log(log.path)] == ["start", "second"]
+
+
+def test_the_largest_size_is_the_file_s_over_all_runs(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for _ in range(5):
+        log = DecisionLog(path, max_bytes=500)
+        for number in range(20):
+            log.write("start", float(number), schema=SCHEMA)
+        assert "largest size" in log.failure
+        log.close()
+    assert path.stat().st_size <= 500
 
 
 @pytest.mark.parametrize("text", ['{"kind": "start"}\n{}\n', "[1]\n[2]\n"])
