@@ -123,3 +123,27 @@ def test_ways_of_serving_that_are_not_steered_are_named(config: dict[str, Any], 
     (reason,) = unsupported(SimpleNamespace(**config))
     assert said in reason
     assert unsupported(SimpleNamespace()) == ()
+
+
+@pytest.mark.parametrize(
+    ("connector", "role", "stays_out"),
+    [
+        ("NixlConnector", "kv_both", True),
+        ("MooncakeConnector", "kv_both", True),
+        ("MultiConnector", "kv_both", True),
+        ("SomebodysOwn", "kv_both", True),
+        ("NixlConnector", "kv_consumer", True),
+        ("OffloadingConnector", "kv_both", False),
+        (None, None, False),
+    ],
+)
+def test_kv_blocks_from_another_engine(
+    connector: str | None, role: str | None, stays_out: bool
+) -> None:
+    transfer = None if role is None else SimpleNamespace(kv_role=role, kv_connector=connector)
+    config = SimpleNamespace(
+        speculative_config=None,
+        kv_transfer_config=transfer,
+        model_config=SimpleNamespace(runner_type="generate"),
+    )
+    assert bool(unsupported(config)) == stays_out
