@@ -44,7 +44,7 @@ from beam_runtime.control.events import (
 from beam_runtime.control.hooks import Hooks
 from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
-from beam_runtime.control.resources import Searches, open_clocks, open_cost
+from beam_runtime.control.resources import Searches, open_clocks, open_cost, open_table
 from beam_runtime.control.status import Status
 from beam_runtime.control.steering import Steering, SteeringRules
 from beam_runtime.control.watchdog import Watchdog
@@ -183,11 +183,9 @@ class Controller(Hooks):
             kv_blocks: see Controller.
             rules: see Controller.
         """
-        actuator, clocks = open_clocks(gpus)
-        cost = open_cost(
-            path, actuator, idle_power_w,
-            model=model, tp=tp, pp=limits.pp, device=device,
-        )  # fmt: skip
+        table = open_table(path, model=model, tp=tp, pp=limits.pp, device=device)
+        actuator, clocks = open_clocks(gpus, table)
+        cost = open_cost(table, actuator, idle_power_w)
         log = None
         if decision_log is not None:
             try:

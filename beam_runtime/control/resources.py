@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.clocks.layout import check_layout
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
@@ -55,12 +56,21 @@ class Searches:
 MOST_CLOCKS = 32
 
 
-def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
-    """The best way to set these GPUs' clocks (None: no way), and one line that says why."""
+def open_clocks(
+    gpus: Sequence[str | int], table: PerfTable | TableError | None = None
+) -> tuple[ClockActuator | None, str]:
+    """The best way to set these GPUs' clocks (None: no way), and one line that says why.
+
+    Args:
+        gpus: the replica's, as many as its table says; none = clocks stay as they are.
+        table: of the replica; without one nothing is known of its layout.
+    """
     choice = choose_actuator(gpus)
     if choice.spec.kind is ActuatorKind.NONE:
         return None, str(choice)
     try:
+        if isinstance(table, PerfTable):
+            check_layout(gpus, table.tp, table.pp)
         actuator = choice.spec.open()
         actuator.supported_clocks_mhz()  # where it cannot work it says so here
         # By UUID from here on: an index changes when a GPU falls off the bus.
@@ -71,19 +81,32 @@ def open_clocks(gpus: Sequence[str | int]) -> tuple[ClockActuator | None, str]:
         return None, f"clocks stay as they are: {error.message}{cause}"
 
 
-def open_cost(
+def open_table(
     path: str | Path,
-    actuator: ClockActuator | None,
-    idle_power_w: float | None = None,
     *,
     model: str | None = None,
     tp: int | None = None,
     pp: int | None = None,
     device: str | None = None,
+) -> PerfTable | TableError:
+    """The table, or why it cannot be used."""
+    try:
+        return PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
+    except TableError as error:
+        return error
+    except BeamError as error:
+        return TableError(error.message, cause=error.cause, hint=error.hint)
+
+
+def open_cost(
+    table: PerfTable | TableError,
+    actuator: ClockActuator | None,
+    idle_power_w: float | None = None,
 ) -> StepCost | TableError:
     """Step costs at the clocks that table and GPUs share; the error, where there are none."""
+    if isinstance(table, TableError):
+        return table
     try:
-        table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
         offered = () if actuator is None else actuator.supported_clocks_mhz()
         cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
         return with_idle_power(cost, idle_power_w)

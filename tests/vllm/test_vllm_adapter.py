@@ -539,7 +539,7 @@ def test_observing_gives_clocks_back_and_steering_takes_them_again(
 ) -> None:
     actuator = FakeActuator(2, range(600, 1201, 150))
     monkeypatch.setattr(
-        "beam_runtime.control.resources.open_clocks", lambda gpus: (actuator, "a test's")
+        "beam_runtime.control.resources.open_clocks", lambda gpus, table: (actuator, "a test's")
     )
     engine = rig(make=make_scheduler)
     beam = engine.scheduler.beam

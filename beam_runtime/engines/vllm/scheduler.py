@@ -164,7 +164,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     if missing:
         raise _misfit(missing)
     table = load_table(config, vllm_config)
-    actuator, clocks = open_clocks(config.gpus)
+    actuator, clocks = open_clocks(config.gpus, table)
     offered = () if actuator is None else actuator.supported_clocks_mhz()
     cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
     cost = with_idle_power(cost, config.idle_power_w)

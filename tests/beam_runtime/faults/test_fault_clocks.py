@@ -1,7 +1,8 @@
 """Points 1 and 2: NVML fails, and clocks do not do what they are told."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from fault_bench import QUICK, Bench, alternating, content, forecast, requests, wait_for
@@ -11,9 +12,11 @@ from beam_runtime.clocks.setter import ClockSetter
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.resources import open_clocks
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.testing.actuator import FakeActuator
-from beam_runtime.testing.nvml import FakeNvml
-from beam_runtime.types import Decision, Knobs, Snapshot
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
+from beam_runtime.types import Decision, EngineLimits, Knobs, Snapshot
+from beamprof.tables.table_file import write_table
 
 SET, RESET = "nvmlDeviceSetGpuLockedClocks", "nvmlDeviceResetGpuLockedClocks"
 # nvmlReturn_t in nvml.h.
@@ -190,3 +193,18 @@ def test_settings_that_change_back_and_forth_leave_nothing_behind(bench: Bench) 
     bench.on_nvml()
     bench.run(requests(24), threads=True, rules=QUICK)
     assert bench.after.counts.falls == 0
+
+
+@pytest.mark.parametrize("gpus", [[0], range(7), range(9), [0, 0, 1, 2, 3, 4, 5, 6]])
+def test_gpus_that_are_not_the_replica_s(
+    small_table: PerfTable, gpus: Sequence[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = FakeNvml(fake_gpus(9))
+    monkeypatch.setattr("beam_runtime.clocks.nvml._import_pynvml", lambda: fake)
+    monkeypatch.setattr("beam_runtime.clocks.choose.may_lock_clocks", lambda *_, **__: True)
+    path = tmp_path / "table.parquet"
+    write_table(small_table.columns, small_table.metadata, path)
+    with Controller.from_table(path, EngineLimits(pp=4), gpus=gpus) as beam:
+        assert beam.clocks.startswith("clocks stay as they are: ")
+        assert "for a replica of 8" in beam.clocks or "twice" in beam.clocks
+    assert all(gpu.lock_mhz is None for gpu in fake.gpus)

@@ -13,7 +13,7 @@ import pytest
 from fault_bench import Bench, requests
 
 from beam_runtime.control.controller import Controller
-from beam_runtime.control.resources import open_cost
+from beam_runtime.control.resources import open_cost, open_table
 from beam_runtime.errors import TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import METADATA_PREFIX, rows_sha256
@@ -138,7 +138,7 @@ def test_a_table_that_cannot_be_used(
     bench: Bench, table_file: Path, break_it: Callable[[Path], None], wanted: Any, words: str
 ) -> None:
     break_it(table_file)
-    cost = open_cost(table_file, None, **wanted)
+    cost = open_cost(open_table(table_file, **wanted), None)
     assert isinstance(cost, TableError)
     assert words in str(cost)
     bench.run(requests(), cost=cost, search=None)
@@ -168,7 +168,7 @@ def test_a_table_that_cannot_be_used(
 def test_a_table_with_holes(bench: Bench, table_file: Path, thin: Callable[[Path], None]) -> None:
     """Whether or not it may steer by it, nobody's tokens suffer."""
     thin(table_file)
-    cost = open_cost(table_file, None)
+    cost = open_cost(open_table(table_file), None)
     bench.run(requests(4), cost=cost, search=None)
     assert bench.after.counts.failed_searches == 0
     assert bench.after.steering == (not isinstance(cost, TableError))
