@@ -286,7 +286,6 @@ class Snapshot:
         clock_since_ms: when knobs.clock_mhz was asked for.
         previous_clock_mhz: the clock that GPUs run at until the change took effect;
             None where knobs.clock_mhz is in effect.
-        chunk_owed: the last step left a chunk behind; a whole one goes next.
         correction: what calibration learnt so far.
     """
 
@@ -300,7 +299,6 @@ class Snapshot:
     free_blocks: int = 1 << 30
     clock_since_ms: float = float("-inf")
     previous_clock_mhz: int | None = None
-    chunk_owed: bool = False
     correction: Correction = Correction()
 
     def __post_init__(self) -> None:

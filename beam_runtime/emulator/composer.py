@@ -31,7 +31,7 @@ CUT_TOKENS = 16
 @compiled
 def compose(
     state: State, setting: Setting, now_ms: float, setup: Records, tables: Tables
-) -> tuple[int, float, Batch, bool]:
+) -> tuple[int, float, Batch]:
     """Decide what the engine does now.
 
     Args:
@@ -42,16 +42,16 @@ def compose(
         tables: what steps cost.
 
     Returns:
-        (HOLD, until when nothing is issued unless something happens, -, -), or
-        (STEP, now, the step, whether it leaves a chunk owed).
+        (HOLD, until when nothing is issued unless something happens, -), or
+        (STEP, now, the step).
     """
     engine = state.engine
     nothing = decode_batch(0, 0)
     if engine.flying >= setup.max_steps_in_flight:  # the pipeline is full
-        return HOLD, state.flights[engine.flying_head].finish_ms, nothing, False
+        return HOLD, state.flights[engine.flying_head].finish_ms, nothing
     first_stage_ms = state.stage_free_ms[0] - setup.lead_ms
     if setup.just_in_time and now_ms < first_stage_ms - SAME_MS:  # its entrance is busy
-        return HOLD, first_stage_ms, nothing, False
+        return HOLD, first_stage_ms, nothing
 
     ready = engine.ready
     group = -(-engine.decoding // setting.microbatches)
@@ -62,19 +62,19 @@ def compose(
         full = mixed.chunk_tokens + mixed.decodes == budget_tokens
         if full and setup.give_way and setup.ride_along and mixed.chunk_tokens * mixed.decodes > 0:
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk and engine.chunk_owed == 0:
+        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk:
             return in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:
-            return STEP, now_ms, mixed, False
+            return STEP, now_ms, mixed
     if ready == 0:
-        return HOLD, math.inf, nothing, False
+        return HOLD, math.inf, nothing
 
     if setup.pace and setting.pace_ms > 0.0:
         until_ms = hold_until_ms(state, group, now_ms, setting, setup, tables)
         if now_ms < until_ms - SAME_MS:  # paced: no token is due yet
-            return HOLD, until_ms, nothing, False
+            return HOLD, until_ms, nothing
     chosen = min(ready, group)
-    return STEP, now_ms, fill_with(state, chosen, min(chosen, budget_tokens), False, setup), False
+    return STEP, now_ms, fill_with(state, chosen, min(chosen, budget_tokens), False, setup)
 
 
 @compiled
@@ -261,14 +261,14 @@ def give_way(
 def in_time(
     state: State, mixed: Batch, riding: int, now_ms: float, setting: Setting, setup: Records,
     tables: Tables,
-) -> tuple[int, float, Batch, bool]:  # fmt: skip
+) -> tuple[int, float, Batch]:  # fmt: skip
     """What compose answers with as much of the chunk as lets every decode be in time.
 
     Those in flight count as well: they can only be in a step after this one.
     """
     ahead_ms = ahead_due_ms(state) - setup.tbt_margin_ms + SAME_MS
     if kept(state, mixed, riding, ahead_ms, now_ms, setting, setup, tables):
-        return STEP, now_ms, mixed, False
+        return STEP, now_ms, mixed
     all_shown = riding == state.engine.ready
     fits, misses = 0, mixed.chunk_tokens
     while misses - fits > CUT_TOKENS:
@@ -283,12 +283,11 @@ def in_time(
             misses = middle
     if fits > 0:
         cut = fill(state, mixed.decodes + fits, all_shown, True, setup)
-        # One that is cut to less than half is made good by a whole one.
-        return STEP, now_ms, cut, 2 * fits < mixed.chunk_tokens
+        return STEP, now_ms, cut
     if riding > 0:
-        return STEP, now_ms, fill(state, riding, all_shown, False, setup), True
+        return STEP, now_ms, fill(state, riding, all_shown, False, setup)
     # Decodes in flight could not follow a chunk in time.
-    return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed, False
+    return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed
 
 
 @compiled

@@ -135,7 +135,6 @@ def snapshot_of(moment: Moment) -> Snapshot:
         free_blocks=int(engine["free_blocks"]),
         clock_since_ms=moment.clock_since_ms,
         previous_clock_mhz=moment.previous_clock_mhz,
-        chunk_owed=bool(engine["chunk_owed"]),
         correction=moment.correction,
     )
 
@@ -213,7 +212,6 @@ def columns_of(snapshot: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     state = empty_state(room, steps, limits.pp, snapshot.free_blocks)
     engine, rows = state.engine, state.requests[:count]
     engine["rows"], engine["running"], engine["waiting"] = count, running, count - running
-    engine["chunk_owed"] = snapshot.chunk_owed
     state.places["running"] = np.arange(room)
     state.places["waiting"][: count - running] = np.arange(running, count)
     state.stage_free_ms[:] = snapshot.stage_free_ms

@@ -4,6 +4,7 @@ from beam_runtime.emulator.compiler import brief_entry
 from beam_runtime.emulator.composer import chunk_budget, classify, compose
 from beam_runtime.emulator.places import opened
 from beam_runtime.emulator.play import Passes, finish, issue
+from beam_runtime.emulator.schedule import prefill_pending
 from beam_runtime.emulator.setup import Batch, Setting, Tables
 from beam_runtime.emulator.state import Records, State
 
@@ -12,20 +13,25 @@ from beam_runtime.emulator.state import Records, State
 def composed(
     arrays: State, setting: Setting, now_ms: float, setup: Records, tables: Tables
 ) -> tuple[int, float, Batch, bool, int]:
-    """What ``compose`` answers, of a state whose kinds are not known, and a chunk's budget."""
+    """What ``compose`` answers, of a state whose kinds are not known.
+
+    Returns:
+        (answer, until when, the step, whether decodes go ahead of prompts in it, a chunk's budget).
+    """
     state, given = opened(arrays), setup[0]
     classify(state, given)
-    answer, until_ms, batch, owed = compose(state, setting, now_ms, given, tables)
-    return answer, until_ms, batch, owed, chunk_budget(state, setting.chunk_tokens, given)
+    answer, until_ms, batch = compose(state, setting, now_ms, given, tables)
+    ahead = batch.chunk_tokens == 0 and prefill_pending(state, given)
+    return answer, until_ms, batch, ahead, chunk_budget(state, setting.chunk_tokens, given)
 
 
 @brief_entry
 def issued(
-    arrays: State, batch: Batch, owed: bool, now_ms: float, setting: Setting, setup: Records,
+    arrays: State, batch: Batch, now_ms: float, setting: Setting, setup: Records,
     tables: Tables,
 ) -> Passes:  # fmt: skip
     """``issue``: the step enters the pipeline."""
-    return issue(opened(arrays), batch, owed, now_ms, setting, setup[0], tables)
+    return issue(opened(arrays), batch, now_ms, setting, setup[0], tables)
 
 
 @brief_entry

@@ -25,13 +25,11 @@ class Answer:
         until_ms: for a hold, when it ends by itself; None = a step goes now.
         budget_tokens: of the step.
         left_out: rows of running requests that could go and must not.
-        chunk_owed: a decode-only step that goes ahead of a chunk.
     """
 
     until_ms: float | None
     budget_tokens: int = 0
     left_out: tuple[int, ...] = ()
-    chunk_owed: bool = False
 
 
 class NextStep:
@@ -59,7 +57,7 @@ class NextStep:
         # Compiled here, so that no step ever waits for it.
         own = Knobs(int(cost.clocks_mhz[-1]), limits.max_batched_tokens)
         free_ms = (0.0,) * limits.pp
-        self.ask(0, 0, 0.0, own, Correction(), Rules(), free_ms, 0, chunk_owed=False)
+        self.ask(0, 0, 0.0, own, Correction(), Rules(), free_ms, 0)
 
     def ask(
         self,
@@ -73,7 +71,6 @@ class NextStep:
         free_blocks: int,
         *,
         flying: Sequence[tuple[float, Sequence[int]]] = (),
-        chunk_owed: bool,
     ) -> Answer:
         """What to do with the requests in the first rows.
 
@@ -88,34 +85,33 @@ class NextStep:
             free_blocks: see Snapshot.
             flying: steps in flight, the oldest first: when each is back, and the rows that
                 get a token from it. Of interest only while there is prefill.
-            chunk_owed: see Snapshot.
         """
         self._follow(knobs, correction, rules)
         state = self.state
         engine = state.engine[0]
         engine["running"], engine["waiting"], engine["waiting_head"] = running, waiting, 0
-        engine["free_blocks"], engine["chunk_owed"] = free_blocks, chunk_owed
+        engine["free_blocks"] = free_blocks
         engine["flying"], engine["flying_head"] = len(flying), 0
         state.places["waiting"][:waiting] = state.places["running"][running : running + waiting]
         state.stage_free_ms[:] = stage_free_ms
         for slot, (back_ms, rows) in enumerate(flying):
             state.flights[slot] = (len(rows), back_ms)
             state.members[slot, : len(rows)] = rows
-        answer, until_ms, batch, owed, budget_tokens = composed(
+        answer, until_ms, batch, ahead, budget_tokens = composed(
             state, self._setting, now_ms, self._setup, self._tables
         )
         if answer == HOLD:
             return Answer(until_ms)
         left_out: tuple[int, ...] = ()
-        if owed or batch.decodes < engine["ready"]:
+        if ahead or batch.decodes < engine["ready"]:
             left_out = self._left_out(
-                running, batch.items, prompts=owed and batch.chunk_tokens == 0
+                running, batch.items, prompts=ahead
             )
-        if owed or batch.chunk_tokens:
+        if ahead or batch.chunk_tokens:
             budget_tokens = batch.decodes + batch.chunk_tokens
         # Else never less than a chunk's budget: the head of the queue may fit by a prefix-cache
         # hit that the composer does not know of.
-        return Answer(None, budget_tokens, left_out, owed)
+        return Answer(None, budget_tokens, left_out)
 
     def _left_out(self, running: int, items: int, *, prompts: bool) -> tuple[int, ...]:
         """Rows of running requests that could go and were not chosen.

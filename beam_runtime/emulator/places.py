@@ -45,7 +45,6 @@ def restore(state: State, start: State) -> None:
     state.engine.flying_head = start.engine.flying_head
     state.engine.steps_back = start.engine.steps_back
     state.engine.free_blocks = start.engine.free_blocks
-    state.engine.chunk_owed = start.engine.chunk_owed
     state.engine.due_ms = start.engine.due_ms
     state.engine.ready_since_ms = start.engine.ready_since_ms
     for stage in range(len(start.stage_free_ms)):

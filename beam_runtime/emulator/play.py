@@ -56,7 +56,7 @@ class Passes(NamedTuple):
 
 @compiled
 def issue(
-    state: State, batch: Batch, owed: bool, now_ms: float, setting: Setting, setup: Records,
+    state: State, batch: Batch, now_ms: float, setting: Setting, setup: Records,
     tables: Tables,
 ) -> Passes:  # fmt: skip
     """Send a composed step into the pipeline."""
@@ -64,7 +64,6 @@ def issue(
     admit(state, batch.admitted)
     engine = state.engine
     engine.free_blocks = batch.free_blocks
-    engine.chunk_owed = owed
     slot = flight_slot(state, engine.flying)
     tokens = 0
     for item in range(batch.items):
@@ -276,14 +275,14 @@ def play(
             finish(state, now_ms, setup)
         if now_ms >= start_ms + lookahead_ms and not prefill_pending(state, setup):
             break
-        answer, until_ms, batch, owed = compose(state, setting, now_ms, setup, tables)
+        answer, until_ms, batch = compose(state, setting, now_ms, setup, tables)
         if answer == HOLD:
             until_ms = min(until_ms, next_finish_ms(state))
             if until_ms == math.inf:
                 break
             now_ms = max(now_ms, until_ms)
             continue
-        passes = issue(state, batch, owed, now_ms, setting, setup, tables)
+        passes = issue(state, batch, now_ms, setting, setup, tables)
         steps += 1
         busy_ms += passes.busy_ms
         active_j += passes.energy_j

@@ -58,7 +58,7 @@ ENGINE = record_type(
     "ready prefilling decoding "  # running requests by kind; ready ones decode, too
     "flying flying_head "
     "steps_back "  # that have come back so far
-    "free_blocks chunk_owed",  # the last step left a chunk behind; a whole one goes next
+    "free_blocks",
     "due_ms ready_since_ms",  # of the ready decodes: the first to be due, the earliest last token
 )
 

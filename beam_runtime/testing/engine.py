@@ -151,13 +151,13 @@ class FakeEngine:
             self._follow_clock()
             orders, setting = self._orders, self._setting()
             setup = make_setup(self._limits, orders.rules, orders.correction)
-            answer, until_ms, batch, owed, _ = composed(
+            answer, until_ms, batch, _, _ = composed(
                 self._state, setting, self.now_ms, setup, self._tables
             )
             if answer == HOLD:
                 self._pass_time(until_ms)
             else:
-                self._issue(batch, owed, setting)
+                self._issue(batch, setting)
         self.ledger.end_ms = self.now_ms
         return self.ledger
 
@@ -192,7 +192,7 @@ class FakeEngine:
             state.places["waiting"][place] = row
             engine["waiting"] += 1
 
-    def _issue(self, batch: Batch, owed: bool, setting: Setting) -> None:
+    def _issue(self, batch: Batch, setting: Setting) -> None:
         state, engine = self._state, self._state.engine[0]
         lost = self._running()[len(self._running()) - batch.preempted :]
         for row in lost[::-1].tolist():
@@ -210,7 +210,7 @@ class FakeEngine:
             self._tell_step("step_issued", decodes, chunks)
         slowdown = self._slowdown(self.now_ms)
         truth = make_setup(self._limits, self._orders.rules, Correction(slowdown, slowdown))
-        passes = issued(state, batch, owed, self.now_ms, setting, truth, self._tables)
+        passes = issued(state, batch, self.now_ms, setting, truth, self._tables)
         if not batch.items:
             return
         begin_ms, end_ms = self._stall_ms

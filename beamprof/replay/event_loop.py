@@ -112,7 +112,7 @@ def run(
             return EVENT
         if now_ms >= tick_ms:
             return TICK
-        answer, until_ms, batch, owed = compose(state, setting, now_ms, setup, believed)
+        answer, until_ms, batch = compose(state, setting, now_ms, setup, believed)
         if answer == HOLD:
             until_ms = min(until_ms, next_finish_ms(state))
             if tally.next_arrival < len(arrivals):
@@ -123,12 +123,12 @@ def run(
             continue
         if tally.steps == len(plant.steps):
             return FULL
-        send(state, plant, batch, owed, now_ms, load.duration_ms, setting, true)
+        send(state, plant, batch, now_ms, load.duration_ms, setting, true)
 
 
 @compiled
 def send(
-    state: State, plant: Plant, batch: Batch, owed: bool, now_ms: float, duration_ms: float,
+    state: State, plant: Plant, batch: Batch, now_ms: float, duration_ms: float,
     setting: Setting, true: Tables,
 ) -> None:  # fmt: skip
     """Issue a step; its passes take what the plant's table and this step's noise say."""
@@ -139,7 +139,7 @@ def send(
         tally.covered_idle_j += covered_idle_j(
             state, batch, now_ms, duration_ms, setting, real, true
         )
-    passes = issue(state, batch, owed, now_ms, setting, real, true)
+    passes = issue(state, batch, now_ms, setting, real, true)
     tally.preempted += batch.preempted
     if batch.items == 0:  # everything in it was preempted
         return

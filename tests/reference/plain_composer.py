@@ -14,7 +14,7 @@ What it does not know: when requests end, and what arrives next.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
@@ -100,7 +100,7 @@ def _with_prefill(
         riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
     if not mixed.chunks:
         return mixed if mixed.preempted else None
-    if not rules.late_cuts_chunk or state.chunk_owed:
+    if not rules.late_cuts_chunk:
         return mixed
     return _in_time(mixed, riding, state, now_ms, finish_ms)
 
@@ -157,11 +157,9 @@ def _in_time(
         else:
             misses = middle
     if fits:
-        cut = fill(state, len(mixed.decodes) + fits, riding, prefill=True)
-        # One that is cut to less than half is made good by a whole one.
-        return replace(cut, chunk_owed=2 * fits < mixed.shape.prefill_tokens)
+        return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
     if riding:
-        return replace(_decode_only(state, riding, len(riding)), chunk_owed=True)
+        return _decode_only(state, riding, len(riding))
     return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
 
 

@@ -309,7 +309,6 @@ def issue(state: Snapshot, step: Step, route: tuple[Pass, ...]) -> Snapshot:
         in_flight=in_flight,
         stage_free_ms=free_ms,
         free_blocks=state.free_blocks - step.blocks,
-        chunk_owed=step.chunk_owed,
     )
 
 

@@ -33,7 +33,6 @@ class Step:
         preempted: running requests that lose their KV blocks, the last one first.
         blocks: KV blocks taken, less those that preemption gave back.
         budget_tokens: vLLM's max_num_scheduled_tokens for this step.
-        chunk_owed: it left the next chunk behind; a whole one has to be next.
         shape: what its cost depends on.
     """
 
@@ -44,7 +43,6 @@ class Step:
     blocks: int
     budget_tokens: int
     shape: StepShape
-    chunk_owed: bool = False
 
 
 def fill(

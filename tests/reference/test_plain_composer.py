@@ -235,27 +235,19 @@ class TestLateCutsChunk:
         assert found.decodes == ("d",)
         assert 200 - 16 <= found.shape.tokens <= 200
         assert found.budget_tokens == found.shape.tokens
-        assert not found.chunk_owed
 
-    def test_a_chunk_cut_to_less_than_half_is_made_good_by_a_whole_one(self):
+    def test_it_is_cut_to_less_than_half_as_well(self):
         found = step(self.late, finish_ms=takes(0.4))
         assert 100 - 16 <= found.shape.tokens <= 100
-        assert found.chunk_owed
 
     def test_where_no_chunk_is_in_time_decodes_go_alone(self):
         found = step(self.late, finish_ms=takes(3.0))  # 40 ms are 13 tokens
         assert (found.decodes, found.chunks) == (("d",), ())
-        assert found.chunk_owed
-
-    def test_the_chunk_goes_next_whatever_is_late(self):
-        owed = state(decode("d", last_ms=-150.0), prompt("p", 2000, 256), chunk_owed=True)
-        assert step(owed, finish_ms=takes(0.2)).chunks == (("p", 255),)
 
     def test_in_time_they_ride(self):
         found = step(self.late, finish_ms=takes(0.15))  # 38 ms
         assert found.decodes == ("d",)
         assert found.chunks == (("p", 255),)
-        assert not found.chunk_owed
 
     def follows(self, back_ms: float):
         flying = replace(decode("d"), computed_tokens=101)

@@ -132,12 +132,12 @@ class Composed:
     def step(self, budget: int) -> Batch:
         self.now_ms += 1.0
         state, setting = self.state, Setting(0, 0, -np.inf, budget, 1, 0.0)
-        answer, _, batch, owed, _ = composed(state, setting, self.now_ms, self.setup, self.tables)
+        answer, _, batch, _, _ = composed(state, setting, self.now_ms, self.setup, self.tables)
         if answer == HOLD:
             return Batch({}, ())
         lost = self.running[len(self.running) - batch.preempted :]
         items = state.places[["scheduled", "scheduled_tokens"]][: batch.items].tolist()
-        issued(state, batch, owed, self.now_ms, setting, self.setup, self.tables)
+        issued(state, batch, self.now_ms, setting, self.setup, self.tables)
         tokens = {self.names[row]: count for row, count in items}
         return Batch(tokens, tuple(self.names[row] for row in lost))
 

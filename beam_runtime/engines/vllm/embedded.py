@@ -184,7 +184,6 @@ class Embedded:
             self._begun_ms = now_ms
         planned = self._plan(now_ms)
         self._planner.drop()
-        self.view.chunk_owed = planned is not None and planned.chunk_owed
         if planned is None:
             return None
         return self._constraint.of(planned)

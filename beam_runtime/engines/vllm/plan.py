@@ -26,13 +26,11 @@ class Plan:
         budget_tokens: vLLM's max_num_scheduled_tokens; 0 = an empty step.
         hidden: running requests that must not be scheduled.
         until_ms: for a hold, when it ends by itself.
-        chunk_owed: a decode-only step that went ahead of a chunk.
     """
 
     budget_tokens: int
     hidden: frozenset[str] = frozenset()
     until_ms: float = 0.0
-    chunk_owed: bool = False
 
     @property
     def holds(self) -> bool:

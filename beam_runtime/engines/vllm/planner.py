@@ -89,14 +89,14 @@ class Planner:
         answer = step.ask(
             running, waiting, now_ms, orders.knobs, orders.correction, rules,
             self._view.times.stage_free_ms(), self._view.free_blocks,
-            flying=columns.flying(), chunk_owed=self._view.chunk_owed,
+            flying=columns.flying(),
         )  # fmt: skip
         if answer.until_ms is not None:
             if not self._view.flying and answer.until_ms == float("inf"):
                 return None  # the composer sees nothing to do; vLLM may know more
             return Plan(0, until_ms=answer.until_ms)
         hidden = frozenset(columns.name(column) for column in answer.left_out)
-        return Plan(answer.budget_tokens, hidden, chunk_owed=answer.chunk_owed)
+        return Plan(answer.budget_tokens, hidden)
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
         """Whether the pipeline takes no step now; an empty one does."""

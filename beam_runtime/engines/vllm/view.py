@@ -52,7 +52,6 @@ class SchedulerView:
         followed: by request id.
         unsettled: requests whose prompt, or what a preemption lost, is not scheduled whole.
         flying: steps in flight, oldest first.
-        chunk_owed: a decode-only step was sent ahead of a chunk.
         hits: looks into the prefix cache.
     """
 
@@ -62,7 +61,6 @@ class SchedulerView:
     followed: dict[str, Followed] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     flying: deque[Flying] = field(default_factory=deque)
-    chunk_owed: bool = False
     hits: PrefixHits = field(init=False)
 
     def __post_init__(self) -> None:

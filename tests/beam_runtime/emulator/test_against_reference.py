@@ -131,7 +131,6 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         free_blocks=draw(st.integers(0, 60) | st.just(1 << 30)),
         clock_since_ms=draw(up_to(0.0, -40.0)),
         previous_clock_mhz=draw(st.sampled_from((None, *CLOCKS_MHZ))),
-        chunk_owed=draw(st.booleans()),
         correction=Correction(
             draw(up_to(2.0, 0.5)), draw(up_to(2.0, 0.5)), draw(up_to(50.0)), draw(up_to(30.0))
         ),
