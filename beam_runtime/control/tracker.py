@@ -14,6 +14,7 @@ import numpy as np
 
 from beam_runtime.control.events import Arrival
 from beam_runtime.emulator.moment import Moment, whole_hit_tokens
+from beam_runtime.emulator.promises import breaks, promised
 from beam_runtime.emulator.rows import Rows
 from beam_runtime.emulator.state import Records
 from beam_runtime.types import (
@@ -200,7 +201,7 @@ class Tracker:
         ttft_ms = float(record["ttft_ms"])
         if math.isnan(ttft_ms):  # its first token was before it was known here
             ttft_ms = at_ms - float(record["arrival_ms"])
-        return ttft_ms, Slo(float(record["ttft_slo_ms"]), float(record["tbt_slo_ms"]))
+        return ttft_ms, promised(record)
 
     def take_gaps(self) -> Gaps:
         """Gaps between tokens since this was last asked."""
@@ -305,13 +306,15 @@ class Tracker:
         return row
 
     def _token(self, record: Records, at_ms: float) -> None:
+        record["broken"] |= breaks(record, at_ms)
         gap_ms = at_ms - float(record["last_token_ms"])
         if not math.isnan(gap_ms):
             self._gaps.tokens += 1
-            self._gaps.late_tokens += bool(gap_ms > record["tbt_slo_ms"] + SAME_MS)
+            self._gaps.late_tokens += bool(gap_ms > record["token_slo_ms"] + SAME_MS)
             self._gaps.worst_ms = max(self._gaps.worst_ms, gap_ms)
         if record["generated_tokens"] == 0:
             record["ttft_ms"] = at_ms - record["arrival_ms"]
+            record["first_token_ms"] = at_ms
         record["total_tokens"] += 1
         record["generated_tokens"] += 1
         record["last_token_ms"] = at_ms
@@ -335,6 +338,7 @@ class Tracker:
             if theirs.last_token_ms is not None:
                 record["last_token_ms"] = theirs.last_token_ms
             if theirs.first_token_ms is not None:
+                record["first_token_ms"] = theirs.first_token_ms
                 record["ttft_ms"] = theirs.first_token_ms - theirs.arrival_ms
         size = self._limits.block_size
         record = self._record(row)

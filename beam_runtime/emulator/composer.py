@@ -17,6 +17,7 @@ import math
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot
+from beam_runtime.emulator.promises import due_after_ms, due_ms
 from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
 from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, pass_ms
 from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State
@@ -86,13 +87,6 @@ def chunk_budget(state: State, chunk_tokens: int, setup: Records) -> int:
 
 
 @compiled
-def due_ms(request: Records) -> float:
-    """When a decode's next token would be late."""
-    due: float = request.last_token_ms + request.tbt_slo_ms
-    return due
-
-
-@compiled
 def set_kind(state: State, row: int, setup: Records) -> None:
     """A running request changed: what can it do now?"""
     request = state.requests[row]
@@ -114,8 +108,9 @@ def count(state: State, kind: int, by: int) -> None:
 
 @compiled
 def note_ready(state: State, request: Records) -> None:
-    """One more decode is ready."""
-    state.engine.due_ms = min(state.engine.due_ms, due_ms(request))
+    """One more decode is ready; whose promise is broken presses nobody."""
+    if request.broken == 0:
+        state.engine.due_ms = min(state.engine.due_ms, due_ms(request))
     state.engine.ready_since_ms = min(state.engine.ready_since_ms, request.last_token_ms)
 
 
@@ -245,7 +240,7 @@ def give_way(
         for at in range(state.engine.running):
             request = state.requests[state.places[at].running]
             late = due_ms(request) - setup.tbt_margin_ms + SAME_MS < next_ms
-            pressed += late and request.kind == READY
+            pressed += late and request.kind == READY and request.broken == 0
     riding = min(ready, max(pressed, -(-state.engine.decoding // setup.pp)))
     if riding == ready:
         return ready, mixed
@@ -312,7 +307,8 @@ def ahead_due_ms(state: State) -> float:
         back_ms = state.flights[slot].finish_ms
         for member in range(state.flights[slot].tokens):
             request = state.requests[state.members[slot, member]]
-            first_ms = min(first_ms, back_ms + request.tbt_slo_ms)
+            if request.broken == 0:
+                first_ms = min(first_ms, due_after_ms(request, back_ms))
     return first_ms
 
 

@@ -15,9 +15,11 @@ from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
+from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Floats, Records, State
 from beam_runtime.emulator.steady import Prices, equal_work, settlement_j, steady
+from beam_runtime.types import SAME_MS
 
 
 class Outcome(NamedTuple):
@@ -30,10 +32,10 @@ class Outcome(NamedTuple):
         horizon_ms: how far it was played.
         ttft_excess_ms: worst TTFT + margin - SLO.
         ttft_row: whose that is.
-        ttft_violation: sum over requests of what is missing, in shares of their SLO.
-        tbt_excess_ms: the same three for TBT.
+        tbt_excess_ms: the same two for the stream: how late its tokens come, by its kind.
         tbt_row: see above.
-        tbt_violation: see above.
+        broken: requests that lose a promise they still have.
+        lateness: sum over those of what is missing, in shares of the SLO.
         cycle_ms: time between tokens in the decode-only phase, if the horizon reaches it.
         steps: played.
         prompt_tokens: computed within the horizon.
@@ -46,10 +48,10 @@ class Outcome(NamedTuple):
     horizon_ms: float
     ttft_excess_ms: float
     ttft_row: int
-    ttft_violation: float
     tbt_excess_ms: float
     tbt_row: int
-    tbt_violation: float
+    broken: int
+    lateness: float
     cycle_ms: float
     steps: int
     prompt_tokens: int
@@ -81,21 +83,27 @@ def forecast(
     output_tokens = played.decodes + after.tokens_per_ms * rest_ms
 
     cycle_ms = after.cycle_ms if rest_ms > 0.0 else 0.0
-    ttft_worst_ms, ttft_row, ttft_violation = -math.inf, -1, 0.0
-    tbt_worst_ms, tbt_row, tbt_violation = -math.inf, -1, 0.0
+    ttft_worst_ms, ttft_row = -math.inf, -1
+    tbt_worst_ms, tbt_row = -math.inf, -1
+    broken, lateness = 0, 0.0
     for row in range(state.engine.rows):
         request = state.requests[row]
+        if request.broken == 1:
+            continue
+        missing = 0.0
         if start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf:
             excess_ms = request.ttft_ms + setup.ttft_margin_ms - request.ttft_slo_ms
-            ttft_violation += max(0.0, excess_ms) / request.ttft_slo_ms
+            missing += max(0.0, excess_ms - SAME_MS) / request.ttft_slo_ms
             if excess_ms > ttft_worst_ms:
                 ttft_worst_ms, ttft_row = excess_ms, row
         if request.worst_gap_ms >= 0.0:
-            gap_ms = max(request.worst_gap_ms, cycle_ms)
-            excess_ms = gap_ms + setup.tbt_margin_ms - request.tbt_slo_ms
-            tbt_violation += max(0.0, excess_ms) / request.tbt_slo_ms
+            late_ms = late_after_ms(request, cycle_ms, rest_ms)
+            excess_ms = late_ms + setup.tbt_margin_ms
+            missing += max(0.0, excess_ms - SAME_MS) / request.token_slo_ms
             if excess_ms > tbt_worst_ms:
                 tbt_worst_ms, tbt_row = excess_ms, row
+        broken += missing > 0.0
+        lateness += missing
     return Outcome(
         played.active_j + after.active_w * rest_ms / 1e3,
         idle_j + after.idle_w * rest_ms / 1e3,
@@ -103,15 +111,28 @@ def forecast(
         horizon_ms,
         ttft_worst_ms,
         ttft_row,
-        ttft_violation,
         tbt_worst_ms,
         tbt_row,
-        tbt_violation,
+        broken,
+        lateness,
         cycle_ms,
         played.steps,
         played.chunk_tokens,
         output_tokens,
     )
+
+
+@compiled
+def late_after_ms(request: Records, cycle_ms: float, rest_ms: float) -> float:
+    """How late a stream is once a phase of such cycles has gone on for ``rest_ms`` after a play."""
+    late_ms: float = request.late_ms
+    if cycle_ms > 0.0:
+        over_ms = cycle_ms - request.token_slo_ms
+        if request.slo_kind == GAP:
+            late_ms = max(late_ms, over_ms)
+        else:
+            late_ms += over_ms * rest_ms / cycle_ms
+    return late_ms
 
 
 @entry

@@ -10,13 +10,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from beam_runtime.emulator.promises import promise, promised, settle_times
 from beam_runtime.emulator.state import REQUEST, Ints, Records, State, empty_state
 from beam_runtime.types import (
     Correction,
     EngineLimits,
     Knobs,
     RequestState,
-    Slo,
     Snapshot,
     StepInFlight,
 )
@@ -145,24 +145,26 @@ def _request(name: str, record: Records, steps_back: int, block_size: int) -> Re
         name,
         int(record["total_tokens"]) - generated,
         float(record["arrival_ms"]),
-        Slo(float(record["ttft_slo_ms"]), float(record["tbt_slo_ms"])),
+        promised(record),
         int(record["computed_tokens"]),
         generated,
         cached,
-        None,
+        float(record["first_token_ms"]) if generated else None,
         float(record["last_token_ms"]) if generated else None,
         max(0, int(record["last_step"]) - steps_back),
         cached - int(record["shared_blocks"]) * block_size,
+        bool(record["broken"]),
     )
 
 
-def gathered(state: State, running: Ints, waiting: Ints) -> State:
+def gathered(state: State, running: Ints, waiting: Ints, now_ms: float) -> State:
     """A state to play on: a copy with the requests of these rows, in this order.
 
     Args:
         state: of an engine that is held for long, with gaps between its rows.
         running: rows of running requests, in the engine's order.
         waiting: rows of waiting ones, first come first.
+        now_ms: the moment, from which what nobody timed counts.
     """
     order = np.concatenate([running, waiting])
     count, slots = len(order), len(state.flights)
@@ -179,7 +181,8 @@ def gathered(state: State, running: Ints, waiting: Ints) -> State:
     # What a play notes is not what the engine saw.
     requests = copy.requests[:count]
     requests["ttft_ms"] = np.where(requests["generated_tokens"] > 0, np.nan, np.inf)
-    requests["worst_gap_ms"] = -1.0
+    requests["worst_gap_ms"], requests["late_ms"] = -1.0, -math.inf
+    settle_times(requests, now_ms)
     numbers = np.arange(room)
     copy.places["running"] = numbers
     copy.places["waiting"][: len(waiting)] = numbers[len(running) : count]
@@ -233,18 +236,22 @@ def _fill(rows: Records, requests: Sequence[RequestState], now_ms: float, block_
     rows["computed_tokens"] = [r.computed_tokens for r in requests]
     rows["last_step"] = [r.steps_ahead for r in requests]
     rows["arrival_ms"] = [r.arrival_ms for r in requests]
-    # A token that nobody timed counts from the snapshot on.
-    rows["last_token_ms"] = [
-        now_ms if r.last_token_ms is None else r.last_token_ms for r in requests
-    ]
-    rows["ttft_slo_ms"] = [r.slo.ttft_ms for r in requests]
-    rows["tbt_slo_ms"] = [r.slo.tbt_ms for r in requests]
+    rows["last_token_ms"] = [_or_nan(r.last_token_ms) for r in requests]
+    rows["first_token_ms"] = [_or_nan(r.first_token_ms) for r in requests]
+    rows["broken"] = [r.broken for r in requests]
+    for row, request in zip(rows, requests, strict=True):
+        promise(row, request.slo)
+    settle_times(rows, now_ms)
     rows["ttft_ms"] = np.where(rows["generated_tokens"] > 0, np.nan, np.inf)
-    rows["worst_gap_ms"] = -1.0
+    rows["worst_gap_ms"], rows["late_ms"] = -1.0, -math.inf
     if any(r.cached_tokens for r in requests):
         rows["cached_tokens"] = [whole_hit_tokens(r, block_size) for r in requests]
         unheld = np.maximum([r.unheld_tokens for r in requests], 0)
         rows["shared_blocks"] = np.maximum(rows["cached_tokens"] - unheld, 0) // block_size
+
+
+def _or_nan(ms: float | None) -> float:
+    return math.nan if ms is None else ms
 
 
 def whole_hit_tokens(request: RequestState, block_size: int) -> int:

@@ -29,6 +29,7 @@ from beam_runtime.emulator.composer import (
     set_kind,
 )
 from beam_runtime.emulator.places import flight_slot, waiting_place
+from beam_runtime.emulator.promises import GAP, due_ms, note_first, tightest_ms
 from beam_runtime.emulator.schedule import available, prefill_pending
 from beam_runtime.emulator.setup import (
     JOULE,
@@ -170,6 +171,8 @@ def finish(state: State, now_ms: float, setup: Records) -> None:
         row = state.members[slot, member]
         request = state.requests[row]
         note_token(request, now_ms)
+        if request.generated_tokens == 0:
+            note_first(request, now_ms)
         request.total_tokens += 1
         request.generated_tokens += 1
         request.last_token_ms = now_ms
@@ -192,6 +195,11 @@ def note_token(request: Records, token_ms: float) -> None:
     else:
         gap_ms = max(0.0, token_ms - request.last_token_ms)
         request.worst_gap_ms = max(request.worst_gap_ms, gap_ms)
+        # By tpot and e2e the latest token counts, by gap each.
+        late_ms = token_ms - due_ms(request)
+        if request.slo_kind == GAP:
+            late_ms = max(request.late_ms, late_ms)
+        request.late_ms = late_ms
 
 
 @compiled
@@ -225,11 +233,14 @@ def decode_phase(state: State) -> Decoding:
     groups = int(state.engine.ready > 0)
     for number in range(state.engine.flying):
         groups += state.flights[flight_slot(state, number)].tokens > 0
-    context_tokens, tbt_ms = 0, math.inf
+    context_tokens, tbt_ms, all_ms = 0, math.inf, math.inf
     for at in range(state.engine.running):
         request = state.requests[state.places[at].running]
         context_tokens += request.computed_tokens
-        tbt_ms = min(tbt_ms, request.tbt_slo_ms)
+        all_ms = min(all_ms, request.token_slo_ms)
+        if request.broken == 0:
+            tbt_ms = min(tbt_ms, request.token_slo_ms)
+    tbt_ms = tightest_ms(tbt_ms, all_ms)
     return Decoding(state.engine.running, context_tokens, tbt_ms, max(1, groups))
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from beam_runtime.emulator.moment import gathered
+from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.state import REQUEST, Records, State, empty_state
 from beam_runtime.types import EngineLimits, Slo
 
@@ -49,8 +50,8 @@ class Rows:
         record = self.state.requests[row]
         record["total_tokens"], record["cached_tokens"] = prompt_tokens, cached_tokens
         record["arrival_ms"] = arrival_ms
-        record["ttft_slo_ms"], record["tbt_slo_ms"] = slo.ttft_ms, slo.tbt_ms
-        record["last_token_ms"] = record["ttft_ms"] = math.nan
+        promise(record, slo)
+        record["first_token_ms"] = record["last_token_ms"] = record["ttft_ms"] = math.nan
         return row
 
     def remove(self, request_id: str) -> bool:
@@ -123,11 +124,7 @@ class Rows:
             self.state.flights["finish_ms"][(engine["flying_head"] + number) % slots] = finish_ms
         running = np.fromiter(self.running.values(), np.int64, len(self.running))
         waiting = np.fromiter(self.waiting.values(), np.int64, len(self.waiting))
-        copy = gathered(self.state, running, waiting)
-        # A token that nobody timed counts from now on.
-        last_ms = copy.requests["last_token_ms"]
-        last_ms[np.isnan(last_ms)] = now_ms
-        return copy
+        return gathered(self.state, running, waiting, now_ms)
 
     def _grow(self) -> None:
         """Twice the rows."""

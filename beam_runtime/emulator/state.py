@@ -41,9 +41,13 @@ REQUEST = record_type(
     "room_tokens "  # that its last KV block still takes
     "last_step "  # number of the latest step that held anything of it, as steps_back counts
     "kind "  # OTHER, READY, PREFILL or DECODING
-    "shown",  # whether the step under composition gets to see it
-    "arrival_ms last_token_ms ttft_slo_ms tbt_slo_ms "
-    "ttft_ms worst_gap_ms",  # noted by a play: NaN or inf and -1 until then
+    "shown "  # whether the step under composition gets to see it
+    "slo_kind answer_tokens "  # what was promised of its stream (promises.py)
+    "broken",  # 1: a promise to it is broken for good
+    "arrival_ms first_token_ms last_token_ms ttft_slo_ms stream_slo_ms tbt_share "
+    "token_slo_ms "  # what is left for each token after the first
+    "ttft_ms worst_gap_ms "  # noted by a play: NaN or inf and -1 until then
+    "late_ms",  # noted by a play: how late its stream is at worst; -inf until then
 )
 PLACE = record_type(
     "running "  # the i-th running request, in the engine's order

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.play import Decoding
+from beam_runtime.emulator.promises import tightest_ms
 from beam_runtime.emulator.setup import (
     JOULE,
     MS,
@@ -158,10 +159,13 @@ def settlement_j(prices: Prices, horizon_ms: float, tokens: float) -> float:
 def everyone(state: State, setup: Records) -> Decoding:
     """All requests of a state that nothing was played on, decoding together."""
     requests = min(state.engine.rows, setup.max_num_seqs)
-    context_tokens, tbt_ms = 0, math.inf
+    context_tokens, tbt_ms, all_ms = 0, math.inf, math.inf
     for row in range(requests):
         context_tokens += state.requests[row].total_tokens
-        tbt_ms = min(tbt_ms, state.requests[row].tbt_slo_ms)
+        all_ms = min(all_ms, state.requests[row].token_slo_ms)
+        if state.requests[row].broken == 0:
+            tbt_ms = min(tbt_ms, state.requests[row].token_slo_ms)
+    tbt_ms = tightest_ms(tbt_ms, all_ms)
     return Decoding(requests, context_tokens, tbt_ms if requests > 0 else 0.0, 1)
 
 

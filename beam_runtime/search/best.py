@@ -38,14 +38,14 @@ from beam_runtime.search.lines import (
     prepare_prefill,
     reopen,
 )
-from beam_runtime.search.sketch import Paper, legal_chunk
+from beam_runtime.search.sketch import LATENESS, Paper, legal_chunk
 from beam_runtime.types import SAME_MS
 
 # After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
 # plays of the fastest entries.
 MISSES, TRIES = 3, 16
-# Violations closer than this (in shares of one SLO) are the same.
-SAME_VIOLATION = 0.005
+# Where as many promises are broken, how late they are buys nothing.
+SAME_VIOLATION = 0.5
 # What a step costs a play beside its requests, in requests.
 PER_STEP = 32
 # With prefill pending, how far a play's bad news counts for higher clocks of its line.
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
         microbatches: to split decodes into.
         pace: index of its pace's share.
         energy_j: over equal work, with the price of a clock change.
-        violation: weighted sum of what is missing; 0 where everything is kept.
+        violation: broken promises, and a little for how late; 0 where all are kept.
         plays: how many were made.
         first_room: whether it was played on the first of the two states.
         outcome: its forecast.
@@ -199,9 +199,8 @@ def play_one(
     energy_j = outcome.active_j + outcome.idle_j + outcome.settlement_j
     energy_j += 0.0 if asked else given.switch_j
     violation = 0.0
-    if max(outcome.ttft_excess_ms, outcome.tbt_excess_ms) > SAME_MS:
-        violation = given.ttft_weight * outcome.ttft_violation
-        violation += given.tbt_weight * outcome.tbt_violation
+    if outcome.broken > 0:
+        violation = outcome.broken + LATENESS * outcome.lateness
     room.entries[line, clock].status = CLOSED
     noted = room.plays[plays]
     noted.clock, noted.chunk_tokens = clock, one.chunk_tokens
@@ -230,7 +229,7 @@ def better(one: Choice, best: Choice, least: float) -> bool:
 @compiled
 def nothing_yet() -> Choice:
     """Worse than anything."""
-    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, 0.0, -1, 0.0, 0.0, 0, 0, 0.0)
+    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0, 0.0, 0.0, 0, 0, 0.0)
     return Choice(-1, -1, 0, 0, 0, math.inf, math.inf, 0, True, outcome)
 
 

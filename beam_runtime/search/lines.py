@@ -22,7 +22,15 @@ from beam_runtime.emulator.steady import (
     split,
     steady_of,
 )
-from beam_runtime.search.sketch import Estimate, Paper, draw, estimate, legal_chunk, line_up
+from beam_runtime.search.sketch import (
+    LATENESS,
+    Estimate,
+    Paper,
+    draw,
+    estimate,
+    legal_chunk,
+    line_up,
+)
 from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
@@ -45,7 +53,7 @@ GRID = record_type(
     "chunk_tokens least_microbatches "  # in force; to choose from, up to the pipeline's stages
     "most_plays most_work",  # steps x requests to be played
     "effective_ms delay_ms "  # when the clock asked for takes effect; how long a change takes
-    "now_ms lookahead_ms switch_j ttft_weight tbt_weight",
+    "now_ms lookahead_ms switch_j",
 )
 LINE = record_type(
     "chunk_tokens microbatches pace "  # 0 microbatches: as is best after the prefill
@@ -53,7 +61,7 @@ LINE = record_type(
     # Of that play: less the estimates; by how much its miss shrinks per clock, and that miss.
     "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms",
 )
-ENTRY = record_type("status", "energy_j ttft_excess_ms ttft_violation tbt_excess_ms slow_ms")
+ENTRY = record_type("status", "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms")
 AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms")
 PLAY = record_type(
     "clock chunk_tokens microbatches pace missed_row",
@@ -171,7 +179,7 @@ def note_estimate(line: int, clock: int, found: Estimate, grid: Grid, room: Room
     change_j = grid.given.switch_j if clock != grid.given.asked_clock else 0.0
     entry.energy_j = found.energy_j + change_j
     entry.ttft_excess_ms = found.ttft_excess_ms
-    entry.ttft_violation = found.ttft_violation
+    entry.broken = found.broken
     entry.tbt_excess_ms = found.tbt_excess_ms
     entry.slow_ms = found.slow_ms
 
@@ -326,8 +334,9 @@ def least_late(
             entry = room.entries[line, clock]
             if entry.status == CLOSED or entry.slow_ms > fast_ms:
                 continue
-            late = grid.given.ttft_weight * entry.ttft_violation
-            late += grid.given.tbt_weight * requests * max(0.0, entry.tbt_excess_ms) / tbt_ms
+            late = entry.broken
+            if entry.tbt_excess_ms > 0.0:
+                late += requests * (1.0 + LATENESS * entry.tbt_excess_ms / tbt_ms)
             # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
             late += 1e-3 * tried + 1e-6 * one.pace + 1e-9 * entry.slow_ms
             if late < least:

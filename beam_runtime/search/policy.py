@@ -13,8 +13,6 @@ class Policy:
         lookahead_ms: the horizon is at least this long.
         dwell_ms: a clock stays at least this long, unless an SLO needs another one.
         switch_j: what a clock change must save to be worth it.
-        ttft_weight: how much a missed TTFT counts where nothing keeps all SLOs.
-        tbt_weight: the same for TBT.
         chunk_tokens: the chunk sizes to choose from; the table's staircase edges by default.
         most_chunks: of those edges, how many.
         least_microbatches: decodes are split at least so far, if the pipeline is that deep.
@@ -26,8 +24,6 @@ class Policy:
     lookahead_ms: float = LOOKAHEAD_MS
     dwell_ms: float = 100.0
     switch_j: float = 0.5
-    ttft_weight: float = 1.0
-    tbt_weight: float = 4.0
     chunk_tokens: tuple[int, ...] = ()
     most_chunks: int = 12
     least_microbatches: int = 1

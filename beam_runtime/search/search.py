@@ -4,9 +4,9 @@
 The work is done by best.py in one compiled call.
 
 Which point wins, in this order:
-1. it keeps every request's SLO, margins included; if no point does, the least violation (sum
-   over requests of what is missing, in shares of the SLO, TBT before TTFT by ``Policy``);
-2. the least energy over equal work.
+1. the most requests keep every promise they still have, margins included (goodput);
+2. the least energy over equal work. A promise that is broken already, or that no point keeps,
+   buys nothing.
 """
 
 import math
@@ -72,7 +72,6 @@ class Search:
             PACE_SHARES,
             self.policy.lookahead_ms,
             self.policy.switch_j,
-            (self.policy.ttft_weight, self.policy.tbt_weight),
             self._least_microbatches,
         )
         # Compiled here, so that no request ever waits for it.
@@ -131,8 +130,8 @@ class Search:
             tbt_excess_ms=-math.inf,
             ttft_worst=None,
             tbt_worst=None,
-            ttft_violation=0.0,
-            tbt_violation=0.0,
+            broken=0,
+            lateness=0.0,
             horizon_ms=self.policy.lookahead_ms,
             active_energy_j=0.0,
             idle_energy_j=idle_j,

@@ -36,7 +36,6 @@ class Searcher:
         pace_shares: the paces, in shares of the tightest TBT SLO.
         lookahead_ms: the horizon is at least this long.
         switch_j: what a clock change must save.
-        weights: of missed TTFT and missed TBT.
         least_microbatches: to choose from, up to the pipeline's stages.
     """
 
@@ -49,7 +48,6 @@ class Searcher:
         pace_shares: tuple[float, ...],
         lookahead_ms: float,
         switch_j: float = 0.0,
-        weights: tuple[float, float] = (1.0, 1.0),
         least_microbatches: int = 1,
     ) -> None:
         self._cost = cost
@@ -72,7 +70,6 @@ class Searcher:
         given["most_plays"], given["most_work"] = MOST_PLAYS, MOST_WORK
         given["delay_ms"], given["lookahead_ms"] = limits.clock_delay_ms, lookahead_ms
         given["switch_j"] = switch_j
-        given["ttft_weight"], given["tbt_weight"] = weights
         self._grid = Grid(given, np.array(chunks, dtype=np.int64), np.array(pace_shares))
         self._corrected: tuple[Correction, Records] | None = None
         self._make_paper(64, limits.max_steps_in_flight)
@@ -131,7 +128,12 @@ class Searcher:
     def tightest_tbt_ms(self, moment: Moment) -> float:
         """What pace shares are shares of."""
         seated = min(len(moment.names), self._limits.max_num_seqs)
-        return float(moment.state.requests["tbt_slo_ms"][:seated].min()) if seated else 0.0
+        if not seated:
+            return 0.0
+        records = moment.state.requests[:seated]
+        allowed_ms = records["token_slo_ms"]
+        holding = records["broken"] == 0
+        return float((allowed_ms[holding] if holding.any() else allowed_ms).min())
 
     def _look_at(self, moment: Moment, only_mhz: int | None) -> None:
         """Room for as many requests as there are, and what the grid says of this moment."""
@@ -198,8 +200,8 @@ def unpack(outcome: Outcome, played: State, moment: Moment) -> Forecast:
         tbt_excess_ms=outcome.tbt_excess_ms,
         ttft_worst=names[outcome.ttft_row] if outcome.ttft_row >= 0 else None,
         tbt_worst=names[outcome.tbt_row] if outcome.tbt_row >= 0 else None,
-        ttft_violation=outcome.ttft_violation,
-        tbt_violation=outcome.tbt_violation,
+        broken=outcome.broken,
+        lateness=outcome.lateness,
         horizon_ms=outcome.horizon_ms,
         active_energy_j=outcome.active_j,
         idle_energy_j=outcome.idle_j,

@@ -21,6 +21,7 @@ from beam_runtime.control.orders import Orders
 from beam_runtime.emulator.composer import HOLD
 from beam_runtime.emulator.moment import Moment, gathered, snapshot_of
 from beam_runtime.emulator.moves import composed, finished, issued
+from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.setup import Batch, Setting, make_setup, make_tables
 from beam_runtime.emulator.state import READY, Ints, empty_state
 from beam_runtime.table.step_cost import StepCost, clock_index
@@ -128,7 +129,7 @@ class FakeEngine:
         """The engine as it is."""
         running, waiting = self._running(), self._waiting()
         names = [self._names[row] for row in (*running.tolist(), *waiting.tolist())]
-        state = gathered(self._state, running, waiting)
+        state = gathered(self._state, running, waiting, self.now_ms)
         orders = self._orders
         moment = Moment(self.now_ms, self._limits, orders.knobs, orders.correction, state, names)
         return snapshot_of(moment)
@@ -187,7 +188,8 @@ class FakeEngine:
             record = state.requests[row]
             record["total_tokens"], record["arrival_ms"] = new.prompt_tokens, new.arrival_ms
             record["cached_tokens"], record["shared_blocks"] = hit_blocks * size, hit_blocks
-            record["ttft_slo_ms"], record["tbt_slo_ms"] = new.slo.ttft_ms, new.slo.tbt_ms
+            promise(record, new.slo)
+            record["first_token_ms"] = math.nan
             place = (engine["waiting_head"] + engine["waiting"]) % len(state.places)
             state.places["waiting"][place] = row
             engine["waiting"] += 1
@@ -245,7 +247,7 @@ class FakeEngine:
             self._tell("first_token", name)
         else:
             ledger.tbt_ms.append(self.now_ms - last_ms)
-            ledger.late_tbt += ledger.tbt_ms[-1] > request.slo.tbt_ms
+            ledger.late_tbt += ledger.tbt_ms[-1] > request.slo.token_ms
         outputs.append(token(name, len(outputs)))
         if len(outputs) == request.output_tokens:
             self._end(row)

@@ -15,6 +15,7 @@ from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import HOLD, compose, count, refresh_due
 from beam_runtime.emulator.places import opened, waiting_place
 from beam_runtime.emulator.play import finish, issue, next_finish_ms
+from beam_runtime.emulator.promises import note_broken
 from beam_runtime.emulator.schedule import held_blocks
 from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
 from beam_runtime.emulator.state import OTHER, Floats, Ints, Records, State, record_type
@@ -42,14 +43,13 @@ TALLY = record_type(
 
 
 class Workload(NamedTuple):
-    """The trace, by arrival; idling counts until ``duration_ms``."""
+    """The trace, by arrival; idling counts until ``duration_ms``; promises are of REQUEST."""
 
     duration_ms: float
     arrival_ms: Floats
     input_tokens: Ints
     output_tokens: Ints
-    ttft_slo_ms: Floats
-    tbt_slo_ms: Floats
+    promises: Records
 
 
 class Plant(NamedTuple):
@@ -193,9 +193,12 @@ def arrive(state: State, plant: Plant, load: Workload) -> None:
     request.shared_blocks = request.room_tokens = request.last_step = 0
     request.kind = OTHER
     request.arrival_ms = request.last_token_ms = load.arrival_ms[number]
-    request.ttft_slo_ms = load.ttft_slo_ms[number]
-    request.tbt_slo_ms = load.tbt_slo_ms[number]
-    request.ttft_ms, request.worst_gap_ms = math.inf, -1.0
+    given = load.promises[number]
+    request.slo_kind, request.answer_tokens = given.slo_kind, given.answer_tokens
+    request.ttft_slo_ms, request.stream_slo_ms = given.ttft_slo_ms, given.stream_slo_ms
+    request.token_slo_ms, request.tbt_share = given.token_slo_ms, given.tbt_share
+    request.broken, request.first_token_ms = 0, math.nan
+    request.ttft_ms, request.worst_gap_ms, request.late_ms = math.inf, -1.0, -math.inf
     plant.hidden[row].request = number
     plant.hidden[row].output_tokens = load.output_tokens[number]
     state.places[waiting_place(state, state.engine.waiting)].waiting = row
@@ -212,6 +215,7 @@ def receive(state: State, plant: Plant, now_ms: float, setup: Records) -> None:
     for member in range(tokens):
         row = state.members[slot, member]
         number = plant.hidden[row].request
+        note_broken(state.requests[row], now_ms)
         if state.requests[row].generated_tokens == 0:
             plant.first_token_ms[number] = now_ms
             tally.events |= ON_FIRST_TOKEN

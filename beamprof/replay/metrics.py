@@ -154,7 +154,7 @@ def ttft_ms(played: Played) -> Floats:
 def attainment(played: Played, possible: NDArray[np.bool_]) -> Attainment:
     """Which promises were kept."""
     first = ttft_ms(played) <= played.slo.ttft_ms + SAME_MS
-    late = played.tokens["gap_ms"] > played.slo.tbt_ms + SAME_MS
+    late = played.tokens["gap_ms"] > played.slo.token_ms + SAME_MS
     steady = np.ones(len(first), dtype=bool)
     steady[played.tokens["request"][late].astype(np.int64)] = False
     return Attainment(

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
-from beam_runtime.emulator.state import Records, State, empty_state, records
+from beam_runtime.emulator.state import REQUEST, Records, State, empty_state, records
 from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs, Slo
 from beamprof.errors import ReplayError
@@ -82,14 +83,14 @@ class _Plant:
         self.trace, self.policy, self.site = trace, policy, site
         self.limits = replace(site.limits, max_batched_tokens=policy.max_batched_tokens)
         _check_servable(trace, self.limits, site.kv_blocks)
-        ones = np.ones(trace.requests)
+        promises = records(trace.requests, REQUEST)
+        promise(promises, site.slo)
         self.workload = loop.Workload(
             trace.duration_s * 1e3,
             trace.arrival_s * 1e3,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
-            ones * site.slo.ttft_ms,
-            ones * site.slo.tbt_ms,
+            promises,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
         self.believed = make_tables(site.believed, largest)

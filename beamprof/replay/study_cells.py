@@ -94,7 +94,7 @@ class Job:
     def __str__(self) -> str:
         table, trace = (Path(self.provenance[name]).name for name in ("table", "trace"))
         slo, noise = self.options.slo, self.options.noise
-        words = f"{self.policy} on {trace}, {table}, {slo.ttft_ms:g}/{slo.tbt_ms:g} ms"
+        words = f"{self.policy} on {trace}, {table}, {slo.ttft_ms:g}/{slo.token_ms:g} ms"
         return f"{words}, noise {noise:g} seed {self.options.seed}" if noise else words
 
     @property

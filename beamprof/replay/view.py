@@ -89,7 +89,7 @@ class View:
             self.limits,
             self.knobs,
             correction,
-            gathered(self.state, running, waiting),
+            gathered(self.state, running, waiting, self.now_ms),
             list(map(str, (*running.tolist(), *waiting.tolist()))),
             (),
             self.clock_since_ms,

@@ -20,7 +20,7 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
         console,
         f"{report.model} tp{report.tp} pp{report.pp} on {report.device}; {report.requests:,} "
         f"requests in {format_duration(report.duration_s)}; "
-        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, TBT {format_duration(slo.tbt_ms / 1e3)}",
+        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, TBT {format_duration(slo.token_ms / 1e3)}",
     )
     heading(console, "Energy", "all GPUs, idling included until the trace ends")
     shares = ("idle %", "decode %", "prefill %")

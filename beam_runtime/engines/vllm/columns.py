@@ -30,7 +30,7 @@ class Columns:
         self._total, self._computed = requests["total_tokens"], requests["computed_tokens"]
         self._generated, self._cached = requests["generated_tokens"], requests["cached_tokens"]
         self._shared_blocks = requests["shared_blocks"]
-        self._last_ms, self._tbt_ms = requests["last_token_ms"], requests["tbt_slo_ms"]
+        self._last_ms, self._tbt_ms = requests["last_token_ms"], requests["token_slo_ms"]
         self._running: list[Any] = []
         self._known: list[Followed] = []
         self._prompts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -80,7 +80,7 @@ class Columns:
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
-        self._tbt_ms[: len(running)] = [one.slo.tbt_ms for one in self._known]
+        self._tbt_ms[: len(running)] = [one.slo.token_ms for one in self._known]
 
     def _count_placeholders(self, running: list[Any], end: int) -> None:
         """Async scheduling lets a request go on before its token is back.

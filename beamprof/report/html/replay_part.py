@@ -55,7 +55,7 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
         ),
         Section(
             "Promises kept",
-            f"TTFT within {axis_ms(slo.ttft_ms)} by request, TBT within {axis_ms(slo.tbt_ms)} by "
+            f"TTFT within {axis_ms(slo.ttft_ms)} by request, TBT within {axis_ms(slo.token_ms)} by "
             "token; points are percentage points beside vanilla. Both: requests with every token "
             "in time.", _attainment(report, css),
         ),
@@ -86,7 +86,7 @@ def _kicker(report: ReplayReport) -> str:
     return (
         f"Replay · {report.model} on {report.tp * report.pp} × {report.device} (tp{report.tp} "
         f"pp{report.pp}) · {report.requests:,} requests in {format_duration(report.duration_s)} · "
-        f"SLO TTFT {axis_ms(slo.ttft_ms)}, TBT {axis_ms(slo.tbt_ms)}"
+        f"SLO TTFT {axis_ms(slo.ttft_ms)}, TBT {axis_ms(slo.token_ms)}"
     )
 
 
@@ -156,7 +156,7 @@ def _latency(saved: SavedReplay, css: dict[str, str]) -> Drawings:
         ),
         Drawing(
             "Tokens with a gap longer than …",
-            late_shares(gaps, slo.tbt_ms, "TBT: share of tokens by time"),
+            late_shares(gaps, slo.token_ms, "TBT: share of tokens by time"),
             "time between tokens (TBT)",
         ),
     )

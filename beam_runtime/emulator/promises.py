@@ -1,0 +1,121 @@
+"""When a request's next token is due, by what was promised: one function for all who ask.
+
+    gap    last token + SLO
+    tpot   first token + tokens since x SLO: a late token is made good by earlier ones
+    e2e    as tpot, with what the first token left over shared among the tokens of an answer
+
+A promise that is broken for good buys nothing more: its request is served in its turn, but no
+chunk is cut and no clock raised for it (design/control.md, goodput).
+"""
+
+import math
+
+import numpy as np
+
+from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.state import Records
+from beam_runtime.types import SAME_MS, Slo, StreamKind
+
+GAP, TPOT, E2E = range(3)
+_KINDS = {StreamKind.GAP: GAP, StreamKind.TPOT: TPOT, StreamKind.E2E: E2E}
+
+
+def promise(record: Records, slo: Slo) -> None:
+    """Write what one request, or each of several, was promised."""
+    record["ttft_slo_ms"], record["stream_slo_ms"] = slo.ttft_ms, slo.stream_ms
+    record["token_slo_ms"], record["tbt_share"] = slo.token_ms, slo.tbt_share
+    record["slo_kind"], record["answer_tokens"] = _KINDS[slo.kind], slo.answer_tokens
+
+
+def promised(record: Records) -> Slo:
+    """What one request was promised."""
+    kind, target_ms = int(record["slo_kind"]), float(record["stream_slo_ms"])
+    return Slo(
+        float(record["ttft_slo_ms"]),
+        target_ms if kind == GAP else None,
+        target_ms if kind == TPOT else None,
+        target_ms if kind == E2E else None,
+        float(record["tbt_share"]),
+        int(record["answer_tokens"]),
+    )
+
+
+def settle_times(records: Records, now_ms: float) -> None:
+    """Of a copy to play on: what nobody timed, and which promises are broken by now.
+
+    A token that nobody timed counts from now on, a first token as if all since were on time.
+    """
+    last_ms, first_ms = records["last_token_ms"], records["first_token_ms"]
+    last_ms[np.isnan(last_ms)] = now_ms
+    given = records["generated_tokens"]
+    untimed = np.isnan(first_ms) & (given > 0)
+    on_time_ms = last_ms - (given - 1) * records["token_slo_ms"]
+    first_ms[untimed] = on_time_ms[untimed]
+    begun = (records["slo_kind"] == E2E) & (given > 0)
+    if begun.any():
+        records["token_slo_ms"][begun] = _share_ms(records[begun])
+    waited_ms = now_ms - records["arrival_ms"]
+    records["broken"] |= (given == 0) & (waited_ms > records["ttft_slo_ms"] + SAME_MS)
+
+
+def _share_ms(records: Records) -> Records:
+    left_ms = records["arrival_ms"] + records["stream_slo_ms"] - records["first_token_ms"]
+    return np.maximum(left_ms, 1.0) / np.maximum(records["answer_tokens"] - 1, 1)
+
+
+def breaks(record: Records, token_ms: float) -> bool:
+    """Whether a token at that time breaks a promise for good; not for compiled code.
+
+    Where a share of gaps may be late nobody is given up: the answer may still be long.
+    """
+    if record["generated_tokens"] == 0:
+        return bool(token_ms - record["arrival_ms"] > record["ttft_slo_ms"] + SAME_MS)
+    gap = record["slo_kind"] == GAP and record["tbt_share"] == 1.0
+    return bool(gap and token_ms - record["last_token_ms"] > record["token_slo_ms"] + SAME_MS)
+
+
+@compiled
+def due_ms(request: Records) -> float:
+    """When a decode's next token would be late."""
+    if request.slo_kind == GAP:
+        due: float = request.last_token_ms + request.token_slo_ms
+    else:
+        due = request.first_token_ms + request.generated_tokens * request.token_slo_ms
+    return due
+
+
+@compiled
+def due_after_ms(request: Records, token_ms: float) -> float:
+    """When the token after one that comes at ``token_ms`` would be late."""
+    if request.slo_kind == GAP or request.generated_tokens == 0:
+        due: float = token_ms + request.token_slo_ms
+    else:
+        due = due_ms(request) + request.token_slo_ms
+    return due
+
+
+@compiled
+def note_first(request: Records, token_ms: float) -> None:
+    """Its first token is out: what e2e leaves for the others is known now."""
+    request.first_token_ms = token_ms
+    if request.slo_kind == E2E:
+        left_ms = request.arrival_ms + request.stream_slo_ms - token_ms
+        request.token_slo_ms = max(left_ms, 1.0) / max(request.answer_tokens - 1, 1)
+
+
+@compiled
+def note_broken(request: Records, token_ms: float) -> None:
+    """``breaks``, of an engine's own state, before the token is noted."""
+    if request.generated_tokens == 0:
+        late = token_ms - request.arrival_ms > request.ttft_slo_ms + SAME_MS
+    else:
+        gap = request.slo_kind == GAP and request.tbt_share == 1.0
+        late = gap and token_ms - request.last_token_ms > request.token_slo_ms + SAME_MS
+    if late:
+        request.broken = 1
+
+
+@compiled
+def tightest_ms(holding_ms: float, all_ms: float) -> float:
+    """The least time per token among promises that hold; among all where every one is broken."""
+    return all_ms if holding_ms == math.inf else holding_ms
