@@ -151,6 +151,28 @@ class Slo:
         if not self.answer_tokens >= 1:
             raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
 
+    def revised(
+        self,
+        *,
+        ttft_ms: float | None = None,
+        tbt_ms: float | None = None,
+        tpot_ms: float | None = None,
+        e2e_ms: float | None = None,
+        tbt_share: float | None = None,
+        answer_tokens: int | None = None,
+    ) -> "Slo":
+        """The same with these in its place; another kind of streaming replaces its own."""
+        if tbt_ms is tpot_ms is e2e_ms is None:
+            tbt_ms, tpot_ms, e2e_ms = self.tbt_ms, self.tpot_ms, self.e2e_ms
+        return Slo(
+            self.ttft_ms if ttft_ms is None else ttft_ms,
+            tbt_ms,
+            tpot_ms,
+            e2e_ms,
+            self.tbt_share if tbt_share is None else tbt_share,
+            self.answer_tokens if answer_tokens is None else answer_tokens,
+        )
+
     @property
     def kind(self) -> StreamKind:
         """Which streaming part is meant."""
@@ -375,8 +397,8 @@ class Forecast:
         tbt_excess_ms: the same for the tokens after the first, by the SLO's kind.
         ttft_worst: the request it belongs to, None where no request waits.
         tbt_worst: the same for TBT.
-        broken: requests that would lose a promise they still have, margins included.
-        lateness: what is missing, summed over those in shares of the SLO.
+        broken: requests expected to lose a promise they still have: 0 where all margins are
+            kept, and up to 1 for each that misses its own (emulator/promises.py).
         horizon_ms: how far the emulator played.
         active_energy_j: all passes of all stages.
         idle_energy_j: every GPU-second that no pass covers.
@@ -392,8 +414,7 @@ class Forecast:
     tbt_excess_ms: float
     ttft_worst: str | None
     tbt_worst: str | None
-    broken: int
-    lateness: float
+    broken: float
     horizon_ms: float
     active_energy_j: float
     idle_energy_j: float

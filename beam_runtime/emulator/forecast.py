@@ -15,11 +15,10 @@ from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
-from beam_runtime.emulator.promises import GAP
+from beam_runtime.emulator.promises import GAP, risk
 from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Floats, Records, State
 from beam_runtime.emulator.steady import Prices, equal_work, settlement_j, steady
-from beam_runtime.types import SAME_MS
 
 
 class Outcome(NamedTuple):
@@ -34,8 +33,7 @@ class Outcome(NamedTuple):
         ttft_row: whose that is.
         tbt_excess_ms: the same two for the stream: how late its tokens come, by its kind.
         tbt_row: see above.
-        broken: requests that lose a promise they still have.
-        lateness: sum over those of what is missing, in shares of the SLO.
+        broken: requests expected to lose a promise they still have (promises.risk).
         cycle_ms: time between tokens in the decode-only phase, if the horizon reaches it.
         steps: played.
         prompt_tokens: computed within the horizon.
@@ -50,8 +48,7 @@ class Outcome(NamedTuple):
     ttft_row: int
     tbt_excess_ms: float
     tbt_row: int
-    broken: int
-    lateness: float
+    broken: float
     cycle_ms: float
     steps: int
     prompt_tokens: int
@@ -85,25 +82,24 @@ def forecast(
     cycle_ms = after.cycle_ms if rest_ms > 0.0 else 0.0
     ttft_worst_ms, ttft_row = -math.inf, -1
     tbt_worst_ms, tbt_row = -math.inf, -1
-    broken, lateness = 0, 0.0
+    broken = 0.0
     for row in range(state.engine.rows):
         request = state.requests[row]
         if request.broken == 1:
             continue
-        missing = 0.0
+        at_risk = 0.0
         if start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf:
             excess_ms = request.ttft_ms + setup.ttft_margin_ms - request.ttft_slo_ms
-            missing += max(0.0, excess_ms - SAME_MS) / request.ttft_slo_ms
+            at_risk = risk(excess_ms, setup.ttft_margin_ms)
             if excess_ms > ttft_worst_ms:
                 ttft_worst_ms, ttft_row = excess_ms, row
         if request.worst_gap_ms >= 0.0:
             late_ms = late_after_ms(request, cycle_ms, rest_ms)
             excess_ms = late_ms + setup.tbt_margin_ms
-            missing += max(0.0, excess_ms - SAME_MS) / request.token_slo_ms
+            at_risk = max(at_risk, risk(excess_ms, setup.tbt_margin_ms))
             if excess_ms > tbt_worst_ms:
                 tbt_worst_ms, tbt_row = excess_ms, row
-        broken += missing > 0.0
-        lateness += missing
+        broken += at_risk
     return Outcome(
         played.active_j + after.active_w * rest_ms / 1e3,
         idle_j + after.idle_w * rest_ms / 1e3,
@@ -114,7 +110,6 @@ def forecast(
         tbt_worst_ms,
         tbt_row,
         broken,
-        lateness,
         cycle_ms,
         played.steps,
         played.chunk_tokens,

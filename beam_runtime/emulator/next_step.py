@@ -104,9 +104,7 @@ class NextStep:
             return Answer(until_ms)
         left_out: tuple[int, ...] = ()
         if ahead or batch.decodes < engine["ready"]:
-            left_out = self._left_out(
-                running, batch.items, prompts=ahead
-            )
+            left_out = self._left_out(running, batch.items, prompts=ahead)
         if ahead or batch.chunk_tokens:
             budget_tokens = batch.decodes + batch.chunk_tokens
         # Else never less than a chunk's budget: the head of the queue may fit by a prefix-cache

@@ -95,6 +95,18 @@ def due_after_ms(request: Records, token_ms: float) -> float:
 
 
 @compiled
+def risk(excess_ms: float, margin_ms: float) -> float:
+    """How likely a promise is broken that is predicted to be missed by so much, margin included.
+
+    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between: what is
+    past saving buys nothing, what may be saved is worth saving.
+    """
+    if excess_ms <= SAME_MS:
+        return 0.0
+    return min(1.0, excess_ms / max(2.0 * margin_ms, SAME_MS))
+
+
+@compiled
 def note_first(request: Records, token_ms: float) -> None:
     """Its first token is out: what e2e leaves for the others is known now."""
     request.first_token_ms = token_ms

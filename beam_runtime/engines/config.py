@@ -189,11 +189,19 @@ class _Reader:
         return EmbeddedPolicy(value)
 
     def _slo(self, raw: dict[str, Any], key: str, default: Slo) -> Slo:
-        self._known(raw, f"{key}.", ("ttft_ms", "tbt_ms"))
-        values = {"ttft_ms": default.ttft_ms, "tbt_ms": default.tbt_ms}
-        for name in raw:
-            values[name] = self._positive(raw, name, f"{key}.{name}", "milliseconds") or 0.0
-        return Slo(**values)
+        times = ("ttft_ms", "tbt_ms", "tpot_ms", "e2e_ms")
+        self._known(raw, f"{key}.", (*times, "tbt_share", "answer_tokens"))
+        streaming = [name for name in times[1:] if name in raw]
+        if len(streaming) > 1:
+            raise self._refuse(key, "one kind of streaming", " and ".join(streaming))
+        ms = {name: self._positive(raw, name, f"{key}.{name}", "milliseconds") for name in times}
+        share = self._positive(raw, "tbt_share", f"{key}.tbt_share", "a share")
+        if share is not None and share > 1.0:
+            raise self._refuse(f"{key}.tbt_share", "a share above 0 and at most 1", share)
+        tokens = raw.get("answer_tokens")
+        if tokens is not None and (type(tokens) is not int or tokens < 1):
+            raise self._refuse(f"{key}.answer_tokens", "1 token or more", tokens)
+        return default.revised(**ms, tbt_share=share, answer_tokens=tokens)
 
     def _positive(self, raw: dict[str, Any], name: str, key: str, unit: str) -> float | None:
         value = raw.get(name)

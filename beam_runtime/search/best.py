@@ -38,14 +38,14 @@ from beam_runtime.search.lines import (
     prepare_prefill,
     reopen,
 )
-from beam_runtime.search.sketch import LATENESS, Paper, legal_chunk
+from beam_runtime.search.sketch import Paper, legal_chunk
 from beam_runtime.types import SAME_MS
 
 # After so many plays in vain it is time to see whether anything keeps the SLOs, by so many
 # plays of the fastest entries.
 MISSES, TRIES = 3, 16
-# Where as many promises are broken, how late they are buys nothing.
-SAME_VIOLATION = 0.5
+# Of one promise at risk: closer than this is the same.
+SAME_VIOLATION = 0.005
 # What a step costs a play beside its requests, in requests.
 PER_STEP = 32
 # With prefill pending, how far a play's bad news counts for higher clocks of its line.
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
         microbatches: to split decodes into.
         pace: index of its pace's share.
         energy_j: over equal work, with the price of a clock change.
-        violation: broken promises, and a little for how late; 0 where all are kept.
+        violation: requests expected to lose a promise; 0 where all margins are kept.
         plays: how many were made.
         first_room: whether it was played on the first of the two states.
         outcome: its forecast.
@@ -128,7 +128,7 @@ def best_of(
         if phase == LEAST_LATE:
             if misses < TRIES and (work <= given.most_work or misses == 0):
                 limit = least * 1.5 + 0.01 if misses > 0 else math.inf
-                line, clock = least_late(lines, limit, start.engine.running, tbt_ms, grid, room)
+                line, clock = least_late(lines, limit, start.engine.running, setup, grid, room)
             if line < 0:
                 phase, misses = NO_WORSE, 0
                 reopen(room)
@@ -198,9 +198,6 @@ def play_one(
     )
     energy_j = outcome.active_j + outcome.idle_j + outcome.settlement_j
     energy_j += 0.0 if asked else given.switch_j
-    violation = 0.0
-    if outcome.broken > 0:
-        violation = outcome.broken + LATENESS * outcome.lateness
     room.entries[line, clock].status = CLOSED
     noted = room.plays[plays]
     noted.clock, noted.chunk_tokens = clock, one.chunk_tokens
@@ -211,7 +208,7 @@ def play_one(
     late = outcome.tbt_excess_ms > SAME_MS
     noted.missed_row = outcome.tbt_row if late else outcome.ttft_row
     return Choice(
-        line, clock, one.chunk_tokens, microbatches, pace, energy_j, violation, plays + 1,
+        line, clock, one.chunk_tokens, microbatches, pace, energy_j, outcome.broken, plays + 1,
         on_first, outcome,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ class Found:
         knobs: the setting it takes.
         forecast: of these knobs.
         energy_j: what it was compared by.
-        violation: broken promises, and a little for how late; 0 where all are kept.
+        violation: requests expected to lose a promise; 0 where all margins are kept.
         tried: every candidate that was played.
     """
 

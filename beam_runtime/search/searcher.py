@@ -201,7 +201,6 @@ def unpack(outcome: Outcome, played: State, moment: Moment) -> Forecast:
         ttft_worst=names[outcome.ttft_row] if outcome.ttft_row >= 0 else None,
         tbt_worst=names[outcome.tbt_row] if outcome.tbt_row >= 0 else None,
         broken=outcome.broken,
-        lateness=outcome.lateness,
         horizon_ms=outcome.horizon_ms,
         active_energy_j=outcome.active_j,
         idle_energy_j=outcome.idle_j,

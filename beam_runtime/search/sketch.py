@@ -17,13 +17,12 @@ from typing import NamedTuple
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
+from beam_runtime.emulator.promises import risk
 from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type
 from beam_runtime.emulator.steady import Prices, round_of, settlement_j, split
 
-# How much a missing SLO counts beside a broken promise: it only tells equals apart.
-LATENESS = 1e-3
 SHEET = record_type(
     "prompt_row prompt_tokens "  # the i-th prompt to be computed, in order of service
     "run_tokens run_steps",  # the i-th run of steps with so many tokens each
@@ -209,7 +208,7 @@ class Estimate(NamedTuple):
     Attributes:
         energy_j: over equal work.
         ttft_excess_ms: worst TTFT + margin - SLO.
-        broken: requests that miss their TTFT, and a little for how late they are.
+        broken: requests expected to miss their TTFT.
         tbt_excess_ms: TBT + margin - SLO.
         slow_ms: the time that a clock is slower by than another.
     """
@@ -273,8 +272,7 @@ def estimate(
         first = paper.sheet[number]
         excess_ms = first.wait_excess_ms + first.share * total_ms
         worst_ms = max(worst_ms, excess_ms)
-        if excess_ms > 0.0:
-            broken += 1.0 + LATENESS * excess_ms / first.slo_ms
+        broken += risk(excess_ms, setup.ttft_margin_ms)
     tbt_excess_ms = -math.inf
     if meanwhile.requests > 0:
         tbt_excess_ms = gap_ms + setup.tbt_margin_ms - meanwhile.tbt_ms

@@ -6,7 +6,8 @@ replay shows is what an engine gets.
 The numbers were found on one hour of one trace with one table (ServeGen 19-20 h, the published
 Llama-3 70B table): a TTFT margin that leaves room for prompts not yet arrived, a TBT margin that
 only noise needs to be wider, and chunks just above the half of the largest step, where a prompt's
-chunk still fits beside all the decodes that ride in it. benchmarks/energy.py shows what they give elsewhere.
+chunk still fits beside all the decodes that ride in it. benchmarks/energy.py shows what they give
+elsewhere.
 """
 
 from collections.abc import Collection

@@ -37,10 +37,14 @@ class SloSpec(_Strict):
 
     ttft_ms: Promise | None = None
     tbt_ms: Promise | None = None
+    tpot_ms: Promise | None = None
+    e2e_ms: Promise | None = None
 
     def over(self, default: Slo) -> Slo:
         """The default, with these in its place."""
-        return Slo(self.ttft_ms or default.ttft_ms, self.tbt_ms or default.tbt_ms)
+        return default.revised(
+            ttft_ms=self.ttft_ms, tbt_ms=self.tbt_ms, tpot_ms=self.tpot_ms, e2e_ms=self.e2e_ms
+        )
 
 
 class WaitingSpec(_Strict):

@@ -99,15 +99,18 @@ class Control:
 
 
 def _slo(raw: Any, now: Slo) -> Slo:
-    values = asdict(now)
-    if not isinstance(raw, dict) or set(raw) - set(values):
-        raise BeamError(f"slo must give ttft_ms, tbt_ms or both, found {raw!r}")
+    times = ("ttft_ms", "tbt_ms", "tpot_ms", "e2e_ms")
+    if not isinstance(raw, dict) or set(raw) - set(times):
+        raise BeamError(f"slo must give ttft_ms and one of {', '.join(times[1:])}, found {raw!r}")
+    values: dict[str, Any] = {}
     for name, value in raw.items():
         number = positive(value)
         if number is None:
             raise BeamError(f"slo.{name} must be milliseconds above 0, found {str(value)[:80]}")
         values[name] = number
-    return Slo(**values)
+    if len(values.keys() - {"ttft_ms"}) > 1:
+        raise BeamError(f"slo has one kind of streaming, found {', '.join(sorted(values))}")
+    return now.revised(**values)
 
 
 def add_utilities(engine_core_class: type) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from beam_runtime.engines.config import EmbeddedConfig
+from beam_runtime.engines.config import EmbeddedConfig, positive
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import EngineLimits, Slo
@@ -94,17 +94,12 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
     def promised(request: Any, default: Slo) -> Slo:
         extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
         base = config.classes.get(str(extra.get("beam_class")), default)
-        return Slo(
-            ttft_ms=_positive(extra.get("beam_ttft_ms"), base.ttft_ms),
-            tbt_ms=_positive(extra.get("beam_tbt_ms"), base.tbt_ms),
+        ttft_ms, *streaming = (
+            positive(extra.get(f"beam_{name}_ms")) for name in ("ttft", "tbt", "tpot", "e2e")
         )
+        if len(streaming) - streaming.count(None) > 1:
+            streaming = [None, None, None]
+        tbt_ms, tpot_ms, e2e_ms = streaming
+        return base.revised(ttft_ms=ttft_ms, tbt_ms=tbt_ms, tpot_ms=tpot_ms, e2e_ms=e2e_ms)
 
     return promised
-
-
-def _positive(value: object, default: float) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return default
-    return number if 0.0 < number < float("inf") else default
