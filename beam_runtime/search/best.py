@@ -226,7 +226,7 @@ def better(one: Choice, best: Choice, least: float) -> bool:
 @compiled
 def nothing_yet() -> Choice:
     """Worse than anything."""
-    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0, 0.0, 0.0, 0, 0, 0.0)
+    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0.0, 0.0, 0, 0, 0.0)
     return Choice(-1, -1, 0, 0, 0, math.inf, math.inf, 0, True, outcome)
 
 
