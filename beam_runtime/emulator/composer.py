@@ -17,7 +17,7 @@ import math
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot
-from beam_runtime.emulator.promises import due_after_ms, due_ms
+from beam_runtime.emulator.promises import GAP, due_ms
 from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
 from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, pass_ms
 from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State
@@ -108,9 +108,11 @@ def count(state: State, kind: int, by: int) -> None:
 
 @compiled
 def note_ready(state: State, request: Records) -> None:
-    """One more decode is ready; whose promise is broken presses nobody."""
-    if request.broken == 0:
-        state.engine.due_ms = min(state.engine.due_ms, due_ms(request))
+    """One more decode is ready."""
+    due = due_ms(request)
+    state.engine.due_ms = min(state.engine.due_ms, due)
+    if request.slo_kind == GAP:
+        state.engine.gap_due_ms = min(state.engine.gap_due_ms, due)
     state.engine.ready_since_ms = min(state.engine.ready_since_ms, request.last_token_ms)
 
 
@@ -118,7 +120,8 @@ def note_ready(state: State, request: Records) -> None:
 def classify(state: State, setup: Records) -> None:
     """Find every kind anew, of a state that was just made."""
     state.engine.ready = state.engine.prefilling = state.engine.decoding = 0
-    state.engine.due_ms = state.engine.ready_since_ms = math.inf
+    state.engine.due_ms = state.engine.gap_due_ms = math.inf
+    state.engine.ready_since_ms = math.inf
     for at in range(state.engine.running):
         request = state.requests[state.places[at].running]
         request.room_tokens = -request.computed_tokens % setup.block_size
@@ -131,7 +134,8 @@ def classify(state: State, setup: Records) -> None:
 @compiled
 def refresh_due(state: State) -> None:
     """Look again for the earliest due, after ready requests were sent off or preempted."""
-    state.engine.due_ms = state.engine.ready_since_ms = math.inf
+    state.engine.due_ms = state.engine.gap_due_ms = math.inf
+    state.engine.ready_since_ms = math.inf
     if state.engine.ready == 0:
         return
     for at in range(state.engine.running):
@@ -240,7 +244,7 @@ def give_way(
         for at in range(state.engine.running):
             request = state.requests[state.places[at].running]
             late = due_ms(request) - setup.tbt_margin_ms + SAME_MS < next_ms
-            pressed += late and request.kind == READY and request.broken == 0
+            pressed += late and request.kind == READY
     riding = min(ready, max(pressed, -(-state.engine.decoding // setup.pp)))
     if riding == ready:
         return ready, mixed
@@ -259,7 +263,8 @@ def in_time(
 ) -> tuple[int, float, Batch]:  # fmt: skip
     """What compose answers with as much of the chunk as lets every decode be in time.
 
-    Those in flight count as well: they can only be in a step after this one.
+    Those in flight count as well: they can only be in a step after this one. Only gaps count: by
+    tpot and e2e a late token is made good by others, and prompts that made way would starve.
     """
     ahead_ms = ahead_due_ms(state) - setup.tbt_margin_ms + SAME_MS
     if kept(state, mixed, riding, ahead_ms, now_ms, setting, setup, tables):
@@ -292,7 +297,7 @@ def kept(
 ) -> bool:  # fmt: skip
     """Whether all decodes can be in time if this step goes now."""
     back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
-    if riding > 0 and back_ms > state.engine.due_ms - setup.tbt_margin_ms + SAME_MS:
+    if riding > 0 and back_ms > state.engine.gap_due_ms - setup.tbt_margin_ms + SAME_MS:
         return False
     followed: bool = back_ms + (back_ms - now_ms) / setup.pp <= ahead_ms
     return followed
@@ -307,8 +312,8 @@ def ahead_due_ms(state: State) -> float:
         back_ms = state.flights[slot].finish_ms
         for member in range(state.flights[slot].tokens):
             request = state.requests[state.members[slot, member]]
-            if request.broken == 0:
-                first_ms = min(first_ms, due_after_ms(request, back_ms))
+            if request.slo_kind == GAP:
+                first_ms = min(first_ms, back_ms + request.token_slo_ms)
     return first_ms
 
 

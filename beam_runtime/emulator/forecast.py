@@ -15,7 +15,7 @@ from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
-from beam_runtime.emulator.promises import GAP, risk
+from beam_runtime.emulator.promises import GAP, first_risk, stream_risk
 from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Floats, Records, State
 from beam_runtime.emulator.steady import Prices, equal_work, settlement_j, steady
@@ -90,13 +90,15 @@ def forecast(
         at_risk = 0.0
         if start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf:
             excess_ms = request.ttft_ms + setup.ttft_margin_ms - request.ttft_slo_ms
-            at_risk = risk(excess_ms, setup.ttft_margin_ms)
+            at_risk = first_risk(excess_ms, setup.ttft_margin_ms)
             if excess_ms > ttft_worst_ms:
                 ttft_worst_ms, ttft_row = excess_ms, row
         if request.worst_gap_ms >= 0.0:
             late_ms = late_after_ms(request, cycle_ms, rest_ms)
             excess_ms = late_ms + setup.tbt_margin_ms
-            at_risk = max(at_risk, risk(excess_ms, setup.tbt_margin_ms))
+            at_risk = max(
+                at_risk, stream_risk(request, excess_ms, setup.tbt_margin_ms, prices.fastest_ms)
+            )
             if excess_ms > tbt_worst_ms:
                 tbt_worst_ms, tbt_row = excess_ms, row
         broken += at_risk

@@ -46,6 +46,7 @@ def restore(state: State, start: State) -> None:
     state.engine.steps_back = start.engine.steps_back
     state.engine.free_blocks = start.engine.free_blocks
     state.engine.due_ms = start.engine.due_ms
+    state.engine.gap_due_ms = start.engine.gap_due_ms
     state.engine.ready_since_ms = start.engine.ready_since_ms
     for stage in range(len(start.stage_free_ms)):
         state.stage_free_ms[stage] = start.stage_free_ms[stage]

@@ -4,8 +4,9 @@
     tpot   first token + tokens since x SLO: a late token is made good by earlier ones
     e2e    as tpot, with what the first token left over shared among the tokens of an answer
 
-A promise that is broken for good buys nothing more: its request is served in its turn, but no
-chunk is cut and no clock raised for it (design/control.md, goodput).
+A promise that is broken for good buys nothing more: no clock is raised for it. Its request is
+served in its turn, and its tokens stay due as before: without that they come in lumps, and lumps
+make others late.
 """
 
 import math
@@ -17,6 +18,14 @@ from beam_runtime.emulator.state import Records
 from beam_runtime.types import SAME_MS, Slo, StreamKind
 
 GAP, TPOT, E2E = range(3)
+# By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
+# answer may end at any token.
+LEAD_TOKENS = 2
+# A stream that needs so many tokens to make good what it is behind counts as lost.
+RECOVERY_TOKENS = 16
+# A first token that is lost already counts on by this much: a queue that is late now makes those
+# late that come after it.
+QUEUE = 0.1
 _KINDS = {StreamKind.GAP: GAP, StreamKind.TPOT: TPOT, StreamKind.E2E: E2E}
 
 
@@ -80,30 +89,38 @@ def due_ms(request: Records) -> float:
     if request.slo_kind == GAP:
         due: float = request.last_token_ms + request.token_slo_ms
     else:
-        due = request.first_token_ms + request.generated_tokens * request.token_slo_ms
+        ahead = request.generated_tokens - LEAD_TOKENS
+        due = request.first_token_ms + ahead * request.token_slo_ms
     return due
 
 
 @compiled
-def due_after_ms(request: Records, token_ms: float) -> float:
-    """When the token after one that comes at ``token_ms`` would be late."""
-    if request.slo_kind == GAP or request.generated_tokens == 0:
-        due: float = token_ms + request.token_slo_ms
-    else:
-        due = due_ms(request) + request.token_slo_ms
-    return due
+def first_risk(excess_ms: float, margin_ms: float) -> float:
+    """How likely a first token breaks its promise that is predicted so late, margin included.
 
-
-@compiled
-def risk(excess_ms: float, margin_ms: float) -> float:
-    """How likely a promise is broken that is predicted to be missed by so much, margin included.
-
-    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between: what is
-    past saving buys nothing, what may be saved is worth saving.
+    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between: what may be
+    saved is worth saving, what is past saving buys little.
     """
     if excess_ms <= SAME_MS:
         return 0.0
-    return min(1.0, excess_ms / max(2.0 * margin_ms, SAME_MS))
+    share = excess_ms / max(2.0 * margin_ms, SAME_MS)
+    return min(1.0, share) + QUEUE * max(0.0, share - 1.0)
+
+
+@compiled
+def stream_risk(request: Records, excess_ms: float, margin_ms: float, fastest_ms: float) -> float:
+    """The same of a stream.
+
+    A gap that is a margin beyond its SLO is lost. A mean that is behind is made good by later
+    tokens, if the engine can give them faster, and lost if the answer ends before: what it takes
+    of the tokens that an answer has.
+    """
+    if excess_ms <= SAME_MS:
+        return 0.0
+    if request.slo_kind == GAP:
+        return min(1.0, excess_ms / max(2.0 * margin_ms, SAME_MS))
+    spare_ms = max(request.token_slo_ms - fastest_ms, SAME_MS)
+    return min(1.0, excess_ms / spare_ms / RECOVERY_TOKENS)
 
 
 @compiled

@@ -63,7 +63,9 @@ ENGINE = record_type(
     "flying flying_head "
     "steps_back "  # that have come back so far
     "free_blocks",
-    "due_ms ready_since_ms",  # of the ready decodes: the first to be due, the earliest last token
+    # Of the ready decodes: the first to be due, of all and of those that break a promise then for
+    # good; the earliest last token.
+    "due_ms gap_due_ms ready_since_ms",
 )
 
 
@@ -99,7 +101,7 @@ def empty_state(requests: int, steps_in_flight: int, pp: int, free_blocks: int =
     )
     engine = state.engine
     engine["free_blocks"] = free_blocks
-    engine["due_ms"] = engine["ready_since_ms"] = np.inf
+    engine["due_ms"] = engine["gap_due_ms"] = engine["ready_since_ms"] = np.inf
     return state
 
 

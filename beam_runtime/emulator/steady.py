@@ -139,12 +139,14 @@ class Prices(NamedTuple):
         standing_w: the best steady setting's power, token price taken off.
         standing_tokens_per_ms: the tokens it makes.
         window_ms: long enough for the slowest candidate.
+        fastest_ms: the shortest time between two tokens that any setting gives them.
     """
 
     token_j: float
     standing_w: float
     standing_tokens_per_ms: float
     window_ms: float
+    fastest_ms: float
 
 
 @compiled
@@ -177,11 +179,12 @@ def equal_work(
     decoding = everyone(state, setup)
     token_j = token_price_j(decoding, setup, tables)
     best = Cycle(0.0, 0.0, 0.0, 0.0)
-    best_w = math.inf
+    best_w = fastest_ms = math.inf
     for microbatches in range(1, setup.pp + 1):
         passes, batch = split(decoding, microbatches)
         for clock in range(len(tables.idle_w)):
             one = round_of(passes, batch, clock, setup, tables)
+            fastest_ms = min(fastest_ms, one.cycle_ms)
             for share in pace_shares:
                 cycle = paced(decoding, clock, one, share * decoding.tbt_ms, setup, tables)
                 late = cycle.cycle_ms + setup.tbt_margin_ms > decoding.tbt_ms + SAME_MS
@@ -201,7 +204,7 @@ def equal_work(
     chunk = Batch(0, 0, 0, 0, largest, 0, largest * (largest + 1) / 2, 0, 0)
     slowest_ms = step_cost(MS, 0, chunk, tables) + setup.host_gap_ms
     window_ms = lookahead_ms + pending_tokens / largest * slowest_ms
-    return Prices(token_j, best_w, best.tokens_per_ms, window_ms)
+    return Prices(token_j, best_w, best.tokens_per_ms, window_ms, fastest_ms)
 
 
 @compiled

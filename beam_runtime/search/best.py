@@ -128,7 +128,7 @@ def best_of(
         if phase == LEAST_LATE:
             if misses < TRIES and (work <= given.most_work or misses == 0):
                 limit = least * 1.5 + 0.01 if misses > 0 else math.inf
-                line, clock = least_late(lines, limit, start.engine.running, setup, grid, room)
+                line, clock = least_late(lines, limit, start.engine.running, tbt_ms, grid, room)
             if line < 0:
                 phase, misses = NO_WORSE, 0
                 reopen(room)

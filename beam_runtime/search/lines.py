@@ -11,7 +11,6 @@ from typing import NamedTuple
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.forecast import Outcome
 from beam_runtime.emulator.play import Decoding, decode_phase
-from beam_runtime.emulator.promises import risk
 from beam_runtime.emulator.setup import Tables
 from beam_runtime.emulator.state import DECODING, READY, Floats, Ints, Records, State, record_type
 from beam_runtime.emulator.steady import (
@@ -315,7 +314,7 @@ def trusted(shift_ms: float, higher: bool, trust: float) -> float:
 
 @compiled
 def least_late(
-    lines: int, limit: float, requests: int, setup: Records, grid: Grid, room: Room
+    lines: int, limit: float, requests: int, tbt_ms: float, grid: Grid, room: Room
 ) -> tuple[int, int]:
     """Of the entries that are about as fast as their line can be, the least late, by estimate."""
     at_line, at_clock, least = -1, -1, limit
@@ -335,7 +334,7 @@ def least_late(
             if entry.status == CLOSED or entry.slow_ms > fast_ms:
                 continue
             late = entry.broken
-            late += requests * risk(entry.tbt_excess_ms, setup.tbt_margin_ms)
+            late += requests * max(0.0, entry.tbt_excess_ms) / tbt_ms
             # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
             late += 1e-3 * tried + 1e-6 * one.pace + 1e-9 * entry.slow_ms
             if late < least:

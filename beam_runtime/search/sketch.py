@@ -17,7 +17,7 @@ from typing import NamedTuple
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
-from beam_runtime.emulator.promises import risk
+from beam_runtime.emulator.promises import first_risk
 from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type
@@ -272,7 +272,7 @@ def estimate(
         first = paper.sheet[number]
         excess_ms = first.wait_excess_ms + first.share * total_ms
         worst_ms = max(worst_ms, excess_ms)
-        broken += risk(excess_ms, setup.ttft_margin_ms)
+        broken += first_risk(excess_ms, setup.ttft_margin_ms)
     tbt_excess_ms = -math.inf
     if meanwhile.requests > 0:
         tbt_excess_ms = gap_ms + setup.tbt_margin_ms - meanwhile.tbt_ms
