@@ -16,7 +16,7 @@ from beamprof.units import parse_duration_s, parse_power_w
 if TYPE_CHECKING:
     from beamprof.cli.bar import Bar
 
-DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
+DEFAULT_POLICIES = "vanilla,static:best,window-dvfs,beam-paper,beam,oracle"
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
@@ -46,14 +46,26 @@ def command(
         str,
         typer.Option(
             "--policy",
-            help="Names with commas: vanilla[:CHUNK], static:MHZ|knee, window-dvfs, "
+            help="Names with commas: vanilla[:CHUNK|best], static:MHZ[:CHUNK]|knee|best, "
+            "window-dvfs, "
             "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
         ),
     ] = DEFAULT_POLICIES,
     slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
     slo_tbt: Annotated[
-        str, typer.Option("--slo-tbt", "--slo-itl", help="Time between tokens.")
-    ] = "200ms",
+        str | None,
+        typer.Option(
+            "--slo-tbt",
+            "--slo-itl",
+            help="Every gap between tokens, or a share: 200ms@99% [default: 200ms].",
+        ),
+    ] = None,
+    slo_tpot: Annotated[
+        str | None, typer.Option("--slo-tpot", help="Instead: mean time per token.")
+    ] = None,
+    slo_e2e: Annotated[
+        str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")
+    ] = None,
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,
@@ -109,7 +121,6 @@ def command(
 
     For example:  beam replay -t TABLE --trace azure.csv --policy vanilla,beam -o run
     """
-    from beam_runtime.types import Slo
     from beamprof.cli.bar import Bar
     from beamprof.interrupt import Interrupted
     from beamprof.plain import plain
@@ -117,15 +128,13 @@ def command(
     from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import cold_prompts, import_words
+    from beamprof.slo import slo_from_flags
     from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
 
     options = ReplayOptions.assuming(
         assume,
-        slo=Slo(
-            parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
-            parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
-        ),
+        slo=slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e),
         noise=noise,
         seed=seed,
         smooth=smooth,
@@ -185,7 +194,9 @@ def command(
 
 
 def _ms(text: str | None, name: str) -> float | None:
-    return None if text is None else parse_duration_s(text, name) * 1e3
+    if text is None:
+        return None
+    return 0.0 if text in ("0", "0s", "0ms") else parse_duration_s(text, name) * 1e3
 
 
 def _now(bar: "Bar", name: str, played: list[str], asked: int) -> None:

@@ -49,11 +49,13 @@ def test_the_plant_is_as_close_to_the_measured_node_as_we_say(table_70b):
 def test_ten_minutes_of_the_headline_trace(table_70b):
     trace = import_trace(next(MEASURED.glob("requests_*_19h00m-19h10m_*.csv")))
     published = ReplayOptions.assuming(Assumptions.PUBLISHED)
-    report = replay(table_70b, trace, ["beam-paper", "beam"], published)
-    _, knee, paper, beam = report.rungs
-    assert report.knee_mhz == 1050
+    report = replay(table_70b, trace, ["static:knee", "beam-paper", "beam"], published)
+    vanilla, static, knee, paper, beam = report.rungs
+    assert knee.metrics.clock_share == {1050: pytest.approx(1.0)}
+    assert static.metrics.goodput >= vanilla.metrics.goodput - 0.001
+    assert knee.metrics.goodput < static.metrics.goodput
     assert 0.70 <= knee.to_vanilla <= 0.77
-    assert beam.to_vanilla <= 0.45 and beam.to_knee <= 0.60
+    assert beam.to_vanilla <= 0.45 and beam.to_static <= 0.60
     assert beam.to_vanilla < paper.to_vanilla
     assert beam.metrics.attainment.tbt >= 0.999 > paper.metrics.attainment.tbt
     assert beam.ttft_points >= -0.1
@@ -102,7 +104,8 @@ def test_wrong_tables_are_wrong_as_stated(table):
 
 def test_a_missed_target_is_named(table):
     rung = replay(table, make_trace([(0, 100, 5)], 5), []).rungs[1]
-    good = replace(rung, to_vanilla=0.4, to_knee=0.5, ttft_points=0.0)
+    good = replace(rung, to_vanilla=0.4, metrics=replace(rung.metrics, goodput=0.98))
     assert energy.missed(good) == []
-    assert energy.missed(replace(good, to_vanilla=0.42)) == ["energy 0.420 of vanilla"]
-    assert energy.missed(replace(good, ttft_points=-0.2)) == ["TTFT -0.20 points"]
+    assert energy.missed(replace(good, to_vanilla=0.52)) == ["energy 0.520 of vanilla"]
+    lossy = replace(good, metrics=replace(rung.metrics, goodput=0.9))
+    assert energy.missed(lossy) == ["goodput 90.0 %"]
