@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -34,8 +33,8 @@ from beamprof.replay.assumptions import Assumptions
 from beamprof.replay.ladder import ReplayReport, Rung, replay
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.policies.beam import PARTS
+from beamprof.replay.sensitivity import biased, noisy
 from beamprof.slo import parse_slo, slo_of, slo_text
-from beamprof.tables.table_file import seal_table
 from beamprof.traces.importing import open_trace
 from beamprof.traces.trace import Trace
 
@@ -89,24 +88,6 @@ def studies(
         for watts in WAITING_W:
             at = replace(options, idle_power_w=watts)
             yield Study("idle", f"{watts:g} W per waiting GPU", replay(table, trace, ["beam"], at))
-
-
-def biased(table: PerfTable, factor: float) -> PerfTable:
-    """The table with every latency times ``factor``."""
-    forward = table.columns["kind"] == "forward"
-    latency_ms = np.where(forward, factor, 1.0) * table.columns["latency_ms"]
-    return seal_table({**table.columns, "latency_ms": latency_ms}, table.metadata)
-
-
-def noisy(table: PerfTable, share: float) -> PerfTable:
-    """The table with every forward row's latency and energy off by a random share."""
-    random = np.random.default_rng(0)
-    forward = table.columns["kind"] == "forward"
-    columns = dict(table.columns)
-    for name in ("latency_ms", "energy_j"):
-        factor = np.exp(random.normal(0.0, share, len(forward)))
-        columns[name] = np.where(forward, factor, 1.0) * columns[name]
-    return seal_table(columns, table.metadata)
 
 
 def missed(beam: Rung) -> list[str]:

@@ -14,7 +14,11 @@ from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
 
 if TYPE_CHECKING:
+    from beam_runtime.table.perf_table import PerfTable
     from beamprof.cli.bar import Bar
+    from beamprof.replay.options import ReplayOptions
+    from beamprof.replay.sensitivity import Outcome
+    from beamprof.traces.trace import Trace
 
 DEFAULT_POLICIES = "vanilla,static:best,window-dvfs,beam-paper,beam,oracle"
 
@@ -34,7 +38,7 @@ GROUPS = {
         "kv_blocks",
     ),
     "Requests": ("max_model_len", "over_limit", "concurrency"),
-    "What comes of it": ("output", "force", "as_json"),
+    "What comes of it": ("output", "force", "sensitivity", "as_json"),
 }
 
 
@@ -115,6 +119,10 @@ def command(
         typer.Option("--output", "-o", help="Folder for Parquet results; made if need be."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Change each assumption in turn: what becomes of it?"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side.
@@ -171,6 +179,7 @@ def command(
                 command=shlex.join(["beam", *context.obj]),
                 progress=lambda name: _now(bar, name, played, len(names)),
             )
+        outcomes = _varied(known, requests, names, options, true) if sensitivity else ()
     except KeyboardInterrupt:
         done = ", ".join(played[:-1]) or "nothing"
         raise Interrupted(
@@ -186,11 +195,30 @@ def command(
     )
     emit(
         "replay",
-        plain(report),
-        lambda console: show_replay(report, following, console),
+        {**plain(report), "sensitivity": plain(outcomes)},
+        lambda console: show_replay(report, outcomes, following, console),
         as_json=as_json,
         warnings=[text for one in (known, true) if one is not None for text in doubts(one)],
     )
+
+
+def _varied(
+    table: "PerfTable",
+    trace: "Trace",
+    names: list[str],
+    options: "ReplayOptions",
+    plant_table: "PerfTable | None",
+) -> "tuple[Outcome, ...]":
+    """What becomes of the last policy asked for; it is the one that people ask about."""
+    from beamprof.cli.bar import Bar
+    from beamprof.replay.sensitivity import VARIATIONS, sensitivity
+
+    asked = [name for name in names if name != "oracle"][-1:]
+    with Bar("assumptions") as bar:
+        bar.begin("sensitivity", 0, len(VARIATIONS))
+        return sensitivity(
+            table, trace, asked, options, plant_table=plant_table, progress=bar.advance
+        )
 
 
 def _ms(text: str | None, name: str) -> float | None:

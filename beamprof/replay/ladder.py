@@ -14,6 +14,7 @@ from beamprof.plain import plain
 from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
+from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import (
     HINDSIGHT,
@@ -141,19 +142,23 @@ def replay(
     possible = servable_in_time(
         trace.input_tokens, site.ttft_in_engine_ms, site.cost, site.limits, largest
     )
-    progress(STATIC_BEST)
-    (rivals,) = find_rivals(trace, site, [options.slo])
+    rivals: Rivals | None = None
     measured: dict[str, Metrics] = {}
     frames: list[dict[str, pl.DataFrame]] = []
     for name in names:
         if name == ORACLE:
             continue
         progress(name)
-        policy = playable.get(name) or rivals.named(name).policy(name)
+        if name in HINDSIGHT:
+            rivals = rivals or find_rivals(trace, site, [options.slo])[0]
+            policy: Policy = rivals.named(name).policy(name)
+        else:
+            policy = playable[name]
         played = play(trace, policy, site)
         measured[name] = measure(played, possible)
         if output is not None:
             frames.append(frames_of(played, trace.frame["request_id"]))
+    assert rivals is not None  # static:best is always among them
     asked_oracle = ORACLE in names
     report = ReplayReport(
         model=table.model,

@@ -1,11 +1,14 @@
 """A replay as people see it: one sentence, then goodput, energy and what streams look like."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
+from beamprof.replay.sensitivity import Outcome
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.slo import stream_words
 from beamprof.units import format_duration, format_energy
@@ -17,8 +20,10 @@ AS_GOOD_POINTS = 0.3
 KEPT_AT_ALL = 0.5
 
 
-def show_replay(report: ReplayReport, following: str, console: Console) -> None:
-    """`beam replay`."""
+def show_replay(
+    report: ReplayReport, outcomes: Sequence[Outcome], following: str, console: Console
+) -> None:
+    """`beam replay`; ``outcomes`` of its --sensitivity."""
     sentence(console, answer(report))
     slo = report.options.slo
     block(
@@ -42,6 +47,9 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
             f"{report.vanilla.attainment.impossible} prompts are too long for the TTFT SLO even "
             "alone at the highest clock",
         )
+    if outcomes:
+        heading(console, "Sensitivity", f"{outcomes[0].policy}, one assumption changed at a time")
+        fitted_block(console, _sensitivity(outcomes), ("tok/s", "slower"))
     for reason, count in report.dropped.items():
         block(console, f"{count:,} {reason.replace('_', ' ')}")
     for path in report.paths:
@@ -130,6 +138,20 @@ def _result(report: ReplayReport) -> Table:
         page.add_row(
             "oracle (bound)", "", "", format_energy(report.oracle_j),
             f"{report.oracle_j / vanilla:.3f}", f"{report.oracle_j / static:.3f}",
+        )  # fmt: skip
+    return page
+
+
+def _sensitivity(outcomes: Sequence[Outcome]) -> Table:
+    page = plain_table(
+        ("assumption",),
+        ("goodput %", "vanilla's %", "of vanilla", "of static", "slower", "tok/s"),
+    )
+    for one in outcomes:
+        page.add_row(
+            one.variation, f"{100 * one.goodput:.1f}", f"{100 * one.vanilla_goodput:.1f}",
+            f"{one.to_vanilla:.3f}", f"{one.to_static:.3f}", f"{one.slowdown:.2f}",
+            f"{one.tokens_per_s_user:.1f}",
         )  # fmt: skip
     return page
 

@@ -16,6 +16,7 @@ from beamprof.replay.ladder import replay
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.static import Static
+from beamprof.replay.sensitivity import biased, noisy
 from beamprof.tables.importers import ImportOverrides, importer
 from beamprof.tables.table_file import seal_table
 from beamprof.traces.importing import import_trace
@@ -94,10 +95,10 @@ def test_rows_of_another_layout_are_refused(tmp_path):
 
 def test_wrong_tables_are_wrong_as_stated(table):
     forward = table.columns["kind"] == "forward"
-    low = energy.biased(table, 0.85).columns["latency_ms"] / table.columns["latency_ms"]
+    low = biased(table, 0.85).columns["latency_ms"] / table.columns["latency_ms"]
     assert low[forward] == pytest.approx(0.85)
     assert low[~forward] == pytest.approx(1.0)
-    off = np.log(energy.noisy(table, 0.1).columns["energy_j"] / table.columns["energy_j"])
+    off = np.log(noisy(table, 0.1).columns["energy_j"] / table.columns["energy_j"])
     assert off[forward].std() == pytest.approx(0.1, rel=0.3)
     assert off[~forward] == pytest.approx(0.0)
 
