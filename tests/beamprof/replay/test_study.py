@@ -24,7 +24,7 @@ from beamprof.replay.metrics import Metrics
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.study import METADATA_KEY, plan_study, study
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, TIMINGS, play_job
-from beamprof.replay.study_places import LocalPlace, On, RayPlace
+from beamprof.replay.study_places import LocalPlace, RayPlace
 from beamprof.replay.study_spec import resolve_study
 from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
@@ -400,17 +400,6 @@ def machine_code():
     return {
         path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.nb[ci]")
     }
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install ray")
-@pytest.mark.filterwarnings("ignore")  # of Ray itself
-def test_ray_gives_the_same_rows(files, here, monkeypatch):
-    spec = grid(files, policies=f"{POLICIES},lowest-feasible", noises="0.05")
-    reference = study(spec, files / "here.parquet")
-    monkeypatch.undo()
-    result = study(spec, files / "ray.parquet", on=On.RAY, workers=2)
-    assert result.failures == ()
-    assert comparable(result).equals(comparable(reference))
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
