@@ -29,7 +29,9 @@ from rich.table import Table
 
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.plain import plain
-from beamprof.replay.ladder import ReplayOptions, ReplayReport, Rung, replay
+from beamprof.replay.assumptions import Assumptions
+from beamprof.replay.ladder import ReplayReport, Rung, replay
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.policies.beam import PARTS
 from beamprof.tables.table_file import seal_table
 from beamprof.traces.importing import open_trace
@@ -156,7 +158,8 @@ def main() -> int:
     parser.add_argument("--only", choices=SECTIONS, action="append", metavar="SECTION")
     parser.add_argument("--slo-ttft", default="1s")
     parser.add_argument("--slo-tbt", default="200ms")
-    parser.add_argument("--noise", type=float, default=0.0)
+    parser.add_argument("--assume", choices=tuple(Assumptions), default=Assumptions.VALIDATED)
+    parser.add_argument("--noise", type=float)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     slo = replace(
@@ -164,7 +167,7 @@ def main() -> int:
         ttft_ms=parse_duration_s(asked.slo_ttft, "--slo-ttft") * 1e3,
         tbt_ms=parse_duration_s(asked.slo_tbt, "--slo-tbt") * 1e3,
     )
-    options = ReplayOptions(noise=asked.noise, slo=slo)
+    options = ReplayOptions.assuming(Assumptions(asked.assume), noise=asked.noise, slo=slo)
     traces = {path.name: open_trace(path) for path in asked.trace}
     found = []
     for study in studies(

@@ -32,9 +32,10 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
-from beamprof.replay.plant import Site, play
+from beamprof.replay.plant import play
 from beamprof.replay.played import Played
 from beamprof.replay.policies.static import Static
+from beamprof.replay.site import Site
 from beamprof.traces.trace import Provenance, Trace
 
 MINUTE_S = 60.0

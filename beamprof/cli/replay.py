@@ -9,6 +9,7 @@ import typer
 from beamprof.cli.first_compile import say_if_first
 from beamprof.cli.streams import check_folder, load_table, one_from_stdin
 from beamprof.console import emit, note
+from beamprof.replay.assumptions import Assumptions
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
 
@@ -20,7 +21,18 @@ DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
     "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
-    "What is true": ("plant_table", "noise", "seed", "idle_power", "host_gap", "kv_blocks"),
+    "What is true": (
+        "assume",
+        "plant_table",
+        "smooth",
+        "noise",
+        "seed",
+        "idle_power",
+        "host_gap",
+        "front_end",
+        "clock_delay",
+        "kv_blocks",
+    ),
     "Requests": ("max_model_len", "over_limit", "concurrency"),
     "What comes of it": ("output", "force", "as_json"),
 }
@@ -45,17 +57,35 @@ def command(
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,
+    assume: Annotated[
+        Assumptions,
+        typer.Option(
+            "--assume",
+            help="validated: smoothed table, 3 % noise, constants fitted to nodes, waiting power "
+            "by clock. published: raw table, no noise, 45 W.",
+        ),
+    ] = Assumptions.VALIDATED,
+    smooth: Annotated[
+        bool | None,
+        typer.Option("--smooth/--no-smooth", help="Smooth the plant's table along the clock."),
+    ] = None,
     noise: Annotated[
-        float, typer.Option("--noise", help="Deviation of a step's time, as a share.")
-    ] = 0.0,
+        float | None, typer.Option("--noise", help="Deviation of a step's time, as a share.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise.", min=0)] = 0,
     idle_power: Annotated[
         str | None,
-        typer.Option("--idle-power", help="Of a waiting GPU, e.g. 45W; over the table's."),
+        typer.Option("--idle-power", help="Of a waiting GPU at every clock, e.g. 45W."),
     ] = None,
     host_gap: Annotated[
-        str, typer.Option("--host-gap", help="Time per stage and step that no pass covers.")
-    ] = "5.5ms",
+        str | None, typer.Option("--host-gap", help="Time per stage and step that no pass covers.")
+    ] = None,
+    front_end: Annotated[
+        str | None, typer.Option("--front-end", help="From sending to the engine's queue.")
+    ] = None,
+    clock_delay: Annotated[
+        str | None, typer.Option("--clock-delay", help="Until a clock that was asked for is there.")
+    ] = None,
     kv_blocks: Annotated[
         int | None, typer.Option("--kv-blocks", help="KV-cache blocks of 16 tokens.", min=1)
     ] = None,
@@ -83,20 +113,25 @@ def command(
     from beamprof.cli.bar import Bar
     from beamprof.interrupt import Interrupted
     from beamprof.plain import plain
-    from beamprof.replay.ladder import ReplayOptions, replay
+    from beamprof.replay.ladder import replay
+    from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import cold_prompts, import_words
     from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
 
-    options = ReplayOptions(
+    options = ReplayOptions.assuming(
+        assume,
         slo=Slo(
             parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
             parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
         ),
         noise=noise,
         seed=seed,
-        host_gap_ms=parse_duration_s(host_gap, "--host-gap") * 1e3,
+        smooth=smooth,
+        host_gap_ms=_ms(host_gap, "--host-gap"),
+        front_end_ms=_ms(front_end, "--front-end"),
+        clock_delay_ms=_ms(clock_delay, "--clock-delay"),
         idle_power_w=None if idle_power is None else parse_power_w(idle_power, "--idle-power"),
         kv_blocks=kv_blocks,
         max_model_len=max_model_len,
@@ -133,8 +168,7 @@ def command(
             f"{done} had been played, nothing was written; run the same command again, or with "
             "fewer names in --policy"
         ) from None
-    for assumed in report.notes:
-        note(assumed)
+    note(f"plant: {', '.join(report.assumed)}")
     following = (
         f"beam report {shlex.quote(str(output))}"
         if output
@@ -148,6 +182,10 @@ def command(
         as_json=as_json,
         warnings=[text for one in (known, true) if one is not None for text in doubts(one)],
     )
+
+
+def _ms(text: str | None, name: str) -> float | None:
+    return None if text is None else parse_duration_s(text, name) * 1e3
 
 
 def _now(bar: "Bar", name: str, played: list[str], asked: int) -> None:

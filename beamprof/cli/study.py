@@ -8,6 +8,7 @@ import typer
 
 from beamprof.errors import OutputError
 from beamprof.files import STDIN, check_writable, is_stream
+from beamprof.replay.assumptions import Assumptions
 
 if TYPE_CHECKING:
     from beamprof.cli.bar import Bar
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "The grid": ("tables", "traces", "slos", "policies", "noises", "seeds"),
-    "Every cell": ("host_gap", "idle_power", "kv_blocks", "max_model_len", "over_limit"),
+    "Every cell": (
+        "assume",
+        "host_gap",
+        "front_end",
+        "idle_power",
+        "kv_blocks",
+        "max_model_len",
+        "over_limit",
+    ),
     "How and where to": ("output", "workers", "on", "force", "as_json", "dry_run", "example"),
 }
 
@@ -44,8 +53,15 @@ def command(
     seeds: Annotated[
         str | None, typer.Option("--seeds", "--seed", help="Of the noise: a,b,c or lo:hi:step.")
     ] = None,
+    assume: Annotated[
+        Assumptions | None,
+        typer.Option("--assume", help="Where other options say nothing [default: validated]."),
+    ] = None,
     host_gap: Annotated[
-        str | None, typer.Option("--host-gap", help="Time per stage and step [default: 5.5ms].")
+        str | None, typer.Option("--host-gap", help="Time per stage and step no pass covers.")
+    ] = None,
+    front_end: Annotated[
+        str | None, typer.Option("--front-end", help="From sending to the engine's queue.")
     ] = None,
     idle_power: Annotated[
         str | None, typer.Option("--idle-power", help="Of a waiting GPU, e.g. 45W.")
@@ -96,7 +112,9 @@ def command(
         "policies": policies,
         "noises": noises,
         "seeds": seeds,
+        "assume": assume,
         "host_gap": host_gap,
+        "front_end": front_end,
         "idle_power": idle_power,
         "kv_blocks": kv_blocks,
         "max_model_len": max_model_len,

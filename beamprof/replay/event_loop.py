@@ -42,10 +42,14 @@ TALLY = record_type(
 
 
 class Workload(NamedTuple):
-    """The trace, by arrival; idling counts until ``duration_ms``."""
+    """The trace, by arrival; idling counts until ``duration_ms``.
+
+    A request is sent at ``arrival_ms`` and stands in the engine's queue at ``queued_ms``.
+    """
 
     duration_ms: float
     arrival_ms: Floats
+    queued_ms: Floats
     input_tokens: Ints
     output_tokens: Ints
     ttft_slo_ms: Floats
@@ -95,7 +99,7 @@ def run(
     believed: Tables, true: Tables, wanted: int, tick_ms: float,
 ) -> int:  # fmt: skip
     """``advance`` with the records at hand."""
-    tally, arrivals = plant.tally, load.arrival_ms
+    tally, arrivals = plant.tally, load.queued_ms
     while True:
         now_ms = tally.now_ms
         while next_finish_ms(state) <= now_ms:

@@ -12,58 +12,26 @@ infers that from steps that came back.
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
 from beam_runtime.emulator.state import Records, State, empty_state, records
-from beam_runtime.table.step_cost import StepCost, clock_index
-from beam_runtime.types import Correction, EngineLimits, Knobs, Slo
+from beam_runtime.table.step_cost import clock_index
+from beam_runtime.types import Correction, EngineLimits, Knobs
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
+from beamprof.replay.site import Site
 from beamprof.replay.view import View
 from beamprof.traces.trace import Trace
 
 _FIRST_ROWS = 256
 _STEPS = 1 << 13
 _TOKENS = 1 << 15
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """What is served, on what, and how well the controller knows it.
-
-    Attributes:
-        cost: the plant's truth.
-        believed: the controller's table, at the same clocks.
-        limits: of the engine; a policy may start it with another max_batched_tokens.
-        kv_blocks: KV-cache blocks of the replica.
-        slo: what every request is promised.
-        noise: standard deviation of a step's time, as a share of it.
-        seed: of the noise.
-    """
-
-    cost: StepCost
-    believed: StepCost
-    limits: EngineLimits
-    kv_blocks: int
-    slo: Slo
-    noise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not np.array_equal(self.cost.clocks_mhz, self.believed.clocks_mhz):
-            raise ReplayError("plant and controller must be served at the same clocks")
-        for cost in (self.cost, self.believed):
-            if not np.isfinite(cost.idle_power_w).all():
-                raise ReplayError(
-                    "the table does not say what a waiting GPU draws",
-                    hint="--idle-power 45W is what fits eight measured A100s",
-                )
 
 
 def play(trace: Trace, policy: Policy, site: Site) -> Played:
@@ -86,6 +54,7 @@ class _Plant:
         self.workload = loop.Workload(
             trace.duration_s * 1e3,
             trace.arrival_s * 1e3,
+            trace.arrival_s * 1e3 + site.front_end_ms,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
             ones * site.slo.ttft_ms,

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.files import check_writable, written_whole
 from beamprof.interrupt import Stop
-from beamprof.replay.ladder import site_of
 from beamprof.replay.policies.registry import KNEE, VANILLA
+from beamprof.replay.site import site_of
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Failure, Job, jobs_of, play_job
 from beamprof.replay.study_places import On, Outcome, Place, open_place, usable_cpus
 from beamprof.replay.study_spec import StudySpec
@@ -220,8 +220,8 @@ def _prepared(spec: StudySpec, output: Path) -> tuple[tuple[Job, ...], Store, tu
     jobs = jobs_of(spec, tables, traces)
     store = Store(output.with_name(f"{output.name}.cells"))
     options = jobs[0].options
-    assumed = (note for table in tables for note in site_of(table, table, options)[1])
-    notes = [*dict.fromkeys(assumed)]
+    plants = (", ".join(site_of(table, table, options)[1]) for table in tables)
+    notes = [f"plant: {plant}" for plant in dict.fromkeys(plants)]
     notes += [f"{path} is damaged: its cell is played again" for path in store.damaged]
     outdated = store.outdated(jobs)
     if outdated:

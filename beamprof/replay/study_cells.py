@@ -22,11 +22,12 @@ from beam_runtime.table.perf_table import PerfTable
 from beamprof.errors import ReplayError
 from beamprof.plain import plain
 from beamprof.replay.knee import knee_mhz
-from beamprof.replay.ladder import ReplayOptions, site_of
 from beamprof.replay.metrics import J_PER_KWH, Metrics, Spread, measure, servable_in_time
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.oracle import lower_bound
 from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
+from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
@@ -43,7 +44,8 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "model": pl.String(), "device": pl.String(), "tp": pl.Int64(), "pp": pl.Int64(),
     "trace": pl.String(), "trace_sha256": pl.String(), "trace_source": pl.String(),
     "slo_ttft_ms": pl.Float64(), "slo_tbt_ms": pl.Float64(), "policy": pl.String(),
-    "noise_share": pl.Float64(), "seed": pl.Int64(), "host_gap_ms": pl.Float64(),
+    "noise_share": pl.Float64(), "seed": pl.Int64(), "smooth": pl.Boolean(),
+    "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
     "max_num_seqs": pl.Int64(), "max_model_len": pl.Int64(), "over_limit": pl.String(),
     "largest_step_tokens": pl.Int64(), "beam_version": pl.String(), "code_sha256": pl.String(),
@@ -178,11 +180,13 @@ def _options(spec: StudySpec) -> Iterable[ReplayOptions]:
     for slo in spec.slos:
         for noise in spec.noises:
             for seed in spec.seeds if noise else spec.seeds[:1]:
-                yield ReplayOptions(
+                yield ReplayOptions.assuming(
+                    spec.assumptions,
                     slo=slo,
                     noise=noise,
                     seed=seed,
                     host_gap_ms=spec.host_gap_ms,
+                    front_end_ms=spec.front_end_ms,
                     idle_power_w=spec.idle_power_w,
                     kv_blocks=spec.kv_blocks,
                     max_model_len=spec.max_model_len,
@@ -259,7 +263,11 @@ def _played(job: Job) -> dict[str, Any]:
         row |= {"energy_j": bound.energy_j, "energy_kwh": bound.energy_j / J_PER_KWH}
     else:
         possible = servable_in_time(
-            trace.input_tokens, options.slo.ttft_ms, site.cost, site.limits, job.largest_step_tokens
+            trace.input_tokens,
+            site.ttft_in_engine_ms,
+            site.cost,
+            site.limits,
+            job.largest_step_tokens,
         )
         metrics = measure(play(trace, policy_named(job.policy, job.table), site), possible)
         row |= _columns(metrics)
@@ -300,10 +308,11 @@ def code_sha256() -> str:
     A version alone would let an edited checkout mix old and new cells.
     """
     package = Path(beamprof.__file__).parent
-    roots = [Path(beam_runtime.__file__).parent, package / "replay", package / "traces"]
+    rooms = ("replay", "traces", "tables", "devices")
+    roots = [Path(beam_runtime.__file__).parent, *(package / room for room in rooms)]
     digest = hashlib.sha256()
     for root in roots:
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted((*root.rglob("*.py"), *root.rglob("*.toml"))):
             digest.update(f"{root.name}/{path.relative_to(root)}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

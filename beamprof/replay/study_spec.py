@@ -4,7 +4,7 @@
     traces = ["evening.csv", "burst.parquet"]
     slos = ["1s/200ms", "500ms/100ms"]             TTFT/TBT
     policies = ["vanilla", "static:knee", "beam"]
-    noises = [0.0, 0.03]
+    noises = [0.0, 0.03]                           without them, as the assumptions have it
     seeds = "0:4:1"
 
 Paths are relative to the folder that the command is run in.
@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from beam_runtime.types import Slo
 from beamprof.errors import SweepError
-from beamprof.replay.ladder import HOST_GAP_MS
+from beamprof.replay.assumptions import Assumptions
+from beamprof.replay.options import ReplayOptions
 from beamprof.settings import Setting, a_name, resolve, template, whole
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
@@ -30,7 +31,8 @@ _MOST_SEEDS = 10_000
 class StudySpec:
     """The grid (tables x traces x slos x policies x noises x seeds) and what all cells share.
 
-    The rest is as in ReplayOptions; ``origins`` names where each setting's value came from.
+    The rest is as in ReplayOptions, None = as the assumptions have it; ``origins`` names where
+    each setting's value came from.
     """
 
     tables: tuple[Path, ...]
@@ -39,7 +41,9 @@ class StudySpec:
     policies: tuple[str, ...]
     noises: tuple[float, ...]
     seeds: tuple[int, ...]
-    host_gap_ms: float
+    assumptions: Assumptions
+    host_gap_ms: float | None
+    front_end_ms: float | None
     idle_power_w: float | None
     kv_blocks: int | None
     max_model_len: int | None
@@ -112,6 +116,12 @@ def _seeds(value: object, name: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def _assumptions(value: object, name: str) -> Assumptions:
+    if value not in tuple(Assumptions):
+        raise SweepError(f"{name}: expected {' or '.join(Assumptions)}, found {value!r}")
+    return Assumptions(str(value))
+
+
 def _over_limit(value: object, name: str) -> OverLimit:
     if value not in tuple(OverLimit):
         raise SweepError(f"{name}: expected {', '.join(OverLimit)}, found {value!r}")
@@ -127,12 +137,17 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("policies", "policies", _list_of(a_name), USUAL_POLICIES,
             "as in beam replay; vanilla and static:knee are always among them",
             '["vanilla", "static:knee", "beam"]'),
-    Setting("noises", "noises", _list_of(_share), (0.0,),
+    Setting("noises", "noises", _list_of(_share), (),
             "deviations of a step's time, as shares", "[0.0, 0.03]"),
     Setting("seeds", "seeds", _seeds, (0,),
             "of the noise: a list, or lo:hi:step; without noise only the first counts", '"0:4:1"'),
-    Setting("host_gap", "host_gap_ms", _ms, HOST_GAP_MS,
-            "time per stage and step that no pass covers", '"5.5ms"'),
+    Setting("assume", "assumptions", _assumptions, Assumptions.VALIDATED,
+            "validated (smooth table, 3 % noise, fitted constants) or published (raw, 0, 45 W)",
+            '"validated"'),
+    Setting("host_gap", "host_gap_ms", _ms, None,
+            "time per stage and step that no pass covers", '"6.8ms"'),
+    Setting("front_end", "front_end_ms", _ms, None,
+            "from a request's sending to the engine's queue", '"33ms"'),
     Setting("idle_power", "idle_power_w", parse_power_w, None,
             "of a waiting GPU, over the table's", '"45W"'),
     Setting("kv_blocks", "kv_blocks", whole(1), None,
@@ -168,6 +183,7 @@ def resolve_study(
                 f"a study needs at least one of its {key}",
                 hint=f"--{key} FILE, or {key} = [...] in the study's TOML file",
             )
+    values["noises"] = values["noises"] or (ReplayOptions.assuming(values["assumptions"]).noise,)
     return StudySpec(**values, origins=origins)
 
 

@@ -4,11 +4,12 @@ It knows vLLM's attributes and no vLLM module: what it reads is listed in featur
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from beam_runtime.control.pipeline_times import PipelineTimes
+from beam_runtime.engines.vllm.admission import Admission
 from beam_runtime.engines.vllm.followed import Cohort, Followed
 from beam_runtime.engines.vllm.hits import PrefixHits
 from beam_runtime.types import EngineLimits, Slo, StepShape, chunk_pairs
@@ -54,6 +55,7 @@ class SchedulerView:
         flying: steps in flight, oldest first.
         chunk_owed: a decode-only step was sent ahead of a chunk.
         hits: looks into the prefix cache.
+        admission: looks at who waits.
     """
 
     scheduler: Any
@@ -64,9 +66,11 @@ class SchedulerView:
     flying: deque[Flying] = field(default_factory=deque)
     chunk_owed: bool = False
     hits: PrefixHits = field(init=False)
+    admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
         self.hits = PrefixHits(self.scheduler)
+        self.admission = Admission(self.scheduler)
 
     @property
     def asynchronous(self) -> bool:
@@ -172,11 +176,6 @@ class SchedulerView:
         first = self.followed.get(running[0].request_id) if running else None
         cohort = None if first is None else first.cohort
         return cohort if cohort is not None and len(cohort.names) == len(running) else None
-
-    def waiting(self) -> Iterator[Any]:
-        """Requests that vLLM would look at for admission, in its order."""
-        yield from getattr(self.scheduler, "kv_holding_waiting", ())
-        yield from self.scheduler.waiting
 
     def preempted(self, output: Any) -> Iterable[str]:
         """Requests that lost their KV blocks before this step, or, with 0.11, some time ago.

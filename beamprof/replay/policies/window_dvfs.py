@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from beam_runtime.types import Knobs
-from beamprof.replay.plant import Site, play
+from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.static import Static
+from beamprof.replay.site import Site
 from beamprof.replay.view import View
 from beamprof.traces.arrivals import seeded
 from beamprof.traces.trace import Provenance, Trace

@@ -223,16 +223,13 @@ def _knobs(report: ReplayReport, css: dict[str, str]) -> Drawings:
 
 
 def _facts(report: ReplayReport, record: Record) -> Facts:
-    options = report.options
     same = record.table.rows_sha256 == record.plant_table.rows_sha256
     facts = [
         ("Table", _table_words(record.table)),
         ("Plant's table", "the same" if same else _table_words(record.plant_table)),
         ("Trace", _trace_words(report, record)),
-        ("Noise", "none: every step takes what the table says" if options.noise == 0
-         else f"{percent(options.noise)} of a step's time, seed {options.seed}"),
-        ("Engine", _engine_words(report)),
-        ("Assumed", "; ".join(report.notes)),
+        ("Plant", "; ".join(report.assumed)),
+        ("Engine", f"{report.options.max_num_seqs} requests at a time"),
         ("Lost on the way", "; ".join(
             f"{count:,} {reason.replace('_', ' ')}" for reason, count in report.dropped.items())),
         ("Out of reach", _impossible(report)),
@@ -265,17 +262,6 @@ def _trace_words(report: ReplayReport, record: Record) -> str:
         f"rows {record.trace_sha256[:12]}",
     ]
     return "; ".join(part for part in parts if part)
-
-
-def _engine_words(report: ReplayReport) -> str:
-    options = report.options
-    idle = "" if options.idle_power_w is None else f"; {options.idle_power_w:g} W per waiting GPU"
-    kv = "unlimited" if options.kv_blocks is None else f"{options.kv_blocks:,} blocks"
-    return (
-        f"{options.max_num_seqs} requests at a time; KV cache {kv}; host gap "
-        f"{options.host_gap_ms:g} ms per stage and step; a clock takes "
-        f"{options.clock_delay_ms:g} ms to change{idle}"
-    )
 
 
 def _impossible(report: ReplayReport) -> str:

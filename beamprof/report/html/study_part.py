@@ -189,7 +189,14 @@ def _facts(path: Path, frame: pl.DataFrame, settings: int) -> Facts:
                   f"rows {one['trace_sha256'][:12]}")
         for one in each("trace", "trace_source", "trace_sha256")
     ]  # fmt: skip
-    engine = ("host_gap_ms", "idle_power_w", "clock_delay_ms", "kv_blocks", "max_num_seqs")
+    engine = (
+        "host_gap_ms",
+        "front_end_ms",
+        "idle_power_w",
+        "clock_delay_ms",
+        "kv_blocks",
+        "max_num_seqs",
+    )
     facts += [
         ("Engine", ", ".join(f"{name.replace('_', ' ')} {value:g}"
                              for name, value in one.items() if value is not None))

@@ -9,7 +9,7 @@ import pytest
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo
-from beamprof.replay.plant import Site
+from beamprof.replay.site import Site
 
 sys.path.insert(0, str(Path(__file__).parent))  # for replay_cases
 from replay_cases import make_table

@@ -11,7 +11,9 @@ import pytest
 from replay_cases import IDLE_W, make_table, make_trace
 
 from beamprof.errors import ReplayError
+from beamprof.replay.assumptions import Assumptions
 from beamprof.replay.ladder import replay
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.static import Static
 from beamprof.tables.importers import ImportOverrides, importer
@@ -46,7 +48,8 @@ def test_the_plant_is_as_close_to_the_measured_node_as_we_say(table_70b):
 @needs_data
 def test_ten_minutes_of_the_headline_trace(table_70b):
     trace = import_trace(next(MEASURED.glob("requests_*_19h00m-19h10m_*.csv")))
-    report = replay(table_70b, trace, ["beam-paper", "beam"])
+    published = ReplayOptions.assuming(Assumptions.PUBLISHED)
+    report = replay(table_70b, trace, ["beam-paper", "beam"], published)
     _, knee, paper, beam = report.rungs
     assert report.knee_mhz == 1050
     assert 0.70 <= knee.to_vanilla <= 0.77

@@ -11,8 +11,9 @@ from replay_cases import make_table, make_trace, random_trace
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.cli.main import main
 from beamprof.errors import OutputError, ReplayError, TraceError
-from beamprof.replay.ladder import ReplayOptions, replay
+from beamprof.replay.ladder import replay
 from beamprof.replay.metrics import Spread, measure, servable_in_time
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.results import request_frame, step_frame

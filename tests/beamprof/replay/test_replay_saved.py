@@ -12,7 +12,8 @@ from replay_cases import make_table, random_trace
 from beam_runtime.types import Slo
 from beamprof.errors import ReportError
 from beamprof.replay import event_loop as loop
-from beamprof.replay.ladder import ReplayOptions, replay
+from beamprof.replay.ladder import replay
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.results import FILES, METADATA_KEY, gap_frame

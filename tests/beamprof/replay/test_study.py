@@ -19,8 +19,9 @@ from beamprof.errors import OutputError, ReplayError
 from beamprof.interrupt import Stop
 from beamprof.replay import study as study_module
 from beamprof.replay import study_cells
-from beamprof.replay.ladder import ReplayOptions, replay
+from beamprof.replay.ladder import replay
 from beamprof.replay.metrics import Metrics
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.study import METADATA_KEY, plan_study, study
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, TIMINGS, play_job
 from beamprof.replay.study_places import LocalPlace, On, RayPlace
@@ -84,7 +85,7 @@ def grid(folder, **flags):
 
 def found(result):
     """What was noticed, without what is always assumed."""
-    return " ".join(note for note in result.notes if not note.startswith("KV memory"))
+    return " ".join(note for note in result.notes if not note.startswith("plant: "))
 
 
 def comparable(result):
@@ -131,8 +132,11 @@ def test_every_metric_has_a_column():
 def test_what_was_assumed_is_said_and_written(files, here):
     put_table(files / "t.parquet", force=True, idle=False)
     result = study(grid(files), files / "s.parquet")
-    assert "the table has no idle power: 45 W per waiting GPU" in result.notes
-    assert set(result.frame["waiting_gpu_power_w"]) == {45.0}
+    (plant,) = result.notes
+    assert "W per waiting GPU, assumed from the lightest pass" in plant
+    assert "3 % step noise, seed 0" in plant
+    (assumed_w,) = set(result.frame["waiting_gpu_power_w"])
+    assert 10.0 < assumed_w < 200.0
     assert result.frame["idle_power_w"].null_count() == 8
     asked = study(grid(files, idle_power="80W"), files / "s.parquet", force=True)
     assert set(asked.frame["waiting_gpu_power_w"]) == set(asked.frame["idle_power_w"]) == {80.0}

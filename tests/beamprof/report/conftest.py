@@ -11,7 +11,8 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.engine import FakeEngine, FakeRequest
 from beam_runtime.types import EngineLimits, Slo
-from beamprof.replay.ladder import ReplayOptions, replay
+from beamprof.replay.ladder import replay
+from beamprof.replay.options import ReplayOptions
 
 sys.path.insert(0, str(Path(__file__).parent))  # for page_reading
 sys.path.insert(0, str(Path(__file__).parent.parent / "replay"))  # for replay_cases

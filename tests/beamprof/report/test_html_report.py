@@ -104,7 +104,7 @@ def test_what_it_stands_on_is_said(page, replayed):
     record = load_replay(replayed).record
     assert "No server ran" in page.text and "a table measured on GPUs" in page.text
     assert any(f"rows {record.table.rows_sha256[:12]}" in words for words in page.words)
-    assert "3.0 % of a step's time, seed 7" in page.words
+    assert any("3 % step noise, seed 7" in words for words in page.words)
     assert "beam replay --table t.parquet --trace x.csv" in page.words
     assert any(words.startswith("by hand (test)") for words in page.words)
     assert any(record.made in words and "beamprof" in words for words in page.words)
@@ -198,7 +198,7 @@ def test_hostile_names_stay_text(replayed, decision_log, tmp_path):
     trace = replace(saved.record.trace, source=evil, licence="javascript:alert(2)")
     saved = replace(
         saved,
-        report=replace(saved.report, rungs=rungs, trace=evil, notes=(evil,), model=evil),
+        report=replace(saved.report, rungs=rungs, trace=evil, assumed=(evil,), model=evil),
         record=replace(saved.record, trace=trace, command=evil),
         requests=named(saved.requests),
         gaps=named(saved.gaps),

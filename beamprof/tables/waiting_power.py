@@ -1,0 +1,52 @@
+"""What a stage's GPUs draw while they wait: one source for a replay's plant and its controller.
+
+In this order: what somebody says; the table's idle rows; the device file's curve, which is of a
+GPU with a context and its clock locked (an A100: 81 W at 510 MHz, 106 W at 1410); the share of
+the lightest pass that beam_runtime takes where nothing is known.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from beam_runtime.table.idle_power import with_idle_power
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.step_cost import StepCost
+from beamprof.devices.device import resolve_device
+from beamprof.devices.power import waiting_w
+from beamprof.errors import DeviceError
+
+
+def with_waiting_power(
+    cost: StepCost, table: PerfTable, gpu_w: float | None, say: Callable[[str], object]
+) -> StepCost:
+    """The costs with the power of a waiting stage, all its tp GPUs, at every served clock.
+
+    Args:
+        cost: of ``table``, at any clocks.
+        table: its idle rows, device and tp are what counts.
+        gpu_w: of one GPU at every clock, over all other sources; None = not said.
+        say: told in words which source it was, and the watts of one GPU.
+    """
+    if gpu_w is not None:
+        say(f"{gpu_w:g} W per waiting GPU at every clock")
+        return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), table.tp * gpu_w))
+    if np.isfinite(cost.idle_power_w).all():
+        say(f"{_range(cost, table.tp)} per waiting GPU, by the table's idle rows")
+        return cost
+    try:
+        device = resolve_device(table.device)
+    except DeviceError:
+        assumed = with_idle_power(cost, None, lambda text: None)
+        say(f"{_range(assumed, table.tp)} per waiting GPU, assumed from the lightest pass")
+        return assumed
+    curve_w = table.tp * waiting_w(device, cost.clocks_mhz.astype(np.float64))
+    known = replace(cost, idle_power_w=curve_w)
+    say(f"{_range(known, table.tp)} per waiting GPU, by {device.name}'s device file")
+    return known
+
+
+def _range(cost: StepCost, tp: int) -> str:
+    low, high = (f"{watts / tp:.0f}" for watts in cost.idle_power_w[[0, -1]])
+    return f"{low} W" if low == high else f"{low} to {high} W"
