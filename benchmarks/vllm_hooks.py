@@ -190,7 +190,8 @@ def main() -> None:
         (folder / "model").mkdir()
         (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
         write_tiny_table(folder / "table.parquet", pp=1)
-        (folder / "beam.toml").write_text('table = "table.parquet"\n[slo]\ntbt_ms = 50\n')
+        lines = ('table = "table.parquet"', 'policy = "steer"', "[slo]", "tbt_ms = 50")
+        (folder / "beam.toml").write_text("\n".join(lines))
         os.environ["BEAM_CONFIG"] = str(folder / "beam.toml")
 
         def rig(**options: Any) -> Any:

@@ -47,6 +47,14 @@ class Preemption(NamedTuple):
     request_id: str
 
 
+class PassedOver(NamedTuple):
+    """A prompt had its turn only when the engine got its own settings back."""
+
+    at_ms: float
+    request_id: str
+    detail: str
+
+
 class StepIssued(NamedTuple):
     """A step has entered the pipeline: one token of each decode, and prompt chunks."""
 
@@ -102,6 +110,7 @@ Event = (
     | Completion
     | Abort
     | Preemption
+    | PassedOver
     | StepIssued
     | StepFinished
     | ClockConfirmed

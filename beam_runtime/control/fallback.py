@@ -23,6 +23,7 @@ class Fault(StrEnum):
     LATE = "decisions come too late"
     MODEL = "steps are too far from the table"
     STALL = "the engine makes no steps"
+    PASSED_OVER = "a prompt was passed over"
 
 
 # Nobody's failure: over when the load or the engine changes.
@@ -81,6 +82,14 @@ class Fallback:
         self._last_fault_ms = now_ms
         self._in_a_row[fault] = self._in_a_row.get(fault, 0) + 1
         if not self.steering or self._in_a_row[fault] < self._rules.tolerated:
+            return False
+        self._fall(fault, detail, now_ms)
+        return True
+
+    def once(self, fault: Fault, detail: str, now_ms: float) -> bool:
+        """A failure that is borne no second time. True when it makes BEAM fall back."""
+        self._last_fault_ms = now_ms
+        if not self.steering:
             return False
         self._fall(fault, detail, now_ms)
         return True

@@ -12,6 +12,7 @@ from beam_runtime.control.events import (
     Completion,
     Event,
     FirstToken,
+    PassedOver,
     Preemption,
     StepFinished,
     StepIssued,
@@ -78,6 +79,11 @@ class Hooks:
     def preemption(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A running request has lost its KV blocks and waits again."""
         self._append(Preemption(self._now_ms() if at_ms is None else at_ms, request_id))
+
+    def passed_over(self, request_id: str, detail: str, *, at_ms: float | None = None) -> None:
+        """A prompt had its turn only when the engine got its own settings back."""
+        now_ms = self._now_ms() if at_ms is None else at_ms
+        self._append(PassedOver(now_ms, request_id, detail))
 
     def step_issued(
         self,

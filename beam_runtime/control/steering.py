@@ -22,6 +22,7 @@ from beam_runtime.control.events import (
     ClockRefused,
     Event,
     Observe,
+    PassedOver,
     Promise,
     Resume,
     StepFinished,
@@ -247,6 +248,8 @@ class Steering:
                 self._fallback.succeeded(Fault.CLOCK)
             case ClockRefused():
                 self._clock_refused(event)
+            case PassedOver(_, _, detail):
+                self._fell(self._fallback.once(Fault.PASSED_OVER, detail, self._seen.last_ms))
             case Resume():
                 self._fallback.resume()
             case Observe(_, observing):

@@ -103,8 +103,9 @@ def first_risk(excess_ms: float, margin_ms: float) -> float:
     """
     if excess_ms <= SAME_MS:
         return 0.0
-    share = excess_ms / max(2.0 * margin_ms, SAME_MS)
-    return min(1.0, share) + QUEUE * max(0.0, share - 1.0)
+    share: float = excess_ms / max(2.0 * margin_ms, 1.0)
+    at_risk: float = min(1.0, share) + QUEUE * max(0.0, share - 1.0)
+    return at_risk
 
 
 @compiled
@@ -112,14 +113,14 @@ def stream_risk(request: Records, excess_ms: float, margin_ms: float, fastest_ms
     """The same of a stream.
 
     A gap that is a margin beyond its SLO is lost. A mean that is behind is made good by later
-    tokens, if the engine can give them faster, and lost if the answer ends before: what it takes
-    of the tokens that an answer has.
+    tokens, as far as the engine can give them faster, and lost if the answer ends before.
     """
     if excess_ms <= SAME_MS:
         return 0.0
     if request.slo_kind == GAP:
-        return min(1.0, excess_ms / max(2.0 * margin_ms, SAME_MS))
-    spare_ms = max(request.token_slo_ms - fastest_ms, SAME_MS)
+        lost: float = min(1.0, excess_ms / max(2.0 * margin_ms, 1.0))
+        return lost
+    spare_ms = max(request.token_slo_ms - fastest_ms, 1.0)
     return min(1.0, excess_ms / spare_ms / RECOVERY_TOKENS)
 
 

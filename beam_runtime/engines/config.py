@@ -1,7 +1,7 @@
 """What an embedded BEAM is told: a small TOML file, named by BEAM_CONFIG.
 
     table = "llama3-70b-tp2-pp4.parquet"   # beside this file, or an absolute path
-    policy = "observe"                     # off | observe | steer (default)
+    policy = "observe"                     # off | observe (default) | steer
     log = "decisions.jsonl"
     metrics_port = 9464                    # on the loopback interface: /metrics, /status, /control
 
@@ -68,7 +68,7 @@ class EmbeddedConfig:
     """
 
     table: Path | None = None
-    policy: EmbeddedPolicy = EmbeddedPolicy.STEER
+    policy: EmbeddedPolicy = EmbeddedPolicy.OBSERVE
     log: Path | None = None
     slo: Slo = field(default_factory=Slo)
     classes: Mapping[str, Slo] = field(default_factory=dict)
@@ -183,7 +183,7 @@ class _Reader:
         return (self.path.parent / value).absolute()
 
     def _policy(self, raw: dict[str, Any]) -> EmbeddedPolicy:
-        value = raw.get("policy", EmbeddedPolicy.STEER)
+        value = raw.get("policy", EmbeddedPolicy.OBSERVE)
         if value not in list(EmbeddedPolicy):
             raise self._refuse("policy", " or ".join(EmbeddedPolicy), value)
         return EmbeddedPolicy(value)

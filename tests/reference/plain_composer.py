@@ -13,9 +13,11 @@ What it does not know: when requests end, and what arrives next.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import plain_promises as promises
+from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
 from beam_runtime.types import (
@@ -26,6 +28,7 @@ from beam_runtime.types import (
     Rules,
     Snapshot,
     StepShape,
+    StreamKind,
 )
 
 __all__ = [
@@ -144,7 +147,7 @@ def _in_time(
     ahead_ms = _ahead_due_ms(state) + SAME_MS
 
     def kept(step: Step) -> bool:
-        late = riding and finish_ms(step.shape, now_ms) > due_ms(riding, state) + SAME_MS
+        late = finish_ms(step.shape, now_ms) > gap_due_ms(riding, state) + SAME_MS
         return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
 
     if kept(mixed):
@@ -172,7 +175,7 @@ def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish
 def _ahead_due_ms(state: Snapshot) -> float:
     """When the first request in flight would be late with its next token, margin included."""
     everyone = (*state.running, *state.waiting) if state.in_flight else ()
-    slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone}
+    slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone if r.slo.tbt_ms is not None}
     latest = (
         step.finish_ms + slo_ms[name]
         for step in state.in_flight
@@ -250,10 +253,15 @@ def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules
     return min(chunk_tokens, state.limits.max_batched_tokens)
 
 
-def due_ms(decodes: Sequence[RequestState], state: Snapshot) -> float:
+def due_ms(decodes: Iterable[RequestState], state: Snapshot) -> float:
     """When the first of these decodes would be late, margin included."""
-    latest = min(last_token_ms(r, state) + r.slo.tbt_ms for r in decodes)
+    latest = min((promises.due_ms(r, state) for r in decodes), default=math.inf)
     return latest - state.correction.tbt_margin_ms
+
+
+def gap_due_ms(decodes: Iterable[RequestState], state: Snapshot) -> float:
+    """The same of those for whom a late token breaks a promise."""
+    return due_ms([r for r in decodes if r.slo.kind is StreamKind.GAP], state)
 
 
 def prefill_pending(state: Snapshot) -> bool:
@@ -272,11 +280,6 @@ def _earliest_due(ready: Sequence[RequestState], size: int, state: Snapshot) -> 
         return list(ready)
     by_due = sorted(
         range(len(ready)),
-        key=lambda i: (last_token_ms(ready[i], state) + ready[i].slo.tbt_ms, i),
+        key=lambda i: (promises.due_ms(ready[i], state), i),
     )
     return [ready[i] for i in sorted(by_due[:size])]
-
-
-def last_token_ms(request: RequestState, state: Snapshot) -> float:
-    """A decode whose latest token nobody timed counts from the snapshot on."""
-    return state.now_ms if request.last_token_ms is None else request.last_token_ms

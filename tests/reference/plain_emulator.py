@@ -23,8 +23,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from plain_composer import Step, compose, last_token_ms, prefill_pending
+from plain_composer import Step, compose, prefill_pending
 from plain_pipeline import ClockPlan, Pass, Pipeline, clock_index
+from plain_promises import (
+    due_ms,
+    first_risk,
+    last_token_ms,
+    late_after_ms,
+    stream_risk,
+    tightest_ms,
+    timed,
+    token_ms,
+)
 from plain_schedule import cached_tokens, new_tokens, servable
 from plain_steady import Decoding, EqualWork, equal_work, steady
 
@@ -38,6 +48,7 @@ from beam_runtime.types import (
     Snapshot,
     StepInFlight,
     StepShape,
+    StreamKind,
 )
 
 LOOKAHEAD_MS = 250.0
@@ -87,43 +98,45 @@ def forecast(
     active_j = prefill.active_j + float(after.active_power_w[clock]) * rest_ms / 1e3
     idle_j += float(after.idle_power_w[clock]) * rest_ms / 1e3
 
-    slos = {r.request_id: r.slo for r in (*state.running, *state.waiting)}
     cycle_ms = float(after.cycle_ms[clock]) if rest_ms > 0.0 else 0.0
     worst_tbt_ms = {name: max(gap, cycle_ms) for name, gap in played.worst_tbt_ms.items()}
     correction = state.correction
-    ttft = [
-        (ms + correction.ttft_margin_ms - slos[name].ttft_ms, slos[name].ttft_ms, name)
-        for name, ms in played.ttft_ms.items()
-        if math.isfinite(ms)
-    ]
-    tbt = [
-        (ms + correction.tbt_margin_ms - slos[name].tbt_ms, slos[name].tbt_ms, name)
-        for name, ms in worst_tbt_ms.items()
-    ]
-    ttft_excess_ms, ttft_worst, ttft_violation = _worst(ttft)
-    tbt_excess_ms, tbt_worst, tbt_violation = _worst(tbt)
+    ttft, tbt, broken = {}, {}, 0.0
+    for request in _everyone(state):
+        name = request.request_id
+        if timed(request, state).broken:
+            continue
+        at_risk = 0.0
+        ttft_ms = played.ttft_ms.get(name, math.inf)
+        if math.isfinite(ttft_ms):
+            ttft[name] = ttft_ms + correction.ttft_margin_ms - request.slo.ttft_ms
+            at_risk = first_risk(ttft[name], correction.ttft_margin_ms)
+        if name in played.late_ms:
+            of_token_ms = played.token_ms[name]
+            late_ms = late_after_ms(
+                request.slo.kind, played.late_ms[name], of_token_ms, cycle_ms, rest_ms
+            )
+            tbt[name] = late_ms + correction.tbt_margin_ms
+            stream = stream_risk(
+                request.slo, of_token_ms, tbt[name], correction.tbt_margin_ms, prices.fastest_ms
+            )
+            at_risk = max(at_risk, stream)
+        broken += at_risk
+    ttft_worst = max(ttft, key=ttft.__getitem__, default=None)
+    tbt_worst = max(tbt, key=tbt.__getitem__, default=None)
     return Forecast(
         ttft_ms=played.ttft_ms,
         worst_tbt_ms=worst_tbt_ms,
-        ttft_excess_ms=ttft_excess_ms,
-        tbt_excess_ms=tbt_excess_ms,
+        ttft_excess_ms=ttft[ttft_worst] if ttft_worst else -math.inf,
+        tbt_excess_ms=tbt[tbt_worst] if tbt_worst else -math.inf,
         ttft_worst=ttft_worst,
         tbt_worst=tbt_worst,
-        ttft_violation=ttft_violation,
-        tbt_violation=tbt_violation,
+        broken=broken,
         horizon_ms=horizon_ms,
         active_energy_j=active_j,
         idle_energy_j=idle_j,
         settlement_j=prices.settlement_j(horizon_ms, tokens),
     )
-
-
-def _worst(excesses: list[tuple[float, float, str]]) -> tuple[float, str | None, float]:
-    """(worst excess, whose it is, sum of excesses in shares of the SLO)."""
-    if not excesses:
-        return -math.inf, None, 0.0
-    worst_ms, _, name = max(excesses, key=lambda one: one[0])
-    return worst_ms, name, sum(max(0.0, ms) / slo_ms for ms, slo_ms, _ in excesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +168,16 @@ class Played:
         ttft_ms: of every request without a token; infinite where it stays blocked.
         worst_tbt_ms: the longest gap before a token of every request that got a second one
             or waits for it.
+        late_ms: how late their streams are: by gap at worst, else at the latest token.
+        token_ms: what each has for a token then.
         prefill: time and energy of the prefill phase.
         steps: steps issued.
     """
 
     ttft_ms: dict[str, float]
     worst_tbt_ms: dict[str, float]
+    late_ms: dict[str, float]
+    token_ms: dict[str, float]
     prefill: PrefillPhase
     steps: int
 
@@ -189,7 +206,12 @@ class _Paper:
 
     def __init__(self, start: Snapshot, pipeline: Pipeline) -> None:
         self.start = start
-        self.state = replace(start, waiting=tuple(r for r in start.waiting if servable(r, start)))
+        waiting = [r for r in start.waiting if servable(r, start)]
+        self.state = replace(
+            start,
+            running=tuple(timed(r, start) for r in start.running),
+            waiting=tuple(timed(r, start) for r in waiting),
+        )
         self.now_ms = start.now_ms
         self.pipeline = pipeline
         self.prefill = PrefillPhase(self.state)
@@ -200,6 +222,7 @@ class _Paper:
         self.decodes = 0
         self.ttft_ms = {r.request_id: math.inf for r in _everyone(start) if not r.generated_tokens}
         self.worst_tbt_ms: dict[str, float] = {}
+        self.late_ms: dict[str, float] = {}
 
     def finish_ms(self, shape: StepShape, issue_ms: float) -> float:
         """When a step would be back if it were issued then."""
@@ -252,14 +275,18 @@ class _Paper:
                     self._note(request, self.now_ms)
             self.state = finish(self.state, self.now_ms)
 
-    def _note(self, request: RequestState, token_ms: float) -> None:
+    def _note(self, request: RequestState, at_ms: float) -> None:
         name = request.request_id
         if request.generated_tokens == 0:
-            self.ttft_ms[name] = max(0.0, token_ms - request.arrival_ms)
+            self.ttft_ms[name] = max(0.0, at_ms - request.arrival_ms)
         else:
             last_ms = last_token_ms(request, self.start)
-            gap_ms = token_ms - last_ms
+            gap_ms = at_ms - last_ms
             self.worst_tbt_ms[name] = max(self.worst_tbt_ms.get(name, 0.0), gap_ms)
+            late_ms = at_ms - due_ms(request, self.start)
+            if request.slo.kind is StreamKind.GAP:
+                late_ms = max(late_ms, self.late_ms.get(name, -math.inf))
+            self.late_ms[name] = late_ms
 
     def close(self) -> Played:
         """Drain the pipeline; then note how long the starved have been waiting."""
@@ -270,7 +297,10 @@ class _Paper:
         for request in _everyone(self.state):
             if request.generated_tokens or capped:
                 self._note(request, stop_ms)
-        return Played(self.ttft_ms, self.worst_tbt_ms, self.prefill, self.steps)
+        left_ms = {r.request_id: token_ms(r) for r in _everyone(self.state)}
+        return Played(
+            self.ttft_ms, self.worst_tbt_ms, self.late_ms, left_ms, self.prefill, self.steps
+        )
 
 
 def issue(state: Snapshot, step: Step, route: tuple[Pass, ...]) -> Snapshot:
@@ -344,7 +374,7 @@ def decode_phase(state: Snapshot) -> Decoding:
     return Decoding(
         requests=len(state.running),
         context_tokens=sum(r.computed_tokens for r in state.running),
-        tbt_ms=min((r.slo.tbt_ms for r in state.running), default=0.0),
+        tbt_ms=tightest_ms(timed(r, state) for r in state.running),
         groups=max(1, groups),
     )
 

@@ -18,6 +18,7 @@ by two prices, the same for all candidates of one snapshot:
 from dataclasses import dataclass
 
 import numpy as np
+from plain_promises import tightest_ms, timed
 from plain_schedule import servable, total_tokens
 
 from beam_runtime.table.step_cost import FloatArray, StepCost
@@ -74,12 +75,14 @@ class EqualWork:
         standing_power_w: the best steady setting's power, token price taken off.
         standing_tokens_per_ms: the tokens it makes.
         window_ms: long enough for the slowest candidate.
+        fastest_ms: the shortest time between two tokens that any setting gives them.
     """
 
     token_j: float
     standing_power_w: float
     standing_tokens_per_ms: float
     window_ms: float
+    fastest_ms: float
 
     def settlement_j(self, horizon_ms: float, tokens: float) -> float:
         """What a candidate still owes at its horizon, or has done in advance."""
@@ -157,13 +160,15 @@ def equal_work(
     """The prices for one snapshot: its requests, all decoding, at their best steady setting."""
     decoding = everyone(state)
     token_j = _token_price_j(decoding, cost, state.limits.pp)
-    best_w, best_tokens = np.inf, 0.0
+    best_w, best_tokens, fastest_ms = np.inf, 0.0, np.inf
     for microbatches in range(1, state.limits.pp + 1):
         for share in PACE_SHARES:
             pace_ms = share * decoding.tbt_ms
             one = steady(
                 decoding, microbatches, pace_ms, cost, state.limits, state.correction, rules
             )
+            if pace_ms == 0.0:
+                fastest_ms = min(fastest_ms, float(one.cycle_ms.min()))
             late = one.cycle_ms + state.correction.tbt_margin_ms > decoding.tbt_ms + SAME_MS
             net_w = np.where(late & (decoding.requests > 0), np.inf, one.net_power_w(token_j))
             at = int(np.argmin(net_w))
@@ -177,6 +182,7 @@ def equal_work(
         standing_power_w=best_w,
         standing_tokens_per_ms=best_tokens,
         window_ms=lookahead_ms + _slowest_prefill_ms(state, cost),
+        fastest_ms=fastest_ms,
     )
 
 
@@ -187,7 +193,7 @@ def everyone(state: Snapshot) -> Decoding:
     return Decoding(
         requests=len(requests),
         context_tokens=sum(total_tokens(r) for r in requests),
-        tbt_ms=min((r.slo.tbt_ms for r in requests), default=0.0),
+        tbt_ms=tightest_ms(timed(r, state) for r in requests),
     )
 
 

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from driving import Clock
 
 MODEL_LEN = 1024
 BATCHED_TOKENS = 512
@@ -40,6 +42,7 @@ class SchedulerRig:
         num_blocks: int = 4_000,
         prefix_caching: bool = False,
         asynchronous: bool = False,
+        **scheduling: Any,
     ) -> None:
         import torch
         from vllm.config import (
@@ -63,11 +66,14 @@ class SchedulerRig:
             model=str(model), skip_tokenizer_init=True, max_model_len=MODEL_LEN, dtype="float32"
         )
         scheduler_config = SchedulerConfig(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=BATCHED_TOKENS,
-            max_model_len=MODEL_LEN,
-            is_encoder_decoder=False,
-            enable_chunked_prefill=True,
+            **{
+                "max_num_seqs": max_num_seqs,
+                "max_num_batched_tokens": BATCHED_TOKENS,
+                "max_model_len": MODEL_LEN,
+                "is_encoder_decoder": False,
+                "enable_chunked_prefill": True,
+                **scheduling,
+            }
         )
         cache_config = CacheConfig(block_size=self.block_size, enable_prefix_caching=prefix_caching)
         config = VllmConfig(
@@ -255,3 +261,30 @@ def write_tiny_table(
 def tiny_table() -> Callable[..., Path]:
     """Writes tables for the tiny model."""
     return write_tiny_table
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    def nap(seconds: float) -> None:
+        clock.now_ms += max(1.0, seconds * 1e3)
+
+    fake = SimpleNamespace(
+        sleep=nap, monotonic=lambda: clock.now_ms / 1e3, time=lambda: 1e9 + clock.now_ms / 1e3
+    )
+    for module in ("scheduler", "gate", "embedded"):
+        monkeypatch.setattr(f"beam_runtime.engines.vllm.{module}.time", fake)
+    return clock
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_table: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration for pp 1 that steers; tests write over its table for other layouts."""
+    tiny_table(tmp_path / "table.parquet", pp=1)
+    file = tmp_path / "beam.toml"
+    file.write_text(
+        'table = "table.parquet"\npolicy = "steer"\n[slo]\nttft_ms = 500\ntbt_ms = 100\n'
+    )
+    monkeypatch.setenv("BEAM_CONFIG", str(file))
+    return file

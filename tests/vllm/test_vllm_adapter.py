@@ -10,10 +10,7 @@ import os
 import random
 import signal
 import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +21,13 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
+from driving import BATCHED_TOKENS, NOTHING, Clock, Director, any_knobs, drive, wait_for  # noqa: E402
+
 from beam_runtime.control.decision_log import read_log  # noqa: E402
 from beam_runtime.control.orders import Orders  # noqa: E402
 from beam_runtime.control.warming import Warming  # noqa: E402
 from beam_runtime.emulator.next_step import NextStep  # noqa: E402
 from beam_runtime.engines.vllm import features as vllm_features  # noqa: E402
-from beam_runtime.engines.vllm import gate as vllm_gate  # noqa: E402
 from beam_runtime.engines.vllm.columns import Columns  # noqa: E402
 from beam_runtime.engines.vllm.control import Control  # noqa: E402
 from beam_runtime.engines.vllm.followed import Cohort  # noqa: E402
@@ -38,197 +36,7 @@ from beam_runtime.engines.vllm.planner import Planner, _without_waiting  # noqa:
 from beam_runtime.engines.vllm.scheduler import make_scheduler  # noqa: E402
 from beam_runtime.engines.vllm.view import SchedulerView  # noqa: E402
 from beam_runtime.testing.actuator import FakeActuator  # noqa: E402
-from beam_runtime.types import Correction, Knobs, Rules, Slo  # noqa: E402
-
-BATCHED_TOKENS = 512
-NOTHING = SimpleNamespace(ttft_ms={})
-
-
-class Director:
-    """Stands in for the controller: gives orders, keeps what it is told."""
-
-    def __init__(self, knobs: Callable[[], Knobs], *, foretold: int | None = None) -> None:
-        self.events: list[tuple[str, Any]] = []
-        self._knobs = knobs
-        self._rng = None if foretold is None else random.Random(foretold)
-        self.reorder()
-
-    def reorder(self) -> None:
-        margins = Correction(ttft_margin_ms=0.0, tbt_margin_ms=0.0)
-        self.orders = Orders(
-            self._knobs(), Rules(), True, "a test's", margins, expected=self._forecast()
-        )
-
-    def _forecast(self) -> Any:
-        """Of some requests, a gap of theirs; where any are to be foretold."""
-        if self._rng is None:
-            return None
-        some = [f"r{number}" for number in range(60) if self._rng.random() < 0.7]
-        return SimpleNamespace(ttft_ms={}, worst_tbt_ms={n: self._rng.random() for n in some})
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: self.events.append((name, args))
-
-    def count(self) -> Counter[str]:
-        return Counter(name for name, _ in self.events)
-
-
-class Core:
-    """EngineCore's two step functions, over passes that take a simulated time."""
-
-    def __init__(self, rig: Any, clock: "Clock", pp: int) -> None:
-        self.rig = rig
-        self.scheduler = rig.scheduler
-        self.clock = clock
-        self.pp = pp
-        self.batch_queue_size = pp + rig.scheduler.scheduler_config.async_scheduling
-        self.batch_queue: deque | None = deque() if self.batch_queue_size > 1 else None
-        self.free_ms = [0.0] * pp
-        self.batches: list[dict[str, int]] = []
-        self.deepest = 0
-
-    def execute(self, output: Any) -> float:
-        """When it will be back."""
-        tokens = output.total_num_scheduled_tokens
-        ready_ms = self.clock.now_ms
-        if tokens:
-            for stage in range(self.pp):
-                self.free_ms[stage] = max(ready_ms, self.free_ms[stage]) + 2 + 0.03 * tokens
-                ready_ms = self.free_ms[stage]
-        else:
-            ready_ms = max(ready_ms, self.free_ms[-1])
-        return ready_ms
-
-    def scheduled(self) -> Any:
-        output, sampled = self.rig.schedule()
-        if output.num_scheduled_tokens:
-            self.batches.append(dict(output.num_scheduled_tokens))
-        return output, sampled
-
-    def step(self) -> tuple[Any, bool]:
-        if not self.scheduler.has_requests():
-            return {}, False
-        output, sampled = self.scheduled()
-        self.clock.now_ms = self.execute(output)
-        self.rig.update(output, sampled)
-        return {}, output.total_num_scheduled_tokens > 0
-
-    def step_with_batch_queue(self) -> tuple[Any, bool]:
-        queue = self.batch_queue
-        assert queue is not None
-        assert len(queue) < self.batch_queue_size
-        executed = False
-        if self.scheduler.has_requests():
-            output, sampled = self.scheduled()
-            executed = output.total_num_scheduled_tokens > 0
-            queue.appendleft((Future(), output, sampled, self.execute(output)))
-            self.deepest = max(self.deepest, sum(1 for one in queue if one[1].num_scheduled_tokens))
-            if len(queue) < self.batch_queue_size and (executed or self.scheduler.has_requests()):
-                return None, executed
-        elif not queue:
-            return None, False
-        _, output, sampled, back_ms = queue.pop()
-        self.clock.now_ms = max(self.clock.now_ms, back_ms)
-        self.rig.update(output, sampled)
-        return {}, executed
-
-
-class Clock:
-    """Simulated time; naps of the gate let it pass."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_000.0
-
-
-@pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-
-    def nap(seconds: float) -> None:
-        clock.now_ms += max(1.0, seconds * 1e3)
-
-    fake = SimpleNamespace(
-        sleep=nap, monotonic=lambda: clock.now_ms / 1e3, time=lambda: 1e9 + clock.now_ms / 1e3
-    )
-    for module in ("scheduler", "gate", "embedded"):
-        monkeypatch.setattr(f"beam_runtime.engines.vllm.{module}.time", fake)
-    return clock
-
-
-@pytest.fixture
-def config(tmp_path: Path, tiny_table: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A configuration for pp 1 that steers; tests write over its table for other layouts."""
-    tiny_table(tmp_path / "table.parquet", pp=1)
-    file = tmp_path / "beam.toml"
-    file.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 100\n')
-    monkeypatch.setenv("BEAM_CONFIG", str(file))
-    return file
-
-
-def drive(
-    rig: Any,
-    clock: Clock,
-    director: Director | None,
-    seed: int,
-    pp: int,
-    *,
-    aborts: bool = False,
-    equal: int = 0,
-    composer: bool = True,
-) -> tuple[Core, dict[str, int]]:
-    """Serve a workload to the end; returns the core and each request's wanted tokens.
-
-    It is random, or ``equal`` requests that come at once. BEAM plans from the first step, or, at
-    ``composer`` False, without waiting until it can.
-    """
-    rng = random.Random(seed)
-    core_class = type("GatedCore", (Core,), dict(vars(Core)))
-    vllm_gate.install(core_class)
-    core = core_class(rig, clock, pp)
-    if director is not None:
-        beam = rig.scheduler.beam
-        wait_for(lambda: not composer or beam._planner._compiled is not None)
-        # The controller made at construction goes; from here on the test gives the orders.
-        rig.scheduler.beam.controller.close()
-        rig.scheduler.beam.connect(director)
-    wanted: dict[str, int] = {}
-    arrivals: deque[tuple[float, str, int, int]] = deque()
-    at_ms = clock.now_ms
-    for number in range(equal or rng.randint(6, 24)):
-        at_ms += 0.0 if equal else rng.choice((0.0, 0.0, 3.0, 20.0, 90.0))
-        prompt, outputs = (20, 30) if equal else (rng.randint(1, 400), rng.randint(1, 40))
-        arrivals.append((at_ms, f"r{number}", prompt, outputs))
-    step = core.step if core.batch_queue is None else core.step_with_batch_queue
-    turns = 0
-    while arrivals or rig.scheduler.has_requests() or core.batch_queue:
-        turns += 1
-        assert turns < 60_000, "the workload does not end"
-        while arrivals and arrivals[0][0] <= clock.now_ms:
-            _, name, prompt, outputs = arrivals.popleft()
-            rig.add(name, [1] * prompt, outputs)
-            wanted[name] = outputs
-        if aborts and rng.random() < 0.02 and rig.scheduler.requests:
-            gone = rng.choice(sorted(rig.scheduler.requests))
-            rig.abort(gone)
-            wanted.pop(gone)
-        if director is not None and rng.random() < 0.3:
-            director.reorder()
-        before_ms = clock.now_ms
-        step()
-        if clock.now_ms == before_ms:
-            clock.now_ms += 0.2  # EngineCore's own round
-    return core, wanted
-
-
-def any_knobs(rng: random.Random, pp: int) -> Callable[[], Knobs]:
-    return lambda: Knobs(
-        rng.choice((600, 900, 1200)),
-        rng.choice((32, 64, 100, 256, 512)),
-        rng.randint(1, pp),
-        rng.choice((0.0, 0.0, 10.0, 60.0)),
-    )
+from beam_runtime.types import Knobs, Slo  # noqa: E402
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
@@ -270,7 +78,9 @@ def test_shortcuts_plan_what_the_composer_would(
 ) -> None:
     tiny_table(config.parent / "table.parquet", pp=pp)
     # A step full of prefill takes 17 ms of each stage: decodes have to go ahead of some.
-    config.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 15\n')
+    config.write_text(
+        'table = "table.parquet"\npolicy = "steer"\n[slo]\nttft_ms = 500\ntbt_ms = 15\n'
+    )
     seen: Counter[str] = Counter()
     make = Planner._make
 
@@ -286,10 +96,11 @@ def test_shortcuts_plan_what_the_composer_would(
             return quick
         assert quick.until_ms == pytest.approx(composed.until_ms, abs=1e-6)
         assert replace(quick, until_ms=0.0) == replace(composed, until_ms=0.0)
-        seen["hits"] += any(self._view.hits.find(request)[0] for request in self._view.waiting())
+        seen["hits"] += any(
+            self._view.hits.find(request)[0] for request in self._view.admission.admissible()
+        )
         seen["holds"] += quick.holds
         seen["hides"] += bool(quick.hidden)
-        seen["owes"] += quick.chunk_owed
         seen["full"] += (
             self._view.queued and self._all_at_once(now_ms, orders, orders.rules) == quick
         )
@@ -319,7 +130,7 @@ def test_shortcuts_plan_what_the_composer_would(
     assert seen["closed"] > 0 or pp == 1
     assert seen["holds"] > 100
     assert seen["hits"] > 50
-    assert seen["owes"] > 0
+
     assert seen["full"] > 50 or pp > 1
     assert seen["hides"] > 50 or pp == 1
 
@@ -336,7 +147,9 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
     asynchronous: bool,
 ) -> None:
     tiny_table(config.parent / "table.parquet", pp=pp)
-    config.write_text('table = "table.parquet"\n[slo]\nttft_ms = 500\ntbt_ms = 3\n')
+    config.write_text(
+        'table = "table.parquet"\npolicy = "steer"\n[slo]\nttft_ms = 500\ntbt_ms = 3\n'
+    )
     shared = late = 0
 
     def run(seed: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -468,7 +281,7 @@ def test_a_prefix_cache_hit_is_known_before_vllm_looks(rig: Any, config: Path) -
 
     def waiting(name: str, tokens: list[int], outputs: int) -> tuple[int, int]:
         engine.add(name, tokens, outputs)
-        (request,) = beam.view.waiting()
+        (request,) = beam.view.admission.admissible()
         cached_tokens, unheld_tokens = beam.view.hits.find(request)
         assert told[name] == cached_tokens
         return cached_tokens, unheld_tokens
@@ -584,14 +397,6 @@ def test_sigterm_ends_the_log_before_vllm_s_own_handler_runs(
         signal.signal(signal.SIGTERM, before)
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    # Milliseconds; a minute where the search is compiled first.
-    deadline_s = time.monotonic() + 180.0
-    while not what() and time.monotonic() < deadline_s:
-        time.sleep(0.002)
-    assert what()
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -601,7 +406,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         ('table = "other.parquet"', "a table for pp 4"),
         ('table = "strange.parquet"', "for another model"),
         ('tabel = "table.parquet"', "no field tabel"),
-        ('table = "table.parquet"\n[slo]\nttft_ms = -1', "slo.ttft_ms"),
+        ('table = "table.parquet"\npolicy = "steer"\n[slo]\nttft_ms = -1', "slo.ttft_ms"),
         ("table = [", "cannot read the configuration"),
     ],
 )

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from beam_runtime.engines.vllm import features as vllm_features
-from beam_runtime.engines.vllm.features import Features, features, missing, missing_on, unsupported
+from beam_runtime.engines.vllm.features import (
+    Features,
+    features,
+    missing,
+    missing_on,
+    unsupported,
+    unsupported_on,
+)
 
 
 def scheduler_class(without: str = "") -> type:
@@ -117,12 +124,45 @@ def test_abilities_that_are_not_needed_are_told_from_the_classes() -> None:
         ({"speculative_config": object()}, "speculative decoding"),
         ({"model_config": SimpleNamespace(runner_type="pooling")}, "a pooling model"),
         ({"kv_transfer_config": SimpleNamespace(kv_role="kv_producer")}, "different engines"),
+        ({"ec_transfer_config": object()}, "encoder outputs from another engine"),
+        ({"diffusion_config": object()}, "a diffusion model"),
+        ({"model_config": SimpleNamespace(is_diffusion=True)}, "a diffusion model"),
+        ({"model_config": SimpleNamespace(is_encoder_decoder=True)}, "an encoder-decoder model"),
+        ({"scheduler_config": SimpleNamespace(enable_chunked_prefill=False)}, "chunked prefill"),
+        (
+            {
+                "model_config": SimpleNamespace(is_multimodal_model=True),
+                "scheduler_config": SimpleNamespace(disable_chunked_mm_input=True),
+            },
+            "images that are not cut",
+        ),
+        (
+            {"parallel_config": SimpleNamespace(decode_context_parallel_size=2)},
+            "decode context parallelism",
+        ),
+        (
+            {"parallel_config": SimpleNamespace(prefill_context_parallel_size=2)},
+            "prefill context parallelism",
+        ),
     ],
 )
 def test_ways_of_serving_that_are_not_steered_are_named(config: dict[str, Any], said: str) -> None:
     (reason,) = unsupported(SimpleNamespace(**config))
     assert said in reason
     assert unsupported(SimpleNamespace()) == ()
+
+
+def test_uncut_images_matter_to_models_that_see_images_alone() -> None:
+    text = SimpleNamespace(is_multimodal_model=False)
+    sched = SimpleNamespace(disable_chunked_mm_input=True, enable_chunked_prefill=True)
+    assert unsupported(SimpleNamespace(model_config=text, scheduler_config=sched)) == ()
+
+
+def test_whole_mamba_blocks_are_told_by_the_scheduler() -> None:
+    (reason,) = unsupported_on(SimpleNamespace(need_mamba_block_aligned_split=True))
+    assert "whole Mamba blocks" in reason
+    assert unsupported_on(SimpleNamespace(need_mamba_block_aligned_split=False)) == ()
+    assert unsupported_on(SimpleNamespace()) == ()
 
 
 @pytest.mark.parametrize(

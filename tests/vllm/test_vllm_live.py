@@ -60,7 +60,9 @@ def steering(tmp_path_factory: pytest.TempPathFactory, tiny_table: Any) -> Any:
     def configure(pp: int, slow: float = 1.0) -> Path:
         folder = tmp_path_factory.mktemp("steering")
         tiny_table(folder / "table.parquet", pp=pp, slow=slow)
-        (folder / "beam.toml").write_text('table = "table.parquet"\nlog = "decisions.jsonl"\n')
+        (folder / "beam.toml").write_text(
+            'table = "table.parquet"\npolicy = "steer"\nlog = "decisions.jsonl"\n'
+        )
         return folder
 
     return configure

@@ -42,7 +42,7 @@ def engine(
 ) -> tuple[Any, list[float]]:
     """A steered scheduler without a model, and its clock."""
     tiny_table(tmp_path / "table.parquet", pp=1)
-    (tmp_path / "beam.toml").write_text('table = "table.parquet"\n')
+    (tmp_path / "beam.toml").write_text('table = "table.parquet"\npolicy = "steer"\n')
     monkeypatch.setenv("BEAM_CONFIG", str(tmp_path / "beam.toml"))
     now_ms = [1000.0]
     monkeypatch.setattr(adapter, "_monotonic_ms", lambda: now_ms[0])

@@ -108,14 +108,13 @@ class Columns:
         """As many as could fill the largest step."""
         limits, hits = self._view.limits, self._view.hits
         room, at = limits.max_batched_tokens, begin
-        for request in self._view.waiting():
+        for request in self._view.admission.admissible():
             if room <= 0 or at == self._rows:
                 break
-            # Output from before its preemption is still in flight: vLLM passes it over.
-            if getattr(request, "num_stale_output_tokens", 0):
-                continue
             tokens = request.num_tokens
-            cached, unheld = hits.find(request)
+            # Whoever waits with KV blocks of its own (they were loaded for it) needs no others.
+            own = request.num_computed_tokens
+            cached, unheld = (own, 0) if own else hits.find(request)
             room -= tokens - cached
             if request.num_prompt_tokens > limits.max_model_len:
                 continue

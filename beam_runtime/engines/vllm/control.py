@@ -222,6 +222,8 @@ _METRICS = (
     ("beam_completions_total", "counter", "requests done", ("tally", "completions")),
     ("beam_aborts_total", "counter", "requests aborted", ("tally", "aborts")),
     ("beam_preemptions_total", "counter", "requests preempted", ("tally", "preemptions")),
+    ("beam_passed_over_total", "counter", "prompts that moved only without BEAM",
+     ("tally", "passed_over")),
     ("beam_ttft_ms_sum", "counter", "actual TTFT, summed", ("tally", "ttft_ms")),
     ("beam_ttft_predicted_ms_sum", "counter", "predicted TTFT, summed over the same requests",
      ("tally", "predicted_ttft_ms")),

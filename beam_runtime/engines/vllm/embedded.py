@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from beam_runtime.emulator.passes import Passes
 from beam_runtime.engines.config import EmbeddedPolicy
+from beam_runtime.engines.vllm.admission import has_next_input
 from beam_runtime.engines.vllm.features import Features
 from beam_runtime.engines.vllm.followed import Followed
 from beam_runtime.engines.vllm.gate import Gate
+from beam_runtime.engines.vllm.head_watch import HeadWatch, Verdict
 from beam_runtime.engines.vllm.plan import Constraint, Plan
 from beam_runtime.engines.vllm.planner import Planner
 from beam_runtime.engines.vllm.tally import Tally
@@ -96,6 +98,7 @@ class Embedded:
         self.tally = Tally()
         self._passes = Passes(cost, view.limits)
         self._planner = Planner(view, self._passes, features)
+        self._head = HeadWatch(view)
         self._constraint = Constraint(view.scheduler, by_step=features.eligible_step)
         self._slo_of = slo_of
         self._now_ms = now_ms
@@ -134,14 +137,22 @@ class Embedded:
 
     @_never_raises
     def added(self, request: Any) -> None:
-        """A request came in."""
-        now_ms = self._now_ms()
+        """A request came in, or more input for one that is there: a streaming session."""
         self._planner.drop()
+        name = request.request_id
+        # Of a session, vLLM keeps the request that came first.
+        kept = self.view.scheduler.requests.get(name)
+        if kept is not None and name not in self.view.followed:
+            self._follow(kept, self._now_ms())
+
+    def _follow(self, request: Any, now_ms: float) -> None:
         slo = self._slo_of(request, self.slo)
         known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
+        # A session goes on from what it has computed.
+        cached_tokens = request.num_computed_tokens or self.view.hits.find(request)[0]
         self.controller.arrival(
             request.request_id, request.num_prompt_tokens, slo=known.slo,
-            cached_tokens=self.view.hits.find(request)[0], at_ms=known.arrival_ms,
+            cached_tokens=cached_tokens, at_ms=known.arrival_ms,
         )  # fmt: skip
 
     @_never_raises
@@ -191,9 +202,18 @@ class Embedded:
     def _plan(self, now_ms: float) -> Plan | None:
         """The plan for a step now; None = vLLM's own way."""
         orders = self.controller.orders
-        if not (self._may_steer and orders.steering):
+        if not (self._may_steer and orders.steering) or self._head.hands_off(now_ms):
             return None
         return self._planner.plan(now_ms, orders)
+
+    def _watch_head(self, tokens: dict[str, int], now_ms: float) -> None:
+        """See that no prompt is passed over because of BEAM."""
+        head = self._head
+        name = head.head
+        if head.issued(tokens, now_ms) is Verdict.PASSED_OVER:
+            self.tally.passed_over += 1
+            detail = f"{name} got no tokens for {head.still_ms:.0f} ms until vLLM had its own"
+            self.controller.passed_over(name, detail, at_ms=now_ms)
 
     @_never_raises
     def issued(self, output: Any) -> None:
@@ -210,6 +230,8 @@ class Embedded:
             return
         controller = self.controller
         orders = controller.orders
+        if self._may_steer and orders.steering:
+            self._watch_head(output.num_scheduled_tokens, now_ms)
         clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
         if step.shape is None:
             pass_ms, pass_j = self._passes.decodes(
@@ -257,6 +279,7 @@ class Embedded:
     def _take(self, outputs: Iterable[Any], now_ms: float, expected: Forecast | None) -> None:
         """What requests got from a step. Once per token: written for speed."""
         followed, tally = self.view.followed, self.tally
+        requests = self.view.scheduler.requests
         expected_ms = {} if expected is None else expected.worst_tbt_ms
         for one in outputs:
             name = one.request_id
@@ -276,6 +299,9 @@ class Embedded:
                 tally.completions += 1
                 self.view.forget(name)
                 self.controller.completion(name, at_ms=now_ms)
+                kept = requests.get(name)
+                if getattr(kept, "resumable", False) and has_next_input(kept):
+                    self._follow(kept, now_ms)
 
     def _first_token(
         self, name: str, known: Followed, now_ms: float, expected: Forecast | None

@@ -91,6 +91,26 @@ def unsupported(vllm_config: Any) -> tuple[str, ...]:
     model = getattr(vllm_config, "model_config", None)
     if getattr(model, "runner_type", "generate") != "generate":
         reasons.append("a pooling model: it decodes nothing")
+    if getattr(vllm_config, "diffusion_config", None) or getattr(model, "is_diffusion", False):
+        reasons.append("a diffusion model: it does not decode token by token")
+    if getattr(model, "is_encoder_decoder", False):
+        reasons.append("an encoder-decoder model: tables do not describe its cross-attention")
+    sched = getattr(vllm_config, "scheduler_config", None)
+    # BEAM's chunk caps a step's tokens: what vLLM does not cut to fit would wait for ever.
+    if not getattr(sched, "enable_chunked_prefill", True):
+        reasons.append("prompts that are not cut (chunked prefill is off)")
+    if getattr(sched, "disable_chunked_mm_input", False) and getattr(
+        model, "is_multimodal_model", False
+    ):
+        reasons.append("images that are not cut (disable_chunked_mm_input)")
+    parallel = getattr(vllm_config, "parallel_config", None)
+    reasons.extend(
+        f"{phase} context parallelism: tables do not describe it"
+        for phase in ("decode", "prefill")
+        if getattr(parallel, f"{phase}_context_parallel_size", 1) > 1
+    )
+    if getattr(vllm_config, "ec_transfer_config", None) is not None:
+        reasons.append("encoder outputs from another engine")
     transfer = getattr(vllm_config, "kv_transfer_config", None)
     role, connector = getattr(transfer, "kv_role", None), getattr(transfer, "kv_connector", None)
     if role in ("kv_consumer", "kv_producer"):
@@ -98,6 +118,13 @@ def unsupported(vllm_config: Any) -> tuple[str, ...]:
     elif role is not None and connector not in LOCAL_CONNECTORS:
         reasons.append(f"KV blocks that may come from another engine ({connector})")
     return tuple(reasons)
+
+
+def unsupported_on(scheduler: Any) -> tuple[str, ...]:
+    """The same, for what only the scheduler knows."""
+    if getattr(scheduler, "need_mamba_block_aligned_split", False):
+        return ("prompts that are cut at whole Mamba blocks only (mamba_cache_mode align)",)
+    return ()
 
 
 def features(request_class: type, engine_core_class: type | None) -> Features:

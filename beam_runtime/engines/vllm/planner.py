@@ -179,7 +179,12 @@ class Planner:
 
     def _unless_stuck(self, planned: Plan, now_ms: float) -> Plan | None:
         """A hold that lasts too long with nothing in flight is a mistake: vLLM goes."""
-        if planned.budget_tokens or self._view.flying:
+        if planned.budget_tokens:
+            self._idle_since_ms = None
+            return planned
+        if self._view.admission.loading():  # vLLM learns of their arrival by running steps
+            return None
+        if self._view.flying:
             self._idle_since_ms = None
             return planned
         if self._idle_since_ms is None:

@@ -4,19 +4,21 @@
     vllm serve MODEL --scheduler-cls beam_runtime.engines.vllm.make_scheduler
 
 vLLM calls the factory inside its EngineCore process where it would construct its own
-scheduler. It gets that very class with hooks around four methods (vllm_embedded), or, where
+scheduler. It gets that very class with hooks around four methods (embedded.py), or, where
 BEAM cannot work, the class as it is and one line saying why. Known to fit 0.11 to 0.33 by what
 they offer, never by their number.
 
-What it cannot do: steer several engines of one data-parallel group together.
+What it cannot do: steer engines that compute together as one data-parallel group.
 """
 
 import logging
 import signal
 import threading
 import time
+from importlib import import_module
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beam_runtime.control.pipeline_times import PipelineTimes
 from beam_runtime.engines.config import EmbeddedConfig, EmbeddedPolicy
@@ -26,8 +28,12 @@ from beam_runtime.engines.vllm.embedded import Embedded
 from beam_runtime.engines.vllm.gate import install
 from beam_runtime.engines.vllm.limits import engine_limits, load_table, slo_of
 from beam_runtime.engines.vllm.power import open_wattmeter
+from beam_runtime.engines.vllm.replica import Replica
 from beam_runtime.engines.vllm.view import SchedulerView
 from beam_runtime.errors import BeamError
+
+if TYPE_CHECKING:
+    from beam_runtime.control.decision_log import DecisionLog
 
 _LOG = logging.getLogger("beam_runtime.vllm")
 
@@ -39,18 +45,11 @@ def make_scheduler(*args: Any, **kwargs: Any) -> Any:
         *args: what vLLM gives its scheduler class.
         **kwargs: the same by name; ``vllm_config`` is among them.
     """
-    from vllm.v1.core.sched.scheduler import Scheduler
-
     vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
-    base: type = Scheduler
-    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
-        # Under the wrong base vLLM would schedule decodes twice.
-        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-        base = AsyncScheduler
+    base = own_class(vllm_config)
     try:
         config = _permitted(vllm_config, base)
-    except BeamError as error:
+    except Exception as error:
         _stay_out(error)
         return base(*args, **kwargs)
     if config.policy is EmbeddedPolicy.OFF:
@@ -62,6 +61,19 @@ def make_scheduler(*args: Any, **kwargs: Any) -> Any:
     except Exception as error:  # a scheduler with idle hooks is the scheduler itself
         _stay_out(error)
     return scheduler
+
+
+def own_class(vllm_config: Any) -> type:
+    """The scheduler class that vLLM would take by itself, were none named."""
+    kind = "Diffusion" if getattr(vllm_config, "diffusion_config", None) is not None else ""
+    # Under the wrong base vLLM would schedule decodes twice.
+    asynchronous = bool(getattr(vllm_config.scheduler_config, "async_scheduling", False))
+    module = "diffusion_scheduler" if kind else "async_scheduler" if asynchronous else "scheduler"
+    found: type = getattr(
+        import_module(f"vllm.v1.core.sched.{module}"),
+        f"{kind}{'Async' if asynchronous else ''}Scheduler",
+    )
+    return found
 
 
 def hooked(base: type) -> type:
@@ -131,14 +143,19 @@ def _permitted(vllm_config: Any, base: type) -> EmbeddedConfig:
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.request import Request
 
-    config = EmbeddedConfig.from_environment()
+    config = Replica.of(vllm_config).own(EmbeddedConfig.from_environment())
+    if config.policy is EmbeddedPolicy.OFF:
+        return config
     missing = vllm_features.missing(base, Request, SchedulerOutput, EngineCoreOutput)
     if missing:
         raise _misfit(missing)
-    reasons = vllm_features.unsupported(vllm_config)
+    _refuse(vllm_features.unsupported(vllm_config))
+    return config
+
+
+def _refuse(reasons: tuple[str, ...]) -> None:
     if reasons:
         raise BeamError(f"BEAM does not steer {'; '.join(reasons)}")
-    return config
 
 
 def _misfit(missing: tuple[str, ...]) -> BeamError:
@@ -155,7 +172,6 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     from vllm.v1.request import Request
 
     from beam_runtime.control.controller import Controller
-    from beam_runtime.control.decision_log import DecisionLog
     from beam_runtime.control.resources import open_clocks, served_clocks
     from beam_runtime.table.idle_power import with_idle_power
     from beam_runtime.table.step_cost import StepCost
@@ -163,6 +179,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     missing = vllm_features.missing_on(scheduler)
     if missing:
         raise _misfit(missing)
+    _refuse(vllm_features.unsupported_on(scheduler))
     table = load_table(config, vllm_config)
     actuator, clocks = open_clocks(config.gpus, table)
     offered = () if actuator is None else actuator.supported_clocks_mhz()
@@ -188,25 +205,40 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         actuator=actuator,
         slos={"default": config.slo, **config.classes},
         kv_blocks=view.free_blocks,
-        log=None if config.log is None else DecisionLog(config.log),
+        log=_open_log(config.log),
         # Whoever only looks on locks nothing, whatever it could.
         observing=config.policy is EmbeddedPolicy.OBSERVE,
         compose_with=embedded.compose_with,
         now_ms=_monotonic_ms,
     )
     controller.clocks = clocks
-    embedded.connect(controller.__enter__())
-    last_words_on(signal.SIGTERM, embedded)
-    if core_class is not None:
-        add_utilities(core_class)
-        if features.pollable:
-            install(core_class)
-    _serve_metrics(embedded, config.metrics_port)
+    embedded.connect(controller)
+    try:
+        controller.__enter__()
+        _serve_metrics(embedded, config.metrics_port)
+        if core_class is not None:
+            add_utilities(core_class)
+            if features.pollable:
+                install(core_class)
+        last_words_on(signal.SIGTERM, embedded)
+    except BaseException:  # no thread, lock or port stays behind
+        embedded.close()
+        raise
     _LOG.warning(
         "BEAM %ss this engine: pp %d, %s; %s",
         config.policy, limits.pp, config.table, clocks,
     )  # fmt: skip
     return embedded
+
+
+def _open_log(path: Path | None) -> "DecisionLog | None":
+    from beam_runtime.control.decision_log import DecisionLog
+
+    try:
+        return None if path is None else DecisionLog(path)
+    except BeamError as error:  # nor does anybody's depend on being written down
+        _LOG.warning("%s", error)
+        return None
 
 
 def _serve_metrics(embedded: Embedded, port: int | None) -> None:

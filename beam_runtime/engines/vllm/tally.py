@@ -16,6 +16,7 @@ class Tally:
         completions: requests done.
         aborts: requests ended from outside.
         preemptions: running requests that lost their KV blocks.
+        passed_over: prompts that had their turn only when vLLM got its own settings back.
         ttfts: first tokens that had a prediction.
         ttft_ms: their actual TTFT, summed.
         predicted_ttft_ms: the prediction in force when each came, summed.
@@ -35,6 +36,7 @@ class Tally:
     completions: int = 0
     aborts: int = 0
     preemptions: int = 0
+    passed_over: int = 0
     ttfts: int = 0
     ttft_ms: float = 0.0
     predicted_ttft_ms: float = 0.0

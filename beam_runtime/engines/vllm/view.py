@@ -4,11 +4,12 @@ It knows vLLM's attributes and no vLLM module: what it reads is listed in featur
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from beam_runtime.control.pipeline_times import PipelineTimes
+from beam_runtime.engines.vllm.admission import Admission
 from beam_runtime.engines.vllm.followed import Cohort, Followed
 from beam_runtime.engines.vllm.hits import PrefixHits
 from beam_runtime.types import EngineLimits, Slo, StepShape, chunk_pairs
@@ -53,6 +54,7 @@ class SchedulerView:
         unsettled: requests whose prompt, or what a preemption lost, is not scheduled whole.
         flying: steps in flight, oldest first.
         hits: looks into the prefix cache.
+        admission: looks at who waits.
     """
 
     scheduler: Any
@@ -62,9 +64,11 @@ class SchedulerView:
     unsettled: set[str] = field(default_factory=set)
     flying: deque[Flying] = field(default_factory=deque)
     hits: PrefixHits = field(init=False)
+    admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
         self.hits = PrefixHits(self.scheduler)
+        self.admission = Admission(self.scheduler)
 
     @property
     def asynchronous(self) -> bool:
@@ -170,11 +174,6 @@ class SchedulerView:
         first = self.followed.get(running[0].request_id) if running else None
         cohort = None if first is None else first.cohort
         return cohort if cohort is not None and len(cohort.names) == len(running) else None
-
-    def waiting(self) -> Iterator[Any]:
-        """Requests that vLLM would look at for admission, in its order."""
-        yield from getattr(self.scheduler, "kv_holding_waiting", ())
-        yield from self.scheduler.waiting
 
     def preempted(self, output: Any) -> Iterable[str]:
         """Requests that lost their KV blocks before this step, or, with 0.11, some time ago.

@@ -108,3 +108,12 @@ def test_it_never_flaps(events: list[tuple[float, Fault, bool]]) -> None:
         if fallback.try_again(now_ms):
             returns.append(now_ms)
     assert all(b - a >= RULES.pause_ms for a, b in pairwise(returns))
+
+
+def test_some_faults_are_not_borne_once() -> None:
+    fallback = Fallback(RULES)
+    assert fallback.once(Fault.PASSED_OVER, "r1 got no tokens", 5.0)
+    assert "r1 got no tokens" in fallback.reason
+    assert not fallback.once(Fault.PASSED_OVER, "r2 got no tokens", 6.0), "it is out already"
+    assert not fallback.try_again(104.0)
+    assert fallback.try_again(105.0), "nothing stands against it once the pause is over"
