@@ -118,10 +118,11 @@ def stream_risk(request: Records, excess_ms: float, margin_ms: float, fastest_ms
     if excess_ms <= SAME_MS:
         return 0.0
     if request.slo_kind == GAP:
-        lost: float = min(1.0, excess_ms / max(2.0 * margin_ms, 1.0))
-        return lost
-    spare_ms = max(request.token_slo_ms - fastest_ms, 1.0)
-    return min(1.0, excess_ms / spare_ms / RECOVERY_TOKENS)
+        lost: float = excess_ms / max(2.0 * margin_ms, 1.0)
+    else:
+        spare_ms = max(request.token_slo_ms - fastest_ms, 1.0)
+        lost = excess_ms / spare_ms / RECOVERY_TOKENS
+    return min(1.0, lost)
 
 
 @compiled
