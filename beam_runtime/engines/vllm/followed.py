@@ -70,7 +70,7 @@ class Cohort:
         self.computed_tokens = computed_tokens
         self.whole = True
         self.last_ms: float | None = None
-        self.tbt_ms = min([one.slo.tbt_ms for one in known])
+        self.tbt_ms = min([one.slo.token_ms for one in known])
         self._owed = 0
         self._foretold_by: Forecast | None = None
         self._foretold, self._foretold_ms = 0, 0.0
@@ -89,7 +89,7 @@ class Cohort:
         tally.predicted_actual_tbt_ms += foretold * gap_ms
         tally.predicted_tbt_ms += self._foretold_ms
         if gap_ms > self.tbt_ms:
-            tally.late_tbts += sum([gap_ms > one.slo.tbt_ms for one in self.known])
+            tally.late_tbts += sum([gap_ms > one.slo.token_ms for one in self.known])
 
     def settle(self) -> None:
         """Note at each request what was noted here."""

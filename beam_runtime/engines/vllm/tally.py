@@ -63,7 +63,7 @@ class Tally:
         """A further token."""
         self.tbts += 1
         self.tbt_ms += gap_ms
-        self.late_tbts += gap_ms > slo.tbt_ms
+        self.late_tbts += gap_ms > slo.token_ms
         if predicted_ms is not None:
             self.predicted_tbts += 1
             self.predicted_actual_tbt_ms += gap_ms
