@@ -15,23 +15,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.types import SAME_MS, Slo
+from beam_runtime.types import Slo
 from beamprof.advice.load import Load, Observed
 from beamprof.errors import ReplayError
+from beamprof.replay.goodput import promises
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.beam import Beam
 from beamprof.replay.policies.static import Static
+from beamprof.replay.rivals import AS_GOOD, CHUNKS
 from beamprof.replay.site import Site, site_of
 from beamprof.tables.doubts import doubts
 from beamprof.tables.leave_one_out import held_out_error
 
-CHUNKS = (256, 512, 1024, 2048)
 SEQUENCES = (64, 128)
-# A rung may keep so many requests fewer than today, as a share: about one of a load.
-AS_GOOD = 0.001
 NOBODY, SOME = 0.01, 0.9
 _HOURS_A_YEAR = 8760
 # Clocks one after the other that keep fewer promises, or cost more, than one before: no lower one.
@@ -271,13 +270,9 @@ class _Search:
 def _outcome(played: Played) -> _Outcome:
     ttft_ms = played.first_token_ms - played.arrival_ms
     gaps_ms = played.tokens["gap_ms"]
-    steady = np.ones(len(ttft_ms), dtype=bool)
-    late = gaps_ms > played.slo.tbt_ms + SAME_MS
-    steady[played.tokens["request"][late].astype(np.int64)] = False
-    kept = steady & (ttft_ms <= played.slo.ttft_ms + SAME_MS)
     return _Outcome(
         energy_j=played.energy_j,
-        goodput=float(kept.mean()),
+        goodput=promises(played).goodput,
         request_ms=float((played.finish_ms - played.arrival_ms).mean()),
         ttft_ms=float(ttft_ms.mean()),
         ttft_p99_ms=float(np.percentile(ttft_ms, 99)),

@@ -10,7 +10,6 @@ from beamprof.cli.streams import load_table, one_on_stdout
 from beamprof.console import emit, note
 from beamprof.errors import ReplayError
 from beamprof.files import check_writable, is_stdout
-from beamprof.units import parse_duration_s
 
 if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "The model and its GPUs": ("table", "model", "device", "tp", "pp"),
     "The load": ("from_vllm", "trace", "rate", "input_tokens", "output_tokens"),
-    "What is promised": ("slo_ttft", "slo_tbt"),
+    "What is promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
     "Today": ("chunk", "max_num_seqs", "price", "carbon"),
     "What comes of it": ("output", "force", "as_json"),
 }
@@ -56,8 +55,16 @@ def command(
     ] = 150,
     slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
     slo_tbt: Annotated[
-        str, typer.Option("--slo-tbt", "--slo-itl", help="Time between tokens.")
-    ] = "200ms",
+        str | None,
+        typer.Option("--slo-tbt", "--slo-itl",
+                     help="Between tokens, 200ms or 200ms@99% [default: 200ms]."),
+    ] = None,
+    slo_tpot: Annotated[
+        str | None, typer.Option("--slo-tpot", help="Instead: a request's mean time per token.")
+    ] = None,
+    slo_e2e: Annotated[
+        str | None, typer.Option("--slo-e2e", help="Instead: time of the whole request.")
+    ] = None,
     chunk: Annotated[
         int,
         typer.Option("--max-num-batched-tokens", min=32, max=65536, help="Of vLLM, as it is now."),
@@ -81,19 +88,16 @@ def command(
 
     About a server:  beam advise --from-vllm http://localhost:8000 --device H100
     """
-    from beam_runtime.types import Slo
     from beamprof.advice.advise import Today, advise
     from beamprof.plain import plain
     from beamprof.report.advice_view import show_advice
+    from beamprof.slo import slo_from_flags
 
     one_on_stdout(output, as_json=as_json)
     inputs = [path for path in (table, trace) if path is not None]
     if output is not None:
         check_writable(output, force=force, inputs=inputs)
-    slo = Slo(
-        parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
-        parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
-    )
+    slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
     load, served = _load(from_vllm, trace, rate, input_tokens, output_tokens)
     known = (
         load_table(table, model=model, tp=tp, pp=pp)

@@ -4,8 +4,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beamprof.advice.advise import AS_GOOD, NOBODY, SOME, Advice, Rung
+from beamprof.advice.advise import NOBODY, SOME, Advice, Rung
+from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
+from beamprof.slo import stream_words
 from beamprof.units import format_duration
 
 _OFF = 1.5
@@ -65,10 +67,9 @@ def _time(rung: Rung) -> str:
 def what_was_asked(advice: Advice) -> list[str]:
     """Model, load, SLOs."""
     slo = advice.slo
-    stream = "" if slo.tbt_ms is None else f", TBT {format_duration(slo.tbt_ms / 1e3)}"
     return [
         f"{advice.model} tp{advice.tp} pp{advice.pp} on {advice.device}; "
-        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}{stream}",
+        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}",
         f"load: {advice.load}",
     ]
 

@@ -7,10 +7,11 @@ import pytest
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
-from beamprof.advice.advise import AS_GOOD, Advice, Today, advise
+from beamprof.advice.advise import Advice, Today, advise
 from beamprof.advice.load import load_from_rate
 from beamprof.cli.main import main
 from beamprof.errors import ReplayError
+from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.advice_view import answer, trust
 from beamprof.report.html.advice_part import advice_part
 
