@@ -102,20 +102,75 @@ class Knobs:
     pace_ms: float = 0.0
 
 
+class StreamKind(StrEnum):
+    """What is promised of the tokens after the first."""
+
+    GAP = "gap"  # every gap between two tokens, or a stated share of them
+    TPOT = "tpot"  # the mean time per token: a late one is made good by earlier ones
+    E2E = "e2e"  # the whole request
+
+
+# Where nobody says how long an answer will be, an e2e promise is planned for this many tokens.
+ASSUMED_ANSWER_TOKENS = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What one request was promised: time to first token, and between two tokens.
+    """What one request was promised: its first token, and one kind of streaming.
+
+    Attributes:
+        ttft_ms: from arrival to first token.
+        tbt_ms: between two tokens; 200 where no other kind is given, None where one is.
+        tpot_ms: mean time per token after the first (DistServe, MLPerf).
+        e2e_ms: from arrival to the last token.
+        tbt_share: of a request's gaps that must be within tbt_ms.
+        answer_tokens: how long an answer e2e_ms is planned for.
 
     Raises:
-        ValueError: one of them is not above 0.
+        ValueError: a time or a share that is none, or two kinds of streaming at once.
     """
 
     ttft_ms: float = 1000.0
-    tbt_ms: float = 200.0
+    tbt_ms: float | None = None
+    tpot_ms: float | None = None
+    e2e_ms: float | None = None
+    tbt_share: float = 1.0
+    answer_tokens: int = ASSUMED_ANSWER_TOKENS
 
     def __post_init__(self) -> None:
-        if not (self.ttft_ms > 0.0 and self.tbt_ms > 0.0):
-            raise ValueError(f"an SLO is a time above 0, found {self.ttft_ms} and {self.tbt_ms} ms")
+        given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]
+        if len(given) > 1:
+            raise ValueError("an SLO has one kind of streaming: tbt_ms, tpot_ms or e2e_ms")
+        if not given:
+            object.__setattr__(self, "tbt_ms", 200.0)
+            given = [200.0]
+        if not (self.ttft_ms > 0.0 and given[0] > 0.0):
+            raise ValueError(f"an SLO is a time above 0, found {self.ttft_ms} and {given[0]} ms")
+        if not 0.0 < self.tbt_share <= 1.0:
+            raise ValueError(f"tbt_share is above 0 and at most 1, found {self.tbt_share}")
+        if not self.answer_tokens >= 1:
+            raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
+
+    @property
+    def kind(self) -> StreamKind:
+        """Which streaming part is meant."""
+        if self.tbt_ms is not None:
+            return StreamKind.GAP
+        return StreamKind.TPOT if self.tpot_ms is not None else StreamKind.E2E
+
+    @property
+    def stream_ms(self) -> float:
+        """The target of its kind."""
+        target_ms = self.tbt_ms or self.tpot_ms or self.e2e_ms
+        assert target_ms is not None
+        return target_ms
+
+    @property
+    def token_ms(self) -> float:
+        """What it leaves for each token after the first, before that one is out."""
+        if self.e2e_ms is None:
+            return self.stream_ms
+        return max(self.e2e_ms - self.ttft_ms, 0.5 * self.e2e_ms) / self.answer_tokens
 
 
 @dataclass(frozen=True, slots=True)

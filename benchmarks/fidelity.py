@@ -1,23 +1,31 @@
-"""How far the replay can be trusted: a measured node, row by row.
+"""How far the replay can be trusted: measured nodes, row by row.
 
-    python benchmarks/fidelity.py --table 70b.parquet --endtoend endtoend.csv [--json]
+    python benchmarks/fidelity.py --node 70b.parquet endtoend.csv [--node ...] [--json]
 
 Every measured row is a minute of Poisson arrivals at one locked clock. It is replayed over 20
 draws of arrivals and lengths (the authors' own draw is not known), and power, TTFT and TBT are
-held against what was measured. Three constants are fitted on one row per clock, each with the
-next load in turn; the errors that count are those of the rows not fitted:
+held against what was measured. Two answers for each node, never mixed:
 
-    host gap       ms per stage and step that no pass covers       fits the mean TBT
-    front end      ms from a request's sending to its queue        fits the mean TTFT
-    waiting power  W of a GPU that waits                           fits the mean power
+    shipped   the constants that `beam replay` assumes; nothing is fitted to the node
+    fitted    three constants, fitted on one row per clock, each with the next load in turn; the
+              errors are those of the other rows
+
+        host gap       ms per stage and step that no pass covers       from the mean TBT
+        front end      ms from a request's sending to its queue        from the mean TTFT
+        waiting power  W of a GPU that waits                           from the mean power
+
+A fit outside BOUNDS is refused, with what is wrong with the node where that can be told: passes
+that by the table alone need more than the node drew, or GPUs in the sum that served nothing.
+`luck` is what a minute's draw does by itself: the standard deviation over the draws. Where an
+error is within it, a better model could not do better.
 
 What this does not cover: the measured 30 s of power include a start-up of unknown length, and
-at 1400 MHz the node was no faster than at 1200 MHz, which no constant here explains.
+at 1400 MHz the 70B node was no faster than at 1200 MHz, which no constant here explains.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,13 +37,15 @@ from rich.table import Table
 from scipy.optimize import minimize_scalar
 
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.table.step_cost import StepCost
+from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
+from beamprof.replay.options import FRONT_END_MS, HOST_GAP_MS
 from beamprof.replay.plant import play
 from beamprof.replay.played import Played
 from beamprof.replay.policies.static import Static
 from beamprof.replay.site import Site
+from beamprof.tables.waiting_power import with_waiting_power
 from beamprof.traces.trace import Provenance, Trace
 
 MINUTE_S = 60.0
@@ -47,40 +57,66 @@ KV_BLOCKS = 1 << 20  # 150 requests of 1,200 tokens are far from filling 8 x 80 
 # Above this load low clocks are saturated, and a minute's luck decides TTFT.
 TTFT_TPS = 2400.0
 MEASURES = ("gpu_power", "ttft_mean", "tbt_mean", "tbt_p90")
-TARGETS = {"gpu_power": 0.05, "ttft_mean": 0.10, "tbt_mean": 0.05, "tbt_p90": 0.08}
+TARGETS = {"gpu_power": 0.04, "ttft_mean": 0.08, "tbt_mean": 0.04, "tbt_p90": 0.06}
 COLUMNS = ("clock", "tp", "pp", "tps", *MEASURES)
+# What a fitted constant can be of a real node. A waiting A100 with a context was measured at 54 W
+# with its clock free and 81 to 109 W locked (a100-dvfs-spec); what a step's host work may take.
+BOUNDS = {
+    "host_gap_ms": (0.0, 15.0),
+    "front_end_ms": (0.0, 200.0),
+    "waiting_power_w": (20.0, 150.0),
+}
 
 Row = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What is fitted; see the module's docstring."""
+    """See the module's docstring; None of the waiting power: by clock, as `beam replay` has it."""
 
-    host_gap_ms: float = 5.5
-    front_end_ms: float = 0.0
-    waiting_power_w: float = 45.0
+    host_gap_ms: float = HOST_GAP_MS
+    front_end_ms: float = FRONT_END_MS
+    waiting_power_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """A row's predicted over measured less 1, by measure."""
+    """A row's predicted over measured less 1, by measure, and the draws' relative deviation."""
 
     clock_mhz: int
     tps: float
     fitted: bool
     errors: dict[str, float]
+    luck: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One set of constants: its rows, and mean absolute errors over those not fitted."""
+
+    constants: Constants
+    rows: tuple[RowError, ...]
+    mape: dict[str, float]
+    luck: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Every row, and mean absolute errors over the rows not fitted (TTFT up to TTFT_TPS)."""
+    """One node.
 
-    constants: Constants
+    Attributes:
+        node: what was measured, in words.
+        seeds: draws per row.
+        shipped: with the constants of `beam replay`; no row is fitted.
+        fitted: with the node's own, None where the fit is refused.
+        refused: why, in words; empty where it is not.
+    """
+
+    node: str
     seeds: int
-    rows: tuple[RowError, ...]
-    mape: dict[str, float]
-    mape_all_rows: dict[str, float]
+    shipped: Judged
+    fitted: Judged | None
+    refused: str
 
 
 class Node:
@@ -93,21 +129,41 @@ class Node:
 
     def simulate(self, row: Row, c: Constants) -> Row:
         """Means over the seeds of what was measured."""
-        waiting_w = self.table.tp * c.waiting_power_w
-        cost = replace(self.cost, idle_power_w=np.full(len(self.cost.clocks_mhz), waiting_w))
+        mean: Row = dict(zip(MEASURES, self.draws(row, c).mean(axis=0).tolist(), strict=True))
+        return mean
+
+    def draws(self, row: Row, c: Constants) -> NDArray[np.float64]:
+        """(seeds, measures)."""
+        cost = with_waiting_power(self.cost, self.table, c.waiting_power_w, lambda words: None)
         limits = EngineLimits(pp=self.table.pp, host_gap_ms=c.host_gap_ms)
-        site = Site(cost, cost, limits, KV_BLOCKS, Slo())
+        site = Site(cost, cost, limits, KV_BLOCKS, Slo(), front_end_ms=c.front_end_ms)
+        waiting_w = float(cost.idle_power_w[clock_index(cost, row["clock"])])
         policy = Static("static", int(row["clock"]), CHUNK_TOKENS)
         found = []
         for seed in range(self.seeds):
             played = play(draw(row["tps"], seed), policy, site)
             first = played.first_token_ms <= MINUTE_S * 1e3
-            ttft = (played.first_token_ms - played.arrival_ms)[first] + c.front_end_ms
+            ttft = (played.first_token_ms - played.arrival_ms)[first]
             inside = played.tokens["at_ms"] <= MINUTE_S * 1e3
             gaps = played.tokens["gap_ms"][inside]
             power_w = window_power_w(played, waiting_w)
             found.append([power_w, ttft.mean(), gaps.mean(), np.percentile(gaps, 90)])
-        return dict(zip(MEASURES, np.mean(found, axis=0).tolist(), strict=True))
+        return np.array(found)
+
+    def judge(self, rows: Sequence[Row], c: Constants, fitted: Sequence[int] = ()) -> Judged:
+        """Every row held against what was measured."""
+        judged = []
+        for number, row in enumerate(rows):
+            draws = self.draws(row, c)
+            mean, deviation = draws.mean(axis=0), draws.std(axis=0, ddof=1)
+            found = dict(zip(MEASURES, mean.tolist(), strict=True))
+            luck = dict(zip(MEASURES, (deviation / mean).tolist(), strict=True))
+            clock = int(row["clock"])
+            judged.append(RowError(clock, row["tps"], number in fitted, relative(found, row), luck))
+        unseen = [one for one in judged if not one.fitted]
+        return Judged(
+            c, tuple(judged), mape(unseen, lambda one: one.errors), mape(unseen, lambda r: r.luck)
+        )
 
 
 def draw(tps: float, seed: int) -> Trace:
@@ -154,16 +210,16 @@ def rows_to_fit(rows: Sequence[Row]) -> list[int]:
 
 
 def fit(node: Node, rows: Sequence[Row]) -> Constants:
-    """One constant after the other, each from the measure that shows it best."""
+    """One constant after the other, each from the measure that shows it best; not yet checked."""
 
     def tbt_error(gap_ms: float) -> float:
-        errors = [
-            node.simulate(row, Constants(gap_ms))["tbt_mean"] / row["tbt_mean"] - 1 for row in rows
-        ]
+        given = Constants(gap_ms, 0.0, 0.0)
+        errors = [node.simulate(row, given)["tbt_mean"] / row["tbt_mean"] - 1 for row in rows]
         return float(np.square(errors).sum())
 
-    found = minimize_scalar(tbt_error, bounds=(0.0, 15.0), method="bounded", options={"xatol": 0.1})
-    c = Constants(round(float(found.x), 1))
+    bounds = BOUNDS["host_gap_ms"]
+    found = minimize_scalar(tbt_error, bounds=bounds, method="bounded", options={"xatol": 0.1})
+    c = Constants(round(float(found.x), 1), 0.0, 0.0)
     ttft = [
         row["ttft_mean"] - node.simulate(row, c)["ttft_mean"]
         for row in rows if row["tps"] <= TTFT_TPS
@@ -183,8 +239,34 @@ def fit(node: Node, rows: Sequence[Row]) -> Constants:
     return replace(c, waiting_power_w=round(float(slope @ (1 - at_0) / (slope @ slope)), 1))
 
 
+def doubts(node: Node, rows: Sequence[Row], c: Constants) -> str:
+    """Why constants cannot be this node's, in words; empty where they can."""
+    table, wrong = node.table, []
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(c, name)
+        if not low <= value <= high:
+            wrong.append(f"{name} {value:g} is outside {low:g} to {high:g}")
+    if not wrong:
+        return ""
+    gpus = table.tp * table.pp
+    without = replace(c, waiting_power_w=0.0)
+    over = sum(node.simulate(row, without)["gpu_power"] > row["gpu_power"] for row in rows)
+    if over:
+        wrong.append(
+            f"at {over} of {len(rows)} rows the passes alone, by the table, need more than the "
+            f"node drew, its {gpus} GPUs waiting for nothing: table and node were not measured "
+            "under one condition"
+        )
+    elif c.waiting_power_w is not None and c.waiting_power_w > BOUNDS["waiting_power_w"][1]:
+        wrong.append(
+            f"more than {gpus} GPUs (tp {table.tp} x pp {table.pp}) may be in the sum: others "
+            "that wait with a locked clock would explain it"
+        )
+    return "; ".join(wrong)
+
+
 def fidelity(table: PerfTable, endtoend: Path, seeds: int) -> Fidelity:
-    """Fit, replay every row, and compare.
+    """Replay every row with the shipped constants, fit the node's own, and compare.
 
     Raises:
         ReplayError: the file has no row of the table's layout, or lacks a column.
@@ -194,16 +276,16 @@ def fidelity(table: PerfTable, endtoend: Path, seeds: int) -> Fidelity:
     inside = [c for c in clocks if table.clocks_mhz[0] <= c <= table.clocks_mhz[-1]]
     rows = [row for row in rows if row["clock"] in inside]
     node = Node(table, inside, seeds)
-    fitted = rows_to_fit(rows)
-    constants = fit(node, [rows[i] for i in fitted])
-    judged = tuple(
-        RowError(
-            int(row["clock"]), row["tps"], i in fitted, relative(node.simulate(row, constants), row)
-        )
-        for i, row in enumerate(rows)
+    chosen = rows_to_fit(rows)
+    constants = fit(node, [rows[i] for i in chosen])
+    refused = doubts(node, rows, constants)
+    return Fidelity(
+        f"{table.model} tp{table.tp} pp{table.pp} on {table.device}",
+        seeds,
+        node.judge(rows, Constants()),
+        None if refused else node.judge(rows, constants, chosen),
+        refused,
     )
-    unseen = [one for one in judged if not one.fitted]
-    return Fidelity(constants, seeds, judged, mape(unseen), mape(judged))
 
 
 def read_rows(path: Path, table: PerfTable) -> list[Row]:
@@ -226,46 +308,59 @@ def relative(found: Mapping[str, float], row: Row) -> dict[str, float]:
     return {name: found[name] / row[name] - 1 for name in MEASURES}
 
 
-def mape(rows: Sequence[RowError]) -> dict[str, float]:
-    """Mean absolute errors; TTFT where low clocks are not saturated."""
+def mape(
+    rows: Sequence[RowError], of: Callable[[RowError], Mapping[str, float]]
+) -> dict[str, float]:
+    """Mean absolute values; TTFT where low clocks are not saturated."""
     means = {}
     for name in MEASURES:
         kept = [r for r in rows if name != "ttft_mean" or r.tps <= TTFT_TPS]
-        means[name] = float(np.mean([abs(r.errors[name]) for r in kept])) if kept else 0.0
+        means[name] = float(np.mean([abs(of(r)[name]) for r in kept])) if kept else 0.0
     return means
 
 
 def show(result: Fidelity, console: Console) -> None:
-    c = result.constants
-    console.print(
-        f"{c.host_gap_ms:g} ms host gap, {c.front_end_ms:g} ms front end, {c.waiting_power_w:g} W "
-        f"waiting GPU, fitted on {sum(r.fitted for r in result.rows)} of {len(result.rows)} rows; "
-        f"{result.seeds} seeds a row"
-    )
-    page = Table("clock MHz", "tokens/s", "power %", "TTFT %", "TBT %", "TBT p90 %", "", box=None)
-    for r in result.rows:
-        errors = [f"{100 * r.errors[name]:+.1f}" for name in MEASURES]
-        page.add_row(f"{r.clock_mhz}", f"{r.tps:g}", *errors, "fitted" if r.fitted else "")
-    for title, means in (("not fitted", result.mape), ("all rows", result.mape_all_rows)):
-        page.add_row("mean of", title, *(f"{100 * means[name]:.1f}" for name in MEASURES), "")
-    page.add_row("", "target", *(f"{100 * TARGETS[name]:.0f}" for name in MEASURES), "")
-    console.print(page)
-    console.print(f"TTFT means are over loads up to {TTFT_TPS:g} tokens/s")
+    console.print(f"[bold]{result.node}[/], {result.seeds} draws a row")
+    for title, judged in (("shipped", result.shipped), ("fitted", result.fitted)):
+        if judged is None:
+            console.print(f"fitted: refused, {result.refused}")
+            continue
+        c = judged.constants
+        watts = "waiting power by clock" if c.waiting_power_w is None else (
+            f"{c.waiting_power_w:g} W per waiting GPU"
+        )  # fmt: skip
+        console.print(
+            f"{title}: host gap {c.host_gap_ms:g} ms, front end {c.front_end_ms:g} ms, {watts}"
+        )
+        page = Table("clock MHz", "tokens/s", "power %", "TTFT %", "TBT %", "TBT p90 %", "",
+                     box=None)  # fmt: skip
+        for r in judged.rows:
+            errors = [f"{100 * r.errors[name]:+.1f}" for name in MEASURES]
+            page.add_row(f"{r.clock_mhz}", f"{r.tps:g}", *errors, "fitted" if r.fitted else "")
+        for words, means in (("not fitted", judged.mape), ("luck", judged.luck)):
+            page.add_row("mean", words, *(f"{100 * means[name]:.1f}" for name in MEASURES), "")
+        page.add_row("", "target", *(f"{100 * TARGETS[name]:.0f}" for name in MEASURES), "")
+        console.print(page)
+    console.print(f"TTFT means are over loads up to {TTFT_TPS:g} tokens/s\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", required=True, type=Path)
-    parser.add_argument("--endtoend", required=True, type=Path)
+    parser.add_argument(
+        "--node", required=True, nargs=2, type=Path, action="append", metavar=("TABLE", "CSV")
+    )
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    result = fidelity(PerfTable.load(asked.table), asked.endtoend, asked.seeds)
+    found = []
+    for table, endtoend in asked.node:
+        found.append(fidelity(PerfTable.load(table), endtoend, asked.seeds))
+        if not asked.json:
+            show(found[-1], Console(width=100))
     if asked.json:
-        print(json.dumps({**asdict(result), "targets": TARGETS}, indent=1))
-    else:
-        show(result, Console(width=100))
-    return 0 if all(result.mape[name] <= TARGETS[name] for name in MEASURES) else 1
+        print(json.dumps({"nodes": [asdict(one) for one in found], "targets": TARGETS}, indent=1))
+    reached = all(one.shipped.mape[name] <= TARGETS[name] for one in found for name in MEASURES)
+    return 0 if reached else 1
 
 
 if __name__ == "__main__":

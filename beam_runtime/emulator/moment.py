@@ -240,7 +240,7 @@ def _fill(rows: Records, requests: Sequence[RequestState], now_ms: float, block_
         now_ms if r.last_token_ms is None else r.last_token_ms for r in requests
     ]
     rows["ttft_slo_ms"] = [r.slo.ttft_ms for r in requests]
-    rows["tbt_slo_ms"] = [r.slo.tbt_ms for r in requests]
+    rows["tbt_slo_ms"] = [r.slo.token_ms for r in requests]
     rows["ttft_ms"] = np.where(rows["generated_tokens"] > 0, np.nan, np.inf)
     rows["worst_gap_ms"] = -1.0
     if any(r.cached_tokens for r in requests):

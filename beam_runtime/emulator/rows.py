@@ -49,7 +49,7 @@ class Rows:
         record = self.state.requests[row]
         record["total_tokens"], record["cached_tokens"] = prompt_tokens, cached_tokens
         record["arrival_ms"] = arrival_ms
-        record["ttft_slo_ms"], record["tbt_slo_ms"] = slo.ttft_ms, slo.tbt_ms
+        record["ttft_slo_ms"], record["tbt_slo_ms"] = slo.ttft_ms, slo.token_ms
         record["last_token_ms"] = record["ttft_ms"] = math.nan
         return row
 

@@ -221,10 +221,10 @@ class _Reader:
 
     def _slo(self, raw: dict[str, Any], key: str, default: Slo) -> Slo:
         self._known(raw, f"{key}.", ("ttft_ms", "tbt_ms"))
-        values = {"ttft_ms": default.ttft_ms, "tbt_ms": default.tbt_ms}
+        values = {"ttft_ms": default.ttft_ms, "tbt_ms": default.token_ms}
         for name in raw:
             values[name] = self._positive(raw, name, f"{key}.{name}", "milliseconds") or 0.0
-        return Slo(**values)
+        return Slo(values["ttft_ms"], values["tbt_ms"])
 
     def _positive(self, raw: dict[str, Any], name: str, key: str, unit: str) -> float | None:
         value = raw.get(name)

@@ -63,12 +63,12 @@ def stance_for(
     first_token_ms = min(one.ttft_ms for one in (slo, *classes))
     floor = Correction(
         ttft_margin_ms=TTFT_MARGIN * first_token_ms,
-        tbt_margin_ms=TBT_MARGIN * min(one.tbt_ms for one in (slo, *classes)),
+        tbt_margin_ms=TBT_MARGIN * min(one.token_ms for one in (slo, *classes)),
     )
     # No table is believed about steps longer than those that it holds.
     longest = min(limits.max_batched_tokens, int(cost.edges_tokens[-1]))
     passes = _passes_ms(cost, longest)
-    allowed_ms = (slo.tbt_ms - floor.tbt_margin_ms) / limits.pp - limits.host_gap_ms
+    allowed_ms = (slo.token_ms - floor.tbt_margin_ms) / limits.pp - limits.host_gap_ms
     worth_ms = WORTH * float(cost.latency_ms(StepShape(1)).min())
     # Decodes are in time in some chunks that are worth reading the weights for, or ...
     if allowed_ms >= worth_ms:

@@ -187,7 +187,7 @@ class FakeEngine:
             record = state.requests[row]
             record["total_tokens"], record["arrival_ms"] = new.prompt_tokens, new.arrival_ms
             record["cached_tokens"], record["shared_blocks"] = hit_blocks * size, hit_blocks
-            record["ttft_slo_ms"], record["tbt_slo_ms"] = new.slo.ttft_ms, new.slo.tbt_ms
+            record["ttft_slo_ms"], record["tbt_slo_ms"] = new.slo.ttft_ms, new.slo.token_ms
             place = (engine["waiting_head"] + engine["waiting"]) % len(state.places)
             state.places["waiting"][place] = row
             engine["waiting"] += 1
@@ -245,7 +245,7 @@ class FakeEngine:
             self._tell("first_token", name)
         else:
             ledger.tbt_ms.append(self.now_ms - last_ms)
-            ledger.late_tbt += ledger.tbt_ms[-1] > request.slo.tbt_ms
+            ledger.late_tbt += ledger.tbt_ms[-1] > request.slo.token_ms
         outputs.append(token(name, len(outputs)))
         if len(outputs) == request.output_tokens:
             self._end(row)

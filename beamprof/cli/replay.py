@@ -14,9 +14,13 @@ from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
 
 if TYPE_CHECKING:
+    from beam_runtime.table.perf_table import PerfTable
     from beamprof.cli.bar import Bar
+    from beamprof.replay.options import ReplayOptions
+    from beamprof.replay.sensitivity import Outcome
+    from beamprof.traces.trace import Trace
 
-DEFAULT_POLICIES = "vanilla,static:knee,window-dvfs,beam-paper,beam,oracle"
+DEFAULT_POLICIES = "vanilla,static:best,window-dvfs,beam-paper,beam,oracle"
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
@@ -34,7 +38,7 @@ GROUPS = {
         "kv_blocks",
     ),
     "Requests": ("max_model_len", "over_limit", "concurrency"),
-    "What comes of it": ("output", "force", "as_json"),
+    "What comes of it": ("output", "force", "sensitivity", "as_json"),
 }
 
 
@@ -46,14 +50,26 @@ def command(
         str,
         typer.Option(
             "--policy",
-            help="Names with commas: vanilla[:CHUNK], static:MHZ|knee, window-dvfs, "
+            help="Names with commas: vanilla[:CHUNK|best], static:MHZ[:CHUNK]|knee|best, "
+            "window-dvfs, "
             "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
         ),
     ] = DEFAULT_POLICIES,
     slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
     slo_tbt: Annotated[
-        str, typer.Option("--slo-tbt", "--slo-itl", help="Time between tokens.")
-    ] = "200ms",
+        str | None,
+        typer.Option(
+            "--slo-tbt",
+            "--slo-itl",
+            help="Every gap between tokens, or a share: 200ms@99% [default: 200ms].",
+        ),
+    ] = None,
+    slo_tpot: Annotated[
+        str | None, typer.Option("--slo-tpot", help="Instead: mean time per token.")
+    ] = None,
+    slo_e2e: Annotated[
+        str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")
+    ] = None,
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,
@@ -103,13 +119,16 @@ def command(
         typer.Option("--output", "-o", help="Folder for Parquet results; made if need be."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Change each assumption in turn: what becomes of it?"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Play a trace under several policies: energy, TTFT, TBT and the knobs, side by side.
 
     For example:  beam replay -t TABLE --trace azure.csv --policy vanilla,beam -o run
     """
-    from beam_runtime.types import Slo
     from beamprof.cli.bar import Bar
     from beamprof.interrupt import Interrupted
     from beamprof.plain import plain
@@ -117,15 +136,13 @@ def command(
     from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import cold_prompts, import_words
+    from beamprof.slo import slo_from_flags
     from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
 
     options = ReplayOptions.assuming(
         assume,
-        slo=Slo(
-            parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
-            parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
-        ),
+        slo=slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e),
         noise=noise,
         seed=seed,
         smooth=smooth,
@@ -162,6 +179,7 @@ def command(
                 command=shlex.join(["beam", *context.obj]),
                 progress=lambda name: _now(bar, name, played, len(names)),
             )
+        outcomes = _varied(known, requests, names, options, true) if sensitivity else ()
     except KeyboardInterrupt:
         done = ", ".join(played[:-1]) or "nothing"
         raise Interrupted(
@@ -177,15 +195,36 @@ def command(
     )
     emit(
         "replay",
-        plain(report),
-        lambda console: show_replay(report, following, console),
+        {**plain(report), "sensitivity": plain(outcomes)},
+        lambda console: show_replay(report, outcomes, following, console),
         as_json=as_json,
         warnings=[text for one in (known, true) if one is not None for text in doubts(one)],
     )
 
 
+def _varied(
+    table: "PerfTable",
+    trace: "Trace",
+    names: list[str],
+    options: "ReplayOptions",
+    plant_table: "PerfTable | None",
+) -> "tuple[Outcome, ...]":
+    """What becomes of the last policy asked for; it is the one that people ask about."""
+    from beamprof.cli.bar import Bar
+    from beamprof.replay.sensitivity import VARIATIONS, sensitivity
+
+    asked = [name for name in names if name != "oracle"][-1:]
+    with Bar("assumptions") as bar:
+        bar.begin("sensitivity", 0, len(VARIATIONS))
+        return sensitivity(
+            table, trace, asked, options, plant_table=plant_table, progress=bar.advance
+        )
+
+
 def _ms(text: str | None, name: str) -> float | None:
-    return None if text is None else parse_duration_s(text, name) * 1e3
+    if text is None:
+        return None
+    return 0.0 if text in ("0", "0s", "0ms") else parse_duration_s(text, name) * 1e3
 
 
 def _now(bar: "Bar", name: str, played: list[str], asked: int) -> None:

@@ -254,7 +254,7 @@ def _point(knobs: Knobs, forecast: Forecast, state: Snapshot, best_j: float) -> 
     if ttft_excess_ms is not None and forecast.ttft_worst is not None:
         used.append(1.0 + ttft_excess_ms / slos[forecast.ttft_worst].ttft_ms)
     if tbt_excess_ms is not None and forecast.tbt_worst is not None:
-        used.append(1.0 + tbt_excess_ms / slos[forecast.tbt_worst].tbt_ms)
+        used.append(1.0 + tbt_excess_ms / slos[forecast.tbt_worst].token_ms)
     return Point(
         knobs=knobs,
         energy_j=forecast.energy_j,

@@ -40,7 +40,7 @@ class SloSpec(_Strict):
 
     def over(self, default: Slo) -> Slo:
         """The default, with these in its place."""
-        return Slo(self.ttft_ms or default.ttft_ms, self.tbt_ms or default.tbt_ms)
+        return Slo(self.ttft_ms or default.ttft_ms, self.tbt_ms or default.token_ms)
 
 
 class WaitingSpec(_Strict):

@@ -1,9 +1,9 @@
 """`beam replay` as a function: one trace under several policies, side by side.
 
-Vanilla and the best single clock are always among them: energy is stated relative to both.
+Vanilla and the best static setting are always among them: energy is stated relative to both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +11,21 @@ import polars as pl
 
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.plain import plain
-from beamprof.replay.knee import knee_mhz
-from beamprof.replay.metrics import Metrics, measure, servable_in_time
+from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
+from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.oracle import lower_bound
-from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
+from beamprof.replay.policies.registry import (
+    HINDSIGHT,
+    ORACLE,
+    STATIC_BEST,
+    VANILLA,
+    policy_named,
+)
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
+from beamprof.replay.rivals import CHUNKS, Rivals, find_rivals
 from beamprof.replay.site import site_of
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
@@ -26,16 +33,24 @@ from beamprof.traces.transforms import cap_total_tokens
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One policy's numbers, and its energy over vanilla's and over the best single clock's.
+    """One policy's numbers, beside vanilla's and the best static setting's.
 
-    ``ttft_points``, ``tbt_points``: attainment less vanilla's, in percentage points.
+    Attributes:
+        metrics: its own.
+        setting: what hindsight chose, in words; empty for a policy that chooses by itself.
+        to_vanilla, to_static: its energy over theirs.
+        goodput_points, ttft_points, stream_points: shares kept less vanilla's, in points.
+        slowdown: its mean request time over vanilla's.
     """
 
     metrics: Metrics
+    setting: str
     to_vanilla: float
-    to_knee: float
+    to_static: float
+    goodput_points: float
     ttft_points: float
-    tbt_points: float
+    stream_points: float
+    slowdown: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +61,9 @@ class ReplayReport:
         model, device, tp, pp: what the table describes.
         trace: its source; requests and duration after what was dropped.
         options: as played.
-        knee_mhz: the clock of static:knee.
-        rungs: vanilla first, then static:knee, then the others as asked.
+        lone_gap_ms: between two tokens of a request alone on the engine at its fastest: no
+            policy can promise less.
+        rungs: vanilla first, then static:best, then the others as asked.
         oracle_j: energy no policy can stay under; None where it was not asked for.
         dropped: requests lost or changed on the way from the source, by reason.
         assumed: what the plant rests on, a few words each.
@@ -62,7 +78,7 @@ class ReplayReport:
     requests: int
     duration_s: float
     options: ReplayOptions
-    knee_mhz: int
+    lone_gap_ms: float
     rungs: tuple[Rung, ...]
     oracle_j: float | None
     dropped: dict[str, int]
@@ -73,6 +89,11 @@ class ReplayReport:
     def vanilla(self) -> Metrics:
         """The first rung."""
         return self.rungs[0].metrics
+
+    @property
+    def static(self) -> Rung:
+        """The second: the best single clock and chunk, by hindsight."""
+        return self.rungs[1]
 
 
 def replay(
@@ -110,23 +131,34 @@ def replay(
     if output is not None:
         check_frames_writable(output, force=force)
     names = _names(policies)
-    playable = [policy_named(name, table) for name in names if name != ORACLE]
+    playable = {
+        name: policy_named(name, table) for name in names if name not in (ORACLE, *HINDSIGHT)
+    }
     if options.max_model_len is not None:
         trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
     plant_table = plant_table or table
     site, assumed = site_of(table, plant_table, options)
-    largest = max(policy.max_batched_tokens for policy in playable)
+    largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))
     possible = servable_in_time(
         trace.input_tokens, site.ttft_in_engine_ms, site.cost, site.limits, largest
     )
-    measured: list[Metrics] = []
+    rivals: Rivals | None = None
+    measured: dict[str, Metrics] = {}
     frames: list[dict[str, pl.DataFrame]] = []
-    for policy in playable:
-        progress(policy.name)
+    for name in names:
+        if name == ORACLE:
+            continue
+        progress(name)
+        if name in HINDSIGHT:
+            rivals = rivals or find_rivals(trace, site, [options.slo])[0]
+            policy: Policy = rivals.named(name).policy(name)
+        else:
+            policy = playable[name]
         played = play(trace, policy, site)
-        measured.append(measure(played, possible))
+        measured[name] = measure(played, possible)
         if output is not None:
             frames.append(frames_of(played, trace.frame["request_id"]))
+    assert rivals is not None  # static:best is always among them
     asked_oracle = ORACLE in names
     report = ReplayReport(
         model=table.model,
@@ -137,8 +169,8 @@ def replay(
         requests=trace.requests,
         duration_s=trace.duration_s,
         options=options,
-        knee_mhz=knee_mhz(table),
-        rungs=_rungs(measured),
+        lone_gap_ms=lone_gap_ms(site),
+        rungs=_rungs(measured, rivals),
         oracle_j=(
             lower_bound(trace, site.cost, site.limits, largest).energy_j if asked_oracle else None
         ),
@@ -153,21 +185,24 @@ def replay(
 
 
 def _names(policies: Sequence[str]) -> list[str]:
-    """Without repeats, vanilla and static:knee first."""
-    return list(dict.fromkeys([VANILLA, KNEE, *(name.strip() for name in policies)]))
+    """Without repeats, vanilla and static:best first."""
+    return list(dict.fromkeys([VANILLA, STATIC_BEST, *(name.strip() for name in policies)]))
 
 
-def _rungs(measured: Sequence[Metrics]) -> tuple[Rung, ...]:
-    vanilla, knee = measured[0], measured[1]
+def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
+    vanilla, static = measured[VANILLA], measured[STATIC_BEST]
     return tuple(
         Rung(
-            one,
-            one.energy_j / vanilla.energy_j,
-            one.energy_j / knee.energy_j,
-            100 * (one.attainment.ttft - vanilla.attainment.ttft),
-            100 * (one.attainment.tbt - vanilla.attainment.tbt),
+            metrics=one,
+            setting=str(rivals.named(name)) if name in HINDSIGHT else "",
+            to_vanilla=one.energy_j / vanilla.energy_j,
+            to_static=one.energy_j / static.energy_j,
+            goodput_points=100 * (one.goodput - vanilla.goodput),
+            ttft_points=100 * (one.attainment.ttft - vanilla.attainment.ttft),
+            stream_points=100 * (one.attainment.stream - vanilla.attainment.stream),
+            slowdown=one.request.mean_ms / vanilla.request.mean_ms,
         )
-        for one in measured
+        for name, one in measured.items()
     )
 
 

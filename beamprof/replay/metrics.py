@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, StepShape, chunk_pairs
+from beamprof.replay.goodput import Promises, promises
 from beamprof.replay.played import Floats, Played
+from beamprof.replay.site import Site
 
 J_PER_KWH = 3.6e6
 
@@ -36,23 +38,22 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Attainment:
-    """Shares, 0 to 1, of what was kept.
+    """Shares, 0 to 1, of what was kept of each promise; goodput is the share that kept both.
 
     Attributes:
         ttft: of requests whose first token came in time.
         ttft_possible: the same among the requests that any policy could have served in time:
             those whose prompt, alone on an idle engine at the best setting, is in time.
-        tbt: of tokens after the first that came in time after the one before.
-        tbt_requests: of requests, all of whose tokens did.
-        requests: of requests that kept both.
+        stream: of requests for which what was promised of the other tokens was kept.
+        tbt: of tokens after the first whose gap was within the SLO's time per token. It flatters:
+            a request of 100 tokens is lost by one.
         impossible: requests that no policy could have served in time.
     """
 
     ttft: float
     ttft_possible: float
+    stream: float
     tbt: float
-    tbt_requests: float
-    requests: float
     impossible: int
 
 
@@ -62,6 +63,7 @@ class Metrics:
 
     Attributes:
         policy: its name.
+        goodput: share of requests with every promise kept, 0 to 1.
         energy_j: of all GPUs: every pass, and idling until the trace's stated duration.
         prefill_energy_j, decode_energy_j: of steps that carry prefill, and of the others.
         idle_energy_j: of GPU-time that no pass covers.
@@ -69,6 +71,9 @@ class Metrics:
         mean_power_w: energy over the stated duration.
         j_per_token: per output token; j_per_request: per request.
         ttft, tbt: spreads over requests, and over tokens after the first.
+        request: from a request's sending to its last token, over requests.
+        tokens_per_s_user: 1 over the mean gap: how fast a reader sees an answer stream; 0 where
+            no answer has a second token.
         attainment: shares kept.
         busy: share of stage-time that a pass covers.
         steps: engine steps; steps_per_s: per second of the trace.
@@ -81,6 +86,7 @@ class Metrics:
     """
 
     policy: str
+    goodput: float
     energy_j: float
     prefill_energy_j: float
     decode_energy_j: float
@@ -91,6 +97,8 @@ class Metrics:
     j_per_request: float
     ttft: Spread
     tbt: Spread
+    request: Spread
+    tokens_per_s_user: float
     attainment: Attainment
     busy: float
     steps: int
@@ -118,8 +126,11 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
     prefill = steps["prefill_tokens"] > 0
     end_s = played.end_ms / 1e3
     tokens = int(played.output_tokens.sum())
+    tbt = Spread.of(played.tokens["gap_ms"])
+    kept = promises(played)
     return Metrics(
         policy=played.policy,
+        goodput=kept.goodput,
         energy_j=played.energy_j,
         prefill_energy_j=float(step_j[prefill].sum()),
         decode_energy_j=float(step_j[~prefill].sum()),
@@ -129,8 +140,10 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         j_per_token=played.energy_j / tokens,
         j_per_request=played.energy_j / len(played.arrival_ms),
         ttft=Spread.of(ttft_ms(played)),
-        tbt=Spread.of(played.tokens["gap_ms"]),
-        attainment=attainment(played, possible),
+        tbt=tbt,
+        request=Spread.of(played.finish_ms - played.arrival_ms),
+        tokens_per_s_user=1e3 / tbt.mean_ms if tbt.mean_ms else 0.0,
+        attainment=attainment(played, kept, possible),
         busy=played.busy_ms / played.pp / played.end_ms,
         steps=len(steps),
         steps_per_s=len(steps) / end_s,
@@ -151,18 +164,14 @@ def ttft_ms(played: Played) -> Floats:
     return played.first_token_ms - played.arrival_ms
 
 
-def attainment(played: Played, possible: NDArray[np.bool_]) -> Attainment:
-    """Which promises were kept."""
-    first = ttft_ms(played) <= played.slo.ttft_ms + SAME_MS
-    late = played.tokens["gap_ms"] > played.slo.tbt_ms + SAME_MS
-    steady = np.ones(len(first), dtype=bool)
-    steady[played.tokens["request"][late].astype(np.int64)] = False
+def attainment(played: Played, kept: Promises, possible: NDArray[np.bool_]) -> Attainment:
+    """Which promises were kept, each by itself."""
+    late = played.tokens["gap_ms"] > played.slo.token_ms + SAME_MS
     return Attainment(
-        ttft=float(first.mean()),
-        ttft_possible=float(first[possible].mean()) if possible.any() else 0.0,
+        ttft=float(kept.first.mean()),
+        ttft_possible=float(kept.first[possible].mean()) if possible.any() else 0.0,
+        stream=float(kept.stream.mean()),
         tbt=1.0 - float(late.mean()) if len(late) else 1.0,
-        tbt_requests=float(steady.mean()),
-        requests=float((first & steady).mean()),
         impossible=int((~possible).sum()),
     )
 
@@ -192,6 +201,13 @@ def servable_in_time(
             too_long = middle
     fits: NDArray[np.bool_] = input_tokens <= in_time
     return fits
+
+
+def lone_gap_ms(site: Site) -> float:
+    """Between two tokens of a request that is alone on the engine, at its fastest clock."""
+    limits = site.limits
+    pass_ms = float(site.cost.latency_ms(StepShape(decode_requests=1)).min())
+    return limits.pp * (pass_ms + limits.host_gap_ms) + (limits.pp - 1) * limits.transfer_ms
 
 
 def _alone_in_time(

@@ -58,7 +58,7 @@ class _Plant:
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
             ones * site.slo.ttft_ms,
-            ones * site.slo.tbt_ms,
+            ones * site.slo.token_ms,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
         self.believed = make_tables(site.believed, largest)

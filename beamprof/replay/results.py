@@ -42,7 +42,7 @@ def request_frame(played: Played, request_id: pl.Series) -> pl.DataFrame:
     worst_ms = np.zeros(n)
     np.maximum.at(worst_ms, owner, gaps_ms)
     gaps = np.bincount(owner, None, n)
-    late = gaps_ms > played.slo.tbt_ms + SAME_MS
+    late = gaps_ms > played.slo.token_ms + SAME_MS
     return pl.DataFrame(
         {
             "policy": [played.policy] * n,

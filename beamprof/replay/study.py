@@ -22,20 +22,22 @@ import pyarrow.parquet as pq
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.files import check_writable, written_whole
 from beamprof.interrupt import Stop
-from beamprof.replay.policies.registry import KNEE, VANILLA
+from beamprof.replay.policies.registry import STATIC_BEST, VANILLA
 from beamprof.replay.site import site_of
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Failure, Job, jobs_of, play_job
 from beamprof.replay.study_places import On, Outcome, Place, open_place, usable_cpus
 from beamprof.replay.study_spec import StudySpec
 from beamprof.replay.study_store import Store
+from beamprof.slo import slo_text
 from beamprof.traces.importing import open_trace
 
 SCHEMA = "beam.study/1"
 METADATA_KEY = "beam.study"
-# Beside vanilla and static:knee of the same table, trace, SLO, noise and seed; null without them.
+# Beside vanilla and static:best of the same table, trace, SLO, noise and seed; null without them.
 RELATIVE: Mapping[str, pl.DataType] = {
-    "energy_to_vanilla": pl.Float64(), "energy_to_knee": pl.Float64(),
-    "ttft_points": pl.Float64(), "tbt_points": pl.Float64(),
+    "energy_to_vanilla": pl.Float64(), "energy_to_static": pl.Float64(),
+    "goodput_points": pl.Float64(), "ttft_points": pl.Float64(), "stream_points": pl.Float64(),
+    "slowdown": pl.Float64(),
 }  # fmt: skip
 _LOOK_EVERY_S = 0.2
 _REHEARSED_REQUESTS = 200
@@ -86,8 +88,7 @@ class PlannedCell:
     """One cell of the grid, and whether it is done."""
 
     policy: str
-    slo_ttft_ms: float
-    slo_tbt_ms: float
+    slo: str
     noise_share: float
     seed: int
     trace: str
@@ -210,7 +211,7 @@ def plan_study(spec: StudySpec, output: Path, *, workers: int | None = None) -> 
 
 
 def _planned(job: Job, *, done: bool) -> PlannedCell:
-    values: dict[str, Any] = {**job.provenance, "done": done}
+    values = {**job.provenance, "slo": slo_text(job.options.slo), "done": done}
     return PlannedCell(**{field.name: values[field.name] for field in fields(PlannedCell)})
 
 
@@ -280,8 +281,8 @@ def _frame(jobs: Sequence[Job], rows: Mapping[str, Mapping[str, Any]]) -> pl.Dat
     at_place = {(_place(row), row["policy"]): row for row in named}
     for row in named:
         vanilla = at_place.get((_place(row), VANILLA))
-        knee = at_place.get((_place(row), KNEE))
-        row.update(_beside(row, vanilla, knee))
+        static = at_place.get((_place(row), STATIC_BEST))
+        row.update(_beside(row, vanilla, static))
     return pl.DataFrame(named, schema={**PROVENANCE, **RESULTS, **RELATIVE}, orient="row")
 
 
@@ -290,17 +291,22 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _beside(
-    row: Mapping[str, Any], vanilla: Mapping[str, Any] | None, knee: Mapping[str, Any] | None
+    row: Mapping[str, Any], vanilla: Mapping[str, Any] | None, static: Mapping[str, Any] | None
 ) -> dict[str, float | None]:
     def points(name: str) -> float | None:
         known = vanilla is not None and row[name] is not None
         return 100 * (row[name] - vanilla[name]) if vanilla and known else None
 
+    slowdown = None
+    if vanilla and row["request_mean_ms"] is not None:
+        slowdown = row["request_mean_ms"] / vanilla["request_mean_ms"]
     return {
         "energy_to_vanilla": row["energy_j"] / vanilla["energy_j"] if vanilla else None,
-        "energy_to_knee": row["energy_j"] / knee["energy_j"] if knee else None,
+        "energy_to_static": row["energy_j"] / static["energy_j"] if static else None,
+        "goodput_points": points("goodput"),
         "ttft_points": points("ttft_kept_share"),
-        "tbt_points": points("tbt_kept_share"),
+        "stream_points": points("stream_kept_share"),
+        "slowdown": slowdown,
     }
 
 

@@ -19,16 +19,25 @@ import beam_runtime
 import beamprof
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import StreamKind
 from beamprof.errors import ReplayError
 from beamprof.plain import plain
-from beamprof.replay.knee import knee_mhz
-from beamprof.replay.metrics import J_PER_KWH, Metrics, Spread, measure, servable_in_time
+from beamprof.replay.metrics import J_PER_KWH, Metrics, measure, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
+from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.oracle import lower_bound
-from beamprof.replay.policies.registry import KNEE, ORACLE, VANILLA, policy_named
+from beamprof.replay.policies.registry import (
+    HINDSIGHT,
+    ORACLE,
+    STATIC_BEST,
+    VANILLA,
+    policy_named,
+)
+from beamprof.replay.rivals import CHUNKS, find_rivals
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
+from beamprof.slo import slo_of, slo_text
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -43,7 +52,8 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "table": pl.String(), "table_sha256": pl.String(), "table_source": pl.String(),
     "model": pl.String(), "device": pl.String(), "tp": pl.Int64(), "pp": pl.Int64(),
     "trace": pl.String(), "trace_sha256": pl.String(), "trace_source": pl.String(),
-    "slo_ttft_ms": pl.Float64(), "slo_tbt_ms": pl.Float64(), "policy": pl.String(),
+    "slo_ttft_ms": pl.Float64(), "slo_kind": pl.String(), "slo_stream_ms": pl.Float64(),
+    "slo_tbt_share": pl.Float64(), "slo_answer_tokens": pl.Int64(), "policy": pl.String(),
     "noise_share": pl.Float64(), "seed": pl.Int64(), "smooth": pl.Boolean(),
     "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
@@ -52,15 +62,15 @@ PROVENANCE: Mapping[str, pl.DataType] = {
 }  # fmt: skip
 RESULTS: Mapping[str, pl.DataType] = {
     "requests": pl.Int64(), "requests_dropped": pl.Int64(), "duration_s": pl.Float64(),
-    "knee_mhz": pl.Int64(), "waiting_gpu_power_w": pl.Float64(),
+    "setting": pl.String(), "waiting_gpu_power_w": pl.Float64(), "goodput": pl.Float64(),
     "energy_j": pl.Float64(), "energy_kwh": pl.Float64(),
     "prefill_energy_j": pl.Float64(), "decode_energy_j": pl.Float64(),
     "idle_energy_j": pl.Float64(), "mean_power_w": pl.Float64(), "j_per_token": pl.Float64(),
     "j_per_request": pl.Float64(),
-    **{f"{what}_{spread}": pl.Float64() for what in ("ttft", "tbt") for spread in _SPREADS},
-    "ttft_kept_share": pl.Float64(), "ttft_possible_kept_share": pl.Float64(),
-    "tbt_kept_share": pl.Float64(), "tbt_requests_kept_share": pl.Float64(),
-    "requests_kept_share": pl.Float64(), "impossible_requests": pl.Int64(),
+    **{f"{what}_{one}": pl.Float64() for what in ("ttft", "tbt", "request") for one in _SPREADS},
+    "tokens_per_s_user": pl.Float64(), "ttft_kept_share": pl.Float64(),
+    "ttft_possible_kept_share": pl.Float64(), "stream_kept_share": pl.Float64(),
+    "tbt_kept_share": pl.Float64(), "impossible_requests": pl.Int64(),
     "busy_share": pl.Float64(), "steps": pl.Int64(), "steps_per_s": pl.Float64(),
     "clock_shares": _shares("clock_mhz"), "chunk_shares": _shares("chunk_tokens"),
     "microbatches_shares": _shares("microbatches"), "pace_shares": _shares("pace_ms"),
@@ -95,8 +105,8 @@ class Job:
 
     def __str__(self) -> str:
         table, trace = (Path(self.provenance[name]).name for name in ("table", "trace"))
-        slo, noise = self.options.slo, self.options.noise
-        words = f"{self.policy} on {trace}, {table}, {slo.ttft_ms:g}/{slo.tbt_ms:g} ms"
+        noise = self.options.noise
+        words = f"{self.policy} on {trace}, {table}, {slo_text(self.options.slo)}"
         return f"{words}, noise {noise:g} seed {self.options.seed}" if noise else words
 
     @property
@@ -120,7 +130,7 @@ class Failure:
 def jobs_of(
     spec: StudySpec, tables: Sequence[PerfTable], traces: Sequence[Trace]
 ) -> tuple[Job, ...]:
-    """Every cell of the grid, in its order; vanilla and static:knee first.
+    """Every cell of the grid, in its order; vanilla and static:best first.
 
     Args:
         spec: the grid.
@@ -130,7 +140,7 @@ def jobs_of(
     Raises:
         ReplayError: a policy that no table knows, or options that make no sense.
     """
-    names = tuple(dict.fromkeys((VANILLA, KNEE, *spec.policies)))
+    names = tuple(dict.fromkeys((VANILLA, STATIC_BEST, *spec.policies)))
     _check_names(names, tables)
     code = code_sha256()
     hashes = [trace.sha256() for trace in traces]
@@ -169,11 +179,20 @@ def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
     slo = columns.pop("slo")
     return {
         "slo_ttft_ms": slo["ttft_ms"],
-        "slo_tbt_ms": slo["tbt_ms"],
+        "slo_kind": str(options.slo.kind),
+        "slo_stream_ms": options.slo.stream_ms,
+        "slo_tbt_share": slo["tbt_share"],
+        "slo_answer_tokens": slo["answer_tokens"],
         "noise_share": columns.pop("noise"),
         **columns,
         "over_limit": str(options.over_limit),
     }
+
+
+def row_slo(row: Mapping[str, Any]) -> str:
+    """The SLO of a study's row as parse_slo reads it."""
+    kind, stream_ms = StreamKind(row["slo_kind"]), row["slo_stream_ms"]
+    return slo_text(slo_of(kind, row["slo_ttft_ms"], stream_ms, row["slo_tbt_share"]))
 
 
 def _options(spec: StudySpec) -> Iterable[ReplayOptions]:
@@ -196,9 +215,9 @@ def _options(spec: StudySpec) -> Iterable[ReplayOptions]:
 
 def _largest_step(names: Sequence[str], table: PerfTable) -> int:
     """Of the policies that this table can have; the others fail in their cells."""
-    largest = 0
+    largest = max(CHUNKS)
     for name in names:
-        if name == ORACLE:
+        if name in (ORACLE, *HINDSIGHT):
             continue
         try:
             largest = max(largest, policy_named(name, table).max_batched_tokens)
@@ -210,7 +229,7 @@ def _largest_step(names: Sequence[str], table: PerfTable) -> int:
 def _check_names(names: Sequence[str], tables: Sequence[PerfTable]) -> None:
     """A policy that no table can have is a slip of the pen, not a cell that fails."""
     for name in names:
-        if name == ORACLE:
+        if name in (ORACLE, *HINDSIGHT):
             continue
         refusals = []
         for table in tables:
@@ -254,7 +273,6 @@ def _played(job: Job) -> dict[str, Any]:
         "requests": trace.requests,
         "requests_dropped": job.trace.requests - trace.requests,
         "duration_s": trace.duration_s,
-        "knee_mhz": knee_mhz(job.table),
         # As played, mean over the clocks: the option, else the table's, else what was assumed.
         "waiting_gpu_power_w": float(site.cost.idle_power_w.mean()) / job.table.tp,
     }
@@ -269,8 +287,13 @@ def _played(job: Job) -> dict[str, Any]:
             site.limits,
             job.largest_step_tokens,
         )
-        metrics = measure(play(trace, policy_named(job.policy, job.table), site), possible)
-        row |= _columns(metrics)
+        if job.policy in HINDSIGHT:
+            setting = find_rivals(trace, site, [options.slo])[0].named(job.policy)
+            policy: Policy = setting.policy(job.policy)
+            row["setting"] = str(setting)
+        else:
+            policy = policy_named(job.policy, job.table)
+        row |= _columns(measure(play(trace, policy, site), possible))
     complete: dict[str, Any] = plain({name: row.get(name) for name in (*PROVENANCE, *RESULTS)})
     return complete
 
@@ -281,9 +304,8 @@ def _columns(metrics: Metrics) -> dict[str, Any]:
     row: dict[str, Any] = {
         "ttft_kept_share": kept.ttft,
         "ttft_possible_kept_share": kept.ttft_possible,
+        "stream_kept_share": kept.stream,
         "tbt_kept_share": kept.tbt,
-        "tbt_requests_kept_share": kept.tbt_requests,
-        "requests_kept_share": kept.requests,
         "impossible_requests": kept.impossible,
         "busy_share": metrics.busy,
         "clock_shares": _listed(metrics.clock_share, "clock_mhz"),
@@ -291,7 +313,7 @@ def _columns(metrics: Metrics) -> dict[str, Any]:
         "microbatches_shares": _listed(metrics.microbatches_share, "microbatches"),
         "pace_shares": _listed(metrics.pace_share, "pace_ms"),
     }
-    spreads: Mapping[str, Spread] = {"ttft": metrics.ttft, "tbt": metrics.tbt}
+    spreads = {"ttft": metrics.ttft, "tbt": metrics.tbt, "request": metrics.request}
     for what, spread in spreads.items():
         row |= {f"{what}_{name}": getattr(spread, name) for name in _SPREADS}
     return row | {name: getattr(metrics, name) for name in RESULTS if hasattr(metrics, name)}

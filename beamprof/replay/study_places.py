@@ -108,6 +108,11 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
+# A node that goes takes its cells with it: they are played once more elsewhere. A cell that kills
+# its worker does so again, and is told.
+RAY_RETRIES = 1
+
+
 class RayPlace:
     """The Ray cluster that RAY_ADDRESS or this machine names, else one of this machine alone."""
 
@@ -125,7 +130,7 @@ class RayPlace:
             with _sigterm_kept():
                 self._connect(workers)
         self.workers = workers or int(ray.cluster_resources().get("CPU", 1))
-        self._play = ray.remote(max_retries=0)(play_job)
+        self._play = ray.remote(max_retries=RAY_RETRIES)(play_job)
 
     def submit(self, job: Job) -> "Future[Outcome]":
         """Begin a job wherever a CPU is free."""

@@ -2,8 +2,8 @@
 
     tables = ["70b.parquet"]                       what the policies know, and what is true
     traces = ["evening.csv", "burst.parquet"]
-    slos = ["1s/200ms", "500ms/100ms"]             TTFT/TBT
-    policies = ["vanilla", "static:knee", "beam"]
+    slos = ["1s/200ms", "1s/tpot=100ms"]           TTFT/TBT, or another kind of streaming
+    policies = ["vanilla", "static:best", "beam"]
     noises = [0.0, 0.03]                           without them, as the assumptions have it
     seeds = "0:4:1"
 
@@ -20,6 +20,7 @@ from beamprof.errors import SweepError
 from beamprof.replay.assumptions import Assumptions
 from beamprof.replay.options import ReplayOptions
 from beamprof.settings import Setting, a_name, resolve, template, whole
+from beamprof.slo import parse_slo
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
 
@@ -77,13 +78,6 @@ def _paths(value: object, name: str) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _slo(value: object, name: str) -> Slo:
-    ttft, slash, tbt = value.partition("/") if isinstance(value, str) else ("", "", "")
-    if not slash:
-        raise SweepError(f"{name}: expected TTFT/TBT, found {value!r}", hint="for example 1s/200ms")
-    return Slo(_ms(ttft.strip(), f"{name}: TTFT"), _ms(tbt.strip(), f"{name}: TBT"))
-
-
 def _ms(value: object, name: str) -> float:
     return parse_duration_s(value, name) * 1e3
 
@@ -128,15 +122,16 @@ def _over_limit(value: object, name: str) -> OverLimit:
     return OverLimit(str(value))
 
 
-USUAL_POLICIES = ("vanilla", "static:knee", "window-dvfs", "beam-paper", "beam", "oracle")
+USUAL_POLICIES = ("vanilla", "static:best", "window-dvfs", "beam-paper", "beam", "oracle")
 SETTINGS: tuple[Setting, ...] = (
     Setting("tables", "tables", _paths, (), "perf-energy tables", '["70b.parquet"]'),
     Setting("traces", "traces", _paths, (), "requests, in any known format", '["evening.csv"]'),
-    Setting("slos", "slos", _list_of(_slo), (Slo(),), "promises, TTFT/TBT",
-            '["1s/200ms", "500ms/100ms"]'),
+    Setting("slos", "slos", _list_of(parse_slo), (Slo(),),
+            "promises: TTFT/TBT, TTFT/TBT@SHARE%, TTFT/tpot=TIME or TTFT/e2e=TIME",
+            '["1s/200ms", "1s/tpot=100ms"]'),
     Setting("policies", "policies", _list_of(a_name), USUAL_POLICIES,
-            "as in beam replay; vanilla and static:knee are always among them",
-            '["vanilla", "static:knee", "beam"]'),
+            "as in beam replay; vanilla and static:best are always among them",
+            '["vanilla", "static:best", "beam"]'),
     Setting("noises", "noises", _list_of(_share), (),
             "deviations of a step's time, as shares", "[0.0, 0.03]"),
     Setting("seeds", "seeds", _seeds, (0,),

@@ -18,7 +18,16 @@ from beamprof.files import written_whole
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Job
 
 SCHEMA = "beam.study.cell/1"
-_PLACE = ("table", "trace", "policy", "slo_ttft_ms", "slo_tbt_ms", "noise_share", "seed")
+_PLACE = (
+    "table",
+    "trace",
+    "policy",
+    "slo_ttft_ms",
+    "slo_kind",
+    "slo_stream_ms",
+    "noise_share",
+    "seed",
+)
 
 
 class Store:

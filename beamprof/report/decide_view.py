@@ -86,7 +86,7 @@ def _facts(answer: Answer) -> Table:
     facts.add_row("state", answer.state)
     facts.add_row("because", answer.why)
     facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, answer.slo.ttft_ms))
-    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, answer.slo.tbt_ms))
+    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, answer.slo.token_ms))
     total_j = answer.active_energy_j + answer.idle_energy_j
     per_token = answer.work.energy_per_token_j
     facts.add_row(

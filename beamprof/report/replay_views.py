@@ -1,38 +1,55 @@
-"""A replay as people see it: one sentence, then the ladder of policies."""
+"""A replay as people see it: one sentence, then goodput, energy and what streams look like."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
+from beamprof.replay.sensitivity import Outcome
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
+from beamprof.slo import stream_words
 from beamprof.units import format_duration, format_energy
 
-# A policy that breaks more promises than this beside vanilla is no answer, however little it needs.
-AS_GOOD_POINTS = 1.0
+# A policy that loses more requests than this beside the best setting without BEAM is no answer,
+# however little it needs.
+AS_GOOD_POINTS = 0.3
+# Where not even one in two requests is served as promised, energy is not the question.
+KEPT_AT_ALL = 0.5
 
 
-def show_replay(report: ReplayReport, following: str, console: Console) -> None:
-    """`beam replay`."""
+def show_replay(
+    report: ReplayReport, outcomes: Sequence[Outcome], following: str, console: Console
+) -> None:
+    """`beam replay`; ``outcomes`` of its --sensitivity."""
     sentence(console, answer(report))
     slo = report.options.slo
     block(
         console,
         f"{report.model} tp{report.tp} pp{report.pp} on {report.device}; {report.requests:,} "
         f"requests in {format_duration(report.duration_s)}; "
-        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, TBT {format_duration(slo.tbt_ms / 1e3)}",
+        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}",
     )
-    heading(console, "Energy", "all GPUs, idling included until the trace ends")
-    shares = ("idle %", "decode %", "prefill %")
-    fitted_block(console, _energy(report), (*shares, "W", "J/token"))
-    heading(console, "Latency", "attainment in %, then percentage points beside vanilla")
-    fitted_block(console, _latency(report), ("", "p99 ms", "TBT p50 ms", "TTFT p50 ms"))
+    heading(console, "Result", "goodput: requests with every promise kept; energy of all GPUs")
+    fitted_block(console, _result(report), ("p99 s", "points", "energy", "of static"))
+    heading(console, "Energy", "idling included until the trace ends")
+    fitted_block(console, _energy(report), ("W", "J/token"))
+    heading(console, "Latency", "kept: % of requests, then percentage points beside vanilla")
+    fitted_block(console, _latency(report), ("", "TBT p50 ms", "TTFT p50 ms"))
+    for name, setting in ((rung.metrics.policy, rung.setting) for rung in report.rungs):
+        if setting:
+            block(console, f"{name}: {setting}, by hindsight")
     if report.vanilla.attainment.impossible:
         block(
             console,
             f"{report.vanilla.attainment.impossible} prompts are too long for the TTFT SLO even "
             "alone at the highest clock",
         )
+    if outcomes:
+        heading(console, "Sensitivity", f"{outcomes[0].policy}, one assumption changed at a time")
+        fitted_block(console, _sensitivity(outcomes), ("tok/s", "slower"))
     for reason, count in report.dropped.items():
         block(console, f"{count:,} {reason.replace('_', ' ')}")
     for path in report.paths:
@@ -41,41 +58,112 @@ def show_replay(report: ReplayReport, following: str, console: Console) -> None:
 
 
 def answer(report: ReplayReport) -> str:
-    """The sentence that stands first: the cheapest policy that is as good as vanilla."""
-    keeping = [r for r in report.rungs if min(r.ttft_points, r.tbt_points) >= -AS_GOOD_POINTS]
-    best = min(keeping, key=lambda rung: rung.to_vanilla)
-    m = best.metrics
+    """The sentence that stands first: the cheapest policy that loses nothing, and its price."""
+    unkept = _unkept(report)
+    if unkept:
+        return unkept
+    best_goodput = max(report.vanilla.goodput, report.static.metrics.goodput)
+    enough = best_goodput - AS_GOOD_POINTS / 100
+    best = min(
+        (rung for rung in report.rungs if rung.metrics.goodput >= enough),
+        key=lambda rung: rung.to_vanilla,
+    )
+    m, vanilla = best.metrics, report.vanilla
     if best is report.rungs[0]:
         saving = any(rung.to_vanilla < 1 for rung in report.rungs[1:])
-        least = " and keeps vanilla's promises" if saving else ""
-        return f"Nothing saves energy{least}: vanilla needs {format_energy(m.energy_j)}."
+        least = " and keeps as many promises" if saving else ""
+        return (
+            f"Nothing saves energy{least}: vanilla keeps every promise of "
+            f"{100 * m.goodput:.1f} % of requests with {format_energy(m.energy_j)}."
+        )
+    static = report.static
+    beside = f" and {100 * best.to_static:.0f} % of the best static setting's ({static.setting})"
     return (
-        f"{m.policy} needs {format_energy(m.energy_j)}, {100 * best.to_vanilla:.0f} % of vanilla's "
-        f"and {100 * best.to_knee:.0f} % of the best single clock's energy ({report.knee_mhz} "
-        f"MHz), and keeps TTFT for {100 * m.attainment.ttft:.2f} % of requests "
-        f"({best.ttft_points:+.2f} points) and TBT for {100 * m.attainment.tbt:.2f} % of tokens "
-        f"({best.tbt_points:+.2f})."
+        f"{m.policy} needs {100 * best.to_vanilla:.0f} % of vanilla's energy"
+        f"{beside if best is not static else f' ({static.setting})'}, {format_energy(m.energy_j)}, "
+        f"and keeps every promise of {100 * m.goodput:.1f} % of requests (vanilla "
+        f"{100 * vanilla.goodput:.1f} %); {_price(best, report)}."
     )
+
+
+def _price(rung: Rung, report: ReplayReport) -> str:
+    """What it costs the reader of an answer."""
+    m, vanilla = rung.metrics, report.vanilla
+    return (
+        f"its answers stream at {m.tokens_per_s_user:.1f} tokens/s instead of "
+        f"{vanilla.tokens_per_s_user:.1f}, and a request takes "
+        f"{format_duration(m.request.mean_ms / 1e3)} instead of "
+        f"{format_duration(vanilla.request.mean_ms / 1e3)}"
+    )
+
+
+def _unkept(report: ReplayReport) -> str:
+    """Why no energy is worth comparing; empty where it is."""
+    slo = report.options.slo
+    most = max(report.rungs, key=lambda rung: rung.metrics.goodput)
+    if most.metrics.goodput >= KEPT_AT_ALL:
+        return ""
+    if slo.kind is not StreamKind.E2E and slo.stream_ms < report.lone_gap_ms:
+        why = (
+            f"{stream_words(slo)} is under one pass through the pipeline, "
+            f"{report.lone_gap_ms:.0f} ms for a lone request at the highest clock"
+        )
+    else:
+        why = "there is too much load for it, or too little time"
+    return (
+        f"No policy keeps this SLO: {why}. The most requests served as promised are "
+        f"{100 * most.metrics.goodput:.1f} %, by {most.metrics.policy}; what the others save is "
+        "no saving."
+    )
+
+
+def _result(report: ReplayReport) -> Table:
+    page = plain_table(
+        ("policy",),
+        (
+            "goodput %", "points", "energy", "of vanilla", "of static", "request s", "p99 s",
+            "tok/s",
+        ),
+    )  # fmt: skip
+    for rung in report.rungs:
+        m = rung.metrics
+        page.add_row(
+            m.policy, f"{100 * m.goodput:.1f}", f"{rung.goodput_points:+.1f}",
+            format_energy(m.energy_j), f"{rung.to_vanilla:.3f}", f"{rung.to_static:.3f}",
+            f"{m.request.mean_ms / 1e3:.1f}", f"{m.request.p99_ms / 1e3:.1f}",
+            f"{m.tokens_per_s_user:.1f}",
+        )  # fmt: skip
+    if report.oracle_j is not None:
+        vanilla, static = report.vanilla.energy_j, report.static.metrics.energy_j
+        page.add_row(
+            "oracle (bound)", "", "", format_energy(report.oracle_j),
+            f"{report.oracle_j / vanilla:.3f}", f"{report.oracle_j / static:.3f}",
+        )  # fmt: skip
+    return page
+
+
+def _sensitivity(outcomes: Sequence[Outcome]) -> Table:
+    page = plain_table(
+        ("assumption",),
+        ("goodput %", "vanilla's %", "of vanilla", "of static", "slower", "tok/s"),
+    )
+    for one in outcomes:
+        page.add_row(
+            one.variation, f"{100 * one.goodput:.1f}", f"{100 * one.vanilla_goodput:.1f}",
+            f"{one.to_vanilla:.3f}", f"{one.to_static:.3f}", f"{one.slowdown:.2f}",
+            f"{one.tokens_per_s_user:.1f}",
+        )  # fmt: skip
+    return page
 
 
 def _energy(report: ReplayReport) -> Table:
-    page = plain_table(
-        ("policy",),
-        ("energy", "of vanilla", "of knee", "J/token", "W", "prefill %", "decode %", "idle %"),
-    )
+    page = plain_table(("policy",), ("J/token", "W", "prefill %", "decode %", "idle %"))
     for rung in report.rungs:
         m = rung.metrics
         parts = (m.prefill_energy_j, m.decode_energy_j, m.idle_energy_j)
         page.add_row(
-            m.policy, format_energy(m.energy_j), f"{rung.to_vanilla:.3f}", f"{rung.to_knee:.3f}",
-            f"{m.j_per_token:.2f}", f"{m.mean_power_w:,.0f}",
+            m.policy, f"{m.j_per_token:.2f}", f"{m.mean_power_w:,.0f}",
             *(f"{100 * part / m.energy_j:.0f}" for part in parts),
-        )  # fmt: skip
-    if report.oracle_j is not None:
-        vanilla, knee = (rung.metrics.energy_j for rung in report.rungs[:2])
-        page.add_row(
-            "oracle (bound)", format_energy(report.oracle_j), f"{report.oracle_j / vanilla:.3f}",
-            f"{report.oracle_j / knee:.3f}",
         )  # fmt: skip
     return page
 
@@ -83,20 +171,15 @@ def _energy(report: ReplayReport) -> Table:
 def _latency(report: ReplayReport) -> Table:
     page = plain_table(
         ("policy",),
-        ("TTFT p50 ms", "p99 ms", "kept", "", "TBT p50 ms", "p99 ms", "kept", "", "both"),
+        ("TTFT p50 ms", "p99 ms", "kept", "", "TBT p50 ms", "p99 ms", "stream kept", ""),
     )
     for rung in report.rungs:
-        page.add_row(*_latency_row(rung))
+        m, kept = rung.metrics, rung.metrics.attainment
+        page.add_row(
+            m.policy,
+            f"{m.ttft.p50_ms:.0f}", f"{m.ttft.p99_ms:.0f}",
+            f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
+            f"{m.tbt.p50_ms:.0f}", f"{m.tbt.p99_ms:.0f}",
+            f"{100 * kept.stream:.2f}", f"{rung.stream_points:+.2f}",
+        )  # fmt: skip
     return page
-
-
-def _latency_row(rung: Rung) -> list[str]:
-    m, kept = rung.metrics, rung.metrics.attainment
-    return [
-        m.policy,
-        f"{m.ttft.p50_ms:.0f}", f"{m.ttft.p99_ms:.0f}",
-        f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
-        f"{m.tbt.p50_ms:.0f}", f"{m.tbt.p99_ms:.0f}",
-        f"{100 * kept.tbt:.2f}", f"{rung.tbt_points:+.2f}",
-        f"{100 * kept.requests:.2f}",
-    ]  # fmt: skip

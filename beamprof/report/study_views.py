@@ -1,4 +1,4 @@
-"""A study as people see it: one sentence, then policies by trace beside vanilla and static:knee."""
+"""A study as people see it: one sentence, then policies by trace beside vanilla and static:best."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from rich.text import Text
 
 from beamprof.replay.policies.registry import VANILLA
 from beamprof.replay.study import StudyPlan, StudyResult
-from beamprof.replay.study_cells import Failure
+from beamprof.replay.study_cells import Failure, row_slo
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.units import format_duration
 
-_GROUP = ("table", "slo_ttft_ms", "slo_tbt_ms", "noise_share")
-_NUMBERS = ("energy_to_vanilla", "energy_to_knee", "ttft_points", "tbt_points")
+_GROUP = ("table", "slo_ttft_ms", "slo_kind", "slo_stream_ms", "slo_tbt_share", "noise_share")
+_NUMBERS = ("goodput", "energy_to_vanilla", "energy_to_static", "goodput_points", "slowdown")
 _MOST_CELLS = 60
 
 
@@ -27,14 +27,14 @@ def show_study(result: StudyResult, console: Console) -> None:
     sentence(console, _answer(result))
     block(
         console,
-        "energy over vanilla's and over static:knee's; attainment in percentage points beside "
-        "vanilla's; ± over seeds",
+        "goodput: requests with every promise kept, and percentage points beside vanilla's; energy "
+        "over vanilla's and over static:best's; mean request time over vanilla's; ± over seeds",
     )
     for key, rows in result.frame.group_by(_GROUP, maintain_order=True):
-        table, ttft_ms, tbt_ms, noise = key
-        words = f"SLO {ttft_ms:g} ms / {tbt_ms:g} ms" + (f", noise {noise:g}" if noise else "")
-        heading(console, Path(str(table)).name, words)
-        fitted_block(console, _grid(rows), ("of knee",))
+        noise = f", noise {key[-1]:g}" if key[-1] else ""
+        slo = row_slo(rows.row(0, named=True))
+        heading(console, Path(str(key[0])).name, f"SLO {slo}{noise}")
+        fitted_block(console, _grid(rows), ("points",))
     if result.output:
         console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
         next_command(console, f"beam report {result.output}")
@@ -63,12 +63,12 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
         f"{format_duration(plan.duration_s)} with {plan.workers} at a time.",
     )
     page = plain_table()
-    for head in ("", "policy", "SLO ms", "noise", "seed", "trace", "table"):
+    for head in ("", "policy", "SLO", "noise", "seed", "trace", "table"):
         page.add_column(head, overflow="ellipsis", no_wrap=True)
     for cell in plan.cells[:_MOST_CELLS]:
         page.add_row(
             "done" if cell.done else "", cell.policy,
-            f"{cell.slo_ttft_ms:g}/{cell.slo_tbt_ms:g}", f"{cell.noise_share:g}", str(cell.seed),
+            cell.slo, f"{cell.noise_share:g}", str(cell.seed),
             Path(cell.trace).name, Path(cell.table).name,
         )  # fmt: skip
     block(console, page)
@@ -93,12 +93,15 @@ def _answer(result: StudyResult) -> str:
     best = _best(result.frame)
     if best is None:
         return f"{begun}: nothing saves energy and keeps the promises that vanilla keeps."
-    of_vanilla, of_knee = (_known(best, name) for name in _NUMBERS[:2])
+    of_vanilla, of_static, slower = (
+        _known(best, name) for name in ("energy_to_vanilla", "energy_to_static", "slowdown")
+    )
     return (
         f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy "
-        f"({of_vanilla.min():.2f} to {of_vanilla.max():.2f}) and {of_knee.mean():.2f} of the best "
-        f"single clock's; in {_as_good(best)} of {best.height} cells its attainment is at most "
-        f"{AS_GOOD_POINTS:g} point under vanilla's."
+        f"({of_vanilla.min():.2f} to {of_vanilla.max():.2f}) and {of_static.mean():.2f} of the "
+        f"best static setting's; its requests take {slower.mean():.2f} times as long as vanilla's; "
+        f"in {_as_good(best)} of {best.height} cells its goodput is at most {AS_GOOD_POINTS:g} "
+        "points under vanilla's."
     )
 
 
@@ -117,8 +120,7 @@ def _best(frame: pl.DataFrame) -> pl.DataFrame | None:
 
 
 def _as_good(rows: pl.DataFrame) -> int:
-    least = np.minimum(_known(rows, "ttft_points"), _known(rows, "tbt_points"))
-    return int((least >= -AS_GOOD_POINTS).sum())
+    return int((_known(rows, "goodput_points") >= -AS_GOOD_POINTS).sum())
 
 
 def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:
@@ -126,12 +128,14 @@ def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:
 
 
 def _grid(rows: pl.DataFrame) -> Table:
-    page = plain_table(("trace", "policy"), ("of vanilla", "of knee", "TTFT points", "TBT points"))
+    page = plain_table(
+        ("trace", "policy"), ("goodput", "of vanilla", "of static", "points", "request time")
+    )
     last = ""
     for (trace, policy), seeds in rows.group_by("trace", "policy", maintain_order=True):
         name = Path(str(trace)).name
         numbers = [
-            _spread(_known(seeds, number), "" if number.startswith("energy") else "+")
+            _spread(_known(seeds, number), "+" if number.endswith("points") else "")
             for number in _NUMBERS
         ]
         page.add_row("" if name == last else name, str(policy), *numbers)

@@ -25,8 +25,10 @@ def test_what_is_late_is_part_of_what_is_counted() -> None:
     tally = ClassTally()
     for ttft_ms in (900.0, 1100.0, 5000.0):
         tally.first(ttft_ms, 40, SLO)
+    one = request(tally)
     for gap_ms in (90.0, 110.0):
-        tally.gap(gap_ms, SLO)
+        tally.gap(gap_ms)
+        one.note_late(gap_ms)
     assert (tally.first_tokens, tally.late_first_tokens, tally.prompt_tokens) == (3, 2, 120)
     assert (tally.gaps, tally.late_gaps) == (2, 1)
 
@@ -58,15 +60,21 @@ def request(tally: ClassTally, slo: Slo = SLO) -> Followed:
 
 
 @pytest.mark.parametrize(
-    ("gaps_ms", "first_ms", "late", "slow"),
-    [((90.0, 90.0), 500.0, 0, 0), ((20.0, 150.0), 500.0, 1, 0), ((150.0, 150.0), 500.0, 1, 1),
-     ((90.0, 90.0), 1500.0, 1, 0)],
+    ("slo", "gaps_ms", "first_ms", "late", "slow"),
+    [(SLO, (90.0, 90.0), 500.0, 0, 0), (SLO, (20.0, 150.0), 500.0, 1, 0),
+     (SLO, (150.0, 150.0), 500.0, 1, 1), (SLO, (90.0, 90.0), 1500.0, 1, 0),
+     (Slo(tbt_ms=100.0, tbt_share=0.5), (20.0, 150.0), 500.0, 0, 0),
+     (Slo(tbt_ms=100.0, tbt_share=0.5), (150.0, 150.0), 500.0, 1, 1),
+     (Slo(tpot_ms=100.0), (20.0, 150.0), 500.0, 0, 0),
+     (Slo(tpot_ms=80.0), (20.0, 150.0), 500.0, 1, 1),
+     (Slo(e2e_ms=671.0), (20.0, 150.0), 500.0, 0, 1),
+     (Slo(e2e_ms=669.0), (20.0, 150.0), 500.0, 1, 1)],
 )  # fmt: skip
 def test_goodput_counts_whole_requests(
-    gaps_ms: tuple[float, ...], first_ms: float, late: int, slow: int
+    slo: Slo, gaps_ms: tuple[float, ...], first_ms: float, late: int, slow: int
 ) -> None:
     tally = ClassTally()
-    one = request(tally)
+    one = request(tally, slo)
     one.first_token_ms = one.last_token_ms = first_ms
     cohort = Cohort(("r",), [one], 101)
     cohort.last_ms = at_ms = first_ms

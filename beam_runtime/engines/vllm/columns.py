@@ -80,7 +80,7 @@ class Columns:
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
-        self._tbt_ms[: len(running)] = [one.slo.tbt_ms for one in self._known]
+        self._tbt_ms[: len(running)] = [one.slo.token_ms for one in self._known]
 
     def _count_placeholders(self, running: list[Any], end: int) -> None:
         """Async scheduling lets a request go on before its token is back.

@@ -43,7 +43,12 @@ class Control:
             "why": orders.why,
             # While BEAM observes: what it would have done.
             "decided": None if orders.decision is None else asdict(orders.decision.knobs),
-            "slo": asdict(beam.slo),
+            "slo": {
+                name: value
+                for name, value in asdict(beam.slo).items()
+                if name.endswith("_ms") and value is not None
+            },
+            "slo_token_ms": beam.slo.token_ms,
             "correction": asdict(status.correction),
             "counts": asdict(status.counts),
             "odd_events": status.odd_events,
@@ -122,7 +127,7 @@ class Control:
 def _slo(raw: Any, now: Slo) -> Slo:
     values = asdict(now)
     if not isinstance(raw, dict) or set(raw) - set(values):
-        raise BeamError(f"slo must give ttft_ms, tbt_ms or both, found {str(raw)[:80]}")
+        raise BeamError(f"slo must give ttft_ms, tbt_ms or both, found {raw!r}")
     for name, value in raw.items():
         number = positive(value)
         if number is None:

@@ -325,7 +325,8 @@ class Embedded:
                     self._first_token(name, known, now_ms, expected)
                 else:
                     gap_ms = now_ms - last_ms
-                    known.tally.gap(gap_ms, known.slo)
+                    known.tally.gap(gap_ms)
+                    known.note_late(gap_ms)
                     known.longest_gap_ms = max(known.longest_gap_ms, gap_ms)
                     longest_ms = max(longest_ms, gap_ms)
                 known.last_token_ms = now_ms

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from beam_runtime.engines.vllm.tally import ClassTally, Tally
-from beam_runtime.types import Forecast, Slo
+from beam_runtime.types import Forecast, Slo, StreamKind
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +22,7 @@ class Followed:
         tokens: prompt and answer as far as they were given out; a cohort may owe some.
         last_token_ms: likewise.
         longest_gap_ms: likewise, between two of its tokens.
+        late_gaps: over what its SLO leaves for a token.
         energy_j: likewise, its share of its steps' active energy, by the tokens it had in them.
         prompt_tokens: of ``tokens``.
         slo_class: what its SLO is called.
@@ -35,6 +36,7 @@ class Followed:
     first_token_ms: float | None = None
     last_token_ms: float | None = None
     longest_gap_ms: float = 0.0
+    late_gaps: int = 0
     energy_j: float = 0.0
     prompt_tokens: int = 0
     slo_class: str = "default"
@@ -52,6 +54,26 @@ class Followed:
         if self.cohort is not None:
             self.cohort.dissolve()
 
+    def note_late(self, gap_ms: float) -> None:
+        """Count a gap, if it is over what the SLO leaves for a token."""
+        if gap_ms > self.slo.token_ms:
+            self.late_gaps += 1
+            self.tally.late_gaps += 1
+
+    def _streamed_late(self, tpot_ms: float | None) -> bool:
+        """Whether the promise for the tokens after the first is broken, by its kind."""
+        slo = self.slo
+        if tpot_ms is None or self.last_token_ms is None:
+            return False
+        match slo.kind:
+            case StreamKind.GAP:
+                gaps = self.tokens - self.prompt_tokens - 1
+                return self.late_gaps > (1.0 - slo.tbt_share) * gaps
+            case StreamKind.TPOT:
+                return tpot_ms > slo.stream_ms
+            case StreamKind.E2E:
+                return self.last_token_ms - self.arrival_ms > slo.stream_ms
+
     def done(self) -> dict[str, Any]:
         """It has its last token: count it; returns what the decision log says of it."""
         self.settled()
@@ -64,10 +86,10 @@ class Followed:
             if generated > 1:
                 tpot_ms = (last_ms - first_ms) / (generated - 1)
                 tally.tpot_ms.add(tpot_ms)
-        late = ttft_ms is None or ttft_ms > slo.ttft_ms or self.longest_gap_ms > slo.tbt_ms
+        late = ttft_ms is None or ttft_ms > slo.ttft_ms or self._streamed_late(tpot_ms)
         tally.completions += 1
         tally.late_completions += late
-        tally.slow_completions += tpot_ms is not None and tpot_ms > slo.tbt_ms
+        tally.slow_completions += tpot_ms is not None and tpot_ms > slo.token_ms
         tally.energy_j.add(self.energy_j)
         return {
             "slo_class": self.slo_class,
@@ -110,7 +132,7 @@ class Cohort:
         self.computed_tokens = computed_tokens
         self.whole = True
         self.last_ms: float | None = None
-        self.tbt_ms = min([one.slo.tbt_ms for one in known])
+        self.tbt_ms = min([one.slo.token_ms for one in known])
         self.energy_j = 0.0
         self._owed = 0
         self._longest_ms = 0.0
@@ -130,8 +152,8 @@ class Cohort:
             one.gaps += count
             one.gap_ms.add(gap_ms, count)
         if gap_ms > self.tbt_ms:
-            for late in self.known:
-                late.tally.late_gaps += gap_ms > late.slo.tbt_ms
+            for request in self.known:
+                request.note_late(gap_ms)
 
     def settle(self) -> None:
         """Note at each request what was noted here."""

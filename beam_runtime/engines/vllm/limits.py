@@ -96,7 +96,7 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
         base = config.classes.get(str(extra.get("beam_class")), default)
         return Slo(
             ttft_ms=_positive(extra.get("beam_ttft_ms"), base.ttft_ms),
-            tbt_ms=_positive(extra.get("beam_tbt_ms"), base.tbt_ms),
+            tbt_ms=_positive(extra.get("beam_tbt_ms"), base.token_ms),
         )
 
     return promised

@@ -18,7 +18,7 @@ _GAUGES = (
     ("beam_microbatches", "gauge", "groups of decodes", ("knobs", "microbatches")),
     ("beam_pace_ms", "gauge", "longest hold of a ready batch", ("knobs", "pace_ms")),
     ("beam_slo_ttft_ms", "gauge", "default TTFT SLO", ("slo", "ttft_ms")),
-    ("beam_slo_tbt_ms", "gauge", "default TBT SLO", ("slo", "tbt_ms")),
+    ("beam_slo_token_ms", "gauge", "what the default SLO leaves for a token", ("slo_token_ms",)),
     ("beam_prefill_scale", "gauge", "measured over predicted", ("correction", "prefill_scale")),
     ("beam_decode_scale", "gauge", "measured over predicted", ("correction", "decode_scale")),
     ("beam_requests", "gauge", "requests in the engine", ("requests",)),

@@ -32,9 +32,7 @@ class StepMeter:
         limits: of the engine.
     """
 
-    def __init__(
-        self, cost: StepCost, passes: Passes, tally: Tally, limits: EngineLimits
-    ) -> None:
+    def __init__(self, cost: StepCost, passes: Passes, tally: Tally, limits: EngineLimits) -> None:
         self._passes = passes
         self._tally = tally
         self._stages, self._host_gap_ms = limits.pp, limits.host_gap_ms

@@ -52,10 +52,11 @@ class ClassTally:
         prompt_tokens: of those with a first token.
         generated_tokens: given out.
         first_tokens, late_first_tokens: all, and those after their TTFT SLO.
-        gaps, late_gaps: between two tokens of a request: all, and those over its TBT SLO.
+        gaps, late_gaps: between two tokens of a request: all, and those over what its SLO leaves
+            for each.
         completions: requests done; of these:
         late_completions: that broke a promise: goodput is the share of the others.
-        slow_completions: whose mean gap (TPOT) was over the TBT SLO; of one token none is.
+        slow_completions: whose mean gap (TPOT) was over it; of one token none is.
         ttft_ms, gap_ms, tpot_ms: histograms of first tokens, gaps and completions.
         energy_j: active energy of completions, as the table has it.
     """
@@ -86,10 +87,9 @@ class ClassTally:
         self.late_first_tokens += ttft_ms > slo.ttft_ms
         self.ttft_ms.add(ttft_ms)
 
-    def gap(self, gap_ms: float, slo: Slo) -> None:
-        """A further token of a request."""
+    def gap(self, gap_ms: float) -> None:
+        """A further token of a request; Followed.note_late() says whether it was late."""
         self.gaps += 1
-        self.late_gaps += gap_ms > slo.tbt_ms
         self.gap_ms.add(gap_ms)
 
 

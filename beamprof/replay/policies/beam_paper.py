@@ -86,7 +86,7 @@ class BeamPaper(Policy):
             tbt_ms = (pass_ms + PREFILL_OVERHEAD_MS) * pp
             ttft_ms = (chunks + pp - 1) * (pass_ms + PREFILL_OVERHEAD_MS) + rest_ms + waited_ms
             energy_j = pp * (chunks * pass_j + rest_j)
-            in_time = tbt_ms <= slo.tbt_ms
+            in_time = tbt_ms <= slo.token_ms
             tbt_kept = tbt_kept or bool(in_time.any())
             for clock in np.flatnonzero(in_time & (ttft_ms <= slo.ttft_ms)).tolist():
                 if best is None or energy_j[clock] < best[0]:
@@ -104,7 +104,7 @@ class BeamPaper(Policy):
             pass_ms, pass_j = self._at(view, size, size, context // microbatches)
             tbt_ms = (pass_ms + DECODE_OVERHEAD_MS * pp) * pp
             energy_j = pass_j * microbatches
-            for clock in np.flatnonzero(tbt_ms <= view.slo.tbt_ms).tolist():
+            for clock in np.flatnonzero(tbt_ms <= view.slo.token_ms).tolist():
                 if best is None or energy_j[clock] < best[0]:
                     best = (float(energy_j[clock]), int(self._usable[clock]), microbatches)
         at = len(view.cost.clocks_mhz) - 1 if best is None else best[1]

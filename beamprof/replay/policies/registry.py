@@ -15,14 +15,18 @@ from beamprof.replay.policies.window_dvfs import WindowDvfs
 VANILLA = "vanilla"
 ORACLE = "oracle"
 KNEE = "static:knee"
+VANILLA_BEST = "vanilla:best"
+STATIC_BEST = "static:best"
+# Found by playing the trace itself (rivals.py), not by what the table says.
+HINDSIGHT = (VANILLA_BEST, STATIC_BEST)
 SPELLINGS = (
-    "vanilla[:CHUNK]", "static:MHZ|knee", "window-dvfs", "lowest-feasible", "beam-paper",
-    "beam[:PART+PART|no-PART]", "oracle",
+    "vanilla[:CHUNK|best]", "static:MHZ[:CHUNK]|knee|best", "window-dvfs", "lowest-feasible",
+    "beam-paper", "beam[:PART+PART|no-PART]", "oracle",
 )  # fmt: skip
 
 
 def policy_named(name: str, table: PerfTable) -> Policy:
-    """The policy that ``name`` asks for.
+    """The policy that ``name`` asks for; not those of HINDSIGHT, nor ORACLE.
 
     Raises:
         ReplayError: there is none, or its argument makes no sense for this table.
@@ -40,7 +44,11 @@ def policy_named(name: str, table: PerfTable) -> Policy:
     if kind == "vanilla" and argument.isdecimal() and int(argument) > 0:
         return Static(name, None, int(argument))
     if kind == "static" and argument:
-        return Static(name, _clock_mhz(argument, name, table))
+        clock, colon, chunk = argument.partition(":")
+        if not colon:
+            return Static(name, _clock_mhz(argument, name, table))
+        if chunk.isdecimal() and int(chunk) > 0:
+            return Static(name, _clock_mhz(clock, name, table), int(chunk))
     if kind == "beam" and argument:
         return Beam(name, _parts(argument, name))
     raise ReplayError(f"no policy is called {name!r}", hint=f"known are {', '.join(SPELLINGS)}")

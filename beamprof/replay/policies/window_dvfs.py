@@ -72,7 +72,7 @@ class WindowDvfs(Policy):
             clock
             for clock in self._clocks
             if self._trials[clock, tried].ttft_mean_ms <= view.slo.ttft_ms
-            and self._trials[clock, tried].tbt_p90_ms <= view.slo.tbt_ms
+            and self._trials[clock, tried].tbt_p90_ms <= view.slo.token_ms
         ]
         if not keeping:
             return self._clocks[-1]

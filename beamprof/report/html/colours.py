@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_KNOWN = {"vanilla": 0, "static:knee": 1, "window-dvfs": 2, "beam-paper": 3, "beam": 4, "oracle": 0}
+_KNOWN = {"vanilla": 0, "static:best": 1, "window-dvfs": 2, "beam-paper": 3, "beam": 4, "oracle": 0}
 _FREE = (5, 6, 7, 8, 9)
 
 

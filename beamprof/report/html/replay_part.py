@@ -23,6 +23,7 @@ from beamprof.report.html.part import (
     Section,
 )
 from beamprof.report.replay_views import answer
+from beamprof.slo import stream_words
 from beamprof.units import format_duration
 
 # A knob that stands at one value for so much of the time is not drawn.
@@ -44,7 +45,12 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
     sections = [
         Section(
             "Energy", "All GPUs, passes and idling, until the trace ends. Broken line: the best "
-            f"single clock, {report.knee_mhz:,} MHz{bound}.", _energy(report, css),
+            f"static setting, {report.static.setting}, by hindsight{bound}.", _energy(report, css),
+        ),
+        Section(
+            "What readers get", "Goodput: requests with every promise kept; points are percentage "
+            "points beside vanilla. Request: from sending to the last token. Tokens per second: of "
+            "one answer, as its reader sees it.", _readers(report, css),
         ),
         Section(
             "Latency against its promises",
@@ -55,9 +61,8 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
         ),
         Section(
             "Promises kept",
-            f"TTFT within {axis_ms(slo.ttft_ms)} by request, TBT within {axis_ms(slo.tbt_ms)} by "
-            "token; points are percentage points beside vanilla. Both: requests with every token "
-            "in time.", _attainment(report, css),
+            f"Requests with TTFT within {axis_ms(slo.ttft_ms)}, and with {stream_words(slo)}; "
+            "points are percentage points beside vanilla.", _attainment(report, css),
         ),
         Section(
             f"The busiest stretch, {window.words}" if window.chosen else f"From {window.words}",
@@ -86,7 +91,7 @@ def _kicker(report: ReplayReport) -> str:
     return (
         f"Replay · {report.model} on {report.tp * report.pp} × {report.device} (tp{report.tp} "
         f"pp{report.pp}) · {report.requests:,} requests in {format_duration(report.duration_s)} · "
-        f"SLO TTFT {axis_ms(slo.ttft_ms)}, TBT {axis_ms(slo.tbt_ms)}"
+        f"SLO TTFT {axis_ms(slo.ttft_ms)}, {stream_words(slo)}"
     )
 
 
@@ -110,13 +115,13 @@ def _standing(record: Record) -> str:
 
 def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
     longest_j = max(rung.metrics.energy_j for rung in report.rungs)
-    knee_j = report.rungs[1].metrics.energy_j
+    static_j = report.static.metrics.energy_j
     bounds = [] if report.oracle_j is None else [report.oracle_j]
-    bars = [_energy_row(rung, css, longest_j, [knee_j, *bounds]) for rung in report.rungs]
+    bars = [_energy_row(rung, css, longest_j, [static_j, *bounds]) for rung in report.rungs]
     for bound_j in bounds:
-        words = _energy_words(bound_j, bound_j / report.vanilla.energy_j, bound_j / knee_j)
+        words = _energy_words(bound_j, bound_j / report.vanilla.energy_j, bound_j / static_j)
         bars.append(
-            energy_bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks_j=[knee_j],
+            energy_bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks_j=[static_j],
                        bound=True)
         )  # fmt: skip
     return Bars(tuple(bars))
@@ -124,18 +129,18 @@ def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
 
 def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks_j: list[float]) -> Bar:
     m = rung.metrics
-    words = _energy_words(m.energy_j, rung.to_vanilla, rung.to_knee)
+    words = _energy_words(m.energy_j, rung.to_vanilla, rung.to_static)
     return energy_bar(
         m.policy, css[m.policy], m.energy_j, longest_j,
         words=(*words, f"{significant(m.j_per_token)} J/token"), marks_j=marks_j,
     )  # fmt: skip
 
 
-def _energy_words(energy_j: float, to_vanilla: float, to_knee: float) -> tuple[str, ...]:
+def _energy_words(energy_j: float, to_vanilla: float, to_static: float) -> tuple[str, ...]:
     return (
         f"{significant(energy_j / J_PER_KWH)} kWh",
         f"{to_vanilla:.3f} of vanilla",
-        f"{to_knee:.3f} of knee",
+        f"{to_static:.3f} of static",
     )
 
 
@@ -156,7 +161,7 @@ def _latency(saved: SavedReplay, css: dict[str, str]) -> Drawings:
         ),
         Drawing(
             "Tokens with a gap longer than …",
-            late_shares(gaps, slo.tbt_ms, "TBT: share of tokens by time"),
+            late_shares(gaps, slo.token_ms, "TBT: share of tokens by time"),
             "time between tokens (TBT)",
         ),
     )
@@ -171,14 +176,31 @@ def _attainment(report: ReplayReport, css: dict[str, str]) -> Grid:
         cells = [m.policy]
         for one, share, beside, digits in (
             (m.ttft, kept.ttft, rung.ttft_points, 2),
-            (m.tbt, kept.tbt, rung.tbt_points, 3),
+            (m.tbt, kept.stream, rung.stream_points, 2),
         ):
             cells += [f"{ms:,.0f}" for ms in (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms)]
             cells += [percent(share, digits), points(beside)]
-        rows.append((*cells, percent(kept.requests, 2)))
+        rows.append(tuple(cells))
     return Grid(
-        (("", 1), ("TTFT", 6), ("TBT", 6), ("Both", 1)),
-        ("policy", *spread, *spread, "kept"),
+        (("", 1), ("TTFT", 6), ("TBT", 6)),
+        ("policy", *spread, *spread),
+        tuple(rows),
+        tuple(css[rung.metrics.policy] for rung in report.rungs),
+    )
+
+
+def _readers(report: ReplayReport, css: dict[str, str]) -> Grid:
+    rows = []
+    for rung in report.rungs:
+        m = rung.metrics
+        rows.append((
+            m.policy, percent(m.goodput, 1), points(rung.goodput_points),
+            f"{m.request.mean_ms / 1e3:,.1f}", f"{m.request.p99_ms / 1e3:,.1f}",
+            f"{rung.slowdown:.2f}", f"{m.tokens_per_s_user:.1f}",
+        ))  # fmt: skip
+    return Grid(
+        (("", 1), ("Goodput", 2), ("Request", 3), ("Stream", 1)),
+        ("policy", "kept", "points", "mean s", "p99 s", "of vanilla", "tokens/s"),
         tuple(rows),
         tuple(css[rung.metrics.policy] for rung in report.rungs),
     )

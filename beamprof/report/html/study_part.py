@@ -10,10 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beamprof.replay.policies.registry import ORACLE, VANILLA
-from beamprof.replay.study_cells import PROVENANCE
+from beamprof.replay.study_cells import PROVENANCE, row_slo
 from beamprof.report.html.bars import spread_bar
 from beamprof.report.html.colours import colours
-from beamprof.report.html.number_words import axis_ms, percent, points, significant
+from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.part import Bar, Bars, Facts, Grid, Part, Section
 from beamprof.report.html.replay_part import ORACLE_NAME
 from beamprof.report.replay_views import AS_GOOD_POINTS
@@ -22,10 +22,10 @@ from beamprof.units import format_duration
 _MOST_SETTINGS = 40
 _NAMES = {ORACLE: ORACLE_NAME}
 _UNKNOWN = "\N{EN DASH}"
-_GROUPS = (("", 1), ("Energy", 4), ("TTFT", 3), ("TBT", 3))
+_GROUPS = (("", 1), ("Goodput", 2), ("Energy", 4), ("Request", 2), ("TTFT", 2), ("Stream", 3))
 _HEADS = (
-    "policy", "kWh", "of vanilla", "of knee", "J/token", "p99 ms", "kept", "points", "p99 ms",
-    "kept", "points",
+    "policy", "kept", "points", "kWh", "of vanilla", "of static", "J/token", "mean s", "of vanilla",
+    "p99 ms", "kept", "p99 ms", "tokens/s", "kept",
 )  # fmt: skip
 
 
@@ -42,8 +42,7 @@ class _Setting:
     @property
     def title(self) -> str:
         one = self.one
-        slo = f"{axis_ms(one['slo_ttft_ms'])} / {axis_ms(one['slo_tbt_ms'])}"
-        return f"{Path(one['trace']).name}, SLO {slo}"
+        return f"{Path(one['trace']).name}, SLO {row_slo(one)}"
 
     @property
     def words(self) -> str:
@@ -105,21 +104,20 @@ def _sentence(settings: Sequence[_Setting], policies: Sequence[str]) -> str:
     if not best:
         return "No policy needs less energy than vanilla over these settings."
     energy = _over(settings, best, "energy_to_vanilla")
-    knee = _over(settings, best, "energy_to_knee")
-    beside = f" and {np.median(knee):.2f} of the best single clock's" if len(knee) else ""
+    static = _over(settings, best, "energy_to_static")
+    beside = f" and {np.median(static):.2f} of the best static setting's" if len(static) else ""
+    slower = np.median(_over(settings, best, "slowdown"))
     return (
         f"{best} needs {np.median(energy):.2f} of vanilla's energy{beside} in the median of "
-        f"{len(energy)} settings ({energy.min():.2f} to {energy.max():.2f} of vanilla's), and is "
-        f"at most {AS_GOOD_POINTS:g} point under vanilla's attainment in {best_rank[0]} of them."
+        f"{len(energy)} settings ({energy.min():.2f} to {energy.max():.2f} of vanilla's); requests "
+        f"take {slower:.2f} times as long; its goodput is at most {AS_GOOD_POINTS:g} points under "
+        f"vanilla's in {best_rank[0]} of them."
     )
 
 
 def _as_good(settings: Sequence[_Setting], policy: str) -> int:
-    worst = [
-        np.minimum(one.mean(policy, "ttft_points"), one.mean(policy, "tbt_points"))
-        for one in settings
-    ]
-    return sum(bool(one >= -AS_GOOD_POINTS) for one in worst)  # unknown is not as good
+    points_less = (one.mean(policy, "goodput_points") for one in settings)
+    return sum(bool(one >= -AS_GOOD_POINTS) for one in points_less)  # unknown is not as good
 
 
 def _standing(frame: pl.DataFrame) -> str:
@@ -135,9 +133,9 @@ def _spread(policy: str, css: str, settings: Sequence[_Setting]) -> Bar:
     words = ["", ""]
     if len(energy):
         words = [f"{np.median(energy):.3f} of vanilla", f"{energy.min():.3f} to {energy.max():.3f}"]
-    for name, column in (("TTFT", "ttft_points"), ("TBT", "tbt_points")):
-        kept = _over(settings, policy, column)
-        words.append(f"{name} at worst {points(kept.min())}" if len(kept) else "")
+    kept, slower = (_over(settings, policy, one) for one in ("goodput_points", "slowdown"))
+    words.append(f"goodput at worst {points(kept.min())}" if len(kept) else "")
+    words.append(f"requests at most {slower.max():.2f} times" if len(slower) else "")
     return spread_bar(_NAMES.get(policy, policy), css, energy.tolist(), words=words)
 
 
@@ -147,10 +145,11 @@ def _grid(setting: _Setting, css: dict[str, str]) -> Grid:
     for name in policies:
         cells = [_NAMES.get(name, name)]
         for column, words in (
-            ("energy_kwh", significant), ("energy_to_vanilla", _ratio), ("energy_to_knee", _ratio),
-            ("j_per_token", significant), ("ttft_p99_ms", _ms), ("ttft_kept_share", _share),
-            ("ttft_points", points), ("tbt_p99_ms", _ms), ("tbt_kept_share", _share),
-            ("tbt_points", points),
+            ("goodput", _share), ("goodput_points", points), ("energy_kwh", significant),
+            ("energy_to_vanilla", _ratio), ("energy_to_static", _ratio),
+            ("j_per_token", significant), ("request_mean_ms", _seconds), ("slowdown", _ratio),
+            ("ttft_p99_ms", _ms), ("ttft_kept_share", _share), ("tbt_p99_ms", _ms),
+            ("tokens_per_s_user", significant), ("stream_kept_share", _share),
         ):  # fmt: skip
             value = setting.mean(name, column)
             cells.append(words(value) if np.isfinite(value) else _UNKNOWN)
@@ -164,6 +163,10 @@ def _ratio(value: float) -> str:
 
 def _ms(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _seconds(value_ms: float) -> str:
+    return f"{value_ms / 1e3:,.1f}"
 
 
 def _share(value: float) -> str:

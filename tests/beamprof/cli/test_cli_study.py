@@ -119,7 +119,7 @@ def test_the_answer_the_grid_and_the_next_command(folder, capsys):
                  "--noise", "0,0.1", "--seed", "1,2", "-o", "out.parquet"]) == 0  # fmt: skip
     out, err = capsys.readouterr()
     assert out.startswith("9 of 9 cells in ")
-    assert "t.parquet  SLO 1000 ms / 200 ms, noise 0.1" in out
+    assert "t.parquet  SLO 1s/200ms, noise 0.1" in out
     assert "±" in out
     assert "wrote out.parquet" in out
     assert out.rstrip().endswith("next: beam report out.parquet")

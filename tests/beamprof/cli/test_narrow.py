@@ -8,7 +8,7 @@ import pytest
 from beamprof.cli.main import main
 
 TABLE = Path(__file__).parents[3] / "tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet"
-POLICIES = ("vanilla", "static:knee", "window-dvfs", "lowest-feasible", "beam-paper")
+POLICIES = ("vanilla", "static:best", "window-dvfs", "lowest-feasible", "beam-paper")
 
 # What the answer is told by, for each command.
 ANSWERS = {

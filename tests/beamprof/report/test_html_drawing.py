@@ -149,6 +149,6 @@ def test_columns_are_as_high_as_their_shares():
 
 
 def test_known_policies_keep_their_colour_and_others_differ():
-    css = colours(["vanilla", "beam", "beam:no-pace", "static:900", "static:knee"])
+    css = colours(["vanilla", "beam", "beam:no-pace", "static:900", "static:best"])
     assert css["vanilla"] == "c0" and css["beam"] == "c4"
     assert len(set(css.values())) == 5

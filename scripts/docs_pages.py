@@ -1,0 +1,113 @@
+"""The pages under reference/, made from the code when the site is built (a hook of mkdocs).
+
+commands    from the command line's own help
+beam.toml   from the reader's docstring and fields
+traces      from the list of importers
+support     from the model registry, the device files and the package's requirements
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib.metadata import requires
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from beam_runtime.engines import config as beam_toml
+from beamprof.cli.main import app
+from beamprof.devices.device import device_names, resolve_device
+from beamprof.models.registry import entries, registry
+from beamprof.traces.importers.registry import IMPORTERS
+
+NOTE = "\n*Made from the code when this page was built.*\n"
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the made pages to those that are written."""
+    for name, page in PAGES.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=page()))
+    return files
+
+
+def commands() -> str:
+    """Every command's help, word for word."""
+    parts = ["# Commands", NOTE]
+    for name, text in _helps(typer.main.get_command(app), "beam"):
+        parts += [f"## {name}", "", "```text", text.strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def _helps(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    context = command.context_class(
+        command, info_name=path, help_option_names=["-h", "--help"], max_content_width=100
+    )
+    context.terminal_width = 100
+    yield path, command.get_help(context)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _helps(inner, f"{path} {name}")
+
+
+def beam_toml_page() -> str:
+    """What the reader of beam.toml says of itself."""
+    head, *blocks = (inspect.getdoc(beam_toml) or "").split("\n\n")
+    example = [block for block in blocks if "=" in block and block.startswith("    ")]
+    words = [block for block in blocks if block not in example]
+    fields = (inspect.getdoc(beam_toml.EmbeddedConfig) or "").partition("Attributes:")[2]
+    rows = "\n".join(line.strip() for line in fields.strip().splitlines())
+    toml = "\n\n".join(inspect.cleandoc(f"\n{block}") for block in example)
+    return (
+        f"# beam.toml\n{NOTE}\n{head}\n\n```toml\n{toml}\n```\n\n"
+        + "\n\n".join(words)
+        + f"\n\n## What becomes of it\n\n```text\n{rows}\n```\n\n"
+        + "More on each field: [BEAM in vLLM](../vllm.md#the-file-field-by-field).\n"
+    )
+
+
+def traces() -> str:
+    """Which files of requests are understood."""
+    rows = [f"| `{one.name}` | {_cell(str(one.columns))} |" for one in IMPORTERS]
+    return (
+        f"# Trace formats\n{NOTE}\nEvery command that takes a trace takes any of these, as CSV, "
+        "JSON, JSON lines or Parquet, compressed or not. The format is found by the columns.\n\n"
+        "| format | columns |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def support() -> str:
+    """Models, GPUs and packages, each with the error it states of itself."""
+    models = "\n".join(
+        f"| `{name}` | {entries()[name]['id']} | {shape.layers} | {shape.dtype} |"
+        for name, shape in sorted(registry().items())
+    )
+    gpus = "\n".join(
+        f"| `{name}` | {', '.join(device.nvml_names) or '-'} | {device.clocks.min_mhz}-"
+        f"{device.clocks.max_mhz} MHz | {_cell(device.accuracy)} |"
+        for name, device in ((name, resolve_device(name)) for name in device_names())
+    )
+    needs = "\n".join(
+        f"- `{line}`" for line in (requires("beamprof") or []) if "extra ==" not in line
+    )
+    return (
+        f"# Models, GPUs, versions\n{NOTE}\n"
+        "## Models\n\n`--model` takes these names, their Hugging Face ids, or a directory with a "
+        "config.json.\n\n| name | Hugging Face id | layers | weights |\n|---|---|---|---|\n"
+        f"{models}\n\n## GPUs\n\nAny NVIDIA GPU can be measured. These can be modelled without "
+        "one; the error is what the device file states of itself.\n\n"
+        "| `--device` | as the driver says it | clocks | error of the model |\n|---|---|---|---|\n"
+        f"{gpus}\n\n## Packages\n\n{needs}\n\n"
+        "For vLLM's versions see [BEAM in vLLM](../vllm.md).\n"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli": commands,
+    "beam-toml": beam_toml_page,
+    "traces": traces,
+    "support": support,
+}
