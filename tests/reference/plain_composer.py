@@ -145,9 +145,10 @@ def _in_time(
     Those in flight count as well: they can only be in a step after this one.
     """
     ahead_ms = _ahead_due_ms(state) + SAME_MS
+    ready_ms = gap_due_ms([r for r in _decoding(state) if new_tokens(r, state)], state)
 
     def kept(step: Step) -> bool:
-        late = finish_ms(step.shape, now_ms) > gap_due_ms(riding, state) + SAME_MS
+        late = riding and finish_ms(step.shape, now_ms) > ready_ms + SAME_MS
         return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
 
     if kept(mixed):

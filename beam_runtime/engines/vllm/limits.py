@@ -103,3 +103,10 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
         return base.revised(ttft_ms=ttft_ms, tbt_ms=tbt_ms, tpot_ms=tpot_ms, e2e_ms=e2e_ms)
 
     return promised
+
+
+def class_of(config: EmbeddedConfig, request: Any) -> str:
+    """The SLO class that a request is counted in: one of the configuration's, or ``default``."""
+    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+    name = str(extra.get("beam_class"))
+    return name if name in config.classes else "default"
