@@ -16,6 +16,7 @@ from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
 from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Correction,
@@ -108,7 +109,7 @@ def open_cost(
         return table
     try:
         offered = () if actuator is None else actuator.supported_clocks_mhz()
-        cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
+        cost = smoothed(StepCost.from_table(table, served_clocks(table.clocks_mhz, offered)))
         return with_idle_power(cost, idle_power_w)
     except TableError as error:
         return error

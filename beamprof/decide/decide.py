@@ -14,6 +14,7 @@ from beam_runtime.search.search import Search
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot
 from beamprof.decide.engine_state import StateSpec
@@ -178,7 +179,7 @@ def decide(
     """
     slo, limits = slo or Slo(), limits or limits_of(table)
     notes: list[str] = []
-    cost = with_idle_power(StepCost.from_table(table), idle_power_w, notes.append)
+    cost = with_idle_power(smoothed(StepCost.from_table(table)), idle_power_w, notes.append)
     stance = stance_for(cost, limits, slo)
     search = Search(cost, limits, rules=stance.rules, policy=stance.policy)
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
 from beam_runtime.emulator.state import REQUEST, Records, State, empty_state, records
+from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs
 from beamprof.errors import ReplayError
@@ -62,7 +63,8 @@ class _Plant:
             promises,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
-        self.believed = make_tables(site.believed, largest)
+        believed = smoothed(site.believed) if policy.smooths else site.believed
+        self.believed = make_tables(believed, largest)
         self.true = make_tables(site.cost, largest)
         self.arrived_tokens = np.cumsum(self.workload.input_tokens)
         self.random = np.random.default_rng(site.seed)
@@ -72,7 +74,7 @@ class _Plant:
         self.steps: list[Records] = []
         self.tokens: list[Records] = []
         top = int(site.cost.clocks_mhz[-1])
-        self.view = View(site.believed, self.limits, site.slo, site.kv_blocks, Knobs(top, 1))
+        self.view = View(believed, self.limits, site.slo, site.kv_blocks, Knobs(top, 1))
         self.clock_changes = 0
         self.idle_j = 0.0
         self.idle_until_ms = 0.0

@@ -178,7 +178,8 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     from beam_runtime.control.controller import Controller
     from beam_runtime.control.resources import open_clocks, served_clocks
     from beam_runtime.table.idle_power import with_idle_power
-    from beam_runtime.table.step_cost import StepCost
+    from beam_runtime.table.smoothing import smoothed
+from beam_runtime.table.step_cost import StepCost
 
     missing = vllm_features.missing_on(scheduler)
     if missing:
@@ -187,7 +188,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     table = load_table(config, vllm_config)
     actuator, clocks = open_clocks(config.gpus, table)
     offered = () if actuator is None else actuator.supported_clocks_mhz()
-    cost = StepCost.from_table(table, served_clocks(table.clocks_mhz, offered))
+    cost = smoothed(StepCost.from_table(table, served_clocks(table.clocks_mhz, offered)))
     cost = with_idle_power(cost, config.idle_power_w)
     core_class = _engine_core_class()
     features = vllm_features.features(Request, core_class)

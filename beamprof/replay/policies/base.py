@@ -33,6 +33,7 @@ class Policy(ABC):
         tick_ms: it is also called this often.
         one_step_per_microbatch: as many steps in flight as there are microbatches, which is
             what brings decodes together that went apart; else as many as the engine takes.
+        smooths: it looks at its table smoothed along the clock.
         max_batched_tokens: the largest step that its engine was started for.
     """
 
@@ -41,6 +42,7 @@ class Policy(ABC):
     wakes: Wake = Wake.NEVER
     tick_ms: float = math.inf
     one_step_per_microbatch: bool = False
+    smooths: bool = False
     max_batched_tokens: int = 512
 
     def __init__(self, name: str) -> None:

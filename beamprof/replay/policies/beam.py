@@ -32,6 +32,7 @@ class Beam(Policy):
     """
 
     rules = Rules()
+    smooths = True
     wakes = Wake.ARRIVAL | Wake.FIRST_TOKEN | Wake.COMPLETION
 
     def __init__(
