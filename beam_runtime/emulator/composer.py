@@ -16,8 +16,9 @@ What it does not know: when requests end, and what arrives next.
 import math
 
 from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.deadlines import due_ms
 from beam_runtime.emulator.places import flight_slot
-from beam_runtime.emulator.promises import GAP, due_ms
+from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
 from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, pass_ms
 from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State

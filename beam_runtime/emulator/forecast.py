@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
+from beam_runtime.emulator.deadlines import first_risk, stream_risk
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
-from beam_runtime.emulator.promises import GAP, first_risk, stream_risk
+from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Floats, Records, State
 from beam_runtime.emulator.steady import Prices, equal_work, settlement_j, steady

@@ -28,8 +28,9 @@ from beam_runtime.emulator.composer import (
     refresh_due,
     set_kind,
 )
+from beam_runtime.emulator.deadlines import due_ms, note_first, tightest_ms
 from beam_runtime.emulator.places import flight_slot, waiting_place
-from beam_runtime.emulator.promises import GAP, due_ms, note_first, tightest_ms
+from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import available, prefill_pending
 from beam_runtime.emulator.setup import (
     JOULE,

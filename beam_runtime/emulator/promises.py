@@ -1,31 +1,16 @@
-"""When a request's next token is due, by what was promised: one function for all who ask.
-
-    gap    last token + SLO
-    tpot   first token + tokens since x SLO: a late token is made good by earlier ones
-    e2e    as tpot, with what the first token left over shared among the tokens of an answer
+"""What requests were promised, in columns; deadlines.py tells when their tokens are due.
 
 A promise that is broken for good buys nothing more: no clock is raised for it. Its request is
 served in its turn, and its tokens stay due as before: without that they come in lumps, and lumps
 make others late.
 """
 
-import math
-
 import numpy as np
 
-from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.state import Records
 from beam_runtime.types import SAME_MS, Slo, StreamKind
 
 GAP, TPOT, E2E = range(3)
-# By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
-# answer may end at any token.
-LEAD_TOKENS = 2
-# A stream that needs so many tokens to make good what it is behind counts as lost.
-RECOVERY_TOKENS = 16
-# A first token that is lost already counts on by this much: a queue that is late now makes those
-# late that come after it.
-QUEUE = 0.1
 _KINDS = {StreamKind.GAP: GAP, StreamKind.TPOT: TPOT, StreamKind.E2E: E2E}
 
 
@@ -81,72 +66,3 @@ def breaks(record: Records, token_ms: float) -> bool:
         return bool(token_ms - record["arrival_ms"] > record["ttft_slo_ms"] + SAME_MS)
     gap = record["slo_kind"] == GAP and record["tbt_share"] == 1.0
     return bool(gap and token_ms - record["last_token_ms"] > record["token_slo_ms"] + SAME_MS)
-
-
-@compiled
-def due_ms(request: Records) -> float:
-    """When a decode's next token would be late."""
-    if request.slo_kind == GAP:
-        due: float = request.last_token_ms + request.token_slo_ms
-    else:
-        ahead = request.generated_tokens - LEAD_TOKENS
-        due = request.first_token_ms + ahead * request.token_slo_ms
-    return due
-
-
-@compiled
-def first_risk(excess_ms: float, margin_ms: float) -> float:
-    """How likely a first token breaks its promise that is predicted so late, margin included.
-
-    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between: what may be
-    saved is worth saving, what is past saving buys little.
-    """
-    if excess_ms <= SAME_MS:
-        return 0.0
-    share: float = excess_ms / max(2.0 * margin_ms, 1.0)
-    at_risk: float = min(1.0, share) + QUEUE * max(0.0, share - 1.0)
-    return at_risk
-
-
-@compiled
-def stream_risk(request: Records, excess_ms: float, margin_ms: float, fastest_ms: float) -> float:
-    """The same of a stream.
-
-    A gap that is a margin beyond its SLO is lost. A mean that is behind is made good by later
-    tokens, as far as the engine can give them faster, and lost if the answer ends before.
-    """
-    if excess_ms <= SAME_MS:
-        return 0.0
-    if request.slo_kind == GAP:
-        lost: float = excess_ms / max(2.0 * margin_ms, 1.0)
-    else:
-        spare_ms = max(request.token_slo_ms - fastest_ms, 1.0)
-        lost = excess_ms / spare_ms / RECOVERY_TOKENS
-    return min(1.0, lost)
-
-
-@compiled
-def note_first(request: Records, token_ms: float) -> None:
-    """Its first token is out: what e2e leaves for the others is known now."""
-    request.first_token_ms = token_ms
-    if request.slo_kind == E2E:
-        left_ms = request.arrival_ms + request.stream_slo_ms - token_ms
-        request.token_slo_ms = max(left_ms, 1.0) / max(request.answer_tokens - 1, 1)
-
-
-@compiled
-def note_broken(request: Records, token_ms: float) -> None:
-    """``breaks``, of an engine's own state, before the token is noted."""
-    if request.generated_tokens == 0:
-        late = token_ms - request.arrival_ms > request.ttft_slo_ms + SAME_MS
-    else:
-        gap = request.slo_kind == GAP and request.tbt_share == 1.0
-        late = gap and token_ms - request.last_token_ms > request.token_slo_ms + SAME_MS
-    if late:
-        request.broken = 1
-
-
-@compiled
-def tightest_ms(holding_ms: float, all_ms: float) -> float:
-    """The least time per token among promises that hold; among all where every one is broken."""
-    return all_ms if holding_ms == math.inf else holding_ms

@@ -14,8 +14,8 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.deadlines import tightest_ms
 from beam_runtime.emulator.play import Decoding
-from beam_runtime.emulator.promises import tightest_ms
 from beam_runtime.emulator.setup import (
     JOULE,
     MS,

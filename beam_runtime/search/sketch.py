@@ -15,9 +15,9 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.deadlines import first_risk
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
-from beam_runtime.emulator.promises import first_risk
 from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type

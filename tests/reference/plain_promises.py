@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from beam_runtime.emulator.promises import LEAD_TOKENS, QUEUE, RECOVERY_TOKENS
+from beam_runtime.emulator.deadlines import LEAD_TOKENS, QUEUE, RECOVERY_TOKENS
 from beam_runtime.types import SAME_MS, RequestState, Slo, Snapshot, StreamKind
 
 

@@ -34,7 +34,7 @@ COST = StepCost(
     idle_power_w=np.array([100.0, 100.0]),
     fit=cast(Any, None),
 )
-FREE = EqualWork(0.0, 0.0, 0.0, 0.0)  # nothing has a price: energy is what was played
+FREE = EqualWork(0.0, 0.0, 0.0, 0.0, 0.0)  # nothing has a price: energy is what was played
 NO_MARGIN = Correction(ttft_margin_ms=0.0, tbt_margin_ms=0.0)
 NOW = Knobs(1000, 100)
 

@@ -179,7 +179,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     from beam_runtime.control.resources import open_clocks, served_clocks
     from beam_runtime.table.idle_power import with_idle_power
     from beam_runtime.table.smoothing import smoothed
-from beam_runtime.table.step_cost import StepCost
+    from beam_runtime.table.step_cost import StepCost
 
     missing = vllm_features.missing_on(scheduler)
     if missing:

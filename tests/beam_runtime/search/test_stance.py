@@ -1,7 +1,5 @@
 """The stance follows the SLO and the table, not the engine's largest step."""
 
-from dataclasses import replace
-
 import pytest
 
 from beam_runtime.search.search import Search
@@ -43,15 +41,19 @@ def test_no_chunk_is_longer_than_the_engines_steps(small_cost: StepCost, largest
         assert all(1 <= chunk <= largest for chunk in chunks)
 
 
-def test_where_no_chunk_is_in_time_nothing_is_paced(small_cost: StepCost) -> None:
+def test_where_no_chunk_is_in_time_the_smallest_are_left(small_cost: StepCost) -> None:
     for largest in LARGEST:
         limits = EngineLimits(pp=4, max_batched_tokens=largest)
         stance = stance_for(small_cost, limits, Slo(1000.0, 50.0))
-        assert stance.rules == replace(Rules(), late_cuts_chunk=False, pace=False)
-        assert len(stance.policy.chunk_tokens) == 1
-        (chunk,) = stance.policy.chunk_tokens
-        assert pass_ms(small_cost, chunk) > 2 * pass_ms(small_cost, 1), "worth its weights"
-        assert chunk <= 512, "but not as long as the engine could"
+        assert stance.rules == Rules(), "no regime of its own"
+        assert max(stance.policy.chunk_tokens) <= 4 * stance.rules.min_chunk_tokens
+
+
+def test_a_mean_leaves_room_for_chunks_longer_than_a_token_takes(small_cost: StepCost) -> None:
+    limits = EngineLimits(pp=4, max_batched_tokens=512)
+    by_gap = stance_for(small_cost, limits, Slo(1000.0, 100.0)).policy.chunk_tokens
+    by_mean = stance_for(small_cost, limits, Slo(1000.0, tpot_ms=100.0)).policy.chunk_tokens
+    assert max(by_mean) > max(by_gap)
 
 
 def test_margins_are_shares_of_the_promise(small_cost: StepCost) -> None:
