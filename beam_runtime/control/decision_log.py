@@ -8,15 +8,22 @@
     steering     BEAM steers (again), has fallen back or was asked to observe, with the reason
     drift        a kind of step has left the table behind
     clock        a clock that was refused
+    request      what one request was given, how late, and its joules; where an engine tells
+    heartbeat    the engine is empty, as it was ten minutes ago
     stop         counts of the whole run; a second one where the engine went on after SIGTERM
 
-Each line carries ``kind`` and ``at_ms`` (the controller's axis). A full disk or a file that
-has grown too large ends the log, never the serving.
+Each line carries ``kind`` and ``at_ms`` (the controller's axis). A file that has grown to its
+largest size becomes NAME.1 (NAME.1 becomes NAME.2, and so on to the last, which goes), and the new
+one begins with ``start`` again. A full disk ends the log, never the serving.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
+import stat
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +34,11 @@ from beam_runtime.errors import BeamError
 from beam_runtime.types import Alternative, Decision, Forecast, Knobs
 
 SCHEMA = "beam.decisions/1"
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
+KEPT = 3
+HEARTBEAT_MS = 600_000.0
 _ALTERNATIVES = 3
+_LOG = logging.getLogger("beam_runtime")
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -37,18 +47,27 @@ class DecisionLog:
 
     Args:
         path: created 0600 (it holds request ids); an existing file is continued.
-        max_bytes: where it stops, what is in the file already included.
+        max_bytes: of one file, what is in it already included.
+        kept: how many full files stay beside it.
+
+    Attributes:
+        failure: why nothing is written any more; empty while all is well.
 
     Raises:
         BeamError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: str | Path, *, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
         self.path = Path(path)
         self.failure = ""
+        self._max_bytes, self._kept = max_bytes, kept
+        self._start: dict[str, Any] = {}
+        self._turning = threading.Lock()
+        self._heard_ms: float | None = None
         try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            size = os.fstat(self._descriptor).st_size  # 0 of a pipe or a terminal
+            self._descriptor = _opened(self.path)
+            status = os.fstat(self._descriptor)
+            size = status.st_size  # 0 of a pipe or a terminal
             if size and _last_byte(self.path) != b"\n":  # a crash cut a line
                 os.write(self._descriptor, b"\n")
         except OSError as error:
@@ -57,22 +76,36 @@ class DecisionLog:
                 cause=error.strerror,
                 hint="name a file in a folder that exists",
             ) from error
+        self._grows = stat.S_ISREG(status.st_mode)
         self._room_bytes = max_bytes - size
 
     def write(self, kind: str, at_ms: float, **fields: Any) -> None:
         """Append one record; after a failure, nothing."""
         if self.failure:
             return
-        record = {"kind": kind, "at_ms": round(at_ms, 3), **_finite(fields)}
-        line = (_JSON.encode(record) + "\n").encode()
-        self._room_bytes -= len(line)
+        if kind == "start":
+            self._start = fields
         try:
-            if self._room_bytes < 0:
-                raise OSError(0, "the log has reached its largest size")
-            if os.write(self._descriptor, line) < len(line):
-                raise OSError(0, "the disk is full")
+            line = _line(kind, at_ms, fields)
+            if self._grows and len(line) > self._room_bytes:
+                self._turn_over(at_ms)
+            self._put(line)
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            self._fail(error)
+
+    def is_idle(self, requests: int, at_ms: float) -> bool:
+        """Whether nothing happens that would have to be written: a heartbeat now and then is.
+
+        The first look at an empty engine is no idle one: it tells what the engine idles with.
+        """
+        heard_ms, self._heard_ms = self._heard_ms, None if requests else at_ms
+        if requests or heard_ms is None:
+            return False
+        if at_ms - heard_ms < HEARTBEAT_MS:
+            self._heard_ms = heard_ms
+        else:
+            self.write("heartbeat", at_ms)
+        return True
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -82,6 +115,49 @@ class DecisionLog:
                 os.close(descriptor)
             except OSError as error:
                 self.failure = error.strerror or str(error)
+
+    def _put(self, line: bytes) -> None:
+        if self._grows:
+            self._room_bytes -= len(line)
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(0, "the disk is full")
+
+    def _turn_over(self, at_ms: float) -> None:
+        """Begin a new file. A signal that comes meanwhile writes to the old one."""
+        if not self._turning.acquire(blocking=False):
+            return
+        try:
+            names = [self.path, *(_numbered(self.path, n) for n in range(1, self._kept + 1))]
+            for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+                with contextlib.suppress(FileNotFoundError):
+                    newer.replace(older)
+            if not self._kept:
+                self.path.unlink(missing_ok=True)
+            descriptor = _opened(self.path)
+            os.dup2(descriptor, self._descriptor, inheritable=False)
+            os.close(descriptor)
+            self._room_bytes = self._max_bytes
+            if self._start:
+                self._put(_line("start", at_ms, {**self._start, "continued": True}))
+        finally:
+            self._turning.release()
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = error.strerror or str(error)
+        _LOG.warning("nothing more is written to the decision log %s: %s", self.path, self.failure)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _line(kind: str, at_ms: float, fields: Mapping[str, Any]) -> bytes:
+    record = {"kind": kind, "at_ms": round(at_ms, 3), **finite(fields)}
+    return (_JSON.encode(record) + "\n").encode()
 
 
 def _last_byte(path: Path) -> bytes:
@@ -173,14 +249,14 @@ def knobs_of(record: Mapping[str, Any]) -> Knobs:
     return Knobs(**record["knobs"])
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON knows no infinity: it becomes null."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):  # before Mapping, which is slow to tell
         return value
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return str(value)  # a request may have any name

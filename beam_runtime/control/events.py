@@ -3,7 +3,8 @@
 Times are milliseconds on the controller's own axis.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from beam_runtime.errors import ClockError
 from beam_runtime.types import Slo
@@ -27,10 +28,11 @@ class FirstToken(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A request has all its tokens."""
+    """A request has all its tokens; what an engine tells of it goes to the decision log."""
 
     at_ms: float
     request_id: str
+    told: Mapping[str, Any] | None = None
 
 
 class Abort(NamedTuple):

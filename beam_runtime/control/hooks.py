@@ -4,7 +4,8 @@ Each makes one named tuple and appends it to a deque, and nothing else, for the 
 pays for it. Nobody is woken: that would cost more than the rest of the hook.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from beam_runtime.control.events import (
     Abort,
@@ -68,9 +69,21 @@ class Hooks:
         """A request has its first token."""
         self._append(FirstToken(self._now_ms() if at_ms is None else at_ms, request_id))
 
-    def completion(self, request_id: str, *, at_ms: float | None = None) -> None:
-        """A request has its last token."""
-        self._append(Completion(self._now_ms() if at_ms is None else at_ms, request_id))
+    def completion(
+        self,
+        request_id: str,
+        *,
+        at_ms: float | None = None,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A request has its last token.
+
+        Args:
+            request_id: which.
+            at_ms: when, where that was earlier than now.
+            told: fields of its record in the decision log; none is written without.
+        """
+        self._append(Completion(self._now_ms() if at_ms is None else at_ms, request_id, told))
 
     def abort(self, request_id: str, *, at_ms: float | None = None) -> None:
         """A request is gone before its time."""

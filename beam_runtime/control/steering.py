@@ -20,6 +20,7 @@ from beam_runtime.control.events import (
     ASK_FOR_A_DECISION,
     ClockConfirmed,
     ClockRefused,
+    Completion,
     Event,
     Observe,
     PassedOver,
@@ -248,6 +249,8 @@ class Steering:
                 self._fallback.succeeded(Fault.CLOCK)
             case ClockRefused():
                 self._clock_refused(event)
+            case Completion(at_ms, request_id, told) if told is not None:
+                self._write("request", at_ms, request_id=request_id, **told)
             case PassedOver(_, _, detail):
                 self._fell(self._fallback.once(Fault.PASSED_OVER, detail, self._seen.last_ms))
             case Resume():
@@ -348,7 +351,7 @@ class Steering:
         self._publish(
             replace(orders, correction=moment.correction, decision=decision, expected=expected)
         )
-        if self._log is not None:
+        if self._log is not None and not self._log.is_idle(len(moment.names), now_ms):
             fields = decision_fields(decision, moment, search_ms)
             fields["since"] = asdict(self._seen.take_gaps())
             if self._observing:

@@ -3,7 +3,9 @@
     table = "llama3-70b-tp2-pp4.parquet"   # beside this file, or an absolute path
     policy = "observe"                     # off | observe (default) | steer
     log = "decisions.jsonl"
-    metrics_port = 9464                    # on the loopback interface: /metrics, /status, /control
+    metrics_port = 9464                    # /metrics, /status, /health, /control
+    metrics_address = "127.0.0.1"          # where they are served
+    token_file = "token"                   # needed for /control; BEAM_TOKEN goes before it
 
     [slo]                                  # what every request is promised
     ttft_ms = 1000
@@ -31,6 +33,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,12 @@ from beam_runtime.types import Slo
 _ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 CONFIG_VARIABLE = "BEAM_CONFIG"
 POLICY_VARIABLE = "BEAM_POLICY"
+TOKEN_VARIABLE = "BEAM_TOKEN"
+
+
+_FIELDS = (
+    "table", "policy", "log", "slo", "clock", "metrics_port", "metrics_address", "token_file",
+)  # fmt: skip
 
 
 class EmbeddedPolicy(StrEnum):
@@ -65,6 +74,8 @@ class EmbeddedConfig:
             them.
         idle_power_w: what a waiting stage's GPUs draw together, where the table lacks it.
         metrics_port: where Prometheus metrics are served; None = nowhere.
+        metrics_address: on which interface.
+        token_file: holds what whoever changes something must know.
     """
 
     table: Path | None = None
@@ -75,6 +86,8 @@ class EmbeddedConfig:
     gpus: tuple[str | int, ...] = ()
     idle_power_w: float | None = None
     metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
+    token_file: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "EmbeddedConfig":
@@ -90,6 +103,22 @@ class EmbeddedConfig:
                 hint=f"export {CONFIG_VARIABLE}=/path/to/beam.toml; docs/vllm.md shows one",
             )
         return cls.load(Path(named), environment.get(POLICY_VARIABLE))
+
+    def read_token(self, environment: Mapping[str, str] = os.environ) -> str:
+        """What whoever changes something must know; empty = nothing.
+
+        Raises:
+            BeamError: the file cannot be read, or holds nothing.
+        """
+        token = environment.get(TOKEN_VARIABLE, "")
+        if not token and self.token_file is not None:
+            try:
+                token = self.token_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise BeamError(f"cannot read {self.token_file}", cause=str(error)) from error
+            if not token:
+                raise BeamError(f"{self.token_file} holds no token", hint="one line of text")
+        return token
 
     @classmethod
     def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
@@ -134,7 +163,7 @@ class _Reader:
     path: Path
 
     def config(self, raw: dict[str, Any]) -> EmbeddedConfig:
-        self._known(raw, "", ("table", "policy", "log", "slo", "clock", "metrics_port"))
+        self._known(raw, "", _FIELDS)
         slo = self._table(raw, "slo")
         classes = {name: value for name, value in slo.items() if isinstance(value, dict)}
         own = {name: value for name, value in slo.items() if name not in classes}
@@ -152,6 +181,8 @@ class _Reader:
             gpus=self._gpus(clock) + self._gpus_on_nodes(clock),
             idle_power_w=self._positive(clock, "idle_power_w", "clock.idle_power_w", "watts"),
             metrics_port=self._port(raw),
+            metrics_address=self._address(raw),
+            token_file=self._file(raw, "token_file"),
         )
 
     def _refuse(self, key: str, expected: str, found: object) -> BeamError:
@@ -233,3 +264,10 @@ class _Reader:
         if value is not None and (type(value) is not int or not 0 <= value < 65536):
             raise self._refuse("metrics_port", "a port number", value)
         return value
+
+    def _address(self, raw: dict[str, Any]) -> str:
+        value = raw.get("metrics_address", "127.0.0.1")
+        try:
+            return str(ip_address(str(value)))
+        except ValueError:
+            raise self._refuse("metrics_address", "an IP address", value) from None

@@ -25,7 +25,7 @@ import typer
 
 import beamprof
 from beam_runtime.errors import BeamError
-from beamprof.cli import decide, doctor, profile, replay, report, study, sweep, table, trace
+from beamprof.cli import advise, decide, doctor, profile, replay, report, study, sweep, table, trace
 from beamprof.cli.grouped import grouped
 from beamprof.cli.wording import in_our_words
 
@@ -45,6 +45,7 @@ app.command("profile", cls=grouped(profile.GROUPS))(profile.command)
 app.add_typer(table.app, name="table")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trace.app, name="trace")
+app.command("advise", cls=grouped(advise.GROUPS))(advise.command)
 app.command("replay", cls=grouped(replay.GROUPS))(replay.command)
 app.command("study", cls=grouped(study.GROUPS))(study.command)
 app.command("report")(report.command)

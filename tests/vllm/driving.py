@@ -40,7 +40,8 @@ class Director:
         if self._rng is None:
             return None
         some = [f"r{number}" for number in range(60) if self._rng.random() < 0.7]
-        return SimpleNamespace(ttft_ms={}, worst_tbt_ms={n: self._rng.random() for n in some})
+        worst_ms = {n: self._rng.random() for n in some}
+        return SimpleNamespace(ttft_ms={}, worst_tbt_ms=worst_ms, horizon_ms=50.0)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):

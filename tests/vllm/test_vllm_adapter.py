@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,9 +34,21 @@ from beam_runtime.engines.vllm.followed import Cohort  # noqa: E402
 from beam_runtime.engines.vllm.plan import Plan  # noqa: E402
 from beam_runtime.engines.vllm.planner import Planner, _without_waiting  # noqa: E402
 from beam_runtime.engines.vllm.scheduler import make_scheduler  # noqa: E402
+from beam_runtime.engines.vllm.tally import Tally  # noqa: E402
 from beam_runtime.engines.vllm.view import SchedulerView  # noqa: E402
 from beam_runtime.testing.actuator import FakeActuator  # noqa: E402
 from beam_runtime.types import Knobs, Slo  # noqa: E402
+
+
+def shared_out(tally: Tally, *, aborts: bool) -> None:
+    """Every step's energy is some request's, but for those that were aborted."""
+    (of_all,) = tally.classes.values()
+    if aborts:
+        assert of_all.energy_j.total < tally.active_energy_j * (1 + 1e-9)
+    else:
+        assert of_all.energy_j.total == pytest.approx(tally.active_energy_j)
+        assert of_all.completions == of_all.requests == of_all.first_tokens
+        assert of_all.generated_tokens == of_all.first_tokens + of_all.gaps
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
@@ -62,6 +74,7 @@ def test_any_orders_serve_every_request(
         assert told["arrival"] == told["completion"] + told["abort"]
         assert told["first_token"] >= told["completion"]
         assert engine.scheduler.beam.view.followed == {}
+        shared_out(engine.scheduler.beam.tally, aborts=seed % 3 == 0)
         assert engine.scheduler.max_num_scheduled_tokens == BATCHED_TOKENS
 
 
@@ -136,6 +149,19 @@ def test_shortcuts_plan_what_the_composer_would(
     assert seen["hides"] > 50 or pp == 1
 
 
+def counted_of(tally: Tally) -> dict[str, float]:
+    """All that was counted, its histograms bucket by bucket."""
+    plain = tally.plain()
+    (of_all,) = tally.classes.values()
+    assert plain.pop("classes") == {"default": of_all.plain()}
+    buckets = {
+        f"{name} {at}": count
+        for name in ("ttft_ms", "gap_ms", "tpot_ms", "energy_j")
+        for at, count in enumerate(getattr(of_all, name).counts)
+    }
+    return {**plain, **of_all.plain(), **buckets}
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("pp", [1, 2, 4])
 def test_requests_that_go_together_are_counted_as_each_alone_would_be(
@@ -181,7 +207,7 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
             patch.setattr(Cohort, "token", counted)
             drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
         assert beam.failure == ""
-        return asdict(beam.tally), director.events
+        return counted_of(beam.tally), director.events
 
     for seed in range(6):
         tally, events = run(seed)
@@ -189,8 +215,8 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
             alone.setattr("beam_runtime.engines.vllm.embedded._each_a_token", lambda *_: False)
             one_by_one, same_events = run(seed)
         assert tally == pytest.approx(one_by_one)
-        assert tally["predicted_tbts"] > 0
-        late += tally["late_tbts"]
+        assert tally["longest_gaps"] > 0
+        late += tally["late_gaps"]
         assert events == same_events
     assert late > 0
     assert shared > 100

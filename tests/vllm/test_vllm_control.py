@@ -1,12 +1,13 @@
 """Status, metrics and control: no vLLM is needed for them."""
 
+import contextlib
 import http.client
 import json
-import re
-import urllib.error
-import urllib.request
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,21 +17,22 @@ from beam_runtime.control.counts import Counts
 from beam_runtime.control.orders import Orders
 from beam_runtime.control.status import Status
 from beam_runtime.engines.config import EmbeddedPolicy
-from beam_runtime.engines.vllm.control import Control, exposition, serve
+from beam_runtime.engines.vllm import http_server
+from beam_runtime.engines.vllm.control import Control
 from beam_runtime.engines.vllm.embedded import Embedded
+from beam_runtime.engines.vllm.http_server import ControlServer
 from beam_runtime.engines.vllm.power import PowerReading, Wattmeter, open_wattmeter
 from beam_runtime.engines.vllm.tally import Tally
 from beam_runtime.errors import BeamError
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 from beam_runtime.types import Correction, Knobs, Rules, Slo
 
-ROOT = Path(__file__).parents[2]
-
 
 class FakeController:
     orders = Orders(Knobs(1200, 256), Rules(), True, "a test's")
     status = Status(True, "", "none", Counts(decisions=7, search_ms=2.5), 0, 0, Correction())
     resumed = False
+    is_open = True
     asked = ""
 
     def resume(self) -> None:
@@ -55,6 +57,9 @@ class FakeEmbedded:
     slo: Slo = field(default_factory=Slo)
     tally: Tally = field(default_factory=Tally)
     failure: str = ""
+    log_failure: str = ""
+    log: None = None
+    about: dict[str, str] = field(default_factory=dict)
     steering: bool = True
     wattmeter: Wattmeter | None = None
 
@@ -67,19 +72,6 @@ class FakeEmbedded:
     @property
     def view(self) -> Any:
         return type("View", (), {"followed": {"r1": None}})
-
-
-def test_tally_counts_late_tokens_and_predicted_ones() -> None:
-    tally = Tally()
-    tally.first(900.0, 800.0, Slo(1000.0, 100.0))
-    tally.first(1100.0, None, Slo(1000.0, 100.0))
-    tally.first(10.0, float("inf"), Slo(1000.0, 100.0))
-    tally.gap(90.0, None, Slo(1000.0, 100.0))
-    tally.gap(110.0, 95.0, Slo(1000.0, 100.0))
-    assert (tally.ttfts, tally.ttft_ms, tally.predicted_ttft_ms) == (1, 900.0, 800.0)
-    assert (tally.late_ttfts, tally.tbts, tally.tbt_ms, tally.late_tbts) == (1, 2, 200.0, 1)
-    compared = (tally.predicted_tbts, tally.predicted_actual_tbt_ms, tally.predicted_tbt_ms)
-    assert compared == (1, 110.0, 95.0)
 
 
 def test_changes_take_effect_whole_or_not_at_all() -> None:
@@ -132,30 +124,59 @@ def test_without_named_gpus_there_is_no_power() -> None:
 
 
 def metrics_of(embedded: FakeEmbedded) -> str:
-    return "".join(exposition(Control(embedded).status()))  # type: ignore[arg-type]
+    return Control(embedded).metrics()  # type: ignore[arg-type]
 
 
-def test_over_http() -> None:
-    server = serve(Control(FakeEmbedded()), 0)  # type: ignore[arg-type]
+@contextmanager
+def served(embedded: FakeEmbedded, **more: Any) -> Iterator[ControlServer]:
+    server = ControlServer(Control(embedded), 0, **more)  # type: ignore[arg-type]
+    server.start()
     try:
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        with urllib.request.urlopen(f"{address}/status", timeout=5) as answer:
-            assert json.load(answer)["knobs"]["clock_mhz"] == 1200
-        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
-            assert b"\nbeam_decisions_total 7\n" in answer.read()
-        wish = json.dumps({"slo": {"ttft_ms": 300}}).encode()
-        with urllib.request.urlopen(f"{address}/control", wish, timeout=5) as answer:
-            assert json.load(answer)["slo"]["ttft_ms"] == 300.0
-        for body in (b"{", b'{"policy": "off"}', b"[1]"):
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(f"{address}/control", body, timeout=5)
-            assert refused.value.code == 400
-            refused.value.close()
-        with pytest.raises(BeamError, match="cannot be served"):
-            serve(Control(FakeEmbedded()), server.server_address[1])  # type: ignore[arg-type]
+        yield server
     finally:
         server.shutdown()
         server.server_close()
+
+
+def ask(
+    server: ControlServer, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, Any]:
+    """(status, answer): JSON where it is."""
+    wire = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    wire.request(method, path, body, headers)
+    answer = wire.getresponse()
+    text = answer.read()
+    wire.close()
+    plain = answer.headers["Content-Type"].startswith("text/plain")
+    return answer.status, text.decode() if plain else json.loads(text)
+
+
+WISH = b'{"slo": {"ttft_ms": 777}}'
+
+
+def test_over_http() -> None:
+    with served(FakeEmbedded()) as server:
+        code, status = ask(server, "GET", "/status")
+        assert (code, status["knobs"]["clock_mhz"]) == (200, 1200)
+        assert "\nbeam_decisions_total 7\n" in ask(server, "GET", "/metrics")[1]
+        assert ask(server, "POST", "/control", WISH)[1]["slo"]["ttft_ms"] == 777.0
+        for body in (b"{", b'{"policy": "off"}', b"[1]", b"[" * 5000, b"1" * 70_000):
+            code, answer = ask(server, "POST", "/control", body)
+            assert code == 400
+            assert len(answer["error"]) < 300
+        assert ask(server, "POST", "/elsewhere", WISH)[0] == 404
+        assert ask(server, "GET", "/elsewhere")[0] == 404
+        with pytest.raises(BeamError, match="cannot be served"):
+            ControlServer(Control(FakeEmbedded()), server.server_address[1])  # type: ignore[arg-type]
+
+
+def test_health_is_beam_s_and_not_vllm_s() -> None:
+    beam = FakeEmbedded()
+    with served(beam) as server:
+        assert ask(server, "GET", "/health")[0] == 200
+        beam.failure = "ValueError: a hook"
+        code, answer = ask(server, "GET", "/health")
+        assert (code, answer["healthy"], answer["failure"]) == (503, False, "ValueError: a hook")
 
 
 @pytest.mark.parametrize(
@@ -172,15 +193,47 @@ def test_over_http() -> None:
 )
 def test_pages_of_other_origins_change_nothing(headers: dict[str, str], code: int) -> None:
     beam = FakeEmbedded()
-    server = serve(Control(beam), 0)  # type: ignore[arg-type]
-    try:
-        wire = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
-        wire.request("POST", "/control", b'{"slo": {"ttft_ms": 777}}', headers)
-        assert wire.getresponse().status == code
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(beam) as server:
+        assert ask(server, "POST", "/control", WISH, **headers)[0] == code
+        looked = ask(server, "GET", "/status", **headers)[0]
+        assert looked == (403 if "elsewhere" in headers.get("Host", "") else 200)
     assert (beam.slo.ttft_ms == 777.0) == (code == 200)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": "secret"}, 401),
+     ({"Authorization": "Basic secret"}, 401), ({"Authorization": "Bearer secret"}, 200)],
+)  # fmt: skip
+def test_a_token_is_needed_for_changes_and_not_to_look(given: dict[str, str], code: int) -> None:
+    beam = FakeEmbedded()
+    with served(beam, token="secret") as server:
+        assert ask(server, "POST", "/control", WISH, **given)[0] == code
+        assert ask(server, "GET", "/metrics")[0] == 200
+    assert (beam.slo.ttft_ms == 777.0) == (code == 200)
+
+
+def test_on_other_interfaces_nothing_changes_without_a_token() -> None:
+    with served(FakeEmbedded(), address="0.0.0.0") as server:
+        assert ask(server, "POST", "/control", WISH)[0] == 401
+        assert ask(server, "GET", "/metrics", Host="beam.monitoring:9464")[0] == 200
+    with served(FakeEmbedded(), address="0.0.0.0", token="secret") as server:
+        assert ask(server, "POST", "/control", WISH, Authorization="Bearer secret")[0] == 200
+
+
+def test_who_says_nothing_is_hung_up_on_and_keeps_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "LONGEST_S", 0.2)
+    with served(FakeEmbedded()) as server:
+        address = server.server_address[1]
+        silent = [socket.create_connection(("127.0.0.1", address), timeout=20) for _ in range(40)]
+        for one in silent:  # some were refused at once, the others time out; all are closed
+            one.settimeout(20)
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(1) == b""
+            one.close()
+        assert ask(server, "GET", "/status")[0] == 200
 
 
 @pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "1" + "0" * 400, "true", "[1]"])
@@ -192,18 +245,40 @@ def test_numbers_that_are_no_promise(value: str) -> None:
     assert beam.slo == before
 
 
-def test_the_dashboard_shows_metrics_that_there_are() -> None:
-    meter = Wattmeter(NvmlGpus([0], nvml=FakeNvml(fake_gpus(1))))
-    text = metrics_of(FakeEmbedded(wattmeter=meter))
-    offered = set(re.findall(r"^(beam_\w+) ", text, flags=re.MULTILINE))
-    dashboard = (ROOT / "examples" / "grafana-beam.json").read_text()
-    shown = {
-        name
-        for panel in json.loads(dashboard)["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"beam_\w+", target["expr"])
-    }
-    # Power has its gauge only once a second has passed.
-    assert shown <= offered | {"beam_gpu_power_w"}
-    assert {"beam_decision_ms_sum", "beam_tbt_predicted_ms_sum", "beam_gpu_power_w"} <= shown
-    assert len(shown) > 20
+def test_numbers_without_an_end_are_not_given_out() -> None:
+    beam = FakeEmbedded()
+    beam.tally.own_energy_j = math.inf
+    beam.tally.ttft_ms = math.nan
+    text = metrics_of(beam)
+    assert "beam_own_energy_j_total" not in text
+    assert "beam_ttft_compared_ms_sum" not in text
+    assert "nan" not in text.lower()
+    with served(beam) as server:
+        assert ask(server, "GET", "/status")[1]["tally"]["own_energy_j"] is None
+
+
+def test_why_it_does_not_steer_is_a_label_of_few_values() -> None:
+    beam = FakeEmbedded(steering=False)
+    beam.controller.status = Status(
+        False, "clocks do not follow (off until asked): GPU 3 reads 1410", "", Counts(), 0, 0,
+        Correction(),
+    )  # fmt: skip
+    assert 'beam_not_steering{reason="clocks do not follow"} 1' in metrics_of(beam)
+    beam.policy = EmbeddedPolicy.OBSERVE
+    assert 'beam_not_steering{reason="asked to observe"} 1' in metrics_of(beam)
+    beam.failure = "KeyError: 'x'"
+    assert 'beam_not_steering{reason="failed"} 1' in metrics_of(beam)
+    assert "beam_not_steering" not in metrics_of(FakeEmbedded())
+
+
+def test_a_log_that_failed_is_seen() -> None:
+    beam = FakeEmbedded(log_failure="No space left on device")
+    assert "\nbeam_log_failed 1\n" in metrics_of(beam)
+    status = Control(beam).status()  # type: ignore[arg-type]
+    assert status["log"]["failure"] == "No space left on device"
+    assert "\nbeam_log_failed 0\n" in metrics_of(FakeEmbedded())
+
+
+def test_labels_are_quoted() -> None:
+    beam = FakeEmbedded(about={"table": 'a "b"\\c\nd'})
+    assert 'table="a \\"b\\"\\\\c\\nd"' in metrics_of(beam)

@@ -163,9 +163,10 @@ def test_async_engine_in_its_own_process(tiny_llama: Path, steering: Any) -> Non
     report = run_script("async_engine.py", tiny_llama, BEAM_CONFIG=str(folder / "beam.toml"))
     assert report["got"][:6] == [12] * 6
     assert report["status"]["requests"] == 0
-    assert report["status"]["tally"]["completions"] == 6
-    assert report["status"]["tally"]["aborts"] == 1
-    assert report["status"]["tally"]["late_ttfts"] == 0, "5 s were promised, by extra_args"
+    tally = report["status"]["tally"]
+    counted = tally["classes"]["default"]
+    assert (counted["completions"], tally["aborts"]) == (6, 1)
+    assert counted["late_first_tokens"] == 0, "5 s were promised, by extra_args"
     assert report["status"]["reason"] == "" or "table" in report["status"]["reason"]
     assert report["changed"]["policy"] == "observe"
     assert report["changed"]["slo"] == {"ttft_ms": 1000.0, "tbt_ms": 150.0}
@@ -188,11 +189,12 @@ def test_vllm_serve_over_http(tmp_path: Path, tiny_llama: Path, steering: Any) -
     report = run_script("http_server.py", model, port, BEAM_CONFIG=str(file))
     assert all(chunks >= 10 for chunks in report["chunks"])
     tally = report["status"]["tally"]
-    assert (tally["completions"], tally["aborts"]) == (4, 1)
-    assert tally["late_ttfts"] == 0
+    counted = tally["classes"]["batch"]
+    assert (counted["completions"], tally["aborts"]) == (4, 1)
+    assert counted["late_first_tokens"] == 0
     assert report["changed"]["slo"]["ttft_ms"] == 700.0
     assert "above 0" in report["refused"]
-    assert "\nbeam_completions_total 4\n" in report["metrics"]
+    assert '\nbeam_completions_total{slo_class="batch"} 4\n' in report["metrics"]
     assert "BEAM steers this engine" in report["log"]
     assert "Traceback" not in report["log"]
     kinds = [record["kind"] for record in records(folder)]

@@ -77,7 +77,7 @@ def test_a_log_that_cannot_be_opened_is_said_and_does_without(
     beam.close()
 
 
-@pytest.mark.parametrize("fails", ["last_words_on", "add_utilities", "install", "serve"])
+@pytest.mark.parametrize("fails", ["last_words_on", "add_utilities", "install", "ControlServer"])
 def test_what_fails_while_beam_is_set_up_leaves_nothing_behind(
     rig: Any,
     config: Path,

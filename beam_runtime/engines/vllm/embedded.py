@@ -13,7 +13,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,13 +26,15 @@ from beam_runtime.engines.vllm.gate import Gate
 from beam_runtime.engines.vllm.head_watch import HeadWatch, Verdict
 from beam_runtime.engines.vllm.plan import Constraint, Plan
 from beam_runtime.engines.vllm.planner import Planner
+from beam_runtime.engines.vllm.step_meter import StepMeter
 from beam_runtime.engines.vllm.tally import Tally
-from beam_runtime.engines.vllm.view import SchedulerView, arrival_ms
+from beam_runtime.engines.vllm.view import Flying, SchedulerView, arrival_ms
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Forecast, Slo
 
 if TYPE_CHECKING:
     from beam_runtime.control.controller import Controller
+    from beam_runtime.control.decision_log import DecisionLog
     from beam_runtime.emulator.next_step import NextStep
     from beam_runtime.engines.vllm.power import Wattmeter
 
@@ -72,8 +74,11 @@ class Embedded:
         policy: observe = watch, predict and log without touching anything.
         slo: what requests are promised that say nothing themselves.
         slo_of: what one request was promised, given that.
+        class_of: what its SLO is called.
         now_ms: the controller's time axis.
         wattmeter: of the replica's GPUs, where they have counters.
+        log: the decision log, where one is kept.
+        about: what serves here, by label.
     """
 
     def __init__(
@@ -85,8 +90,11 @@ class Embedded:
         policy: EmbeddedPolicy,
         slo: Slo,
         slo_of: Callable[[Any, Slo], Slo],
+        class_of: Callable[[Any], str],
         now_ms: Callable[[], float],
         wattmeter: "Wattmeter | None" = None,
+        log: "DecisionLog | None" = None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.view = view
         self.failure = ""
@@ -95,16 +103,29 @@ class Embedded:
         self._may_steer = policy is EmbeddedPolicy.STEER
         self.slo = slo
         self.wattmeter = wattmeter
+        self.log = log
+        self.about = about or {}
+        self._unlogged = ""
         self.tally = Tally()
         self._passes = Passes(cost, view.limits)
         self._planner = Planner(view, self._passes, features)
         self._head = HeadWatch(view)
         self._constraint = Constraint(view.scheduler, by_step=features.eligible_step)
-        self._slo_of = slo_of
+        self._slo_of, self._class_of = slo_of, class_of
+        self._meter = StepMeter(cost, self._passes, self.tally, view.limits)
         self._now_ms = now_ms
         self._controller: Controller | None = None
         self._closing: list[Callable[[], None]] = []
         self._begun_ms: float | None = None
+
+    @property
+    def log_failure(self) -> str:
+        """Why no decisions are written down although they should be; empty while all is well."""
+        return self._unlogged or (self.log.failure if self.log is not None else "")
+
+    def without_log(self, why: str) -> None:
+        """There should be one, and there is none."""
+        self._unlogged = why
 
     def connect(self, controller: "Controller") -> None:
         """From now on events go there."""
@@ -148,6 +169,9 @@ class Embedded:
     def _follow(self, request: Any, now_ms: float) -> None:
         slo = self._slo_of(request, self.slo)
         known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
+        known.slo_class = self._class_of(request)
+        known.tally = self.tally.of_class(known.slo_class)
+        known.tally.requests += 1
         # A session goes on from what it has computed.
         cached_tokens = request.num_computed_tokens or self.view.hits.find(request)[0]
         self.controller.arrival(
@@ -233,18 +257,23 @@ class Embedded:
         orders = controller.orders
         if self._may_steer and orders.steering:
             self._watch_head(output.num_scheduled_tokens, now_ms)
-        clock_mhz, correction = orders.knobs.clock_mhz, orders.correction
-        if step.shape is None:
-            pass_ms, pass_j = self._passes.decodes(
-                len(step.decodes), step.context_tokens, clock_mhz, correction
-            )
-        else:
-            pass_ms = self._passes.pass_ms(step.shape, clock_mhz, correction)
-            pass_j = self._passes.energy_j(step.shape, clock_mhz)
+        pass_ms, step_j = self._meter.step(step, orders, self._may_steer, now_ms)
         self.view.times.issue(begun_ms, pass_ms)
         self.tally.steps += 1
-        self.tally.active_energy_j += pass_j * self.view.limits.pp
+        self._share(step, output.num_scheduled_tokens, step_j)
         controller.step_issued(step.decodes, step.chunks, at_ms=begun_ms)
+
+    def _share(self, step: Flying, tokens: dict[str, int], step_j: float) -> None:
+        """A step's energy, shared among its requests by the tokens that they have in it."""
+        if step.cohort is not None:
+            step.cohort.energy_j += step_j
+            return
+        each_j = step_j / sum(tokens.values())
+        followed = self.view.followed
+        for name, count in tokens.items():
+            known = followed.get(name)
+            if known is not None:
+                known.energy_j += count * each_j
 
     @_never_raises
     def returned(self, output: Any, outputs: Any) -> None:
@@ -281,7 +310,7 @@ class Embedded:
         """What requests got from a step. Once per token: written for speed."""
         followed, tally = self.view.followed, self.tally
         requests = self.view.scheduler.requests
-        expected_ms = {} if expected is None else expected.worst_tbt_ms
+        longest_ms = 0.0
         for one in outputs:
             name = one.request_id
             known = followed.get(name)
@@ -290,26 +319,34 @@ class Embedded:
             got = len(one.new_token_ids)
             if got:
                 known.tokens += got
+                known.tally.generated_tokens += got
                 last_ms = known.last_token_ms
                 if last_ms is None:
                     self._first_token(name, known, now_ms, expected)
                 else:
-                    tally.gap(now_ms - last_ms, expected_ms.get(name), known.slo)
+                    gap_ms = now_ms - last_ms
+                    known.tally.gap(gap_ms)
+                    known.note_late(gap_ms)
+                    known.longest_gap_ms = max(known.longest_gap_ms, gap_ms)
+                    longest_ms = max(longest_ms, gap_ms)
                 known.last_token_ms = now_ms
             if one.finish_reason is not None:
-                tally.completions += 1
                 self.view.forget(name)
-                self.controller.completion(name, at_ms=now_ms)
+                self.controller.completion(name, at_ms=now_ms, told=known.done())
                 kept = requests.get(name)
                 if getattr(kept, "resumable", False) and has_next_input(kept):
                     self._follow(kept, now_ms)
+        if longest_ms:
+            tally.gap(longest_ms, now_ms, expected)
 
     def _first_token(
         self, name: str, known: Followed, now_ms: float, expected: Forecast | None
     ) -> None:
         known.first_token_ms = now_ms
         predicted_ms = None if expected is None else expected.ttft_ms.get(name)
-        self.tally.first(now_ms - known.arrival_ms, predicted_ms, known.slo)
+        ttft_ms = now_ms - known.arrival_ms
+        known.tally.first(ttft_ms, known.prompt_tokens, known.slo)
+        self.tally.foretold(ttft_ms, predicted_ms)
         self.controller.first_token(name, at_ms=now_ms)
 
     def compose_with(self, step: "NextStep") -> None:

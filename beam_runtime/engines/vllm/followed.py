@@ -6,11 +6,12 @@ once, not once for each: the engine's thread pays for every look at a request. A
 goes its own way, by an ending, a preemption or a step with others, ends its cohort.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from beam_runtime.engines.vllm.tally import Tally
-from beam_runtime.types import Forecast, Slo
+from beam_runtime.engines.vllm.tally import ClassTally, Tally
+from beam_runtime.types import Forecast, Slo, StreamKind
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +21,12 @@ class Followed:
     Attributes:
         tokens: prompt and answer as far as they were given out; a cohort may owe some.
         last_token_ms: likewise.
+        longest_gap_ms: likewise, between two of its tokens.
+        late_gaps: over what its SLO leaves for a token.
+        energy_j: likewise, its share of its steps' active energy, by the tokens it had in them.
+        prompt_tokens: of ``tokens``.
+        slo_class: what its SLO is called.
+        tally: the counters of that class.
         cohort: what it goes with.
     """
 
@@ -28,6 +35,12 @@ class Followed:
     tokens: int = 0
     first_token_ms: float | None = None
     last_token_ms: float | None = None
+    longest_gap_ms: float = 0.0
+    late_gaps: int = 0
+    energy_j: float = 0.0
+    prompt_tokens: int = 0
+    slo_class: str = "default"
+    tally: ClassTally = field(default_factory=ClassTally)
     cohort: "Cohort | None" = None
 
     def settled(self) -> Self:
@@ -40,6 +53,54 @@ class Followed:
         """It goes its own way from here on."""
         if self.cohort is not None:
             self.cohort.dissolve()
+
+    def note_late(self, gap_ms: float) -> None:
+        """Count a gap, if it is over what the SLO leaves for a token."""
+        if gap_ms > self.slo.token_ms:
+            self.late_gaps += 1
+            self.tally.late_gaps += 1
+
+    def _streamed_late(self, tpot_ms: float | None) -> bool:
+        """Whether the promise for the tokens after the first is broken, by its kind."""
+        slo = self.slo
+        if tpot_ms is None or self.last_token_ms is None:
+            return False
+        match slo.kind:
+            case StreamKind.GAP:
+                gaps = self.tokens - self.prompt_tokens - 1
+                return self.late_gaps > (1.0 - slo.tbt_share) * gaps
+            case StreamKind.TPOT:
+                return tpot_ms > slo.stream_ms
+            case StreamKind.E2E:
+                return self.last_token_ms - self.arrival_ms > slo.stream_ms
+
+    def done(self) -> dict[str, Any]:
+        """It has its last token: count it; returns what the decision log says of it."""
+        self.settled()
+        tally, slo = self.tally, self.slo
+        generated = self.tokens - self.prompt_tokens
+        first_ms, last_ms = self.first_token_ms, self.last_token_ms
+        ttft_ms = tpot_ms = None
+        if first_ms is not None and last_ms is not None:
+            ttft_ms = first_ms - self.arrival_ms
+            if generated > 1:
+                tpot_ms = (last_ms - first_ms) / (generated - 1)
+                tally.tpot_ms.add(tpot_ms)
+        late = ttft_ms is None or ttft_ms > slo.ttft_ms or self._streamed_late(tpot_ms)
+        tally.completions += 1
+        tally.late_completions += late
+        tally.slow_completions += tpot_ms is not None and tpot_ms > slo.token_ms
+        tally.energy_j.add(self.energy_j)
+        return {
+            "slo_class": self.slo_class,
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": generated,
+            "ttft_ms": ttft_ms,
+            "tpot_ms": tpot_ms,
+            "longest_gap_ms": self.longest_gap_ms,
+            "late": late,
+            "active_energy_j": self.energy_j,
+        }
 
 
 class Cohort:
@@ -54,11 +115,12 @@ class Cohort:
         whole: nobody has left; once False it stays so.
         last_ms: when their latest tokens came; None = not together.
         tbt_ms: the tightest TBT SLO among them.
+        energy_j: of their steps together, not yet shared out.
     """
 
     __slots__ = (
-        "_foretold", "_foretold_by", "_foretold_ms", "_owed", "computed_tokens", "known",
-        "last_ms", "names", "tbt_ms", "whole",
+        "_longest_ms", "_owed", "_tallies", "computed_tokens", "energy_j", "known", "last_ms",
+        "names", "tbt_ms", "whole",
     )  # fmt: skip
 
     def __init__(self, names: tuple[str, ...], known: list[Followed], computed_tokens: int) -> None:
@@ -71,33 +133,41 @@ class Cohort:
         self.whole = True
         self.last_ms: float | None = None
         self.tbt_ms = min([one.slo.token_ms for one in known])
+        self.energy_j = 0.0
         self._owed = 0
-        self._foretold_by: Forecast | None = None
-        self._foretold, self._foretold_ms = 0, 0.0
+        self._longest_ms = 0.0
+        by_class = Counter(one.slo_class for one in known)
+        found = {one.slo_class: one.tally for one in known}
+        self._tallies = [(found[name], count) for name, count in by_class.items()]
 
     def token(self, at_ms: float, expected: Forecast | None, tally: Tally) -> None:
         """Each has a token more. Once per step: written for speed."""
         gap_ms = 0.0 if self.last_ms is None else at_ms - self.last_ms
         self.last_ms = at_ms
         self._owed += 1
-        if expected is not self._foretold_by:
-            self._foretell(expected)
-        count, foretold = len(self.known), self._foretold
-        tally.tbts += count
-        tally.tbt_ms += count * gap_ms
-        tally.predicted_tbts += foretold
-        tally.predicted_actual_tbt_ms += foretold * gap_ms
-        tally.predicted_tbt_ms += self._foretold_ms
+        self._longest_ms = max(self._longest_ms, gap_ms)
+        tally.gap(gap_ms, at_ms, expected)
+        for one, count in self._tallies:
+            one.generated_tokens += count
+            one.gaps += count
+            one.gap_ms.add(gap_ms, count)
         if gap_ms > self.tbt_ms:
-            tally.late_tbts += sum([gap_ms > one.slo.token_ms for one in self.known])
+            for request in self.known:
+                request.note_late(gap_ms)
 
     def settle(self) -> None:
         """Note at each request what was noted here."""
         owed, self._owed = self._owed, 0
         if owed:
+            longest_ms, self._longest_ms = self._longest_ms, 0.0
             for one in self.known:
                 one.tokens += owed
                 one.last_token_ms = self.last_ms
+                one.longest_gap_ms = max(one.longest_gap_ms, longest_ms)
+        if self.energy_j:
+            each_j, self.energy_j = self.energy_j / len(self.known), 0.0
+            for one in self.known:
+                one.energy_j += each_j
 
     def dissolve(self) -> None:
         """They are not together any more."""
@@ -105,10 +175,3 @@ class Cohort:
         self.whole = False
         for one in self.known:
             one.cohort = None
-
-    def _foretell(self, expected: Forecast | None) -> None:
-        """How many have a forecast of their longest gap, and these together."""
-        worst_ms = {} if expected is None else expected.worst_tbt_ms
-        gaps_ms = [worst_ms[name] for name in self.names if name in worst_ms]
-        self._foretold, self._foretold_ms = len(gaps_ms), sum(gaps_ms)
-        self._foretold_by = expected

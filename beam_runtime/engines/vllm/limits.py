@@ -102,6 +102,13 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
     return promised
 
 
+def class_of(config: EmbeddedConfig, request: Any) -> str:
+    """The SLO class that a request is counted in: one of the configuration's, or ``default``."""
+    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+    name = str(extra.get("beam_class"))
+    return name if name in config.classes else "default"
+
+
 def _positive(value: object, default: float) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]

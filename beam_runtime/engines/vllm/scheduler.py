@@ -15,7 +15,9 @@ import logging
 import signal
 import threading
 import time
+from functools import partial
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 from beam_runtime.control.pipeline_times import PipelineTimes
 from beam_runtime.engines.config import EmbeddedConfig, EmbeddedPolicy
 from beam_runtime.engines.vllm import features as vllm_features
-from beam_runtime.engines.vllm.control import Control, add_utilities, serve
+from beam_runtime.engines.vllm.control import Control, add_utilities
 from beam_runtime.engines.vllm.embedded import Embedded
 from beam_runtime.engines.vllm.gate import install
-from beam_runtime.engines.vllm.limits import engine_limits, load_table, slo_of
+from beam_runtime.engines.vllm.http_server import ControlServer
+from beam_runtime.engines.vllm.limits import class_of, engine_limits, load_table, slo_of
 from beam_runtime.engines.vllm.power import open_wattmeter
 from beam_runtime.engines.vllm.replica import Replica
 from beam_runtime.engines.vllm.view import SchedulerView
@@ -34,6 +37,7 @@ from beam_runtime.errors import BeamError
 
 if TYPE_CHECKING:
     from beam_runtime.control.decision_log import DecisionLog
+    from beam_runtime.table.perf_table import PerfTable
 
 _LOG = logging.getLogger("beam_runtime.vllm")
 
@@ -189,6 +193,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     features = vllm_features.features(Request, core_class)
     limits = engine_limits(vllm_config, scheduler, table)
     view = SchedulerView(scheduler, limits, PipelineTimes(limits.pp, limits.transfer_ms))
+    log, unlogged = _open_log(config.log)
     embedded = Embedded(
         view,
         cost,
@@ -196,16 +201,20 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         policy=config.policy,
         slo=config.slo,
         slo_of=slo_of(config),
+        class_of=partial(class_of, config),
         now_ms=_monotonic_ms,
         wattmeter=open_wattmeter(config.gpus),
+        log=log,
+        about=_about(table, config),
     )
+    embedded.without_log(unlogged)
     controller = Controller(
         cost,
         limits,
         actuator=actuator,
         slos={"default": config.slo, **config.classes},
         kv_blocks=view.free_blocks,
-        log=_open_log(config.log),
+        log=log,
         # Whoever only looks on locks nothing, whatever it could.
         observing=config.policy is EmbeddedPolicy.OBSERVE,
         compose_with=embedded.compose_with,
@@ -215,7 +224,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     embedded.connect(controller)
     try:
         controller.__enter__()
-        _serve_metrics(embedded, config.metrics_port)
+        _serve_metrics(embedded, config)
         if core_class is not None:
             add_utilities(core_class)
             if features.pollable:
@@ -231,24 +240,45 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     return embedded
 
 
-def _open_log(path: Path | None) -> "DecisionLog | None":
+def _open_log(path: Path | None) -> "tuple[DecisionLog | None, str]":
+    """The decision log, or why there is none although there should be."""
     from beam_runtime.control.decision_log import DecisionLog
 
     try:
-        return None if path is None else DecisionLog(path)
-    except BeamError as error:  # nor does anybody's depend on being written down
+        return (None if path is None else DecisionLog(path)), ""
+    except BeamError as error:  # nobody's service depends on being written down
         _LOG.warning("%s", error)
-        return None
+        return None, error.message
 
 
-def _serve_metrics(embedded: Embedded, port: int | None) -> None:
-    if port is None:
+def _about(table: "PerfTable", config: EmbeddedConfig) -> dict[str, str]:
+    """What serves here."""
+    import vllm
+
+    try:
+        build = version("beamprof")
+    except PackageNotFoundError:
+        build = ""
+    return {
+        "version": build,
+        "vllm": vllm.__version__,
+        "table": config.table.name if config.table else "",
+        "model": table.model,
+        "device": table.metadata.get("device", ""),
+    }
+
+
+def _serve_metrics(embedded: Embedded, config: EmbeddedConfig) -> None:
+    if config.metrics_port is None:
         return
     try:
-        server = serve(Control(embedded), port)
-    except BeamError as error:  # nobody's service depends on being watched
+        server = ControlServer(
+            Control(embedded), config.metrics_port, config.metrics_address, config.read_token()
+        )
+    except BeamError as error:  # nor on being watched
         _LOG.warning("%s", error)
         return
+    server.start()
     embedded.at_close(server.shutdown)
     embedded.at_close(server.server_close)
 

@@ -146,7 +146,9 @@ class SchedulerView:
 
     def follow(self, request: Any, arrival_ms: float, slo: Slo) -> Followed:
         """A request came in."""
-        known = Followed(arrival_ms, slo, request.num_tokens)
+        known = Followed(
+            arrival_ms, slo, request.num_tokens, prompt_tokens=request.num_prompt_tokens
+        )
         self.followed[request.request_id] = known
         self.unsettled.add(request.request_id)
         return known

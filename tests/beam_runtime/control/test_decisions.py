@@ -1,7 +1,9 @@
 """The log keeps what a reader needs, survives full disks and crashes, and never breaks JSON."""
 
 import json
+import logging
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -117,15 +119,69 @@ def test_a_run_after_a_crash_begins_a_line_of_its_own(log: DecisionLog) -> None:
     assert [record["kind"] for record in read_log(log.path)] == ["start", "second"]
 
 
-def test_the_largest_size_is_the_file_s_over_all_runs(tmp_path: Path) -> None:
+def test_a_full_file_makes_room_for_a_new_one_over_all_runs(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
+    number = 0
     for _ in range(5):
-        log = DecisionLog(path, max_bytes=500)
-        for number in range(20):
-            log.write("start", float(number), schema=SCHEMA)
-        assert "largest size" in log.failure
+        log = DecisionLog(path, max_bytes=500, kept=2)
+        log.write("start", float(number), schema=SCHEMA, limits={"pp": 4})
+        for _ in range(20):
+            number += 1
+            log.write("decision", float(number))
+        assert log.failure == ""
         log.close()
-    assert path.stat().st_size <= 500
+    names = sorted(one.name for one in tmp_path.iterdir())
+    assert names == ["log.jsonl", "log.jsonl.1", "log.jsonl.2"]
+    told: list[float] = []
+    for name in reversed(names):
+        records = list(read_log(tmp_path / name))
+        assert (tmp_path / name).stat().st_size <= 500
+        assert records[0]["limits"] == {"pp": 4}, "each can be read by itself"
+        told += [record["at_ms"] for record in records if record["kind"] == "decision"]
+    assert told == sorted(told)
+    assert told[-1] == 100.0
+    assert told == list(map(float, range(round(told[0]), 101))), "none is lost on the way"
+
+
+def test_a_log_that_somebody_took_away_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.jsonl", max_bytes=200)
+    log.write("start", 0.0, schema=SCHEMA)
+    log.path.unlink()
+    for number in range(20):
+        log.write("decision", float(number))
+    assert log.failure == ""
+    assert next(read_log(log.path))["kind"] == "start"
+    log.close()
+
+
+def test_a_pipe_never_turns_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    log = DecisionLog(tmp_path / "pipe", max_bytes=100)
+    for number in range(20):
+        log.write("decision", float(number))
+    log.close()
+    assert len(os.read(reader, 65536).splitlines()) == 20
+    os.close(reader)
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_an_idle_hour_is_a_heartbeat(log: DecisionLog) -> None:
+    before = log.path.stat().st_size
+    written = [not log.is_idle(0, at_ms) for at_ms in range(0, 3_600_000, 250)]
+    assert written == [True] + [False] * (len(written) - 1)
+    log.close()
+    kinds = [record["kind"] for record in read_log(log.path)]
+    assert kinds == ["start"] + ["heartbeat"] * 5
+    assert log.path.stat().st_size - before < 500
+
+
+def test_whoever_comes_ends_the_idleness(log: DecisionLog) -> None:
+    assert not log.is_idle(0, 0.0)
+    assert log.is_idle(0, 1.0)
+    assert not log.is_idle(3, 2.0)
+    assert not log.is_idle(0, 3.0), "with what the engine is left"
+    assert log.is_idle(0, 4.0)
 
 
 @pytest.mark.parametrize("text", ['{"kind": "start"}\n{}\n', "[1]\n[2]\n"])
@@ -139,25 +195,18 @@ def test_another_file_is_no_log(tmp_path: Path, text: str) -> None:
 
 
 def test_a_full_disk_ends_the_log_and_nothing_else(
-    log: DecisionLog, monkeypatch: pytest.MonkeyPatch
+    log: DecisionLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(descriptor: int, line: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("beam_runtime.control.decision_log.os.write", full)
-    log.write("stop", 1.0)
+    with caplog.at_level(logging.WARNING, logger="beam_runtime"):
+        log.write("stop", 1.0)
     assert log.failure == "No space left on device"
+    assert "No space left on device" in caplog.text
     log.write("stop", 2.0)
     log.close()
-
-
-def test_it_stops_growing(tmp_path: Path) -> None:
-    log = DecisionLog(tmp_path / "log.jsonl", max_bytes=100)
-    for _ in range(50):
-        log.write("stop", 1.0)
-    log.close()
-    assert log.path.stat().st_size <= 100
-    assert "largest size" in log.failure
 
 
 def test_every_line_is_strict_json(log: DecisionLog) -> None:

@@ -1,0 +1,342 @@
+"""`beam advise` as a function: the ladder of what a person can do, least effort first.
+
+    as it is      vLLM with its flags, clocks unlocked
+    one clock     one line of nvidia-smi
+    vLLM's flags  that clock, and the chunk and max_num_seqs that go with it
+    BEAM          everything turned anew at each event
+
+The two in the middle are found with hindsight on the load itself: the cheapest that keep as many
+requests' promises as today. Everything is simulated, by the plant of `beam replay`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import Slo
+from beamprof.advice.load import Load, Observed
+from beamprof.errors import ReplayError
+from beamprof.replay.goodput import promises
+from beamprof.replay.options import ReplayOptions
+from beamprof.replay.plant import play
+from beamprof.replay.played import Played
+from beamprof.replay.policies.base import Policy
+from beamprof.replay.policies.beam import Beam
+from beamprof.replay.policies.static import Static
+from beamprof.replay.rivals import AS_GOOD, CHUNKS
+from beamprof.replay.site import Site, site_of
+from beamprof.tables.doubts import doubts
+from beamprof.tables.leave_one_out import held_out_error
+
+SEQUENCES = (64, 128)
+NOBODY, SOME = 0.01, 0.9
+_HOURS_A_YEAR = 8760
+# Clocks one after the other that keep fewer promises, or cost more, than one before: no lower one.
+_ENOUGH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Today:
+    """How the server runs now: vLLM's own defaults."""
+
+    chunk_tokens: int = 2048
+    max_num_seqs: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One thing to do.
+
+    Attributes:
+        name: of it.
+        setting: what it sets, in words.
+        commands: what to type.
+        goodput: share of requests that keep all their SLOs.
+        request_ms: mean time of a whole request; ttft_p99_ms, tbt_p50_ms: of its parts.
+        power_w: mean, of all GPUs of the replica.
+        of_today: energy over today's.
+        kwh_a_year, cost_a_year, co2_kg_a_year: if the load stays so; None where no price or
+            carbon intensity was given.
+    """
+
+    name: str
+    setting: str
+    commands: tuple[str, ...]
+    goodput: float
+    request_ms: float
+    ttft_p99_ms: float
+    tbt_p50_ms: float
+    power_w: float
+    of_today: float
+    kwh_a_year: float
+    cost_a_year: float | None
+    co2_kg_a_year: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The ladder, and how far to trust it.
+
+    Attributes:
+        model, device, tp, pp: what the table describes.
+        load: in words; requests, duration_s: of what was played.
+        slo: what is promised.
+        rungs: as it is, one clock, vLLM's flags, BEAM.
+        observed: what the server itself saw, where it was asked.
+        predicted_ttft_ms, predicted_tbt_ms: means of the first rung, to compare with it.
+        energy_error: the table's, held out, as a share; None where it cannot be told.
+        doubts: what its numbers do not rest on.
+        assumed: by the simulation, a few words each.
+        at_lowest_clock: the fixed clock is the table's lowest: below it nothing was looked at.
+        plays: settings that were simulated.
+    """
+
+    model: str
+    device: str
+    tp: int
+    pp: int
+    load: str
+    requests: int
+    duration_s: float
+    slo: Slo
+    rungs: tuple[Rung, ...]
+    observed: Observed | None
+    predicted_ttft_ms: float
+    predicted_tbt_ms: float
+    energy_error: float | None
+    doubts: tuple[str, ...]
+    assumed: tuple[str, ...]
+    at_lowest_clock: bool
+    plays: int
+
+    @property
+    def keepable(self) -> bool:
+        """Whether any rung keeps all SLOs for more than a few requests."""
+        return max(rung.goodput for rung in self.rungs) >= NOBODY
+
+    @property
+    def best(self) -> Rung:
+        """The cheapest that keeps as many requests' promises as today."""
+        least = self.rungs[0].goodput - AS_GOOD
+        return min((r for r in self.rungs if r.goodput >= least), key=lambda r: r.power_w)
+
+
+def advise(
+    table: PerfTable,
+    load: Load,
+    slo: Slo | None = None,
+    *,
+    today: Today | None = None,
+    price_per_kwh: float | None = None,
+    co2_g_per_kwh: float | None = None,
+    options: ReplayOptions | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Advice:
+    """What would be saved, and how.
+
+    Args:
+        table: step costs of the model on its GPUs.
+        load: see advice.load.
+        slo: of every request; 1 s and 200 ms by default.
+        today: how the server runs now.
+        price_per_kwh: in any currency.
+        co2_g_per_kwh: of the grid.
+        options: of the simulation; its slo and max_num_seqs are replaced.
+        progress: told the name of the rung that is about to be played.
+
+    Raises:
+        ReplayError: a request that the engine can never serve, or a senseless price.
+    """
+    for name, value in (("--price", price_per_kwh), ("--carbon", co2_g_per_kwh)):
+        if value is not None and not 0.0 <= value < 1e6:
+            raise ReplayError(f"{name} must be 0 or more", cause=f"found {value:g}")
+    today = today or Today()
+    slo = slo or Slo()
+    options = replace(options or ReplayOptions(), slo=slo, max_num_seqs=today.max_num_seqs)
+    site, assumed = site_of(table, table, options)
+    search = _Search(load, site, progress)
+    found = search.rungs(today)
+    first = found[0][1]
+    rungs = tuple(
+        _rung(name, setting, outcome, first, load, table, price_per_kwh, co2_g_per_kwh)
+        for name, outcome, setting in found
+    )
+    error = held_out_error(table)
+    return Advice(
+        model=table.model, device=table.device, tp=table.tp, pp=table.pp,
+        load=load.words, requests=load.trace.requests, duration_s=load.trace.duration_s,
+        slo=slo, rungs=rungs, observed=load.observed,
+        predicted_ttft_ms=first.ttft_ms, predicted_tbt_ms=first.tbt_ms,
+        energy_error=None if error is None else error.energy_mape,
+        doubts=tuple(doubts(table)), assumed=assumed,
+        at_lowest_clock=table.clocks_mhz[0] in {setting.clock_mhz for _, _, setting in found[1:3]},
+        plays=search.plays,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """Clock, chunk and most sequences; the clock is None where BEAM chooses."""
+
+    clock_mhz: int | None
+    chunk_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of a setting."""
+
+    energy_j: float
+    goodput: float
+    request_ms: float
+    ttft_ms: float
+    ttft_p99_ms: float
+    tbt_ms: float
+    tbt_p50_ms: float
+
+
+class _Search:
+    """Settings played, each once."""
+
+    def __init__(self, load: Load, site: Site, progress: Callable[[str], None]) -> None:
+        self._trace, self._site, self._progress = load.trace, site, progress
+        self._found: dict[_Setting, _Outcome] = {}
+
+    @property
+    def plays(self) -> int:
+        return len(self._found)
+
+    def rungs(self, today: Today) -> list[tuple[str, _Outcome, _Setting]]:
+        """Name, outcome and setting, least effort first."""
+        clocks = [int(clock) for clock in self._site.cost.clocks_mhz[::-1]]
+        now = _Setting(clocks[0], today.chunk_tokens, today.max_num_seqs)
+        self._progress("as it is")
+        least = self.play(now).goodput - AS_GOOD
+        self._progress("one clock")
+        one = self._cheapest(clocks, [now.chunk_tokens], now, least)
+        self._progress("vLLM's flags")
+        chunks = sorted({*CHUNKS, now.chunk_tokens})
+        flags = self._cheapest(clocks, chunks, one, least)
+        for count in SEQUENCES:
+            if count < today.max_num_seqs:
+                fewer = replace(flags, max_num_seqs=count)
+                if self._better(fewer, flags, least):
+                    flags = fewer
+        self._progress("BEAM")
+        beam = _Setting(None, Beam.max_batched_tokens, today.max_num_seqs)
+        names = ("as it is", "one clock", "vLLM's flags", "BEAM")
+        settings = (now, one, flags, beam)
+        return [(name, self.play(s), s) for name, s in zip(names, settings, strict=True)]
+
+    def _cheapest(
+        self, clocks: Sequence[int], chunks: Sequence[int], start: _Setting, least: float
+    ) -> _Setting:
+        """Down the clocks at each chunk, until there is nothing to be had any more."""
+        best = start
+        for chunk in chunks:
+            vain, least_j = 0, np.inf
+            for clock in clocks:
+                setting = replace(start, clock_mhz=clock, chunk_tokens=chunk)
+                if self._better(setting, best, least):
+                    best = setting
+                outcome = self.play(setting)
+                dearer, fewer = outcome.energy_j >= least_j, outcome.goodput < least
+                vain = vain + 1 if dearer or fewer else 0
+                least_j = min(least_j, outcome.energy_j)
+                if vain >= _ENOUGH:
+                    break
+        return best
+
+    def _better(self, setting: _Setting, than: _Setting, least: float) -> bool:
+        one, other = self.play(setting), self.play(than)
+        return one.goodput >= least and one.energy_j < other.energy_j
+
+    def play(self, setting: _Setting) -> _Outcome:
+        if setting not in self._found:
+            policy: Policy = (
+                Beam("beam")
+                if setting.clock_mhz is None
+                else Static("static", setting.clock_mhz, setting.chunk_tokens)
+            )
+            limits = replace(self._site.limits, max_num_seqs=setting.max_num_seqs)
+            played = play(self._trace, policy, replace(self._site, limits=limits))
+            self._found[setting] = _outcome(played)
+        return self._found[setting]
+
+
+def _outcome(played: Played) -> _Outcome:
+    ttft_ms = played.first_token_ms - played.arrival_ms
+    gaps_ms = played.tokens["gap_ms"]
+    return _Outcome(
+        energy_j=played.energy_j,
+        goodput=promises(played).goodput,
+        request_ms=float((played.finish_ms - played.arrival_ms).mean()),
+        ttft_ms=float(ttft_ms.mean()),
+        ttft_p99_ms=float(np.percentile(ttft_ms, 99)),
+        tbt_ms=float(gaps_ms.mean()) if len(gaps_ms) else 0.0,
+        tbt_p50_ms=float(np.median(gaps_ms)) if len(gaps_ms) else 0.0,
+    )
+
+
+def _rung(
+    name: str,
+    setting: _Setting,
+    outcome: _Outcome,
+    today: _Outcome,
+    load: Load,
+    table: PerfTable,
+    price_per_kwh: float | None,
+    co2_g_per_kwh: float | None,
+) -> Rung:
+    power_w = outcome.energy_j / load.trace.duration_s
+    kwh = power_w * _HOURS_A_YEAR / 1e3
+    return Rung(
+        name=name,
+        setting=_words(name, setting),
+        commands=_commands(name, setting, table),
+        goodput=outcome.goodput,
+        request_ms=outcome.request_ms,
+        ttft_p99_ms=outcome.ttft_p99_ms,
+        tbt_p50_ms=outcome.tbt_p50_ms,
+        power_w=power_w,
+        of_today=outcome.energy_j / today.energy_j,
+        kwh_a_year=kwh,
+        cost_a_year=None if price_per_kwh is None else kwh * price_per_kwh,
+        co2_kg_a_year=None if co2_g_per_kwh is None else kwh * co2_g_per_kwh / 1e3,
+    )
+
+
+def _words(name: str, setting: _Setting) -> str:
+    if setting.clock_mhz is None:
+        return "clock, chunk, microbatches and pace at each event"
+    clock = "highest clock" if name == "as it is" else f"{setting.clock_mhz} MHz"
+    return f"{clock}, chunk {setting.chunk_tokens:,}, {setting.max_num_seqs} sequences"
+
+
+def _commands(name: str, setting: _Setting, table: PerfTable) -> tuple[str, ...]:
+    if name == "as it is":
+        return ()
+    if setting.clock_mhz is None:
+        return (
+            "pip install .   # a checkout of BEAM, into vLLM's environment",
+            f"beam profile --model {table.model} --tp {table.tp} --pp {table.pp} "
+            "-o table.parquet   # on the server",
+            f'printf \'table = "table.parquet"\\npolicy = "observe"\\n[clock]\\ngpus = '
+            f"{list(range(table.tp * table.pp))}\\n' > beam.toml",
+            "BEAM_CONFIG=$PWD/beam.toml vllm serve MODEL --max-num-batched-tokens "
+            f"{setting.chunk_tokens} --scheduler-cls beam_runtime.engines.vllm.make_scheduler",
+            "BEAM_POLICY=steer ...   # the same, once its predictions have held for a day",
+        )
+    gpus = ",".join(map(str, range(table.tp * table.pp)))
+    lock = f"sudo nvidia-smi -i {gpus} -lgc {setting.clock_mhz},{setting.clock_mhz}"
+    undo = f"sudo nvidia-smi -i {gpus} -rgc   # to undo it"
+    if name == "one clock":
+        return (lock, undo)
+    flags = (
+        f"vllm serve MODEL --max-num-batched-tokens {setting.chunk_tokens} "
+        f"--max-num-seqs {setting.max_num_seqs}"
+    )
+    return (lock, flags, undo)

@@ -1,0 +1,158 @@
+"""Advice as people see it: the answer, the ladder, what to type, and how far to trust it."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from beamprof.advice.advise import NOBODY, SOME, Advice, Rung
+from beamprof.replay.rivals import AS_GOOD
+from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
+from beamprof.slo import stream_words
+from beamprof.units import format_duration
+
+_OFF = 1.5
+
+
+def show_advice(advice: Advice, console: Console) -> None:
+    """`beam advise`."""
+    sentence(console, answer(advice))
+    for text in what_was_asked(advice):
+        block(console, text)
+    heading(console, "Ladder", "least effort first; goodput: requests that keep all their SLOs")
+    optional = ("TTFT p99", "TBT p50", "W", "CO2 t/year", "kWh/year")
+    fitted_block(console, _ladder(advice), optional)
+    heading(console, "What to type")
+    for rung in advice.rungs[1:]:
+        block(console, Text(f"{rung.name}: {rung.setting}"))
+        for command in rung.commands:
+            console.print(Text(f"    {command}", "bold"), soft_wrap=True)
+    heading(console, "How far to trust it")
+    for text in trust(advice):
+        block(console, text)
+
+
+def answer(advice: Advice) -> str:
+    """The sentence that stands first."""
+    today = advice.rungs[0]
+    if not advice.keepable:
+        return (
+            f"Nothing keeps these SLOs on this load: at the highest clock "
+            f"{100 * today.goodput:.1f} % of requests do. More GPUs or looser SLOs, before energy."
+        )
+    if advice.best is today:
+        return (
+            "Nothing saves energy and keeps as many promises as today, when "
+            f"{100 * today.goodput:.1f} % of requests keep all their SLOs."
+        )
+    return ". ".join(_one(rung, today) for rung in advice.rungs[1:]) + "."
+
+
+def _one(rung: Rung, today: Rung) -> str:
+    """What a rung would bring, and its price in speed."""
+    took = f"{100 * rung.of_today:.0f} % of today's energy"
+    if rung.name == "vLLM's flags":
+        took = f"with {rung.name} {took}"
+    else:
+        took = f"{rung.name} would take {took}"
+    points = 100 * (rung.goodput - today.goodput)
+    lost = f" and {-points:.1f} points of goodput lost" if points <= -100 * AS_GOOD else ""
+    took = took[0].upper() + took[1:]
+    return f"{took}, with answers of {_time(rung)} instead of {_time(today)}{lost}"
+
+
+def _time(rung: Rung) -> str:
+    return format_duration(rung.request_ms / 1e3)
+
+
+def what_was_asked(advice: Advice) -> list[str]:
+    """Model, load, SLOs."""
+    slo = advice.slo
+    return [
+        f"{advice.model} tp{advice.tp} pp{advice.pp} on {advice.device}; "
+        f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}",
+        f"load: {advice.load}",
+    ]
+
+
+def _ladder(advice: Advice) -> Table:
+    page = plain_table(("",), heads(advice))
+    for rung in advice.rungs:
+        page.add_row(*cells(rung))
+    return page
+
+
+def heads(advice: Advice) -> tuple[str, ...]:
+    """What stands over the ladder's numbers."""
+    first = advice.rungs[0]
+    return (
+        "of today", "goodput %", "request", "TTFT p99", "TBT p50", "W", "kWh/year",
+        *(() if first.cost_a_year is None else ("cost/year",)),
+        *(() if first.co2_kg_a_year is None else ("CO2 t/year",)),
+    )  # fmt: skip
+
+
+def cells(rung: Rung) -> list[str]:
+    """A line of the ladder."""
+    line = [
+        rung.name, f"{rung.of_today:.2f}", f"{100 * rung.goodput:.1f}",
+        format_duration(rung.request_ms / 1e3), format_duration(rung.ttft_p99_ms / 1e3),
+        format_duration(rung.tbt_p50_ms / 1e3), f"{rung.power_w:,.0f}", f"{rung.kwh_a_year:,.0f}",
+    ]  # fmt: skip
+    if rung.cost_a_year is not None:
+        line.append(f"{rung.cost_a_year:,.0f}")
+    if rung.co2_kg_a_year is not None:
+        line.append(f"{rung.co2_kg_a_year / 1e3:,.2f}")
+    return line
+
+
+def trust(advice: Advice) -> list[str]:
+    """What the numbers rest on, and how they stand beside what the server saw."""
+    lines = [
+        f"Simulated: {advice.requests:,} requests in {format_duration(advice.duration_s)}, "
+        f"{advice.plays} settings; {'; '.join(advice.assumed)}.",
+        "A year: as if this load stayed as it is. The fixed settings were chosen on the very load "
+        "that they are judged on.",
+    ]
+    if advice.energy_error is not None:
+        lines.append(
+            f"The table's energies: {100 * advice.energy_error:.1f} % off on steps held out of "
+            "its fit. What an error does to all rungs alike leaves their ratios as they are."
+        )
+    if advice.at_lowest_clock:
+        lines.append(
+            "The clock found is the lowest of the table: a lower one may save more, and the lowest "
+            "is the least known."
+        )
+    lines += [f"The table: {text}." for text in advice.doubts]
+    today = advice.rungs[0].goodput
+    if NOBODY <= today < SOME:
+        lines.append(
+            f"Today {100 * (1 - today):.0f} % of requests miss an SLO at the highest clock: that "
+            "is lost with any rung."
+        )
+    if advice.observed is not None:
+        lines += _observed(advice)
+    return lines
+
+
+def _observed(advice: Advice) -> list[str]:
+    seen = advice.observed
+    pairs = [
+        ("TTFT", advice.predicted_ttft_ms, None if seen is None else seen.ttft_ms),
+        ("TBT", advice.predicted_tbt_ms, None if seen is None else seen.tbt_ms),
+    ]
+    words = [
+        f"{name} {predicted:,.0f} ms predicted, {real:,.0f} ms observed"
+        for name, predicted, real in pairs
+        if real is not None
+    ]
+    if not words:
+        return []
+    far = [name for name, p, real in pairs if real and not 1 / _OFF <= p / real <= _OFF]
+    lines = [f"Your server today, means: {'; '.join(words)}."]
+    if far:
+        lines.append(
+            f"That is far off for {' and '.join(far)}: another GPU, layout or flags than told, "
+            "burstier arrivals, or a wrong table. Profile the server before you trust this."
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""The ladder: each rung's promise is held against a replay of its own setting."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import Slo
+from beamprof.advice.advise import Advice, Today, advise
+from beamprof.advice.load import load_from_rate
+from beamprof.cli.main import main
+from beamprof.errors import ReplayError
+from beamprof.replay.rivals import AS_GOOD
+from beamprof.report.advice_view import answer, trust
+from beamprof.report.html.advice_part import advice_part
+
+TABLE = Path(__file__).parents[3] / "tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet"
+
+
+@pytest.fixture(scope="module")
+def advice() -> Advice:
+    load = load_from_rate(3.0, 800, 60)
+    return advise(PerfTable.load(TABLE), load, price_per_kwh=0.2, co2_g_per_kwh=400.0)
+
+
+def test_the_rungs_and_what_they_cost(advice: Advice) -> None:
+    assert [rung.name for rung in advice.rungs] == ["as it is", "one clock", "vLLM's flags", "BEAM"]
+    today, clock, flags, _ = advice.rungs
+    assert today.of_today == 1.0
+    assert flags.of_today <= clock.of_today < 1.0
+    for rung in (clock, flags):
+        assert rung.goodput >= today.goodput - AS_GOOD
+    for rung in advice.rungs:
+        assert rung.of_today == pytest.approx(rung.power_w / today.power_w)
+        assert rung.kwh_a_year == pytest.approx(rung.power_w * 8.76)
+        assert rung.cost_a_year == pytest.approx(0.2 * rung.kwh_a_year)
+        assert rung.co2_kg_a_year == pytest.approx(0.4 * rung.kwh_a_year)
+
+
+def test_the_price_in_speed_is_in_the_first_sentence(advice: Advice) -> None:
+    assert advice.rungs[3].request_ms > advice.rungs[0].request_ms
+    assert answer(advice).count("instead of") == 3
+
+
+def test_the_commands_set_what_was_simulated(advice: Advice) -> None:
+    today, clock, flags, beam = advice.rungs
+    mhz = clock.setting.partition(" MHz")[0]
+    assert clock.commands[0] == f"sudo nvidia-smi -i 0 -lgc {mhz},{mhz}"
+    assert any("-rgc" in command for command in clock.commands)
+    assert any("--max-num-batched-tokens" in command for command in flags.commands)
+    assert any("make_scheduler" in command for command in beam.commands)
+    assert today.commands == ()
+
+
+def test_an_slo_that_nobody_can_keep_is_said_to_be_that() -> None:
+    load = load_from_rate(2.0, 4000, 20)
+    found = advise(PerfTable.load(TABLE), load, Slo(1.0, 200.0))
+    assert not found.keepable
+    assert answer(found).startswith("Nothing keeps these SLOs")
+
+
+def test_a_modelled_table_keeps_its_doubts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "advice.html"
+    words = ["advise", "--model", "llama3-8b", "--device", "l40s", "--rate", "1",
+             "--output-tokens", "30", "-o", str(page)]  # fmt: skip
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "never compared with a server or a measured table" in printed
+    html = page.read_text("utf-8")
+    assert "never compared" in html
+    assert "nvidia-smi" in html
+    assert "http-equiv" in html
+
+
+def test_json_has_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["advise", "-t", str(TABLE), "--rate", "1", "--output-tokens", "30", "--json"]
+    assert main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["command"], answer["status"]) == ("advise", "ok")
+    assert len(answer["data"]["rungs"]) == 4
+    assert answer["data"]["rungs"][1]["commands"]
+
+
+def test_a_table_off_by_half_is_seen_against_the_servers_own_times(advice: Advice) -> None:
+    from dataclasses import replace
+
+    from beamprof.advice.load import Observed
+
+    near = replace(advice, observed=Observed(advice.predicted_ttft_ms * 1.2, None))
+    far = replace(advice, observed=Observed(advice.predicted_ttft_ms * 2.5, None))
+    assert not any("far off" in text for text in trust(near))
+    assert any("far off for TTFT" in text for text in trust(far))
+
+
+def test_today_may_be_another_chunk() -> None:
+    load = load_from_rate(1.0, 500, 20)
+    found = advise(PerfTable.load(TABLE), load, today=Today(512, 32))
+    assert "chunk 512, 32 sequences" in found.rungs[0].setting
+
+
+def test_the_page_says_what_the_terminal_says(advice: Advice) -> None:
+    part = advice_part(advice)
+    assert part.sentence == answer(advice)
+    assert [section.title for section in part.sections][1] == "Ladder"
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_a_senseless_price_is_refused(price: float) -> None:
+    with pytest.raises(ReplayError, match="--price"):
+        advise(PerfTable.load(TABLE), load_from_rate(1.0, 500, 20), price_per_kwh=price)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--model llama3-8b --device h100", "--from-vllm"),
+        ("--rate 1", "--model"),
+        ("--rate 1 --model llama3-8b", "--device"),
+        ("--rate 1 --model nix --device h100", "known models"),
+        ("--rate 1 --model llama3-8b --device nix", "known devices"),
+        ("--from-vllm nix.txt", "curl"),
+        ("--from-vllm nix.txt --trace nix.csv", "leave one"),
+        ("--trace nix.csv --rate 2", "leave --rate out"),
+        ("--rate 0 --model llama3-8b --device h100", "divide"),
+        ("--rate 1 --input-tokens 0 --model llama3-8b --device h100", ""),
+        ("--rate 1 --slo-tbt 200 --model llama3-8b --device h100", ""),
+        ("--rate 1 -o - --json", "leave one"),
+    ],
+)
+def test_bad_input_is_told_with_a_hint(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["advise", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert "error:" in said
+    assert hint in said
+    assert "Traceback" not in said
