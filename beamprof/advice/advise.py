@@ -5,9 +5,9 @@
     vLLM's flags  that clock, and the chunk and max_num_seqs that go with it
     BEAM          everything turned anew at each event
 
-The two in the middle are found with hindsight on the load itself: the cheapest clock that keeps
-as many requests' promises as today, and the cheapest clock and flags that keep as many as any do. Everything
-is simulated, by the plant of `beam replay`.
+The two in the middle are found with hindsight on the load itself: the cheapest clock that keeps as
+many requests' promises as today, and the cheapest clock and flags that keep as many as any do.
+Everything is simulated, by the plant of `beam replay`.
 """
 
 import html
