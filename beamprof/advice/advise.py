@@ -9,6 +9,7 @@ The two in the middle are found with hindsight on the load itself: the cheapest 
 requests' promises as today. Everything is simulated, by the plant of `beam replay`.
 """
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,7 +76,7 @@ class Rung:
     co2_kg_a_year: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Advice:
     """The ladder, and how far to trust it.
 
@@ -110,6 +111,20 @@ class Advice:
     assumed: tuple[str, ...]
     at_lowest_clock: bool
     plays: int
+
+    def __repr__(self) -> str:
+        """The ladder on a line: energy of today's, and goodput."""
+        steps = ", ".join(
+            f"{one.name} {one.of_today:.2f} ({100 * one.goodput:.1f} %)" for one in self.rungs
+        )
+        return f"Advice({self.model} on {self.device}: {steps})"
+
+    def _repr_html_(self) -> str:
+        """Its rows, in a notebook."""
+        from beamprof.frames import frame
+
+        table: str = frame(self).drop("commands")._repr_html_()
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @property
     def keepable(self) -> bool:

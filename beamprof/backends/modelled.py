@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-import beamprof
 from beam_runtime.clocks.base import POWER_CAP
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
+from beamprof import version
 from beamprof.backends.base import Measurement
 from beamprof.backends.cell import Cell
 from beamprof.devices.device import Device
@@ -47,7 +47,7 @@ class ModelledBackend:
             "driver": "",
             "accuracy": device.accuracy,
             "engine": "modelled",
-            "engine_version": beamprof.__version__,
+            "engine_version": version.__version__,
             "energy_source": "modelled",
             "allreduce": f"device file {device.name}" if self.stage.tp > 1 else "none (tp 1)",
         }

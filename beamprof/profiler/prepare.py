@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import beamprof
+from beamprof import version
 from beamprof.errors import SweepError
 from beamprof.files import check_writable
 from beamprof.models.registry import resolve_model
@@ -213,7 +213,7 @@ def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[s
     device_file = repr(prepared.choice.device_file)
     fixed = ("device", "gpu_name", "driver", "engine", "engine_version", "energy_source")
     return {
-        "beamprof": beamprof.__version__,
+        "beamprof": version.__version__,
         "model": prepared.model.name,
         "model_shape": prepared.model.to_json(),
         "tp": str(spec.tp),

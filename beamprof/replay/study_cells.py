@@ -16,10 +16,10 @@ from typing import Any
 import polars as pl
 
 import beam_runtime
-import beamprof
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StreamKind
+from beamprof import version
 from beamprof.errors import ReplayError
 from beamprof.plain import plain
 from beamprof.replay.metrics import J_PER_KWH, Metrics, measure, servable_in_time
@@ -162,7 +162,7 @@ def jobs_of(
             }
             how = {
                 "largest_step_tokens": largest,
-                "beam_version": beamprof.__version__,
+                "beam_version": version.__version__,
                 "code_sha256": code,
             }
             jobs += [
@@ -329,7 +329,7 @@ def code_sha256() -> str:
 
     A version alone would let an edited checkout mix old and new cells.
     """
-    package = Path(beamprof.__file__).parent
+    package = Path(version.__file__).parent
     rooms = ("replay", "traces", "tables", "devices")
     roots = [Path(beam_runtime.__file__).parent, *(package / room for room in rooms)]
     digest = hashlib.sha256()

@@ -75,6 +75,19 @@ def test_a_modelled_table_keeps_its_doubts(
     assert "http-equiv" in html
 
 
+def test_a_page_is_opened_or_said_not_to_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page, asked = tmp_path / "a page.html", []
+    words = ["advise", "-t", str(TABLE), "--rate", "1", "--output-tokens", "20", "--open",
+             "--force", "-o", str(page)]  # fmt: skip
+    for found in (True, False):
+        monkeypatch.setattr("webbrowser.open", lambda url, found=found: asked.append(url) or found)
+        assert main(words) == 0
+        assert ("no browser" in capsys.readouterr().err) is not found
+    assert asked == [page.as_uri()] * 2
+
+
 def test_json_has_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["advise", "-t", str(TABLE), "--rate", "1", "--output-tokens", "30", "--json"]
     assert main(words) == 0
@@ -128,6 +141,8 @@ def test_a_senseless_price_is_refused(price: float) -> None:
         ("--rate 1 --input-tokens 0 --model llama3-8b --device h100", ""),
         ("--rate 1 --slo-tbt 200 --model llama3-8b --device h100", ""),
         ("--rate 1 -o - --json", "leave one"),
+        ("--rate 1 --open", "--output advice.html"),
+        ("--rate 1 --open -o -", "leave --open"),
     ],
 )
 def test_bad_input_is_told_with_a_hint(

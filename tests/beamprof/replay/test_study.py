@@ -241,7 +241,7 @@ def test_another_beam_makes_other_cells(files, here, monkeypatch):
     study(grid(files), files / "s.parquet")
     monkeypatch.setattr(study_cells, "code_sha256", lambda: "0" * 64)
     assert "code_sha256 (8 cells)" in found(plan_study(grid(files), files / "s.parquet"))
-    monkeypatch.setattr(study_cells.beamprof, "__version__", "9.9")
+    monkeypatch.setattr(study_cells.version, "__version__", "9.9")
     assert "beam_version (8 cells)" in found(plan_study(grid(files), files / "s.parquet"))
 
 
