@@ -60,6 +60,16 @@ def test_an_slo_that_nobody_can_keep_is_said_to_be_that() -> None:
     assert answer(found).startswith("Nothing keeps these SLOs")
 
 
+def test_flags_that_keep_more_promises_go_before_cheaper_ones_that_do_not() -> None:
+    table = PerfTable.load(TABLE)
+    load = load_from_rate(2.0, 2000, 60)  # chunks of 2,048 hold up the decodes beside them
+    found = advise(table, load, Slo(2000.0, 100.0))
+    today, clock, flags, _ = found.rungs
+    assert today.goodput + 0.1 < flags.goodput
+    assert clock.goodput >= today.goodput - AS_GOOD
+    assert f"{100 * flags.goodput:.1f} % of requests inside their SLOs" in answer(found)
+
+
 def test_a_modelled_table_keeps_its_doubts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
