@@ -5,8 +5,9 @@
     vLLM's flags  that clock, and the chunk and max_num_seqs that go with it
     BEAM          everything turned anew at each event
 
-The two in the middle are found with hindsight on the load itself: the cheapest that keep as many
-requests' promises as today. Everything is simulated, by the plant of `beam replay`.
+The two in the middle are found with hindsight on the load itself: the cheapest clock that keeps as
+many requests' promises as today, and the cheapest clock and flags that keep as many as any do.
+Everything is simulated, by the plant of `beam replay`.
 """
 
 import html
@@ -234,7 +235,11 @@ class _Search:
         one = self._cheapest(clocks, [now.chunk_tokens], now, least)
         self._progress("vLLM's flags")
         chunks = sorted({*CHUNKS, now.chunk_tokens})
-        flags = self._cheapest(clocks, chunks, one, least)
+        # Another chunk may keep promises that today's breaks: then that is what is asked for.
+        kept = max((replace(now, chunk_tokens=chunk) for chunk in chunks), key=self._goodness)
+        least = max(least, self.play(kept).goodput - AS_GOOD)
+        start = one if self.play(one).goodput >= least else kept
+        flags = self._cheapest(clocks, chunks, start, least)
         for count in SEQUENCES:
             if count < today.max_num_seqs:
                 fewer = replace(flags, max_num_seqs=count)
@@ -264,6 +269,11 @@ class _Search:
                 if vain >= _ENOUGH:
                     break
         return best
+
+    def _goodness(self, setting: _Setting) -> tuple[float, float]:
+        """Most promises kept; of equal ones the least energy."""
+        outcome = self.play(setting)
+        return outcome.goodput, -outcome.energy_j
 
     def _better(self, setting: _Setting, than: _Setting, least: float) -> bool:
         one, other = self.play(setting), self.play(than)

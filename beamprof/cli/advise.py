@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
+from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.streams import load_table, one_on_stdout
 from beamprof.console import emit, note
-from beamprof.errors import ReplayError
+from beamprof.errors import OutputError, ReplayError
 from beamprof.files import check_writable, is_stdout
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ GROUPS = {
     "The load": ("from_vllm", "trace", "rate", "input_tokens", "output_tokens"),
     "What is promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
     "Today": ("chunk", "max_num_seqs", "price", "carbon"),
-    "What comes of it": ("output", "force", "as_json"),
+    "What comes of it": ("output", "show", "force", "as_json"),
 }
 
 
@@ -81,6 +82,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="An HTML page as well; -: stdout.")
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show --output in a browser.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:  # fmt: skip
@@ -94,6 +96,9 @@ def command(
     from beamprof.slo import slo_from_flags
 
     one_on_stdout(output, as_json=as_json)
+    check_openable(output, show=show)
+    if show and output is None:
+        raise OutputError("--open shows a page", hint="name it: --output advice.html")
     inputs = [path for path in (table, trace) if path is not None]
     if output is not None:
         check_writable(output, force=force, inputs=inputs)
@@ -125,6 +130,8 @@ def command(
     )
     if output is not None and not as_json:
         note(f"wrote {output}")
+    if show and output is not None:
+        open_page(output)
     if not advice.keepable:
         raise typer.Exit(1)
 

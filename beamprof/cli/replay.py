@@ -111,6 +111,14 @@ def command(
     over_limit: Annotated[
         OverLimit, typer.Option("--over-limit", help="What happens to longer requests.")
     ] = OverLimit.ERROR,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            help="Closed loop: so many requests in flight; the trace's lengths, not its arrivals.",
+            min=1,
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The table must be for it.")] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="Likewise.", min=1)] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Likewise.", min=1)] = None,
@@ -153,6 +161,7 @@ def command(
         kv_blocks=kv_blocks,
         max_model_len=max_model_len,
         over_limit=over_limit,
+        concurrency=concurrency,
     )
     one_from_stdin([table, trace, plant_table])
     check_folder(

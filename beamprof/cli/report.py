@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.streams import one_from_stdin, one_on_stdout, readable
 from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
@@ -40,6 +41,7 @@ def command(
             help="What timelines show, e.g. 10m:11m [default: the busiest stretch].",
         ),
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:  # fmt: skip
@@ -51,6 +53,7 @@ def command(
     from beamprof.report.html_report import write_report
 
     one_on_stdout(output, as_json=as_json)
+    check_openable(output, show=show)
     for path in paths:
         if (
             path.suffix not in _LOGS
@@ -84,6 +87,8 @@ def command(
         as_json=as_json,
         stdout_taken=is_stdout(output),
     )
+    if show:
+        open_page(report.path)
 
 
 def _file(path: Path, kept: ExitStack) -> Path:

@@ -26,6 +26,7 @@ GROUPS = {
         "kv_blocks",
         "max_model_len",
         "over_limit",
+        "concurrency",
     ),
     "How and where to": ("output", "workers", "on", "force", "as_json", "dry_run", "example"),
 }
@@ -75,6 +76,9 @@ def command(
     over_limit: Annotated[
         str | None, typer.Option("--over-limit", help="Longer requests: error, drop or truncate.")
     ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", help="Closed loop: requests in flight.", min=1)
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path(
         "study.parquet"
     ),
@@ -119,6 +123,7 @@ def command(
         "kv_blocks": kv_blocks,
         "max_model_len": max_model_len,
         "over_limit": over_limit,
+        "concurrency": concurrency,
     }
     spec = resolve_study(flags, environment=os.environ, file=file)
     _check_output(spec, output, file, force=force or dry_run)

@@ -37,7 +37,7 @@ HIDDEN = record_type(
     "free_row",  # a stack of rows without a request
 )
 TALLY = record_type(
-    "next_arrival free_rows steps tokens events preempted",
+    "next_arrival next_sent free_rows steps tokens events preempted",
     "now_ms active_j covered_idle_j busy_ms",
 )
 
@@ -45,13 +45,15 @@ TALLY = record_type(
 class Workload(NamedTuple):
     """The trace, by arrival; idling counts until ``duration_ms``.
 
-    A request is sent at ``arrival_ms`` and stands in the engine's queue at ``queued_ms``;
-    ``promises`` are of REQUEST.
+    A request is sent at ``arrival_ms`` and stands in the engine's queue at ``queued_ms``. In a
+    closed loop both are infinite for requests that are not sent yet: each that ends sends the
+    next, which stands in the queue ``front_end_ms`` later. ``promises`` are of REQUEST.
     """
 
     duration_ms: float
     arrival_ms: Floats
     queued_ms: Floats
+    front_end_ms: float
     input_tokens: Ints
     output_tokens: Ints
     promises: Records
@@ -107,7 +109,7 @@ def run(
             coming = state.flights[state.engine.flying_head].tokens
             if tally.tokens + coming > len(plant.tokens):
                 return FULL
-            receive(state, plant, now_ms, setup)
+            receive(state, plant, load, now_ms, setup)
         while tally.next_arrival < len(arrivals) and arrivals[tally.next_arrival] <= now_ms:
             if tally.free_rows == 0:
                 return NO_ROOM
@@ -212,7 +214,7 @@ def arrive(state: State, plant: Plant, load: Workload) -> None:
 
 
 @compiled
-def receive(state: State, plant: Plant, now_ms: float, setup: Records) -> None:
+def receive(state: State, plant: Plant, load: Workload, now_ms: float, setup: Records) -> None:
     """The oldest step comes back: tokens go out, and requests that have all of theirs leave."""
     tally = plant.tally
     slot = state.engine.flying_head
@@ -238,10 +240,21 @@ def receive(state: State, plant: Plant, now_ms: float, setup: Records) -> None:
         if state.requests[row].generated_tokens >= plant.hidden[row].output_tokens:
             plant.finish_ms[plant.hidden[row].request] = now_ms
             leave(state, plant, row, setup)
+            send_next(plant, load, now_ms)
             left = True
     if left:
         refresh_due(state)
         tally.events |= ON_COMPLETION
+
+
+@compiled
+def send_next(plant: Plant, load: Workload, now_ms: float) -> None:
+    """In a closed loop whoever got a whole answer sends the next request at once."""
+    number = plant.tally.next_sent
+    if number < len(load.arrival_ms):
+        load.arrival_ms[number] = now_ms
+        load.queued_ms[number] = now_ms + load.front_end_ms
+        plant.tally.next_sent += 1
 
 
 @compiled

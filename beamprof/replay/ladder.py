@@ -175,7 +175,7 @@ def replay(
             lower_bound(trace, site.cost, site.limits, largest).energy_j if asked_oracle else None
         ),
         dropped=_dropped(trace),
-        assumed=assumed,
+        assumed=(*assumed, *_unused(trace)),
     )
     if output is None:
         return report
@@ -204,6 +204,12 @@ def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
         )
         for name, one in measured.items()
     )
+
+
+def _unused(trace: Trace) -> tuple[str, ...]:
+    """What the trace says and the plant does not play."""
+    own = [name for name in trace.frame.columns if name.startswith("slo_")]
+    return (f"the trace's own {', '.join(own)} not used",) if own else ()
 
 
 def _dropped(trace: Trace) -> dict[str, int]:

@@ -41,6 +41,7 @@ class ReplayOptions:
         max_num_seqs: requests that run at one time.
         max_model_len: most input + output tokens; None = no limit.
         over_limit: what happens to longer requests.
+        concurrency: of a closed loop, see site.Site; None = the trace's arrivals.
 
     Raises:
         ReplayError: a value that makes no sense.
@@ -58,6 +59,7 @@ class ReplayOptions:
     max_num_seqs: int = 256
     max_model_len: int | None = None
     over_limit: OverLimit = OverLimit.ERROR
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 1.0:
@@ -70,8 +72,9 @@ class ReplayOptions:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < math.inf:
                 raise ReplayError(f"{name} must be 0 or more", cause=f"found {value:g}")
-        if self.kv_blocks is not None and self.kv_blocks < 1:
-            raise ReplayError(f"--kv-blocks must be 1 or more, found {self.kv_blocks}")
+        for flag, count in (("--kv-blocks", self.kv_blocks), ("--concurrency", self.concurrency)):
+            if count is not None and count < 1:
+                raise ReplayError(f"{flag} must be 1 or more, found {count}")
 
     @classmethod
     def assuming(cls, assumptions: Assumptions, **given: Any) -> "ReplayOptions":

@@ -54,10 +54,17 @@ class _Plant:
         _check_servable(trace, self.limits, site.kv_blocks)
         promises = records(trace.requests, REQUEST)
         promise(promises, site.slo)
+        arrival_ms, duration_ms = trace.arrival_s * 1e3, trace.duration_s * 1e3
+        self.sent = trace.requests  # all of them send themselves
+        if site.concurrency is not None:
+            self.sent = min(site.concurrency, trace.requests)
+            arrival_ms = np.where(np.arange(trace.requests) < self.sent, 0.0, np.inf)
+            duration_ms = math.inf  # it ends with the last token
         self.workload = loop.Workload(
-            trace.duration_s * 1e3,
-            trace.arrival_s * 1e3,
-            trace.arrival_s * 1e3 + site.front_end_ms,
+            duration_ms,
+            arrival_ms,
+            arrival_ms + site.front_end_ms,
+            site.front_end_ms,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
             promises,
@@ -221,6 +228,7 @@ class _Plant:
 
     def _empty_plant(self, rows: int) -> loop.Plant:
         tally, hidden = records(1, loop.TALLY), records(rows, loop.HIDDEN)
+        tally["next_sent"] = self.sent
         tally["free_rows"], hidden["free_row"] = rows, np.arange(rows - 1, -1, -1)
         return loop.Plant(
             tally=tally,
@@ -234,9 +242,11 @@ class _Plant:
         )
 
     def _played(self, wall_s: float) -> Played:
-        plant, trace = self.plant, self.trace
-        duration_ms = trace.duration_s * 1e3
-        end_ms = max(duration_ms, float(plant.finish_ms.max()))
+        plant = self.plant
+        end_ms = duration_ms = float(plant.finish_ms.max())
+        if self.site.concurrency is None:
+            duration_ms = self.workload.duration_ms
+            end_ms = max(duration_ms, end_ms)
         self._idle_up_to(duration_ms)
         steps = np.concatenate(self.steps)
         steps["clock"] = self.site.cost.clocks_mhz[steps["clock"]]

@@ -28,6 +28,8 @@ class Site:
         noise: standard deviation of a step's time, as a share of it.
         seed: of the noise.
         front_end_ms: from a request's sending to its place in the engine's queue.
+        concurrency: of a closed loop: so many requests in flight, each that ends sends the next,
+            whatever the trace's arrivals say. None = requests arrive when they arrive.
     """
 
     cost: StepCost
@@ -38,6 +40,7 @@ class Site:
     noise: float = 0.0
     seed: int = 0
     front_end_ms: float = 0.0
+    concurrency: int | None = None
 
     @property
     def ttft_in_engine_ms(self) -> float:
@@ -94,6 +97,7 @@ def site_of(
         noise=options.noise,
         seed=options.seed,
         front_end_ms=options.front_end_ms,
+        concurrency=options.concurrency,
     )
     return site, _assumed(options, another=plant_table is not table, waiting=waiting[0])
 
@@ -116,4 +120,9 @@ def _assumed(options: ReplayOptions, *, another: bool, waiting: str) -> tuple[st
         f"front end {options.front_end_ms:g} ms",
         f"clock delay {options.clock_delay_ms:g} ms",
         memory,
+        *(() if options.concurrency is None else (_loop_words(options.concurrency),)),
     )
+
+
+def _loop_words(concurrency: int) -> str:
+    return f"a closed loop of {concurrency} requests, arrivals not used"

@@ -58,6 +58,7 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
     "max_num_seqs": pl.Int64(), "max_model_len": pl.Int64(), "over_limit": pl.String(),
+    "concurrency": pl.Int64(),
     "largest_step_tokens": pl.Int64(), "beam_version": pl.String(), "code_sha256": pl.String(),
 }  # fmt: skip
 RESULTS: Mapping[str, pl.DataType] = {
@@ -210,6 +211,7 @@ def _options(spec: StudySpec) -> Iterable[ReplayOptions]:
                     kv_blocks=spec.kv_blocks,
                     max_model_len=spec.max_model_len,
                     over_limit=spec.over_limit,
+                    concurrency=spec.concurrency,
                 )
 
 

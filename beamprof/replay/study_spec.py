@@ -49,6 +49,7 @@ class StudySpec:
     kv_blocks: int | None
     max_model_len: int | None
     over_limit: OverLimit
+    concurrency: int | None
     origins: Mapping[str, str]
 
 
@@ -151,6 +152,8 @@ SETTINGS: tuple[Setting, ...] = (
             "most input + output tokens of one request", "8192"),
     Setting("over_limit", "over_limit", _over_limit, OverLimit.ERROR,
             "what happens to longer requests: error, drop or truncate", '"drop"'),
+    Setting("concurrency", "concurrency", whole(1), None,
+            "closed loop: so many requests in flight, the trace's arrivals not used", "64"),
 )  # fmt: skip
 _HINT = "see: beam study --help"
 

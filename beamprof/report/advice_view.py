@@ -39,7 +39,8 @@ def answer(advice: Advice) -> str:
             f"Nothing keeps these SLOs on this load: at the highest clock "
             f"{100 * today.goodput:.1f} % of requests do. More GPUs or looser SLOs, before energy."
         )
-    if advice.best is today:
+    most = max(rung.goodput for rung in advice.rungs)
+    if advice.best is today and most < today.goodput + AS_GOOD:
         return (
             "Nothing saves energy and keeps as many promises as today, when "
             f"{100 * today.goodput:.1f} % of requests keep all their SLOs."
@@ -54,10 +55,15 @@ def _one(rung: Rung, today: Rung) -> str:
         took = f"with {rung.name} {took}"
     else:
         took = f"{rung.name} would take {took}"
-    points = 100 * (rung.goodput - today.goodput)
-    lost = f" and {-points:.1f} points of goodput lost" if points <= -100 * AS_GOOD else ""
+    kept = ""
+    if abs(rung.goodput - today.goodput) >= AS_GOOD:
+        word = "only " if rung.goodput < today.goodput else ""
+        kept = (
+            f" and {word}{100 * rung.goodput:.1f} % of requests inside their SLOs instead of "
+            f"{100 * today.goodput:.1f} %"
+        )
     took = took[0].upper() + took[1:]
-    return f"{took}, with answers of {_time(rung)} instead of {_time(today)}{lost}"
+    return f"{took}, with answers of {_time(rung)} instead of {_time(today)}{kept}"
 
 
 def _time(rung: Rung) -> str:
@@ -124,11 +130,11 @@ def trust(advice: Advice) -> list[str]:
             "is the least known."
         )
     lines += [f"The table: {text}." for text in advice.doubts]
-    today = advice.rungs[0].goodput
-    if NOBODY <= today < SOME:
+    most = max(rung.goodput for rung in advice.rungs)
+    if NOBODY <= most < SOME:
         lines.append(
-            f"Today {100 * (1 - today):.0f} % of requests miss an SLO at the highest clock: that "
-            "is lost with any rung."
+            f"With every rung {100 * (1 - most):.0f} % of requests or more miss an SLO: too few "
+            "GPUs for this load, or SLOs too tight for its prompts."
         )
     if advice.observed is not None:
         lines += _observed(advice)

@@ -61,6 +61,13 @@ def test_every_public_name_resolves() -> None:
         _ = beam_runtime.no_such_name  # type: ignore[attr-defined]
 
 
+def test_the_toy_engine_says_why_a_promise_is_broken(example: ModuleType) -> None:
+    ledger = example.Ledger
+    assert example.missed(ledger(), ledger()) == ""
+    assert "not every promise" in example.missed(ledger(late_tbt=9), ledger(late_ttft=2))
+    assert "fewer promises" in example.missed(ledger(), ledger(late_ttft=2))
+
+
 def test_the_toy_engine_saves_energy_and_serves_the_same_tokens(
     example: ModuleType, table: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

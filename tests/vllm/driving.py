@@ -4,11 +4,13 @@ Orders come from a stand-in for the controller; passes take a simulated time. Th
 rig's (conftest.py), and nothing here imports vLLM.
 """
 
+import json
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,3 +191,19 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what() and time.monotonic() < deadline_s:
         time.sleep(0.002)
     assert what()
+
+
+def with_tokenizer(model: Path, folder: Path) -> Path:
+    """A copy of the model that has 1,024 words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    folder.mkdir()
+    (folder / "config.json").write_text((model / "config.json").read_text())
+    words = Tokenizer(WordLevel({f"w{n}": n for n in range(1024)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import with_tokenizer
 
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = [
@@ -207,19 +208,3 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def with_tokenizer(model: Path, folder: Path) -> Path:
-    """A copy of the model that has 1,024 words."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    folder.mkdir()
-    (folder / "config.json").write_text((model / "config.json").read_text())
-    words = Tokenizer(WordLevel({f"w{n}": n for n in range(1024)}, unk_token="w0"))
-    words.pre_tokenizer = Whitespace()
-    words.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder

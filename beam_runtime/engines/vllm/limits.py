@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from beam_runtime.engines.config import EmbeddedConfig, positive
+from beam_runtime.engines.vllm.precision import check_precision
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import EngineLimits, Slo
@@ -64,6 +65,7 @@ def load_table(config: EmbeddedConfig, vllm_config: Any) -> PerfTable:
         config.table, tp=parallel.tensor_parallel_size, pp=parallel.pipeline_parallel_size
     )
     _same_model(table, vllm_config, str(config.table))
+    check_precision(table, vllm_config, str(config.table))
     return table
 
 

@@ -60,6 +60,16 @@ def test_an_slo_that_nobody_can_keep_is_said_to_be_that() -> None:
     assert answer(found).startswith("Nothing keeps these SLOs")
 
 
+def test_flags_that_keep_more_promises_go_before_cheaper_ones_that_do_not() -> None:
+    table = PerfTable.load(TABLE)
+    load = load_from_rate(2.0, 2000, 60)  # chunks of 2,048 hold up the decodes beside them
+    found = advise(table, load, Slo(2000.0, 100.0))
+    today, clock, flags, _ = found.rungs
+    assert today.goodput + 0.1 < flags.goodput
+    assert clock.goodput >= today.goodput - AS_GOOD
+    assert f"{100 * flags.goodput:.1f} % of requests inside their SLOs" in answer(found)
+
+
 def test_a_modelled_table_keeps_its_doubts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -73,6 +83,19 @@ def test_a_modelled_table_keeps_its_doubts(
     assert "never compared" in html
     assert "nvidia-smi" in html
     assert "http-equiv" in html
+
+
+def test_a_page_is_opened_or_said_not_to_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page, asked = tmp_path / "a page.html", []
+    words = ["advise", "-t", str(TABLE), "--rate", "1", "--output-tokens", "20", "--open",
+             "--force", "-o", str(page)]  # fmt: skip
+    for found in (True, False):
+        monkeypatch.setattr("webbrowser.open", lambda url, found=found: asked.append(url) or found)
+        assert main(words) == 0
+        assert ("no browser" in capsys.readouterr().err) is not found
+    assert asked == [page.as_uri()] * 2
 
 
 def test_json_has_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +151,8 @@ def test_a_senseless_price_is_refused(price: float) -> None:
         ("--rate 1 --input-tokens 0 --model llama3-8b --device h100", ""),
         ("--rate 1 --slo-tbt 200 --model llama3-8b --device h100", ""),
         ("--rate 1 -o - --json", "leave one"),
+        ("--rate 1 --open", "--output advice.html"),
+        ("--rate 1 --open -o -", "leave --open"),
     ],
 )
 def test_bad_input_is_told_with_a_hint(

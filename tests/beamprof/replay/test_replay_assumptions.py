@@ -13,6 +13,7 @@ from beamprof.devices.device import resolve_device
 from beamprof.devices.power import waiting_w
 from beamprof.errors import ReplayError
 from beamprof.replay.assumptions import Assumptions
+from beamprof.replay.ladder import replay
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.static import Static
@@ -156,3 +157,10 @@ def test_the_command_says_its_assumptions_in_one_line(tmp_path, monkeypatch, cap
         assert part in said
     assert main([*words, "--assume", "kind"]) == 2
     assert "published" in capsys.readouterr().err
+
+
+def test_promises_of_single_requests_are_said_not_to_be_used(table):
+    trace = random_trace(1)
+    own = trace.transformed(trace.frame.with_columns(slo_ttft_ms=100.0), "slo", {}, {})
+    assert "the trace's own slo_ttft_ms not used" in replay(table, own, []).assumed
+    assert not any("not used" in words for words in replay(table, trace, []).assumed)
