@@ -24,10 +24,11 @@ class Fault(StrEnum):
     MODEL = "steps are too far from the table"
     STALL = "the engine makes no steps"
     PASSED_OVER = "a prompt was passed over"
+    PROMISE = "no setting keeps the promise"
 
 
-# Nobody's failure: over when the load or the engine changes.
-_OUTSIDE = (Fault.COVERAGE, Fault.STALL)
+# Nobody's failure: over when the load, the engine or the promise changes.
+_OUTSIDE = (Fault.COVERAGE, Fault.STALL, Fault.PROMISE)
 # Without these BEAM cannot do anything at all.
 _FINAL = (Fault.TABLE,)
 

@@ -182,6 +182,7 @@ class Steering:
         self._searches, self._waiting, self._asked = searches, "", True
         self._stance = stance
         self._seen.calibration.begin_from(stance.floor)
+        self._fell(self._fallback.condition(Fault.PROMISE, stance.hopeless, self._seen.last_ms))
 
     def unopened(self, error: Exception) -> None:
         """There will be no search: the engine has its own settings for good, or the old one."""

@@ -33,11 +33,14 @@ class Stance:
         rules: of the composer.
         policy: of the search.
         floor: the margins that calibration starts from and never goes below.
+        hopeless: why no setting keeps the promise, in words; empty where one may. Then the engine
+            keeps its own settings: whoever tries all the same starves prompts (design/control.md).
     """
 
     rules: Rules
     policy: Policy
     floor: Correction
+    hopeless: str = ""
 
 
 def stance_for(
@@ -72,7 +75,23 @@ def stance_for(
         in_time = longest
     largest = min(longest, max(in_time * 4 // 3, 4 * rules.min_chunk_tokens))
     chunks = tuple(max(1, share * largest // 32) for share in CHUNKS_32)
-    return Stance(rules, Policy(chunk_tokens=chunks, first_token_ms=first_token_ms), floor)
+    policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
+    return Stance(rules, policy, floor, _hopeless(cost, limits, slo, rules))
+
+
+def _hopeless(cost: StepCost, limits: EngineLimits, slo: Slo, rules: Rules) -> str:
+    """A gap has to leave room for a small chunk beside the token, a mean for the token alone."""
+    step = StepShape(decode_requests=1)
+    if slo.kind is StreamKind.GAP:
+        step = StepShape(2 * rules.min_chunk_tokens, decode_requests=1)
+    least_ms = limits.pp * (float(cost.latency_ms(step).min()) + limits.host_gap_ms)
+    if least_ms <= slo.token_ms:
+        return ""
+    beside = f" beside {step.prefill_tokens} prompt tokens" if step.prefill_tokens else ""
+    return (
+        f"a token{beside} takes {least_ms:.0f} ms at the fastest clock, promised are "
+        f"{slo.token_ms:.0f} ms"
+    )
 
 
 def _passes_ms(cost: StepCost, longest: int) -> dict[int, float]:

@@ -52,6 +52,10 @@ class Beam(Policy):
         stance = with_parts(stance_for(view.cost, view.limits, view.slo), self._parts, view.limits)
         self.rules = stance.rules
         self.correction = self._floor or stance.floor
+        self._hopeless = bool(stance.hopeless)
+        if self._hopeless:  # as the controller: the engine has its own settings
+            self.rules = Rules.vanilla()
+            return Knobs(int(view.cost.clocks_mhz[-1]), self.max_batched_tokens // 2)
         self._calibration = Calibration(view.limits.pp, self.correction)
         policy = self._policy or stance.policy
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
@@ -59,6 +63,8 @@ class Beam(Policy):
 
     def decide(self, view: View) -> Knobs:
         """Learn from the steps that came back, then search."""
+        if self._hopeless:
+            return view.knobs
         switched_ms = view.clock_since_ms + view.limits.clock_delay_ms
         for step in view.returned:
             # A step under way when the clock changed says nothing about either clock.

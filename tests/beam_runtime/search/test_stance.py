@@ -41,12 +41,12 @@ def test_no_chunk_is_longer_than_the_engines_steps(small_cost: StepCost, largest
         assert all(1 <= chunk <= largest for chunk in chunks)
 
 
-def test_where_no_chunk_is_in_time_the_smallest_are_left(small_cost: StepCost) -> None:
+def test_a_promise_that_no_setting_keeps_is_said_to_be_that(small_cost: StepCost) -> None:
     for largest in LARGEST:
         limits = EngineLimits(pp=4, max_batched_tokens=largest)
-        stance = stance_for(small_cost, limits, Slo(1000.0, 50.0))
-        assert stance.rules == Rules(), "no regime of its own"
-        assert max(stance.policy.chunk_tokens) <= 4 * stance.rules.min_chunk_tokens
+        stance = stance_for(small_cost, limits, Slo(1000.0, 5.0))
+        assert "promised are 5 ms" in stance.hopeless
+        assert not stance_for(small_cost, limits, Slo(1000.0, 200.0)).hopeless
 
 
 def test_a_mean_leaves_room_for_chunks_longer_than_a_token_takes(small_cost: StepCost) -> None:

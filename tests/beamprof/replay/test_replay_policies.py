@@ -253,6 +253,13 @@ def test_beam_keeps_up_where_no_chunk_can_be_in_time(table, site):
         return (played.first_token_ms - played.arrival_ms <= 400.0).mean(), played
 
     vanilla, _ = ttft_kept("vanilla")
-    beam, played = ttft_kept("beam")
+    beam, _ = ttft_kept("beam")
     assert beam >= vanilla - 0.03
-    assert set(played.steps["chunk_tokens"]) == {384}
+
+
+def test_beam_serves_as_vllm_would_where_nothing_keeps_the_promise(table, site):
+    where = replace(site, slo=Slo(400.0, 10.0))
+    trace = random_trace(21, requests=80, rate=3.0)
+    vanilla, beam = (play(trace, policy_named(name, table), where) for name in ("vanilla", "beam"))
+    assert beam.energy_j == vanilla.energy_j
+    assert np.array_equal(beam.first_token_ms, vanilla.first_token_ms)
