@@ -8,7 +8,6 @@ from beamprof.report.html.svg import LETTER_PX, Plot
 
 HEIGHT_PX = 120
 _NARROW_PX = 160  # four beside each other
-_MOST_FOR_VALUES = 6
 
 
 def columns(shares: Mapping[float, float], css: str, label: str) -> str:
@@ -26,6 +25,8 @@ def columns(shares: Mapping[float, float], css: str, label: str) -> str:
     longest = max(len(axis_number(value)) for value in values)
     fit = max(1, int(_NARROW_PX / (LETTER_PX * (longest + 1))))
     every = -(-len(values) // fit)
+    widest = max(len(percent(share)) for share in shares.values())
+    room = len(values) * LETTER_PX * (widest + 1) <= _NARROW_PX
     for at, value in enumerate(values):
         plot.bar(
             at + 0.15, at + 0.85, f"solid {css}",
@@ -33,7 +34,7 @@ def columns(shares: Mapping[float, float], css: str, label: str) -> str:
         )  # fmt: skip
         if at % every == 0:
             plot.text(at + 0.5, 0, axis_number(value), "tick mid", dy_px=16)
-        if len(values) <= _MOST_FOR_VALUES:
+        if room:
             words = percent(shares[value])
             plot.text(at + 0.5, shares[value], words, "tick mid", dy_px=-4)
     return plot.markup()
