@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.emulator.next_step import NextStep
+from beam_runtime.emulator.promises import promise, settle_times
 from beam_runtime.engines.vllm.followed import Followed
 from beam_runtime.engines.vllm.view import SchedulerView
+from beam_runtime.types import StreamKind
 
 
 class Columns:
@@ -25,12 +27,13 @@ class Columns:
 
     def __init__(self, view: SchedulerView, step: NextStep) -> None:
         self._view = view
-        requests = step.state.requests
+        requests = self._requests = step.state.requests
         self._rows = len(requests)
         self._total, self._computed = requests["total_tokens"], requests["computed_tokens"]
         self._generated, self._cached = requests["generated_tokens"], requests["cached_tokens"]
         self._shared_blocks = requests["shared_blocks"]
-        self._last_ms, self._tbt_ms = requests["last_token_ms"], requests["token_slo_ms"]
+        self._last_ms, self._first_ms = requests["last_token_ms"], requests["first_token_ms"]
+        self._by_gap = True
         self._running: list[Any] = []
         self._known: list[Followed] = []
         self._prompts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -51,6 +54,9 @@ class Columns:
         self._computed[:end] = [request.num_computed_tokens for request in running]
         self._last_ms[:end] = [one.last_token_ms or now_ms for one in known]
         self._generated[:end] = self._total[:end] - self._prompts
+        if not self._by_gap:
+            self._first_ms[:end] = [one.first_token_ms or now_ms for one in known]
+            settle_times(self._requests[:end], now_ms)
         self._shared_blocks[:end] = 0
         if self._asynchronous:
             self._count_placeholders(running, end)
@@ -80,7 +86,9 @@ class Columns:
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
-        self._tbt_ms[: len(running)] = [one.slo.token_ms for one in self._known]
+        for record, one in zip(self._requests, self._known, strict=False):
+            promise(record, one.slo)
+        self._by_gap = all(one.slo.kind is StreamKind.GAP for one in self._known)
 
     def _count_placeholders(self, running: list[Any], end: int) -> None:
         """Async scheduling lets a request go on before its token is back.

@@ -115,12 +115,22 @@ class Cohort:
         whole: nobody has left; once False it stays so.
         last_ms: when their latest tokens came; None = not together.
         tbt_ms: the tightest TBT SLO among them.
+        by_gap: every one of them was promised its gaps.
         energy_j: of their steps together, not yet shared out.
     """
 
     __slots__ = (
-        "_longest_ms", "_owed", "_tallies", "computed_tokens", "energy_j", "known", "last_ms",
-        "names", "tbt_ms", "whole",
+        "_longest_ms",
+        "_owed",
+        "_tallies",
+        "by_gap",
+        "computed_tokens",
+        "energy_j",
+        "known",
+        "last_ms",
+        "names",
+        "tbt_ms",
+        "whole",
     )  # fmt: skip
 
     def __init__(self, names: tuple[str, ...], known: list[Followed], computed_tokens: int) -> None:
@@ -133,6 +143,7 @@ class Cohort:
         self.whole = True
         self.last_ms: float | None = None
         self.tbt_ms = min([one.slo.token_ms for one in known])
+        self.by_gap = all(one.slo.kind is StreamKind.GAP for one in known)
         self.energy_j = 0.0
         self._owed = 0
         self._longest_ms = 0.0

@@ -118,7 +118,7 @@ class Planner:
         if rules.pace and orders.knobs.pace_ms > 0.0:
             cohort = self._view.together()
             last_ms = None if cohort is None else self._last_ms(cohort)
-            if cohort is None or last_ms is None:
+            if cohort is None or last_ms is None or not cohort.by_gap:
                 return None
             until_ms = self._paced_until_ms(cohort, last_ms, now_ms, orders)
             if now_ms < until_ms - SAME_MS:
