@@ -97,7 +97,7 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
         extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
         base = config.classes.get(str(extra.get("beam_class")), default)
         ttft_ms, *streaming = (
-            positive(extra.get(f"beam_{name}_ms")) for name in ("ttft", "tbt", "tpot", "e2e")
+            _milliseconds(extra.get(f"beam_{name}_ms")) for name in ("ttft", "tbt", "tpot", "e2e")
         )
         if len(streaming) - streaming.count(None) > 1:
             streaming = [None, None, None]
@@ -105,6 +105,14 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
         return base.revised(ttft_ms=ttft_ms, tbt_ms=tbt_ms, tpot_ms=tpot_ms, e2e_ms=e2e_ms)
 
     return promised
+
+
+def _milliseconds(value: object) -> float | None:
+    """A request's own time, which HTTP may bring as text; None for what is none."""
+    try:
+        return positive(float(value)) if isinstance(value, str) else positive(value)
+    except ValueError:
+        return None
 
 
 def class_of(config: EmbeddedConfig, request: Any) -> str:
