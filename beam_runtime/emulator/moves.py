@@ -21,7 +21,9 @@ def composed(
     state, given = opened(arrays), setup[0]
     classify(state, given)
     answer, until_ms, batch = compose(state, setting, now_ms, given, tables)
-    ahead = batch.chunk_tokens == 0 and prefill_pending(state, given)
+    # A step that preempts is for vLLM to fill: what it frees may be all that a prompt needs.
+    alone = batch.decodes > 0 and batch.chunk_tokens == 0 and batch.preempted == 0
+    ahead = alone and prefill_pending(state, given)
     return answer, until_ms, batch, ahead, chunk_budget(state, setting.chunk_tokens, given)
 
 
