@@ -22,6 +22,7 @@ from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type
 from beam_runtime.emulator.steady import Prices, round_of, settlement_j, split
+from beam_runtime.types import SAME_MS
 
 SHEET = record_type(
     "prompt_row prompt_tokens "  # the i-th prompt to be computed, in order of service
@@ -247,18 +248,22 @@ def estimate(
     total_ms = busy_ms + steps * setup.host_gap_ms
     gap_ms = pp * total_ms / steps
     decodes = sketch.decodes
-    late = gap_ms + setup.tbt_margin_ms > meanwhile.tbt_ms
-    if setup.late_cuts_chunk and meanwhile.requests > 0 and late:
-        # Chunks are cut or decodes go ahead of them: reckoned as if they did of every chunk, a
-        # pass more per step, and half as many ride.
+    allowed_ms = meanwhile.tbt_ms - setup.tbt_margin_ms
+    if setup.late_cuts_chunk and meanwhile.requests > 0 and gap_ms > allowed_ms:
+        # Chunks are cut to what is in time: as many times more steps as they are too long, each
+        # with the part of a pass that does not depend on its tokens; at worst the decodes go
+        # ahead of every chunk.
         passes, batch = split(meanwhile, pp)
         extra = round_of(passes, batch, clock, setup, tables)
         extra_ms = extra.busy_ms / pp
-        gap_ms = (pp - 1) * total_ms / steps + 2 * (extra_ms + setup.host_gap_ms)
-        busy_ms += steps * extra_ms
-        total_ms += steps * (extra_ms + setup.host_gap_ms)
-        active_j += steps * extra.energy_j
-        decodes += sketch.decodes
+        more = min(1.0, gap_ms / max(allowed_ms, SAME_MS) - 1.0)
+        alone_ms = (pp - 1) * total_ms / steps + 2 * (extra_ms + setup.host_gap_ms)
+        fits = pp * (extra_ms + setup.host_gap_ms) <= allowed_ms
+        gap_ms = allowed_ms if fits else alone_ms
+        busy_ms += more * steps * extra_ms
+        total_ms += more * steps * (extra_ms + setup.host_gap_ms)
+        active_j += more * steps * extra.energy_j
+        decodes += int(more * sketch.decodes)
     step_ms = sketch.last_share * total_ms
     span_ms = pp * (first_ms + total_ms) + pp * (pp - 1) / 2 * (step_ms + setup.transfer_ms)
     prefill_ms = span_ms / pp

@@ -102,7 +102,7 @@ def test_it_is_held_against_every_candidate(rules: Rules):
         moment = Moment.of(state)
         found, best = searcher.search(moment), searcher.best_of_all(moment)
         if best.violation > 0.0:
-            assert found.violation <= best.violation + 0.1
+            assert found.violation <= best.violation + 0.05
             continue
         kept += 1
         assert found.violation == 0.0, state
@@ -307,4 +307,4 @@ def test_the_survey_goes_through_every_candidate(search: Search):
     points = list(search.survey(state))
     assert len(points) == len(CLOCKS_MHZ) * len(search.chunks) * 4 * 4
     best = min((f.energy_j for _, f in points if f.feasible), default=0.0)
-    assert search(state).forecast.energy_j <= best * 1.03 + Policy().switch_j
+    assert search(state).forecast.energy_j <= best * 1.02 + Policy().switch_j
