@@ -183,16 +183,15 @@ class Slo:
     @property
     def stream_ms(self) -> float:
         """The target of its kind."""
-        target_ms = self.tbt_ms or self.tpot_ms or self.e2e_ms
-        assert target_ms is not None
-        return target_ms
+        return self.tbt_ms or self.tpot_ms or self.e2e_ms or 0.0  # one of them is above 0
 
     @property
     def token_ms(self) -> float:
         """What it leaves for each token after the first, before that one is out."""
         if self.e2e_ms is None:
             return self.stream_ms
-        return max(self.e2e_ms - self.ttft_ms, 0.5 * self.e2e_ms) / self.answer_tokens
+        left_ms = max(self.e2e_ms - self.ttft_ms, 0.5 * self.e2e_ms)
+        return left_ms / max(self.answer_tokens - 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,9 +299,9 @@ class RequestState:
         last_token_ms: when it got its latest token.
         steps_ahead: steps that have to come back until none in flight holds anything of it;
             a preempted request is passed over until then.
-        broken: a promise to it is broken for good: goodput counts it no more.
         unheld_tokens: of the cached ones, those in KV blocks that no request ahead of it in
             the engine's order holds: admission takes these from the free blocks.
+        broken: a promise to it is broken for good: goodput counts it no more.
     """
 
     request_id: str
@@ -398,7 +397,7 @@ class Forecast:
         ttft_worst: the request it belongs to, None where no request waits.
         tbt_worst: the same for TBT.
         broken: requests expected to lose a promise they still have: 0 where all margins are
-            kept, and up to 1 for each that misses its own (emulator/promises.py).
+            kept, and about 1 for each that is past saving (emulator/deadlines.py).
         horizon_ms: how far the emulator played.
         active_energy_j: all passes of all stages.
         idle_energy_j: every GPU-second that no pass covers.

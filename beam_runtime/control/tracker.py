@@ -342,6 +342,7 @@ class Tracker:
                 record["ttft_ms"] = theirs.first_token_ms - theirs.arrival_ms
         size = self._limits.block_size
         record = self._record(row)
+        record["broken"] |= theirs.broken
         cached_tokens = whole_hit_tokens(theirs, size)
         record["total_tokens"] = theirs.prompt_tokens + theirs.generated_tokens
         record["generated_tokens"] = theirs.generated_tokens

@@ -1,14 +1,16 @@
 """When a request's next token is due, and what is at risk: one function each for all who ask.
 
-gap    last token + SLO
-tpot   first token + tokens since x SLO: a late token is made good by earlier ones
-e2e    as tpot, with what the first token left over shared among the tokens of an answer
+    gap    last token + SLO
+    tpot   first token + tokens since x SLO: a late token is made good by earlier ones
+    e2e    as tpot, with what the first token left over shared among the tokens of an answer
+
+By tpot and e2e LEAD_TOKENS earlier than that.
 """
 
 import math
 
 from beam_runtime.emulator.compiler import compiled
-from beam_runtime.emulator.promises import E2E, GAP
+from beam_runtime.emulator.promises import E2E, GAP, breaks, share_ms
 from beam_runtime.emulator.state import Records
 from beam_runtime.types import SAME_MS
 
@@ -20,6 +22,8 @@ RECOVERY_TOKENS = 16
 # A first token that is lost already counts on by this much: a queue that is late now makes those
 # late that come after it.
 QUEUE = 0.1
+
+_breaks, _share_ms = compiled(breaks), compiled(share_ms)
 
 
 @compiled
@@ -69,19 +73,13 @@ def note_first(request: Records, token_ms: float) -> None:
     """Its first token is out: what e2e leaves for the others is known now."""
     request.first_token_ms = token_ms
     if request.slo_kind == E2E:
-        left_ms = request.arrival_ms + request.stream_slo_ms - token_ms
-        request.token_slo_ms = max(left_ms, 1.0) / max(request.answer_tokens - 1, 1)
+        request.token_slo_ms = _share_ms(request)
 
 
 @compiled
 def note_broken(request: Records, token_ms: float) -> None:
-    """``breaks``, of an engine's own state, before the token is noted."""
-    if request.generated_tokens == 0:
-        late = token_ms - request.arrival_ms > request.ttft_slo_ms + SAME_MS
-    else:
-        gap = request.slo_kind == GAP and request.tbt_share == 1.0
-        late = gap and token_ms - request.last_token_ms > request.token_slo_ms + SAME_MS
-    if late:
+    """Of an engine's own state, before the token is noted: is a promise broken by it?"""
+    if _breaks(request, token_ms):
         request.broken = 1
 
 

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
         ttft_row: whose that is.
         tbt_excess_ms: the same two for the stream: how late its tokens come, by its kind.
         tbt_row: see above.
-        broken: requests expected to lose a promise they still have (promises.risk).
+        broken: requests expected to lose a promise they still have (deadlines.py).
         cycle_ms: time between tokens in the decode-only phase, if the horizon reaches it.
         steps: played.
         prompt_tokens: computed within the horizon.

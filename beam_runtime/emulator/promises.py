@@ -3,7 +3,11 @@
 A promise that is broken for good buys nothing more: no clock is raised for it. Its request is
 served in its turn, and its tokens stay due as before: without that they come in lumps, and lumps
 make others late.
+
+Plain Python, for those who need no compiler; deadlines.py compiles what emulators share.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -47,18 +51,19 @@ def settle_times(records: Records, now_ms: float) -> None:
     first_ms[untimed] = on_time_ms[untimed]
     begun = (records["slo_kind"] == E2E) & (given > 0)
     if begun.any():
-        records["token_slo_ms"][begun] = _share_ms(records[begun])
+        records["token_slo_ms"][begun] = share_ms(records[begun])
     waited_ms = now_ms - records["arrival_ms"]
     records["broken"] |= (given == 0) & (waited_ms > records["ttft_slo_ms"] + SAME_MS)
 
 
-def _share_ms(records: Records) -> Records:
+def share_ms(records: Records) -> Any:
+    """What e2e leaves for each token once the first is out: of one request, or of each."""
     left_ms = records["arrival_ms"] + records["stream_slo_ms"] - records["first_token_ms"]
     return np.maximum(left_ms, 1.0) / np.maximum(records["answer_tokens"] - 1, 1)
 
 
 def breaks(record: Records, token_ms: float) -> bool:
-    """Whether a token at that time breaks a promise for good; not for compiled code.
+    """Whether a token at that time, which is not noted yet, breaks a promise for good.
 
     Where a share of gaps may be late nobody is given up: the answer may still be long.
     """

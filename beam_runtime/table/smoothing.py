@@ -15,6 +15,8 @@ from beam_runtime.table.step_cost import FloatArray, StepCost
 
 # A cubic through fewer clocks than this would follow their noise.
 LEAST_CLOCKS = 7
+# A value near 0 weighs no more than this share of its column's largest would.
+LEAST_SHARE = 0.1
 
 
 def smoothed(cost: StepCost) -> StepCost:
@@ -33,8 +35,15 @@ def smoothed(cost: StepCost) -> StepCost:
 
 
 def _cubic(at: FloatArray, values: FloatArray) -> FloatArray:
-    """(M, n): each column along the clock. Errors count relative to the column's size."""
+    """(M, n): each column along the clock, its errors relative, as a measurement's are."""
     terms = np.vander(at, 4)
-    fitted: FloatArray = terms @ np.linalg.lstsq(terms, values, rcond=None)[0]
-    # What costs cannot turn into a gift, nor the sign of an indicator: held inside what was seen.
-    return np.clip(fitted, values.min(axis=0), values.max(axis=0))
+    fitted = np.zeros_like(values)
+    for column, seen in enumerate(values.T):
+        size = np.abs(seen)
+        if not size.any():
+            continue
+        weight = 1.0 / np.maximum(size, LEAST_SHARE * size.max())
+        solved = np.linalg.lstsq(terms * weight[:, None], seen * weight, rcond=None)[0]
+        # No cost turns into a gift: held inside what was seen.
+        fitted[:, column] = np.clip(terms @ solved, seen.min(), seen.max())
+    return fitted

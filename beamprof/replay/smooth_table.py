@@ -5,6 +5,9 @@ picks the cheapest of many noisy points, and is paid with the same points, is pa
 noise. So every cell's latency becomes a cubic in 1 / f that never rises with the clock, and its
 energy a cubic in f, both fitted to relative errors. (a / f + b alone is off by 4 % to either
 side at the same clocks in all cells of the 70B table: that is no scatter.)
+
+The controller smooths its own table, too (beam_runtime/table/smoothing.py), by fitted parts
+and not by rows: two roads, so that what it believes is not what is true by construction.
 """
 
 import numpy as np

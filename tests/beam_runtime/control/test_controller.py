@@ -25,6 +25,7 @@ from beam_runtime.types import (
     Knobs,
     RequestState,
     Rules,
+    Slo,
     Snapshot,
 )
 from beamprof.tables.table_file import write_table
@@ -401,3 +402,20 @@ def test_last_words_are_written_at_once_and_only_repeated_where_more_has_happene
         beam.arrival("a", 100)
         wait_for(lambda: beam.status.counts.events > 0)
     assert stops() == ["SIGTERM", "SIGTERM", "closed"]
+
+
+def test_a_promise_that_no_setting_keeps_leaves_the_engine_its_own_settings(
+    small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator, compiled: None
+) -> None:
+    slos = {"default": Slo(1000.0, 5.0)}
+    with Controller(small_cost, limits, actuator=actuator, slos=slos) as beam:
+        wait_for(lambda: "no setting keeps the promise" in beam.status.reason)
+        assert "promised are 5 ms" in beam.status.reason
+        beam.arrival("a", 100)
+        wait_for(lambda: beam.status.counts.events >= 1)
+        assert beam.orders.rules == Rules.vanilla()
+        assert beam.orders.knobs == Knobs(1410, 512)
+        assert actuator.locked_mhz == [None] * 8
+        beam.promise(Slo(1000.0, 200.0))
+        beam.resume()
+        wait_for(lambda: beam.status.steering)

@@ -6,6 +6,7 @@ import pytest
 
 from beam_runtime.engines.config import EmbeddedConfig
 from beam_runtime.errors import BeamError
+from beam_runtime.types import Slo
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,36 @@ def test_a_number_that_is_no_time_and_no_power(tmp_path: Path, field: str, value
         EmbeddedConfig.load(path)
     assert field in caught.value.message or "Exceeds the limit" in str(caught.value.cause)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("slo", "expected"),
+    [
+        ("tpot_ms = 90", Slo(1000.0, tpot_ms=90.0)),
+        ("ttft_ms = 700\ne2e_ms = 9000\nanswer_tokens = 80",
+         Slo(700.0, e2e_ms=9000.0, answer_tokens=80)),
+        ("tbt_ms = 150\ntbt_share = 0.99", Slo(1000.0, 150.0, tbt_share=0.99)),
+    ],
+)  # fmt: skip
+def test_each_kind_of_streaming_can_be_promised(tmp_path: Path, slo: str, expected: Slo) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text(f"[slo]\n{slo}\n")
+    assert EmbeddedConfig.load(path).slo == expected
+
+
+@pytest.mark.parametrize(
+    ("slo", "said"),
+    [
+        ("tbt_ms = 150\ntpot_ms = 90", "one kind of streaming"),
+        ("tbt_share = 1.5", "at most 1"),
+        ("answer_tokens = 0", "1 token or more"),
+        ("answer_tokens = 2.5", "1 token or more"),
+        ("tpop_ms = 90", "tpop_ms"),
+    ],
+)
+def test_a_promise_that_contradicts_is_refused(tmp_path: Path, slo: str, said: str) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text(f"[slo]\n{slo}\n")
+    with pytest.raises(BeamError) as caught:
+        EmbeddedConfig.load(path)
+    assert said in str(caught.value) or said in str(caught.value.cause)
