@@ -28,6 +28,8 @@ from beam_runtime.types import SAME_MS
 HOLD, STEP = range(2)
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
+# A prompt that has waited for so many times its TTFT SLO is served as vLLM would.
+OVERDUE_SLOS = 2.0
 
 
 @compiled
@@ -64,7 +66,8 @@ def compose(
         full = mixed.chunk_tokens + mixed.decodes == budget_tokens
         if full and setup.give_way and setup.ride_along and mixed.chunk_tokens * mixed.decodes > 0:
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk:
+        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms)
+        if mixed.chunk_tokens > 0 and cuts:
             return in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:
             return STEP, now_ms, mixed
@@ -255,6 +258,21 @@ def give_way(
         riding = min(ready, riding + room)
         step = fill_with(state, riding, budget_tokens, True, setup)
     return riding, step
+
+
+@compiled
+def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
+    """Whether the first prompt in the step has waited so long that nobody may hold it up.
+
+    Where more comes than the promises leave room for, decodes would go first for ever.
+    """
+    for item in range(mixed.items):
+        request = state.requests[state.places[item].scheduled]
+        if request.kind != READY:
+            waited_ms = now_ms - request.arrival_ms
+            late: bool = waited_ms > OVERDUE_SLOS * request.ttft_slo_ms
+            return late and request.generated_tokens == 0
+    return False
 
 
 @compiled

@@ -20,6 +20,7 @@ import plain_promises as promises
 from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
+from beam_runtime.emulator.composer import OVERDUE_SLOS
 from beam_runtime.types import (
     SAME_MS,
     Knobs,
@@ -103,7 +104,10 @@ def _with_prefill(
         riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
     if not mixed.chunks:
         return mixed if mixed.preempted else None
-    if not rules.late_cuts_chunk:
+    first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
+    overdue_ms = OVERDUE_SLOS * first.slo.ttft_ms
+    overdue = not first.generated_tokens and now_ms - first.arrival_ms > overdue_ms
+    if not rules.late_cuts_chunk or overdue:
         return mixed
     return _in_time(mixed, riding, state, now_ms, finish_ms)
 
@@ -205,6 +209,10 @@ def _decodes_alone(
 
 def _decoding(state: Snapshot) -> list[RequestState]:
     return [r for r in state.running if r.phase is Phase.DECODE]
+
+
+def _everyone(state: Snapshot) -> tuple[RequestState, ...]:
+    return (*state.running, *state.waiting)
 
 
 def _group(decoding: Sequence[RequestState], knobs: Knobs) -> int:

@@ -371,3 +371,15 @@ def test_an_empty_engine_waits():
 def test_it_changes_nothing_and_says_the_same_again():
     snapshot = state(decode("d"), waiting=[prompt("w", 900)])
     assert step(snapshot) == step(snapshot)
+
+
+class TestOverdue:
+    def answer(self, arrival_ms: float):
+        waiting = replace(prompt("p", 2000, computed=256), arrival_ms=arrival_ms)
+        return step(state(decode("d", last_ms=-150.0), waiting), finish_ms=takes(3.0))
+
+    def test_a_prompt_that_waited_twice_its_slo_is_not_held_up_by_decodes(self):
+        assert self.answer(-2001.0).chunks == (("p", 255),)
+
+    def test_one_that_did_not_is(self):
+        assert self.answer(-1999.0).chunks == ()
