@@ -28,8 +28,9 @@ from beam_runtime.types import SAME_MS
 HOLD, STEP = range(2)
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
-# A prompt that has waited for so many times its TTFT SLO is served as vLLM would.
-OVERDUE_SLOS = 2.0
+# A prompt that has waited for so many times its TTFT SLO is served as vLLM would. Twice costs 2
+# points of goodput on Azure's conversations at 120 ms to 200 ms; never lets prompts starve.
+OVERDUE_SLOS = 5.0
 
 
 @compiled
