@@ -5,9 +5,10 @@
     python scripts/fit_device.py mine.toml --operators DIR --write    fit a file of one's own
 
 Operators come in aiconfigurator's form (--operators, default: the system's folder under
-../shared/data/operators-aiconfigurator/latency). A fifth of the shapes is never fitted: by (n, k)
-of GEMMs, heads of attention, whole models of MoE, head counts of MLA. The A100's GEMMs and power
-are fitted to whole tables instead: scripts/fit_tables.py. Needs scipy (the test extra).
+../shared/data/operators-aiconfigurator/latency), or in LLMServingSim's, a folder for each model. A
+fifth of the shapes is never fitted: by (n, k) of GEMMs, heads of attention, whole models of MoE.
+The A100's GEMMs and power are fitted to whole tables instead: scripts/fit_tables.py. Needs scipy
+(the test extra).
 """
 
 import argparse
@@ -16,7 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from fitting.operators import Rows, allreduce_rows, read_rows
+from fitting.llmservingsim import read_models
+from fitting.operators import KNOTS_BYTES, MIN_US, Rows, allreduce_rows, read_rows
 from fitting.power import POWER, fit_power, power_errors
 from fitting.sections import errors, fit_section, replaced, values_of, write_constants
 
@@ -37,7 +39,9 @@ def fit_operators(device: Device, families: list[Rows], skipped: tuple[str, ...]
     sections = defaultdict(list)
     for rows in families:
         sections[rows.section].append(rows)
-    for section, members in sections.items():
+    first = ("gemm.bfloat16",)  # with it comes the bandwidth
+    for section in sorted(sections, key=lambda name: name not in first):
+        members = sections[section]
         if section in skipped:
             continue
         if section == "allreduce":
@@ -51,11 +55,9 @@ def fit_operators(device: Device, families: list[Rows], skipped: tuple[str, ...]
 def fit_allreduce(device: Device, rows: Rows) -> Device:
     """The knots are measured rows themselves, those that are not held out."""
     assert rows.knots is not None
-    knots = np.array(device.allreduce.message_bytes)
-    values = {
-        f"us_{gpus}": tuple(float(np.interp(k, *rows.knots[gpus])) for k in knots)
-        for gpus in (2, 4, 8)
-    }
+    values: dict[str, object] = {"message_bytes": KNOTS_BYTES}
+    for gpus, measured in rows.knots.items():
+        values[f"us_{gpus}"] = tuple(float(np.interp(k, *measured)) for k in KNOTS_BYTES)
     return replaced(device, "allreduce", values)
 
 
@@ -63,12 +65,16 @@ def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float
     """MAPE of every family: rows fitted, rows held out."""
     by_family: dict[str, list[tuple[Array, np.ndarray]]] = defaultdict(list)
     for rows in families:
-        error = np.abs(errors(device, rows))
-        by_family[rows.family].append((error, rows.held_out))
+        long = rows.measured_us >= MIN_US
+        every = np.abs(errors(device, rows))
+        error, held = every[long], rows.held_out[long]
+        if not error.size:
+            continue
+        by_family[rows.family].append((error, held))
         print(
             f"  {rows.family:12} {rows.section:20} {error.size:6} rows   fitted "
-            f"{error[~rows.held_out].mean():6.1%}   held out {_mean(error[rows.held_out])}   "
-            f"median {np.median(error):5.1%}"
+            f"{_mean(error[~held])}   held out {_mean(error[held])}   "
+            f"median {np.median(error):5.1%}   shorter rows {_mean(every[~long])}"
         )
     print()
     found, everything = {}, []
@@ -79,7 +85,7 @@ def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float
         found[family] = (float(error[~held].mean()), float(error[held].mean()), error.size)
         print(
             f"{device.name} {family:12} {error.size:7} rows of 20 us and more   MAPE fitted "
-            f"{error[~held].mean():6.1%}   held out {_mean(error[held])}"
+            f"{_mean(error[~held])}   held out {_mean(error[held])}"
         )
     print(f"{device.name} {'all':12} {sum(e.size for e in everything):7} rows   MAPE "
           f"{np.concatenate(everything).mean():.1%}")  # fmt: skip
@@ -132,13 +138,16 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the constants into the file")
     asked = parser.parse_args()
     folder = asked.operators or DATA / SYSTEMS.get(asked.device, asked.device)
+    if asked.device == "rtx-pro-6000" and not asked.operators:
+        folder = DATA.parents[1] / "served-rtxpro6000"
     if not folder.is_dir():
         print(f"error: no operators in {folder}\nhint: --operators DIR", file=sys.stderr)
         return 2
     device = resolve_device(asked.device)
     if asked.power:
         return power(device, folder, asked)
-    families = [*read_rows(folder), *allreduce_rows(folder)]
+    several = list(folder.glob("*/operators_meta.yaml"))  # LLMServingSim's, a folder for a model
+    families = read_models(folder) if several else [*read_rows(folder), *allreduce_rows(folder)]
     families = [rows for rows in families if _has_section(device, rows.section)]
     if asked.only:
         families = [rows for rows in families if rows.section.startswith(asked.only)]

@@ -3,34 +3,114 @@
     python scripts/fit_servers.py h100-sxm [--write]
 
 No operator of these GPUs was measured with its power, and no operator holds the host's time. Both
-are fitted to the rows of two models, all others are held out (benchmarks/servers.py). Power is
-fitted at the measured step time, so that an error of the modelled time does not hide in it; the
-host's constants at the modelled pass. --write puts the power constants into the device file; the
-host's are printed for benchmarks/servers.py.
+are fitted to the rows of two models, all others are held out (benchmarks/servers.py). The host's
+time is what the modelled passes and the sampler's sort leave of the measured step (requests in
+flight over tokens per second); the GPU waits meanwhile, and sorts at its limit: power tells the two
+apart. Power is fitted at the measured step time, so that an error of the modelled time does not
+hide in it. --write puts the power constants into the device file; the engine's are printed for
+benchmarks/servers.py.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import least_squares
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import servers
 from fitting.sections import replaced, write_constants
 
 from beam_runtime.types import StepShape
-from beamprof.devices.device import resolve_device
+from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import utilisation
-from beamprof.devices.power import running_w
+from beamprof.devices.power import Utilisation, running_w, waiting_w
 
 POWER = {  # constant: start, least, most
-    "busy_w_per_ghz": (40.0, 1.0, 150.0),
+    "busy_w_per_ghz": (40.0, 5.0, 150.0),
     "tensor_w_per_ghz": (150.0, 20.0, 500.0),
-    "memory_w_per_tbps": (60.0, 10.0, 120.0),
+    "memory_w_per_tbps": (60.0, 40.0, 200.0),
+    "reduce_idle_share": (0.5, 0.05, 1.0),
 }
+# Dense servers do not tell SMs from DRAM; H200's operators do, and the die is the same.
+CARRIED = {"h100-sxm": ("h200-sxm", ("busy_w_per_ghz", "memory_w_per_tbps"))}
+GPU_BOUND = 0.4  # rows whose modelled passes are a smaller share of the step speak of the front end
+UNIT = servers.Engine(0.0, 0.0, 1.0)
+ENGINE = ((0.5, 0.01, 0.2), (0.0, 0.0, 0.0), (10.0, 0.2, 2.0))  # start, least, most
 LIMIT_SHARE = 0.985  # what boards at their limit read of it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Steps:
+    """The measured steps that power and the engine's time are fitted to, in columns."""
+
+    servers: list[servers.Server]
+    took_ms: np.ndarray
+    busy_ms: np.ndarray  # the modelled passes and LM heads
+    power_w: np.ndarray  # measured, of one GPU
+    logit_ms: np.ndarray  # of sorting at 1 ns a logit
+    decodes: np.ndarray
+    uses: list[Utilisation]
+
+
+def read_steps(data: Path, name: str, device: Device) -> Steps:
+    """FITTED's rows on a device whose passes take a good part of the step."""
+    top = np.array([float(device.clocks.max_mhz)])
+    kept, uses, numbers = [], [], []
+    for server, measured, gpu, _ in servers.mlenergy(data):
+        if (gpu, server.model) not in servers.FITTED or server.device != name:
+            continue
+        stage = servers.stage_of(server)
+        took_ms = server.requests / measured["tokens/s"] * 1e3
+        bare = dataclasses.replace(server, engine=servers.Engine(0.0, 0.0, 0.0))
+        busy_ms = servers.predict(bare).mean_itl_ms
+        if busy_ms < GPU_BOUND * took_ms:
+            continue
+        decodes = round(server.requests)
+        chunk = round(server.requests / server.output_tokens * server.prompt_tokens)
+        step = StepShape(chunk, 0, decodes, round(decodes * server.context_tokens))
+        uses.append(utilisation(device, stage, step, top, np.array([min(busy_ms, took_ms)])))
+        sorted_ms = servers.sorting_ms(dataclasses.replace(server, engine=UNIT), decodes)
+        numbers.append((took_ms, busy_ms, measured["power"] / server.tp, sorted_ms, decodes))
+        kept.append(server)
+    return Steps(kept, *np.array(numbers).reshape(-1, 5).T, uses)
+
+
+def modelled(device: Device, engine: servers.Engine, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds of each step, and watts at its measured time."""
+    top = np.array([float(device.clocks.max_mhz)])
+    waits_ms = engine.step_ms + engine.request_ms * steps.decodes
+    sorts_ms = engine.sort_ns * steps.logit_ms
+    most = device.power.cap_w * LIMIT_SHARE
+    running = np.array([min(float(running_w(device, top, use)[0]), most) for use in steps.uses])
+    passes_ms = np.clip(steps.took_ms - sorts_ms, 0.0, steps.busy_ms)
+    idle_ms = np.maximum(steps.took_ms - sorts_ms - passes_ms, 0.0)  # what is left over, it waits
+    joules = passes_ms * running + sorts_ms * servers.sorting_w(device)
+    joules = joules + idle_ms * float(waiting_w(device, top)[0])
+    return steps.busy_ms + waits_ms + sorts_ms, joules / steps.took_ms
+
+
+def fit(
+    device: Device, bounds: dict[str, tuple[float, float, float]], steps: Steps
+) -> tuple[Device, servers.Engine]:
+    """Least squares of the logarithms of time and power together."""
+
+    def build(x: np.ndarray) -> tuple[Device, servers.Engine]:
+        values = dict(zip(bounds, map(float, np.exp(x[: len(bounds)])), strict=True))
+        return replaced(device, "power", values), servers.Engine(*map(float, x[len(bounds) :]))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        times_ms, power_w = modelled(*build(x), steps)
+        return np.concatenate([np.log(times_ms / steps.took_ms), np.log(power_w / steps.power_w)])
+
+    start, least, most = np.array(list(bounds.values())).T
+    best = least_squares(
+        residuals, (*np.log(start), *ENGINE[0]), bounds=((*np.log(least), *ENGINE[1]),
+        (*np.log(most), *ENGINE[2])), loss="soft_l1", f_scale=0.1, x_scale="jac",
+    )  # fmt: skip
+    return build(best.x)
 
 
 def main() -> int:
@@ -39,52 +119,29 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=servers.DATA)
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    device = resolve_device(asked.device)
-    rows = [
-        (server, measured)
-        for server, measured, gpu, _ in servers.mlenergy(asked.data)
-        if (gpu, server.model) in servers.FITTED and server.device == asked.device
-    ]
-    if not rows:
+    device, bounds = resolve_device(asked.device), dict(POWER)
+    if asked.device in CARRIED:
+        source, names = CARRIED[asked.device]
+        carried = {name: getattr(resolve_device(source).power, name) for name in names}
+        device = replaced(device, "power", dict(carried))
+        bounds = {name: triple for name, triple in bounds.items() if name not in names}
+    steps = read_steps(asked.data, asked.device, device)
+    if not steps.servers:
         print(f"error: no rows of {asked.device} to fit on", file=sys.stderr)
         return 2
-    top = np.array([float(device.clocks.max_mhz)])
-    uses, watts, host, behind = [], [], [], []
-    for server, measured in rows:
-        stage = servers.shape_of(server.model).shard(server.tp, 1, server.ep)
-        step_ms = server.requests / measured["tokens/s"] * 1e3
-        chunk = server.requests / server.output_tokens * server.prompt_tokens
-        decodes = round(server.requests)
-        step = StepShape(round(chunk), 0, decodes, round(decodes * server.context_tokens))
-        uses.append(utilisation(device, stage, step, top, np.array([step_ms])))
-        watts.append(measured["power"] / server.tp)
-        bare_ms, _, _ = servers.step_of(server, stage, 0)
-        mine = server.host.step_ms + server.host.request_ms * decodes
-        host.append(measured["median ITL"] - (bare_ms - mine))
-        behind.append((1.0, decodes))
-
-    def residuals(logs: np.ndarray) -> np.ndarray:
-        tried = replaced(device, "power", dict(zip(POWER, map(float, np.exp(logs)), strict=True)))
-        most = tried.power.cap_w * LIMIT_SHARE
-        modelled = [min(float(running_w(tried, top, use)[0]), most) for use in uses]
-        return np.log(np.array(modelled) / np.array(watts))
-
-    start, least, most = np.log(np.array(list(POWER.values()))).T
-    best = least_squares(residuals, start, bounds=(least, most), loss="soft_l1", f_scale=0.1)
-    fitted = dict(zip(POWER, map(float, np.exp(best.x)), strict=True))
-    for name, value in fitted.items():
-        print(f"{name:20} {value:10.4g}")
-    error = np.abs(np.expm1(residuals(best.x)))
-    print(f"power of the {error.size} rows at their measured step time: MAPE {error.mean():.1%}")
-    # Rows where prompts start in most steps have another median: host time from the others.
-    weights = 1 / np.array([measured["median ITL"] for _, measured in rows])
-    quiet = np.array([s.requests / s.output_tokens < 0.6 for s, _ in rows])
-    design = np.array(behind) * weights[:, None]
-    constants, _ = nnls(design[quiet], (np.array(host) * weights)[quiet])
-    print(f"host: {constants[0]:.2f} ms a step, {constants[1]:.4f} ms a request")
+    fitted, engine = fit(device, bounds, steps)
+    for name in POWER:
+        print(f"{name:20} {getattr(fitted.power, name):10.4g}")
+    print(engine)
+    times_ms, power_w = modelled(fitted, engine, steps)
+    times, powers = times_ms / steps.took_ms - 1, power_w / steps.power_w - 1
+    for server, time, power in zip(steps.servers, times, powers, strict=True):
+        print(f"  {server.model[-24:]:24} x{server.tp} N {server.requests:5.0f}  "
+              f"step {time:+4.0%}  power {power:+4.0%}")  # fmt: skip
+    print(f"MAPE: step {np.abs(times).mean():.1%}, power {np.abs(powers).mean():.1%}")
     if asked.write:
         path = Path(__file__).parents[1] / "beamprof" / "devices" / f"{asked.device}.toml"
-        write_constants(path, replaced(device, "power", dict(fitted)), ["power"])
+        write_constants(path, fitted, ["power"])
     return 0
 
 

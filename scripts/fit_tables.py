@@ -1,12 +1,16 @@
-"""Fit the A100-SXM4-80GB device file to published measurements; print every constant and error.
+"""Fit a device file to published tables of whole passes; print every constant and error.
 
-    python scripts/fit_tables.py               fit, print constants and errors
-    python scripts/fit_tables.py --held-out    fit on two tables, report on the third
+    python scripts/fit_tables.py [DEVICE]      fit, print constants and errors
+    python scripts/fit_tables.py --held-out    fit on part, report on the rest: of several models
+                                               one at a time, of a single one every third batch
     python scripts/fit_tables.py --check       exit 1 unless the committed file comes out
+    python scripts/fit_tables.py --write       write the constants into the file
 
-Needs scipy (the test extra) and the data folder (--data, default ../shared/data):
-measured-a100 (three tables: latency, energy), a100-dvfs-spec (power of a waiting GPU) and
-a100-operators (chunk attention).
+DEVICE is a100-sxm4-80gb (default), a100-pcie-80gb, or a device file of one's own with --table
+TABLE, BEAM's tables measured on that GPU (docs/device-file.md). Needs scipy (the test extra) and
+the data folder (--data, default ../shared/data): measured-a100 (three tables: latency, energy),
+a100-dvfs-spec (power of a waiting GPU), a100-operators (chunk attention); measured-more-nodes for
+the PCIe board.
 
 Start values are round numbers, not the committed ones, so that a held-out table is held out.
 
@@ -28,23 +32,29 @@ import numpy as np
 import polars as pl
 from fitting.sections import replaced as replaced_in
 from fitting.sections import values_of as values_in
+from fitting.sections import write_constants
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.power import running_w, waiting_w
-from beamprof.models.registry import registry
+from beamprof.models.registry import registry, resolve_model
 from beamprof.models.shape import StageShape
 
 Array = NDArray[np.float64]
 
-DEVICE = "a100-sxm4-80gb"
-TABLES = {  # registry name: (tp, pp, part of the file's name)
-    "llama3.3-70b": (2, 4, "Llama-3.3-70B"),
-    "qwen2.5-32b": (2, 2, "Qwen2.5-32B"),
-    "qwen2.5-14b": (1, 2, "Qwen2.5-14B"),
+SXM = "a100-sxm4-80gb"
+FOLDERS = {SXM: "measured-a100"}  # else measured-more-nodes
+TABLES = {  # by device, registry name: (tp, pp, parts of the file's name)
+    SXM: {
+        "llama3.3-70b": (2, 4, "*Llama-3.3-70B"),
+        "qwen2.5-32b": (2, 2, "*Qwen2.5-32B"),
+        "qwen2.5-14b": (1, 2, "*Qwen2.5-14B"),
+    },
+    "a100-pcie-80gb": {"qwen2.5-14b": (1, 1, "*A100 80GB PCIe*Qwen2.5-14B")},
 }
 LATENCY = {  # constant: where the fit starts
     "gemm.bfloat16.efficiency": 0.9,
@@ -55,7 +65,7 @@ LATENCY = {  # constant: where the fit starts
     "allreduce.latency_us": 6.0,
     "allreduce.bandwidth_gbps": 75.0,
 }
-BANDWIDTH_TBPS = (0.85, 1.0, 1.25, 1.5, 1.65)  # at the device file's knots
+BANDWIDTH_SHARES = (0.5, 0.6, 0.75, 0.9, 1.0)  # of the highest in the file: where its knots start
 POWER = {
     "power.floor_w": 75.0,
     "power.voltage_slope_per_ghz": 1.0,
@@ -66,16 +76,16 @@ POWER = {
     "power.memory_w_per_tbps": 80.0,
     "power.link_w": 15.0,
 }
-# Not fitted: the fit would say 1.10 and gain 0.2 % of energy, but then the energy-optimal clock
-# lies 30-60 MHz above the measured ones. Boards have their knee at 1.02 to 1.11 GHz.
-KNEE_GHZ = 1.05
+# Not fitted but chosen, with the width, so that the energy-optimal clocks of the A100 come out
+# right on average (benchmarks/modelled.py). Boards have their knee at 1.02 to 1.11 GHz.
+KNEE, KNEE_WIDTH_GHZ = 1.10, 0.04
 ALLREDUCE = ("allreduce.latency_us", "allreduce.bandwidth_gbps")
 FIXED = (
     "attention.bfloat16.efficiency",
     "attention.bfloat16.kv_bytes_per_clock",
 )  # not least squares
-# Above, a pass full of GEMMs may run at its power cap: the clock it reached was not recorded.
-UNCAPPED_MHZ = 1350
+# From here on a pass may run at its power cap: the clock it reached was not recorded.
+CAPPED_SHARE = 0.94
 OUTLIER_SCALE = 0.05  # relative errors beyond count linearly, not squared
 # Of the numeric derivative, relative: wide first, over the kinks where a tile choice flips.
 STEPS = (1e-1, 3e-2, 1e-2)
@@ -94,11 +104,12 @@ class Pass:
     energy_j: Array
 
 
-def read_tables(data: Path) -> list[Pass]:
-    """Every cell of the three published tables."""
+def read_tables(data: Path, device: str = SXM) -> list[Pass]:
+    """Every cell of a device's published tables."""
     passes = []
-    for model, (tp, pp, label) in TABLES.items():
-        (file,) = (data / "measured-a100").glob(f"dvfs_profile_*{label}*_tp{tp}_pp{pp}_one.csv")
+    folder = data / FOLDERS.get(device, "measured-more-nodes")
+    for model, (tp, pp, label) in TABLES[device].items():
+        (file,) = folder.glob(f"dvfs_profile_{label}*_tp{tp}_pp{pp}_one.csv")
         rows = pl.read_csv(file).filter(pl.col("valid") == 1).sort("clock")
         stage = registry()[model].shard(tp, pp)
         for (batch, context), cell in rows.group_by(
@@ -111,6 +122,25 @@ def read_tables(data: Path) -> list[Pass]:
             passes.append(
                 Pass(model, stage, step, clocks, cell["time_taken"].to_numpy() * 1e3, energy)
             )
+    return passes
+
+
+def read_beam_tables(paths: list[Path]) -> list[Pass]:
+    """Every cell of BEAM's own tables, at the clocks that were reached."""
+    passes = []
+    for path in paths:
+        table = PerfTable.load(path)
+        model = resolve_model(table.model)
+        stage = model.shard(table.tp, table.pp)
+        columns = pl.DataFrame({name: table.columns[name] for name in table.columns})
+        rows = columns.filter(pl.col("kind") == "forward").sort("clock_mhz")
+        keys = ("prefill_tokens", "prefill_context_tokens", "decode_requests")
+        for numbers, cell in rows.group_by(*keys, "decode_context_tokens", maintain_order=True):
+            step = StepShape(*(int(str(number)) for number in numbers))
+            reached = cell["clock_reached_mhz"].fill_nan(None).fill_null(cell["clock_mhz"])
+            columns_of = (reached, cell["latency_ms"], cell["energy_j"])
+            clocks, ms, joules = (c.cast(pl.Float64).to_numpy() for c in columns_of)
+            passes.append(Pass(model.name, stage, step, clocks, ms, joules))
     return passes
 
 
@@ -174,24 +204,29 @@ def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]
 
 def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
     """Time constants: least squares of log(modelled / measured), all positive."""
-    knots = len(device.memory.clocks_mhz)
+    knots = device.memory.clocks_mhz
+    several = any(cell.stage.tp > 1 for cell in passes)
+    start_at = {name: at for name, at in LATENCY.items() if several or name not in ALLREDUCE}
 
     def build(x: Array) -> Device:
         values = np.exp(x)
-        constants: dict[str, object] = dict(zip(LATENCY, map(float, values), strict=False))
-        constants["memory.bandwidth_tbps"] = tuple(map(float, values[len(LATENCY) :]))
+        constants: dict[str, object] = dict(zip(start_at, map(float, values), strict=False))
+        constants["memory.bandwidth_tbps"] = tuple(map(float, values[len(start_at) :]))
         return replaced(device, constants)
 
     def residuals(x: Array) -> Array:
         candidate = build(x)
         parts = []
         for cell in passes:
-            kept = (cell.clocks_mhz <= UNCAPPED_MHZ) | (cell.step.tokens <= 128)
+            power_w = cell.energy_j / cell.latency_ms * 1e3 / cell.stage.tp
+            kept = power_w < CAPPED_SHARE * device.power.cap_w
             modelled = pass_ms(candidate, cell.stage, cell.step, cell.clocks_mhz[kept])
             parts.append(np.log(modelled / cell.latency_ms[kept]))
         return np.concatenate(parts)
 
-    start = np.log([*LATENCY.values(), *BANDWIDTH_TBPS])
+    shares = np.interp(np.linspace(0, 1, len(knots)), np.linspace(0, 1, 5), BANDWIDTH_SHARES)
+    highest = round(device.memory.bandwidth_tbps[-1], 1)
+    start = np.log([*start_at.values(), *(highest * shares)])
     upper = np.full(start.size, np.inf)
     upper[0] = 0.0  # an efficiency
     x = np.minimum(start, upper - 1e-6)
@@ -201,36 +236,31 @@ def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, f
             diff_step=step, max_nfev=30,
         )  # fmt: skip
         x = fit.x
-    names = (*LATENCY, *(f"memory.bandwidth_tbps[{i}]" for i in range(knots)))
+    names = (*start_at, *(f"memory.bandwidth_tbps[{i}]" for i in range(len(knots))))
     errors = np.exp(fit.x) * _standard_errors(fit.jac, fit.fun)
     return build(fit.x), dict(zip(names, map(float, errors), strict=True))
 
 
 def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
     """Power constants from measured power (energy over latency) and from waiting GPUs."""
-    idle = (
-        pl.read_csv(
-            data / "a100-dvfs-spec" / "steady_state_from_raw_dcgm.csv", infer_schema_length=None
-        )
-        .filter(pl.col("n_idle_clk") > 0)
-        .group_by("f")
-        .agg(pl.col("P_idle_clk").median())
-        .sort("f")
-    )
-    idle_mhz = idle["f"].to_numpy().astype(np.float64)
-    idle_w = idle["P_idle_clk"].to_numpy()
+    ours = device.name == SXM
+    idle_mhz, idle_w = read_idle(data) if ours else (np.zeros(0), np.zeros(0))
     uses = []
     for cell in passes:
         step = dataclasses.replace(cell.step, decode_context_tokens=0)  # KV cache in L2
         use = utilisation(device, cell.stage, step, cell.clocks_mhz, cell.latency_ms)
         uses.append((cell, use, cell.energy_j / cell.latency_ms * 1e3 / cell.stage.tp))
     readings = sum(cell.clocks_mhz.size for cell in passes)
-    idle_weight = np.sqrt(IDLE_WEIGHT * readings / idle_mhz.size)
-
-    device = replaced(device, {"power.knee_ghz": KNEE_GHZ})
+    idle_weight = np.sqrt(IDLE_WEIGHT * readings / max(1, idle_mhz.size))
+    if device.name in TABLES:  # other GPUs keep the knee of their file
+        knee = {"power.knee_ghz": KNEE, "power.knee_width_ghz": KNEE_WIDTH_GHZ}
+        device = replaced(device, dict(knee))
+    # What one table cannot tell apart stays: a waiting GPU's clock tree, links.
+    left_out = () if ours else ("power.clock_w_per_ghz", "power.link_w")
+    start_at = {name: at for name, at in POWER.items() if name not in left_out}
 
     def build(x: Array) -> Device:
-        return replaced(device, dict(zip(POWER, map(float, x), strict=True)))
+        return replaced(device, dict(zip(start_at, map(float, x), strict=True)))
 
     def residuals(x: Array) -> Array:
         candidate = build(x)
@@ -243,14 +273,29 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
             [*parts, idle_weight * np.log(waiting_w(candidate, idle_mhz) / idle_w)]
         )
 
-    start = np.array(list(POWER.values()))
+    start = np.array(list(start_at.values()))
+    most = np.where(np.array(list(start_at)) == "power.stall_share", 1.0, np.inf)
     fit = least_squares(
-        residuals, start, bounds=(0.0, np.inf), x_scale=np.maximum(start, 0.1), loss="soft_l1",
+        residuals, start, bounds=(0.0, most), x_scale=np.maximum(start, 0.1), loss="soft_l1",
         f_scale=OUTLIER_SCALE,
     )  # fmt: skip
     return build(fit.x), dict(
-        zip(POWER, map(float, _standard_errors(fit.jac, fit.fun)), strict=True)
+        zip(start_at, map(float, _standard_errors(fit.jac, fit.fun)), strict=True)
     )
+
+
+def read_idle(data: Path) -> tuple[Array, Array]:
+    """Clocks, MHz, and watts of an A100 SXM that waits with its clock locked."""
+    idle = (
+        pl.read_csv(
+            data / "a100-dvfs-spec" / "steady_state_from_raw_dcgm.csv", infer_schema_length=None
+        )
+        .filter(pl.col("n_idle_clk") > 0)
+        .group_by("f")
+        .agg(pl.col("P_idle_clk").median())
+        .sort("f")
+    )
+    return idle["f"].to_numpy().astype(np.float64), idle["P_idle_clk"].to_numpy()
 
 
 def _standard_errors(jacobian: Array, residuals: Array) -> Array:
@@ -261,8 +306,12 @@ def _standard_errors(jacobian: Array, residuals: Array) -> Array:
 
 def fit(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
     """All constants, and the standard error of each."""
-    device, attention = fit_attention(device, data)
-    device, cached_kv = fit_cached_kv(device, passes)
+    attention: dict[str, float] = {}
+    if device.name == SXM:
+        device, attention = fit_attention(device, data)
+    cached_kv: dict[str, float] = {}
+    if device.name in TABLES:  # BEAM's own caches are separate ones
+        device, cached_kv = fit_cached_kv(device, passes)
     device, latency = fit_latency(device, passes)
     device, power = fit_power(device, passes, data)
     return device, attention | cached_kv | latency | power
@@ -294,32 +343,60 @@ def values_of(device: Device) -> dict[str, float]:
     return values | {name: constant(device, name) for name in POWER}
 
 
+def held_out(device: Device, passes: list[Pass], data: Path) -> None:
+    """Fit on part of the passes, report on the rest."""
+    models = sorted({cell.model for cell in passes})
+    parts = {model: [cell for cell in passes if cell.model == model] for model in models}
+    if len(models) == 1:
+        batches = sorted({cell.step.tokens for cell in passes})
+        parts = {
+            f"every third batch from {batches[i]}": [
+                cell for cell in passes if cell.step.tokens in batches[i::3]
+            ]
+            for i in range(3)
+        }
+    for name, apart in parts.items():
+        fitted, _ = fit(device, [cell for cell in passes if cell not in apart], data)
+        report(fitted, apart, f"held out: {name}")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fit the A100 device file to published data.")
+    parser = argparse.ArgumentParser(description="Fit a device file to published tables.")
     default = Path(__file__).parents[2] / "shared" / "data"
+    parser.add_argument("device", nargs="?", default=SXM, help="a device, or a device file")
+    parser.add_argument("--table", type=Path, action="append", default=[], help="BEAM's tables")
     parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--held-out", action="store_true", help="fit on two, report on the third")
+    parser.add_argument("--held-out", action="store_true", help="fit on part, report on the rest")
     parser.add_argument("--check", action="store_true", help="compare with the committed file")
+    parser.add_argument("--write", action="store_true", help="write the constants into the file")
     asked = parser.parse_args()
-    if not (asked.data / "measured-a100").is_dir():
+    if not asked.table and asked.device not in TABLES:
+        print(f"error: no tables of {asked.device}\nhint: --table TABLE", file=sys.stderr)
+        return 2
+    if not asked.table and not (asked.data / "measured-a100").is_dir():
         print(f"error: no measured-a100 in {asked.data}\nhint: --data", file=sys.stderr)
         return 2
-    committed = resolve_device(DEVICE)
-    passes = read_tables(asked.data)
+    committed = resolve_device(asked.device)
+    own = bool(asked.table)
+    passes = read_beam_tables(asked.table) if own else read_tables(asked.data, asked.device)
     if asked.held_out:
-        for model in TABLES:
-            device, _ = fit(committed, [cell for cell in passes if cell.model != model], asked.data)
-            report(device, [cell for cell in passes if cell.model == model], f"held out: {model}")
+        held_out(committed, passes, asked.data)
         return 0
     device, errors = fit(committed, passes, asked.data)
     drifted = []
     for name, value in values_of(device).items():
         was = values_of(committed)[name]
-        print(f"{name:36} {value:10.4g}  ± {errors[name]:8.2g}   committed {was:.4g}")
-        if abs(value / was - 1) > 0.02:
+        error = f"± {errors[name]:8.2g}" if name in errors else "  not fitted"
+        print(f"{name:36} {value:10.4g}  {error}   committed {was:.4g}")
+        if was and abs(value / was - 1) > 0.02:
             drifted.append(name)
-    for model in TABLES:
+    for model in dict.fromkeys(cell.model for cell in passes):
         report(device, [cell for cell in passes if cell.model == model], model)
+    if asked.write:
+        shipped = Path(__file__).parents[1] / "beamprof" / "devices" / f"{asked.device}.toml"
+        path = Path(asked.device) if asked.device.endswith(".toml") else shipped
+        sections = ["memory", "launch", "compute", "gemm.bfloat16", "attention.bfloat16", "power"]
+        write_constants(path, device, [*sections, "allreduce"])
     if asked.check and drifted:
         print(f"not as committed: {', '.join(drifted)}", file=sys.stderr)
         return 1

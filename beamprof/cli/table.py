@@ -253,13 +253,14 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="The file to read.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="The file or folder to read.")],
     file_format: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="beam-artifact: the paper's CSVs. aiconfigurator: a system's folder of operators.",
+            help="beam-artifact: the paper's CSVs. aiconfigurator: a system's folder of operators. "
+            "llmservingsim: a model's folder of operators.",
         ),
     ],
     output: Annotated[
@@ -285,16 +286,19 @@ def import_(
 
     For example:  beam table import FILE.csv --format beam-artifact -o mine.parquet
     """
-    from beamprof.tables.importers import ImportOverrides
+    from beamprof.tables.importers import FOLDERS, ImportOverrides
     from beamprof.tables.importing import import_table
 
     one_on_stdout(output, as_json=as_json)
-    target = output or (
+    folder = source.is_dir() and file_format in FOLDERS
+    named = source.with_name(f"{source.resolve().name}.parquet") if folder else (
         Path("stdin.parquet") if is_stream(source) else source.with_suffix(".parquet")
-    )
-    check_writable(target, force=force, inputs=[source])
+    )  # fmt: skip
+    target = output or named
+    check_writable(target, force=force, inputs=[] if folder else [source])
     with readable(source) as file:
-        check_source(file)
+        if not folder:
+            check_source(file)
         done = import_table(
             file,
             target,

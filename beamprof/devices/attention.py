@@ -7,7 +7,8 @@ each of them.
 
 Chunk attention runs one thread block per 128 rows of (query, head of a KV head's group). Work over
 rate paces it, and its longest block where there are too few to fill the SMs. Along the diagonal a
-block computes whole tiles, half of them masked: a few more keys for each (prologue_keys).
+tile of queries computes what its last (and, within a window, its first) query sees, and starts with
+a prologue, which counts as a few more keys.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from beamprof.models.formats import KV_BYTES
 
 QUERY_TILE = 128  # rows of one thread block in chunk attention
 SPLIT_BELOW = 0.8  # flash decoding splits the cache while blocks < 0.8 * SMs
-BYTES_EXPONENT = 4.0
 ACTIVATION_BYTES = 2
 
 
@@ -46,11 +46,18 @@ class Heads:
 
 
 def decode_us(
-    device: Device, heads: Heads, requests: Array, context_tokens: Array, clocks_mhz: Array
+    device: Device,
+    heads: Heads,
+    requests: Array,
+    context_tokens: Array,
+    clocks_mhz: Array,
+    cold: Array | float = 1.0,
 ) -> Array:
     """Microseconds of one layer's decode attention over real, separate KV caches (R, M).
 
-    ``context_tokens`` (R,) is of all requests together, without the new tokens.
+    ``context_tokens`` (R,) is of all requests together, without the new tokens. ``cold`` is the
+    share of the cache that comes from DRAM: all of it in a server, where other layers' weights and
+    caches pass through L2 in between; less where a benchmark repeats one layer.
     """
     kernels, sms = device.attention_kernels(heads.kv), device.compute.sms
     each = np.minimum(context_tokens / requests + 1, heads.window_tokens)
@@ -58,10 +65,12 @@ def decode_us(
     blocks = np.where(blocks < SPLIT_BELOW * sms, sms, blocks)
     block_bytes = (heads.cache_bytes(each * requests) / blocks)[:, None]
     block_us = block_bytes / (kernels.kv_bytes_per_clock * clocks_mhz)
-    dram_us = block_bytes / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
+    dram_bytes = block_bytes * np.reshape(cold, (-1, 1))
+    dram_us = dram_bytes / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
     waves, rest = (part[:, None] for part in np.divmod(blocks, sms))
-    total = waves * (np.maximum(block_us, sms * dram_us) + kernels.block_us)
-    total = total + (rest > 0) * (np.maximum(block_us, rest * dram_us) + kernels.block_us)
+    busy_us = block_us + kernels.block_us
+    total = waves * np.maximum(busy_us, sms * dram_us)
+    total = total + (rest > 0) * np.maximum(busy_us, rest * dram_us)
     return np.asarray(total + kernels.decode_fixed_us)
 
 
@@ -81,8 +90,11 @@ def chunk_us(
     kernels, compute = device.attention_kernels(heads.kv), device.compute
     group = heads.heads / heads.kv_heads
     tiles = heads.kv_heads * np.ceil(tokens * group / QUERY_TILE) * requests
-    keys = mean_keys(tokens, context_tokens, heads.window_tokens) + kernels.prologue_keys
-    most = np.minimum(context_tokens + tokens, heads.window_tokens) + kernels.prologue_keys
+    slid = context_tokens + tokens > heads.window_tokens
+    ragged = np.minimum(QUERY_TILE / group, tokens) * np.where(slid, 1.0, 0.5)
+    started = kernels.prologue_keys + ragged
+    keys = mean_keys(tokens, context_tokens, heads.window_tokens) + started
+    most = np.minimum(context_tokens + tokens, heads.window_tokens) + started
     efficiency = np.interp(heads.head_dim, kernels.head_dims, kernels.efficiency)
     key_clocks = 4.0 * heads.head_dim / (compute.tensor_flops_per_clock * efficiency)
     mean_clocks = tiles * QUERY_TILE * keys * key_clocks / compute.sms
@@ -91,13 +103,15 @@ def chunk_us(
         longest_clocks = QUERY_TILE * most * key_clocks
         busy_clocks = soft_max(mean_clocks, longest_clocks, kernels.balance_exponent)
     busy_us = busy_clocks[:, None] / clocks_mhz
-    queries_bytes = 2 * ACTIVATION_BYTES * requests * tokens * heads.heads * heads.head_dim
+    # Queries and outputs; keys and values read and written to the cache, before they are attended.
+    sizes = (heads.heads + 2.0 * heads.kv_heads) * heads.head_dim
+    own_bytes = 2 * ACTIVATION_BYTES * requests * tokens * sizes
     seen = np.minimum(context_tokens, heads.window_tokens) + tokens
-    moved = queries_bytes / kernels.query_bandwidth_share + heads.cache_bytes(
+    moved = own_bytes / kernels.query_bandwidth_share + heads.cache_bytes(
         requests * seen / kernels.bandwidth_share
     )
     moved_us = moved[:, None] / bandwidth(device, clocks_mhz)
-    return np.asarray(kernels.chunk_fixed_us + soft_max(busy_us, moved_us, BYTES_EXPONENT))
+    return np.asarray(kernels.chunk_fixed_us + busy_us + moved_us)
 
 
 def mean_keys(tokens: Array, context_tokens: Array, window_tokens: Array) -> Array:

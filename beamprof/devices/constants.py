@@ -71,6 +71,7 @@ class MoeKernels:
         fixed_us: routing, permuting, and the kernels' starts.
         row_bytes_per_clock: rows gathered, activated and summed up, bytes per clock.
         expert_us: for each expert with work.
+        spread_us: besides, where the experts are spread over GPUs: choices of others are left out.
     """
 
     efficiency: float
@@ -82,6 +83,7 @@ class MoeKernels:
     fixed_us: float
     row_bytes_per_clock: float
     expert_us: float
+    spread_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class DeltaKernels:
         head_token_clocks: work of one value head for one token, on one SM.
         conv_bytes_per_clock: the short convolution's traffic, of the whole GPU.
         bandwidth_share: of the DRAM bandwidth, while states are read and written.
-        fixed_us: the kernels' starts.
+        fixed_us, decode_fixed_us: the kernels' starts, of prompts and of decodes.
     """
 
     token_clocks: float
@@ -146,6 +148,7 @@ class DeltaKernels:
     conv_bytes_per_clock: float
     bandwidth_share: float
     fixed_us: float
+    decode_fixed_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +158,13 @@ class Memory:
     Attributes:
         size_gb: 10^9 bytes.
         clocks_mhz, bandwidth_tbps: the knots.
+        l2_mb: the L2 cache, 10^6 bytes. Operators repeated in it read no DRAM; servers' do.
     """
 
     size_gb: float
     clocks_mhz: tuple[float, ...]
     bandwidth_tbps: tuple[float, ...]
+    l2_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,8 @@ class Power:
 
     Attributes:
         floor_w: P0, what does not follow the SM clock.
-        knee_ghz: f0, up to where the core voltage is at its minimum.
+        knee_ghz: f0, up to where the core voltage is at its minimum. knee_width_ghz: over what
+            distance it starts to rise; 0 = at once.
         voltage_slope_per_ghz: s, relative rise of the voltage above the knee.
         clock_w_per_ghz: the clock tree of a GPU that waits.
         busy_w_per_ghz: on top, SMs that run kernels.
@@ -199,6 +205,7 @@ class Power:
         link_w: links to the other GPUs of a tensor-parallel stage, while it runs.
         cap_w: the board's power limit.
         attention_share: what FLOPs of attention draw of what those of a GEMM do.
+        reduce_idle_share: share of busy_w_per_ghz saved while a stage's GPUs all-reduce.
     """
 
     floor_w: float
@@ -212,3 +219,5 @@ class Power:
     link_w: float
     cap_w: float
     attention_share: float = 1.0
+    reduce_idle_share: float = 0.0
+    knee_width_ghz: float = 0.0

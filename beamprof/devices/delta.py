@@ -42,8 +42,9 @@ def delta_us(
     channels = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
     conv = 2.0 * CONV_BYTES * prompts * new_tokens * channels
     chunk = (paced + conv / kernels.conv_bytes_per_clock) / clocks_mhz
-    kinds = np.minimum(requests, 1) + np.minimum(new_tokens, 1)  # each with kernels of its own
-    return np.asarray(kernels.fixed_us * kinds + decoding + chunk)
+    starts_us = kernels.decode_fixed_us * np.minimum(requests, 1)  # each with kernels of its own
+    starts_us = starts_us + kernels.fixed_us * np.minimum(new_tokens, 1)
+    return np.asarray(starts_us + decoding + chunk)
 
 
 def state_bytes(mixer: GatedDelta, requests: Number) -> Number:

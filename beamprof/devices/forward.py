@@ -76,11 +76,17 @@ def layer_us(
     elementwise_rate = device.compute.activation_bytes_per_clock * clocks_mhz
     total = total + elementwise_bytes(stage, layer, tokens) / elementwise_rate
     total = total + device.launch.kernels_per_layer * device.launch.kernel_us
+    return total + reduces_us(device, stage, step.tokens) / stage.layers
+
+
+def reduces_us(device: Device, stage: StageShape, tokens: int) -> float:
+    """Microseconds of a pass's all-reduces: two in each layer, and two between dp groups."""
+    padded, total = padded_tokens(tokens), 0.0
     if stage.tp > 1:
-        total = total + 2 * allreduce_us(device, stage, tokens)
+        total += allreduce_us(device, stage, padded)
     if stage.dp > 1:  # tokens go to the experts of other groups and come back
-        total = total + 2 * allreduce_us(device, stage, tokens * stage.dp)
-    return total
+        total += allreduce_us(device, stage, padded * stage.dp)
+    return 2 * stage.layers * total
 
 
 def mixer_us(
@@ -166,6 +172,7 @@ def utilisation(
         dram_tbps=dram / 1e6,
         dram_share=np.minimum(1.0, dram / bandwidth(device, clocks_mhz)),
         linked=stage.tp > 1,
+        reduce_share=np.minimum(1.0, reduces_us(device, stage, step.tokens) / latency_us),
     )
 
 

@@ -1,26 +1,22 @@
 """Time of a layer's routed experts on one GPU: a grouped GEMM over those that have work.
 
 The router spreads n tokens' k choices over E experts. Which of them are chosen decides how many
-weights are read; how many tokens each gets decides its tiles. Shares follow a power law, as
-recorded routers' do (exponents 1.01 to 1.2 in aiconfigurator's data); 0 = evenly. A GPU that
-holds E / ep of them is taken as the busiest one, for it paces the step.
+weights are read; how many tokens each gets decides its tiles (routing.py). A GPU that holds E / ep
+of them is taken as the busiest one, for it paces the step.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth, soft_max
+from beamprof.devices.routing import SPREAD, TILE_ROWS, Loads, drawn_loads, expected_loads
 from beamprof.models.formats import Format
 from beamprof.models.layers import MoeMlp
 
-TILE_ROWS = (16, 32, 64, 128, 256)
 TILE_OUTPUTS = 128
-TENSOR_ROWS = 64  # fewer rows of a tile do not make the tensor cores faster
-SKEW = 1.01  # of the tokens over the experts, where nothing else is known
 TILE_EXPONENT = 4.0
 
 
@@ -32,7 +28,8 @@ class Routed:
         choices: tokens times choices of all the step's tokens, wherever their expert is.
         active: experts with work here. rows: choices that fall here.
         tiles: (R, len(TILE_ROWS)), over all experts, one tile wide.
-        hidden, width: of an expert; ups: its projections up (2 with a gate).
+        hidden, width: of an expert. ups: its projections up (2 with a gate).
+        spread: 1 where the experts are spread over GPUs.
     """
 
     choices: Array
@@ -42,24 +39,38 @@ class Routed:
     hidden: Array
     width: Array
     ups: Array
+    spread: Array
 
     @classmethod
-    def of(cls, mlp: MoeMlp, hidden: int, tokens: int, skew: float = SKEW) -> "Routed":
-        """One layer; ``tokens`` are all that the GPUs of the experts see together."""
-        return cls.stack([(mlp, hidden, tokens, skew)])
+    def of(cls, mlp: MoeMlp, hidden: int, tokens: int, spread: float = SPREAD) -> "Routed":
+        """One layer of a server; ``tokens`` are all that the GPUs of the experts see together."""
+        loads = expected_loads(tokens, mlp.experts, mlp.top_k, mlp.ep, spread)
+        return cls._of([(mlp, hidden, tokens, loads)])
 
     @classmethod
-    def stack(cls, layers: Iterable[tuple[MoeMlp, int, int, float]]) -> "Routed":
-        """Many layers, each (mlp, hidden, tokens, skew)."""
-        rows = []
-        for mlp, hidden, tokens, skew in layers:
-            counts = _loads(tokens, mlp.experts, mlp.top_k, mlp.ep, skew)
-            sizes = (hidden, mlp.intermediate_size, 2 if mlp.gated else 1)
-            rows.append((tokens * mlp.top_k, *counts, *sizes))
+    def drawn(cls, layers: Iterable[tuple[MoeMlp, int, int, float]]) -> "Routed":
+        """Many benchmarked layers, each (mlp, hidden, tokens, exponent of the counts' law)."""
+        return cls._of(
+            (mlp, hidden, tokens, drawn_loads(tokens, mlp.experts, mlp.top_k, mlp.ep, skew))
+            for mlp, hidden, tokens, skew in layers
+        )
+
+    @classmethod
+    def _of(cls, layers: Iterable[tuple[MoeMlp, int, int, Loads]]) -> "Routed":
+        rows = [
+            (
+                tokens * mlp.top_k,
+                *loads,
+                hidden,
+                mlp.intermediate_size,
+                2 if mlp.gated else 1,
+                mlp.ep > 1,
+            )
+            for mlp, hidden, tokens, loads in layers
+        ]
         columns = np.array(rows, dtype=np.float64).T
         choices, active, here = columns[:3]
-        hidden, width, ups = columns[-3:]
-        return cls(choices, active, here, columns[3:-3].T, hidden, width, ups)
+        return cls(choices, active, here, columns[3:-4].T, *columns[-4:])
 
     @property
     def projections(self) -> tuple[tuple[Array, Array], ...]:
@@ -80,41 +91,6 @@ class Routed:
         return moved
 
 
-@lru_cache(maxsize=65536)
-def _loads(tokens: int, experts: int, top_k: int, ep: int, skew: float) -> tuple[float, ...]:
-    """On the busiest GPU: experts with work, rows, and tiles for each of TILE_ROWS."""
-    shares = _shares(tokens, experts, top_k, skew)
-    if ep > 1:
-        local = experts // ep
-        shares = _busiest(shares, local, ep) if skew else shares[::ep][:local]
-    rows = np.minimum(shares * tokens * top_k, tokens)
-    active = np.minimum(rows, 1.0)  # a share of less than one token: chosen so often
-    tiles = [
-        float(np.where(rows < 1, rows, np.ceil(np.round(rows) / height)).sum())
-        for height in TILE_ROWS
-    ]
-    return float(active.sum()), float(rows.sum()), *tiles
-
-
-def _shares(tokens: int, experts: int, top_k: int, skew: float) -> Array:
-    """Each expert's share of all choices, the largest first."""
-    if not skew:
-        even = np.full(experts, tokens * top_k // experts, dtype=np.float64)
-        even[: tokens * top_k % experts] += 1
-        return np.asarray(even / even.sum())
-    # Quantiles of a power law between 1 and 0.8 n tokens.
-    most, power = max(tokens * 0.8, 2.0), 1.0 - skew
-    middle = 1.0 - (np.arange(experts) + 0.5) / experts
-    drawn = ((most**power - 1.0) * middle + 1.0) ** (1.0 / power)
-    return np.asarray(drawn / drawn.sum())
-
-
-def _busiest(shares: Array, local: int, ep: int) -> Array:
-    """The GPU with the most wanted expert; the others of its experts are as they come."""
-    others = 1 + (np.arange(local - 1) * ep + ep // 2) % max(shares.size - 1, 1)
-    return np.concatenate([shares[:1], shares[others]])
-
-
 def experts_us(device: Device, routed: Routed, form: Format, clocks_mhz: Array) -> Array:
     """Microseconds of routed experts (R, M), routing and sums included.
 
@@ -127,7 +103,7 @@ def experts_us(device: Device, routed: Routed, form: Format, clocks_mhz: Array) 
         total = np.zeros_like(best)
         for outputs, inputs in routed.projections:
             depth = inputs + kernels.prologue_inputs
-            flop_clocks = 2.0 * max(height, TENSOR_ROWS) * TILE_OUTPUTS * depth
+            flop_clocks = 2.0 * height * TILE_OUTPUTS * depth
             flop_clocks = flop_clocks / (
                 compute.tensor_flops_per_clock * kernels.rate * kernels.efficiency
             )
@@ -143,5 +119,6 @@ def experts_us(device: Device, routed: Routed, form: Format, clocks_mhz: Array) 
         best = np.minimum(best, total)
     width = (routed.ups + 1) * routed.width + 2 * routed.hidden
     rows_clocks = 2.0 * routed.choices * width / kernels.row_bytes_per_clock
-    fixed_us = kernels.fixed_us + kernels.expert_us * routed.active
+    fixed_us = kernels.fixed_us + kernels.spread_us * routed.spread
+    fixed_us = fixed_us + kernels.expert_us * routed.active
     return np.asarray(fixed_us[:, None] + best + rows_clocks[:, None] / clocks_mhz)

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-from fitting.operators import Rows
+from fitting.operators import MIN_US, Rows
 from scipy.optimize import least_squares
 
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array
 
 SAMPLE = 2500  # rows of each family and format in one fit
+SHORT_WEIGHT = 0.5  # of rows that are mostly launch: a decode of few tokens is a sum of such
 OUTLIER_SCALE = 0.1  # relative errors beyond count linearly, not squared
 
 
@@ -76,6 +77,7 @@ def fit_section(device: Device, section: str, families: list[Rows], bandwidth: b
         built = build(x)
         return np.concatenate([
             np.log(rows.predict(built, at) / rows.measured_us[at])
+            * np.where(rows.measured_us[at] < MIN_US, SHORT_WEIGHT, 1.0)
             for rows, at in zip(families, samples, strict=True)
         ])  # fmt: skip
 

@@ -12,9 +12,12 @@ from beamprof.tables.importers.base import ImportedTable, Importer, ImportOverri
 FORMATS = {
     "aiconfigurator": "beamprof.tables.importers.aiconfigurator",
     "beam-artifact": "beamprof.tables.importers.beam_artifact",
+    "llmservingsim": "beamprof.tables.importers.llmservingsim",
 }
 
-__all__ = ["FORMATS", "ImportOverrides", "ImportedTable", "Importer", "importer"]
+FOLDERS = ("aiconfigurator", "llmservingsim")  # formats that are folders of files
+
+__all__ = ["FOLDERS", "FORMATS", "ImportOverrides", "ImportedTable", "Importer", "importer"]
 
 
 def importer(file_format: str) -> Importer:

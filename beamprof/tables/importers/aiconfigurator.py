@@ -20,21 +20,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
 from beamprof.devices.allreduce import message_us
 from beamprof.devices.attention import Heads, chunk_us, decode_us
 from beamprof.devices.device import Device, resolve_device
-from beamprof.devices.forward import forward, layer_gemms, padded_tokens, pass_ms, utilisation
+from beamprof.devices.forward import layer_gemms, padded_tokens, pass_ms
 from beamprof.devices.gemm import Array, Gemms, gemm_us
 from beamprof.devices.moe import Routed, experts_us
-from beamprof.devices.power import running_w, waiting_w
 from beamprof.errors import ImportFormatError
 from beamprof.models.formats import FORMATS
 from beamprof.models.layers import Attention, MoeMlp
 from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
+from beamprof.tables.importers.summed import idle_row, pass_rows
 
 ORIGIN = "https://github.com/ai-dynamo/aiconfigurator, measured operators"
 LICENCE = "Apache-2.0"
@@ -42,6 +41,7 @@ FORMS = {"bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4"
          "int4_wo": "int4", "w4a16_mxfp4": "mxfp4"}  # fmt: skip
 NEAREST = 8  # rows that a correction is taken from
 NEAR = np.log(2.0) * 2  # a row further away than a factor of 4 in all is not near
+ALLREDUCE_BYTES = 2.0  # message_size counts 16-bit elements
 PLAUSIBLE = (0.05, 20.0)  # measured over modelled, median: beyond, the unit is another
 TOKENS = (1, 8, 16, 32, 64, 72, 128, 136, 192, 256, 264, 384, 512, 520, 768, 1024, 1536, 2048)
 DECODES = ((1, 1000), (8, 1000), (16, 4000), (32, 1000), (64, 500), (64, 2000), (128, 1000),
@@ -92,8 +92,10 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
     stage = model.shard(overrides.tp or 1, overrides.pp or 1)
     operators = Operators(path, device, stage)
     clocks = sorted({*device.clocks.profile_mhz, device.clocks.max_mhz})
-    rows = [row for step in steps(model) for row in _rows(operators, device, stage, step, clocks)]
-    rows += [_idle(device, stage, clock) for clock in clocks]
+    rows = [
+        row for step in steps(model) for row in pass_rows(operators, device, stage, step, clocks)
+    ]
+    rows += [idle_row(device, stage, clock) for clock in clocks]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     modelled = int((columns["source"] == str(Source.MODELLED)).sum())
     metadata = {
@@ -308,7 +310,7 @@ class Operators:
             local.append(experts // ep)
         if not layers:
             raise ImportFormatError(f"moe_perf holds no rows of {form}")
-        routed = Routed.stack(layers)
+        routed = Routed.drawn(layers)
         us = experts_us(self.device, routed, FORMATS[form], self.top)[:, 0]
         features = _moe_features(routed, np.array(local))
         return self._corrections("moe_perf", features, rows["latency"].to_numpy() * 1e3, us)
@@ -319,6 +321,7 @@ class Operators:
         gpus, message = (
             rows[name].to_numpy().astype(np.float64) for name in ("num_gpus", "message_size")
         )
+        message = message * ALLREDUCE_BYTES
         us = np.zeros_like(gpus)
         for count in (2, 4, 8):
             us[gpus == count] = message_us(self.device, count, message[gpus == count])
@@ -333,44 +336,3 @@ def _moe_features(routed: Routed, local: Array) -> Array:
 
 def _one(value: float) -> Array:
     return np.array([float(value)])
-
-
-def _rows(
-    operators: Operators, device: Device, stage: StageShape, step: StepShape, clocks: list[int]
-) -> list[dict[str, object]]:
-    """One step at every clock: summed at the highest, by the device file's law below it."""
-    asked = np.array(clocks, dtype=np.float64)
-    law = forward(device, stage, step, asked)
-    top_us, near = operators.pass_us(step)
-    # Operators were measured for moments; under the power limit a pass that goes on is slower.
-    scale = top_us / 1e3 / float(pass_ms(device, stage, step, operators.top)[0])
-    latency_ms = law.latency_ms * scale
-    use = utilisation(device, stage, step, law.clock_reached_mhz, latency_ms)
-    power_w = np.minimum(running_w(device, law.clock_reached_mhz, use), device.power.cap_w)
-    rows: list[dict[str, object]] = []
-    for i, clock in enumerate(clocks):
-        imported = near and clock == clocks[-1]
-        rows.append({
-            "kind": str(RowKind.FORWARD),
-            "clock_mhz": clock,
-            "prefill_tokens": step.prefill_tokens,
-            "prefill_context_tokens": step.prefill_context_tokens,
-            "decode_requests": step.decode_requests,
-            "decode_context_tokens": step.decode_context_tokens,
-            "latency_ms": float(latency_ms[i]),
-            "energy_j": float(latency_ms[i] / 1e3 * power_w[i] * stage.tp),
-            "clock_reached_mhz": float(law.clock_reached_mhz[i]),
-            "passes": 1,
-            "source": str(Source.IMPORTED if imported else Source.MODELLED),
-        })  # fmt: skip
-    return rows
-
-
-def _idle(device: Device, stage: StageShape, clock_mhz: int) -> dict[str, object]:
-    watts = float(waiting_w(device, np.array([float(clock_mhz)]))[0])
-    return {
-        "kind": str(RowKind.IDLE), "clock_mhz": clock_mhz, "prefill_tokens": 0,
-        "prefill_context_tokens": 0, "decode_requests": 0, "decode_context_tokens": 0,
-        "latency_ms": 1000.0, "energy_j": watts * stage.tp, "clock_reached_mhz": float(clock_mhz),
-        "passes": 1, "source": str(Source.MODELLED),
-    }  # fmt: skip

@@ -78,7 +78,7 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "sms = -108", "0 or more"),
         ("sms = 108", "sms = true", "must be a number"),
         ("cap_w = 400.0", "cap_w = nan", "must be a number"),
-        ("stall_share = 0.7463", "stall_share = 1.5", "stall_share"),
+        ("stall_share = 0.7507", "stall_share = 1.5", "stall_share"),
         ("step_mhz = 15", "step_mhz = 0", "step_mhz"),
         ("step_mhz = 15", "step_mhz = 70", "outside the device's list"),
         ("clocks_mhz = [600,", "clocks_mhz = [", "differ in length"),

@@ -21,15 +21,36 @@ BF16 = FORMATS["bfloat16"]
 
 
 def test_a_small_batch_reads_the_experts_it_chose_and_a_chunk_reads_all() -> None:
-    active = [float(Routed.of(QWEN, 2048, n, skew=0.0).active[0]) for n in (1, 4, 16, 1024)]
-    assert active == [8, 32, 128, 128]
+    active = [float(Routed.of(QWEN, 2048, n, spread=1.0).active[0]) for n in (1, 4, 16, 1024)]
+    # Tokens choose by chance: 128 (1 - (1 - 8/128)^n), not 8 n.
+    assert active == pytest.approx([128 * (1 - (1 - 8 / 128) ** n) for n in (1, 4, 16, 1024)])
+    assert active[0] == pytest.approx(8)
 
 
-def test_skewed_routers_read_fewer_and_pad_more() -> None:
-    even, skewed = (Routed.of(QWEN, 2048, 32, skew) for skew in (0.0, 1.2))
-    assert skewed.active[0] < even.active[0]
-    assert even.rows[0] == pytest.approx(32 * 8)
-    assert skewed.rows[0] == pytest.approx(32 * 8, rel=0.05)
+def test_the_expected_loads_are_those_of_drawn_choices() -> None:
+    rng = np.random.default_rng(0)
+    shares = 10.0 ** -((np.arange(128) + 0.5) / 128)
+    active = []
+    for _ in range(200):
+        scores = rng.gumbel(size=(32, 128)) + np.log(shares)  # 8 of 128 without replacement
+        active.append(np.unique(np.argsort(-scores, axis=1)[:, :8]).size)
+    expected = Routed.of(QWEN, 2048, 32, spread=10.0)
+    assert expected.active[0] == pytest.approx(np.mean(active), rel=0.02)
+    assert expected.rows[0] == pytest.approx(32 * 8)
+
+
+def test_skewed_routers_read_fewer_experts() -> None:
+    even, skewed = (Routed.of(QWEN, 2048, 32, spread) for spread in (1.0, 100.0))
+    assert skewed.active[0] < 0.85 * even.active[0]
+    assert skewed.rows[0] == pytest.approx(even.rows[0])
+
+
+def test_a_benchmark_hands_out_whole_counts() -> None:
+    balanced = Routed.drawn([(QWEN, 2048, n, 0.0) for n in (1, 4, 16, 1024)])
+    assert balanced.active.tolist() == [8, 32, 128, 128]
+    skewed = Routed.drawn([(QWEN, 2048, 32, 1.2)])
+    assert skewed.active[0] < 128
+    assert skewed.rows[0] == 32 * 8
 
 
 def test_one_large_chunk_costs_less_than_many_small_ones() -> None:
@@ -45,7 +66,7 @@ def test_expert_parallel_gpus_hold_a_share_and_the_busiest_paces() -> None:
     spread = dataclasses.replace(QWEN, ep=8)
     routed = Routed.of(spread, 2048, 64)
     assert routed.active[0] <= 16
-    assert routed.rows[0] > 64 * 8 / 8  # more than its fair share
+    assert routed.rows[0] > 64 * 8 / 8  # more than its fair share: it holds the most wanted
     alone = experts_us(H100, Routed.of(QWEN, 2048, 64), BF16, TOP)[0, 0]
     assert experts_us(H100, routed, BF16, TOP)[0, 0] < alone
 
