@@ -89,7 +89,7 @@ def load_replay(folder: Path) -> SavedReplay:
         content = json.loads(text)
         report = TypeAdapter(ReplayReport).validate_python(content["report"])
         record = TypeAdapter(Record).validate_python(content["record"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise ReportError(
             f"the replay in {folder} was written by another version of BEAM",
             cause=str(error).splitlines()[0],

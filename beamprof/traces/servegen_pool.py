@@ -153,13 +153,14 @@ def _chunks(folder: Path) -> Iterator[tuple[int, Path]]:
 def _read_windows(path: Path, digest: Any) -> list[ClientWindow]:
     text = _read_text(path, digest)
     windows = []
-    for line, cells in enumerate(csv.reader(text.splitlines()), start=1):
+    for line, text_of_line in enumerate(text.splitlines(), start=1):
         try:
+            (cells,) = csv.reader([text_of_line])
             start, rate, _, family, shape, scale = cells
             window = ClientWindow(
                 int(float(start)), float(rate), family.strip(), float(shape), float(scale)
             )
-        except ValueError as error:
+        except (ValueError, OverflowError, csv.Error) as error:
             raise ImportFormatError(
                 f"{path}: line {line} is no window",
                 cause=str(error),

@@ -141,7 +141,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{path} has no sidecar {sidecar.name}",
             hint=f"make it a trace with its record: beam trace import {path}",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TraceError(f"cannot read {sidecar}", cause=_first_line(error)) from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SIDECAR_SCHEMA:

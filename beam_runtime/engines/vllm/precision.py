@@ -47,7 +47,7 @@ def check_precision(table: PerfTable, vllm_config: Any, name: str) -> None:
 def _of_table(table: PerfTable) -> dict[str, Any]:
     try:
         found = json.loads(table.metadata.get("model_shape") or "{}").get("precision")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

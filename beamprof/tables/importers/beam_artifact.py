@@ -219,8 +219,10 @@ def _check_header(found: Sequence[str] | None, path: Path) -> None:
 def _number(row: dict[str, str], name: str, where: str) -> float:
     text = row[name]
     try:
-        return int(text) if name in INTEGER_COLUMNS else float(text)
-    except (TypeError, ValueError):
+        value = int(text) if name in INTEGER_COLUMNS else float(text)
+        float(value)
+        return value
+    except (TypeError, ValueError, OverflowError):
         expected = "an integer" if name in INTEGER_COLUMNS else "a number"
         raise ImportFormatError(
             f"{where}: {name} must be {expected}, found {text!r}",
