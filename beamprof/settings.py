@@ -156,7 +156,7 @@ def _read_toml(path: Path, hint: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no text, endless numbers
         raise SweepError(f"{path} is not TOML", cause=str(error), hint=hint) from None
 
 

@@ -27,57 +27,94 @@ import time
 import traceback
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 # How often each is fed, among all: the cheap ones more.
 READERS = {
     "runtime.records": 40, "runtime.guards_messages": 40, "runtime.configs": 20,
-    "runtime.hooks": 30, "runtime.decision_logs": 15, "runtime.zeusd_replies": 15,
+    "hooks.hooks": 30, "runtime.decision_logs": 15, "runtime.zeusd_replies": 15,
     "runtime.control_requests": 6, "runtime.tables": 2, "runtime.from_table": 2,
     "readers.models": 15, "readers.metrics": 15, "readers.engine_states": 30,
     "readers.journals": 15, "readers.sweeps": 10, "readers.devices": 2, "readers.pools": 8,
     "readers.foreign_tables": 8, "readers.decision_logs": 15, "readers.traces": 3,
-    "readers.own_traces": 2,
+    "readers.own_traces": 2, "readers.names": 30,
 }  # fmt: skip
 HANG_S = 1.0
 STUCK_S = 10.0
 ADDRESS_SPACE = 8 << 30
 OUR_PACKAGES = ("beam_runtime", "beamprof", "fuzzing")
+_AT = struct.Struct("<qq")
+
+
+@dataclass
+class Found:
+    """What came of one reader's inputs.
+
+    Attributes:
+        escapes: how often, by kind; an example of each.
+        hangs: (number, seconds).
+    """
+
+    inputs: int
+    refused: int = 0
+    escapes: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    hangs: list[tuple[int, float]] = field(default_factory=list)
+    begun_mb: float = 0.0
+    peak_mb: float = 0.0
+
+    def take_in(self, said: dict[str, Any]) -> None:
+        if "escape" in said:
+            self.escapes[said["escape"]] = self.escapes.get(said["escape"], 0) + 1
+            self.examples.setdefault(said["escape"], f"input {said['number']}: {said['words']}")
+        elif "hang" in said:
+            self.hangs.append((said["hang"], said["took_s"]))
+        else:
+            self.begun_mb = said["begun_mb"]
+            self.peak_mb = max(self.peak_mb, said["peak_mb"])
 
 
 def work(name: str, seed: int, first: int, count: int, progress: Path) -> None:
-    """Feed one reader in this process; one line of JSON at the end."""
+    """Feed one reader in this process; a line of JSON for whatever is found, at once."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")  # of the libraries about the nonsense; users' filters decide
+    warnings.simplefilter("ignore")  # the libraries' own about the nonsense
     from beam_runtime.errors import BeamError
 
     module, _, reader = name.partition(".")
     with tempfile.TemporaryDirectory(prefix="beam-fuzz-", dir=_memory_folder()) as folder:
         read = getattr(importlib.import_module(f"fuzzing.{module}"), reader)(Path(folder))
-        begun_mb = _rss_mb()
-        with progress.open("r+b") as file, mmap.mmap(file.fileno(), 8) as at:
-            escapes, refused, hangs = [], 0, []
+        begun_mb, refused = _rss_mb(), 0
+        with progress.open("r+b") as file, mmap.mmap(file.fileno(), _AT.size) as at:
             for number in range(first, first + count):
-                at[:] = struct.pack("<q", number)
-                moments = random.Random(f"{seed}:{number}:{zlib.crc32(name.encode())}")
+                _AT.pack_into(at, 0, number, refused)
                 begun_s = time.process_time()
                 try:
-                    read(moments)
+                    read(moments_of(name, seed, number))
                 except BeamError:
                     refused += 1
                 except Exception as error:
-                    escapes.append((_where(error), number, f"{type(error).__name__}: {error!s:.200}"))
+                    words = f"{type(error).__name__}: {error!s:.200}"
+                    _say(escape=_where(error), number=number, words=words)
                 took_s = time.process_time() - begun_s
                 if took_s > HANG_S:
-                    hangs.append((number, round(took_s, 2)))
-            at[:] = struct.pack("<q", first + count)
-    print(json.dumps({"escapes": escapes, "refused": refused, "hangs": hangs,
-                      "begun_mb": begun_mb, "peak_mb": _rss_mb()}), flush=True)  # fmt: skip
+                    _say(hang=number, took_s=round(took_s, 2))
+            _AT.pack_into(at, 0, first + count, refused)
+    _say(begun_mb=begun_mb, peak_mb=_rss_mb())
     os._exit(0)  # a reader's threads are nobody's concern any more
+
+
+def moments_of(name: str, seed: int, number: int) -> random.Random:
+    """All chance in one input."""
+    return random.Random(f"{seed}:{number}:{zlib.crc32(name.encode())}")
+
+
+def _say(**words: object) -> None:
+    print(json.dumps(words), flush=True)
 
 
 def _where(error: BaseException) -> str:
@@ -99,46 +136,34 @@ def _memory_folder() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def feed(name: str, seed: int, first: int, count: int) -> dict[str, object]:
+def feed(name: str, seed: int, first: int, count: int) -> Found:
     """Feed one reader in processes of its own; a process that dies or hangs costs its input."""
-    found: dict[str, object] = {
-        "inputs": count, "refused": 0, "escapes": Counter(), "examples": {}, "hangs": [],
-        "begun_mb": 0.0, "peak_mb": 0.0,
-    }  # fmt: skip
-    escapes: Counter[str] = found["escapes"]  # type: ignore[assignment]
-    examples: dict[str, str] = found["examples"]  # type: ignore[assignment]
-    hangs: list[object] = found["hangs"]  # type: ignore[assignment]
-    end = first + count
+    found, end = Found(inputs=count), first + count
     while first < end:
-        with tempfile.NamedTemporaryFile(prefix="beam-fuzz-at-") as file:
-            file.write(struct.pack("<q", first))
-            file.flush()
-            command = [sys.executable, __file__, "--worker", name, str(seed), str(first),
-                       str(end - first), file.name]  # fmt: skip
-            with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as cried:
-                process = subprocess.Popen(command, stdout=said, stderr=cried, text=True)
-                stuck = _until_done(process, Path(file.name))
-                said.seek(0)
+        with (
+            tempfile.NamedTemporaryFile(prefix="beam-fuzz-at-") as at,
+            tempfile.TemporaryFile("w+") as said,
+            tempfile.TemporaryFile("w+") as cried,
+        ):
+            at.write(_AT.pack(first, 0))
+            at.flush()
+            process = subprocess.Popen(
+                [sys.executable, __file__, "--worker", name, str(seed), str(first),
+                 str(end - first), at.name], stdout=said, stderr=cried, text=True,
+            )  # fmt: skip
+            stuck = _until_done(process, Path(at.name))
+            said.seek(0)
+            for line in said:
+                found.take_in(json.loads(line))
+            first, refused = _at(Path(at.name))
+            found.refused += refused
+            if stuck:
+                found.hangs.append((first, STUCK_S))
+            elif process.returncode != 0:
                 cried.seek(0)
-                lines, last_words = said.read().splitlines(), cried.read()[-300:]
-            number = _at(Path(file.name))
-        if process.returncode == 0 and lines:
-            result = json.loads(lines[-1])
-            found["refused"] = int(found["refused"]) + result["refused"]  # type: ignore[call-overload]
-            hangs += result["hangs"]
-            found["begun_mb"] = result["begun_mb"]
-            found["peak_mb"] = max(float(found["peak_mb"]), result["peak_mb"])  # type: ignore[arg-type]
-            for where, at, words in result["escapes"]:
-                escapes[where] += 1
-                examples.setdefault(where, f"input {at}: {words}")
-            break
-        if stuck:
-            hangs.append((number, STUCK_S))
-        else:
-            where = f"the process ended with {process.returncode}"
-            escapes[where] += 1
-            examples.setdefault(where, f"input {number}: {last_words}")
-        first = number + 1
+                where = f"the process ended with {process.returncode}"
+                found.take_in({"escape": where, "number": first, "words": cried.read()[-300:]})
+            first += 1
     return found
 
 
@@ -147,7 +172,7 @@ def _until_done(process: "subprocess.Popen[str]", progress: Path) -> bool:
     number, since_s = -1, time.monotonic() + 60.0  # it may compile first
     while process.poll() is None:
         time.sleep(0.05)
-        if (now := _at(progress)) != number:
+        if (now := _at(progress)[0]) != number:
             number, since_s = now, max(since_s, time.monotonic())
         if time.monotonic() - since_s > STUCK_S:
             process.kill()
@@ -156,8 +181,10 @@ def _until_done(process: "subprocess.Popen[str]", progress: Path) -> bool:
     return False
 
 
-def _at(progress: Path) -> int:
-    return int(struct.unpack("<q", progress.read_bytes()[:8])[0])
+def _at(progress: Path) -> tuple[int, int]:
+    """(number of the input that it is at, how many were refused before)."""
+    number, refused = _AT.unpack(progress.read_bytes()[: _AT.size])
+    return number, refused
 
 
 def main() -> None:
@@ -180,25 +207,29 @@ def main() -> None:
     for name, share in chosen.items():
         count = max(1, arguments.count * share // shares)
         found = results[name] = feed(name, arguments.seed, arguments.first, count)
-        say(f"{name:24}{count:>10}{found['refused']:>10}{sum(found['escapes'].values()):>9}"
-            f"{len(found['hangs']):>7}{found['peak_mb']:>9.0f}")  # fmt: skip
-        for where, often in found["escapes"].most_common():
-            say(f"    {often} x {where}: {found['examples'][where]}")
-        for hang in found["hangs"][:5]:
-            say(f"    hang: input {hang[0]}, {hang[1]} s")
+        say(f"{name:24}{count:>10}{found.refused:>10}{sum(found.escapes.values()):>9}"
+            f"{len(found.hangs):>7}{found.peak_mb:>9.0f}")  # fmt: skip
+        for where, often in found.escapes.items():
+            say(f"    {often} x {where}: {found.examples[where]}")
+        for number, took_s in found.hangs[:5]:
+            say(f"    hang: input {number}, {took_s} s")
+    kinds = {where for found in results.values() for where in found.escapes}
     total = {
-        "inputs": sum(found["inputs"] for found in results.values()),
-        "escapes": sum(sum(found["escapes"].values()) for found in results.values()),
-        "kinds_of_escapes": len({where for found in results.values() for where in found["escapes"]}),
-        "hangs": sum(len(found["hangs"]) for found in results.values()),
-        "peak_mb": max(found["peak_mb"] for found in results.values()),
+        "inputs": sum(found.inputs for found in results.values()),
+        "escapes": sum(sum(found.escapes.values()) for found in results.values()),
+        "kinds_of_escapes": len(kinds),
+        "hangs": sum(len(found.hangs) for found in results.values()),
+        "peak_mb": max(found.peak_mb for found in results.values()),
     }
     if arguments.json:
+        readers = {name: asdict(found) for name, found in results.items()}
         print(json.dumps({"seed": arguments.seed, "first": arguments.first, "total": total,
-                          "readers": results}, indent=2))  # fmt: skip
+                          "readers": readers}, indent=2))  # fmt: skip
         return
-    print(f"{total['inputs']} inputs: {total['escapes']} escapes of {total['kinds_of_escapes']} "
-          f"kinds, {total['hangs']} hangs (aims 0), {total['peak_mb']:.0f} MB (aim 1,000)")  # fmt: skip
+    print(
+        f"{total['inputs']} inputs: {total['escapes']} escapes of {len(kinds)} kinds, "
+        f"{total['hangs']} hangs (aims 0), {total['peak_mb']:.0f} MB (aim 1,000)"
+    )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ def open_table(
         return error
     except BeamError as error:
         return TableError(error.message, cause=error.cause, hint=error.hint)
+    except Exception as error:  # an engine starts, whatever lies there
+        return _unforeseen(path, error)
 
 
 def open_cost(
@@ -115,6 +117,16 @@ def open_cost(
         return error
     except BeamError as error:
         return TableError(error.message, cause=error.cause, hint=error.hint)
+    except Exception as error:
+        return _unforeseen(f"the table of {table.model}", error)
+
+
+def _unforeseen(what: object, error: Exception) -> TableError:
+    return TableError(
+        f"{what} cannot be used",
+        cause=f"{type(error).__name__}: {error}",
+        hint="this is an error of BEAM's too: please report it with the file",
+    )
 
 
 def served_clocks(measured: Sequence[int], offered: Sequence[int]) -> tuple[int, ...]:

@@ -124,6 +124,8 @@ def read_state(path: Path) -> StateSpec:
         raise StateError(f"cannot read the state {path}", cause=error.strerror) from None
     except UnicodeDecodeError:
         raise StateError(f"the state {path} is not text", hint="a state is JSON") from None
+    except ValueError as error:  # a NUL in its name
+        raise StateError(f"cannot read the state {path}", cause=str(error)) from None
     try:
         return StateSpec.model_validate_json(text)
     except ValidationError as error:

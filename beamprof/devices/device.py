@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 from beam_runtime.errors import ClockUnavailableError
@@ -30,6 +29,7 @@ from beamprof.devices.constants import (
     Power,
 )
 from beamprof.errors import DeviceError
+from beamprof.files import user_path
 from beamprof.models.formats import FORMATS, Format
 
 _Section = TypeVar("_Section")
@@ -107,10 +107,10 @@ def resolve_device(name: str) -> Device:
         DeviceError: unknown name, or a file that cannot be read or understood.
     """
     if name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = user_path(name)
         try:
             text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise DeviceError(
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()
             ) from None
@@ -169,7 +169,7 @@ def parse_device(text: str, name: str, where: str) -> Device:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or a number without an end
         raise DeviceError(f"{where} is not TOML", cause=str(error)) from None
     device = Device(
         name=name,

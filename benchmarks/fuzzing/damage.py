@@ -1,7 +1,10 @@
-"""What happens to files and messages: values that nobody expects, cuts, and bytes that fell over."""
+"""What happens to files and messages: unexpected values, cuts, bytes that fell over."""
 
+import math
 import random
 import re
+import uuid
+from typing import Any
 
 # Numbers, quoted texts and words: what stands where a value or a name belongs.
 _TOKEN = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|"[^"\n]{0,80}"|[A-Za-z_][\w.]*')
@@ -87,3 +90,27 @@ def _bytes(data: bytes, moments: random.Random) -> bytes:
 
 _WAYS = (_another_value, _moved, _lines, _bytes)
 _OFTEN = (6, 2, 1, 2)
+
+
+class _Odd:
+    """A value whose every use raises."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("odd")
+
+    def __hash__(self) -> int:
+        raise RuntimeError("odd")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("odd")
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("odd")
+
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 10**12, 10**400, -(10**30), 0.5, -0.0, math.inf, -math.inf,
+    math.nan, 1e300, "", "x", "\ud800", "\x1b[31m", "x" * 100_000, b"\xff", [], {}, (), [[]],
+    {"a": 1}, [None], ["r1", "r1"], [("r1", 5)], [("r1", -5)], [("r1",)], [1, 2], uuid.UUID(int=7),
+    frozenset({1}), range(3), _Odd(), object(), int, 3 + 4j,
+)  # fmt: skip

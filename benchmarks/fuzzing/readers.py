@@ -72,7 +72,8 @@ CONFIGS: tuple[dict[str, object], ...] = (
      "intermediate_size": 6144, "moe_intermediate_size": 768, "num_attention_heads": 32,
      "num_key_value_heads": 4, "head_dim": 128, "num_hidden_layers": 48, "num_experts": 128,
      "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
-     "norm_topk_prob": True, "vocab_size": 151936, "max_position_embeddings": 40960, "torch_dtype": "bfloat16", "hidden_act": "silu",
+     "norm_topk_prob": True, "vocab_size": 151936, "max_position_embeddings": 40960,
+     "torch_dtype": "bfloat16", "hidden_act": "silu",
      "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
     {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
      "vision_config": {"hidden_size": 1024}, "text_config": {
@@ -211,9 +212,7 @@ def sweeps(folder: Path) -> Read:
         return resolve_spec(sweep=str(path))
 
     one = _file(folder / "sweep.toml", [SWEEP.encode()], read)
-    other = _file(
-        folder / "study.toml", [STUDY.encode()], lambda path: resolve_study(file=path)
-    )
+    other = _file(folder / "study.toml", [STUDY.encode()], lambda path: resolve_study(file=path))
     return lambda moments: moments.choice((one, other))(moments)
 
 
@@ -310,8 +309,51 @@ def foreign_tables(folder: Path) -> Read:
 
 def decision_logs(folder: Path) -> Read:
     """A decision log, as beam report reads it."""
+    from fuzzing.hooks import written_log
+
     from beamprof.report.html.log_run import load_log
-    from fuzzing.runtime import written_log
 
     text = written_log(folder).read_bytes()
     return _file(folder / "decisions.jsonl", [text], load_log)
+
+
+def names(folder: Path) -> Read:
+    """What a user types: files that no file can be called, models, promises, clocks, times."""
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof import units
+    from beamprof.advice.scrape import read_scrape
+    from beamprof.decide.engine_state import read_state, state_of
+    from beamprof.devices.device import resolve_device
+    from beamprof.files import check_writable
+    from beamprof.models.registry import resolve_model
+    from beamprof.profiler.spec import resolve_spec
+    from beamprof.replay.saved import load_replay
+    from beamprof.replay.saved_study import load_study
+    from beamprof.replay.study_spec import resolve_study
+    from beamprof.slo import parse_slo
+    from beamprof.tables.importers import ImportOverrides, importer
+    from beamprof.traces.importing import open_trace
+    from beamprof.traces.servegen_pool import read_pool
+
+    readers: list[Callable[[str], object]] = [
+        resolve_model, resolve_device, read_scrape, PerfTable.load,
+        lambda name: resolve_spec(sweep=name), lambda name: open_trace(Path(name)),
+        lambda name: read_state(Path(name)), lambda name: load_replay(Path(name)),
+        lambda name: load_study(Path(name)), lambda name: read_pool(Path(name), 0.0, 600.0),
+        lambda name: check_writable(Path(name), force=False),
+        lambda name: importer("aiconfigurator")(Path(name), ImportOverrides()),
+        lambda name: importer("beam-artifact")(Path(name), ImportOverrides()),
+        lambda name: resolve_study({"tables": name, "traces": name, "seeds": name}),
+        lambda name: parse_slo(name, "slo"), lambda name: units.parse_clocks(name, "clocks"),
+        lambda name: units.parse_duration_s(name, "window"),
+        lambda name: units.parse_power_w(name, "power"), lambda name: state_of(name, name),
+    ]  # fmt: skip
+    samples = [b"llama3-8b", b"meta-llama/Llama-3.1-8B", b"a100-sxm4-80gb.toml", b"~/t.parquet",
+               b"~nobody-here/x.json", b"x/y.toml", b"1s/200ms@99%", b"1s/tpot=100ms", b"15m",
+               b"65W", b"510,960,1410", b"210:1410:15", b"0:4:1", b"500x", b"t.csv"]  # fmt: skip
+
+    def once(moments: random.Random) -> object:
+        name = damaged(moments.choice(samples), moments)[:30_000]
+        return moments.choice(readers)(name.decode("utf-8", "surrogateescape"))
+
+    return once

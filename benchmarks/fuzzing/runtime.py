@@ -8,13 +8,13 @@ import math
 import random
 import socket
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fuzzing.damage import damaged
+from fuzzing.damage import ODD, damaged
+from fuzzing.promise import must_not_raise
 from fuzzing.tables import damaged_table, sample_table
 
 Read = Callable[[random.Random], object]
@@ -80,9 +80,9 @@ def from_table(folder: Path) -> Read:
     def once(moments: random.Random) -> object:
         path.write_bytes(spoil(moments))
         controller = Controller.from_table(path, limits)  # threads begin with `with` only
-        return _must_not(lambda: controller.status.reason)
+        return must_not_raise(lambda: controller.status.reason)
 
-    return lambda moments: _must_not(lambda: once(moments))
+    return lambda moments: must_not_raise(lambda: once(moments))
 
 
 def records(folder: Path) -> Read:
@@ -114,7 +114,7 @@ def guards_messages(folder: Path) -> Read:
             line = damaged(moments.choice(messages), moments).decode(errors="replace")
             memory.take_in(line)
 
-    return lambda moments: _must_not(lambda: once(moments))
+    return lambda moments: must_not_raise(lambda: once(moments))
 
 
 def decision_logs(folder: Path) -> Read:
@@ -267,144 +267,3 @@ def control_requests(folder: Path) -> Read:
             raise AssertionError(f"promised {engine.slo}")
 
     return once
-
-
-class _Odd:
-    """A value whose every use raises."""
-
-    def __getattribute__(self, name: str) -> object:
-        raise RuntimeError("odd")
-
-    def __hash__(self) -> int:
-        raise RuntimeError("odd")
-
-    def __eq__(self, other: object) -> bool:
-        raise RuntimeError("odd")
-
-    def __iter__(self) -> Any:
-        raise RuntimeError("odd")
-
-
-ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 10**12, 10**400, -(10**30), 0.5, -0.0, math.inf, -math.inf,
-    math.nan, 1e300, "", "x", "\ud800", "\x1b[31m", "x" * 100_000, b"\xff", [], {}, (), [[]],
-    {"a": 1}, [None], ["r1", "r1"], [("r1", 5)], [("r1", -5)], [("r1",)], [1, 2], uuid.UUID(int=7),
-    frozenset({1}), range(3), _Odd(), object(), int, 3 + 4j,
-)  # fmt: skip
-
-
-def hooks(folder: Path) -> Read:
-    """Calls of every hook with anything, between sound ones, and the compiled search behind them.
-
-    Nothing may raise, and no GPU may be locked in the end.
-    """
-    from beam_runtime.control.controller import Controller
-    from beam_runtime.control.decision_log import DecisionLog
-    from beam_runtime.table.perf_table import PerfTable
-    from beam_runtime.table.step_cost import StepCost
-    from beam_runtime.testing.actuator import FakeActuator
-    from beam_runtime.types import EngineLimits, Slo
-
-    path = folder / "good.parquet"
-    path.write_bytes(sample_table(folder))
-    cost = StepCost.from_table(PerfTable.load(path))
-    limits = EngineLimits(pp=4, max_num_seqs=64, max_model_len=8192)
-    now = [0.0]
-    open_now: list[tuple[Controller, FakeActuator]] = []
-
-    def renewed() -> Controller:
-        if open_now:
-            controller, actuator = open_now.pop()
-            controller.close()
-            if set(actuator.locked_mhz) != {None}:
-                raise AssertionError(f"locked at the end: {actuator.locked_mhz}")
-        actuator = FakeActuator(gpus=8)
-        log = DecisionLog(folder / "hooks.jsonl", max_bytes=1 << 20, kept=0)
-        controller = Controller(
-            cost, limits, actuator=actuator, threads=False, log=log, now_ms=lambda: now[0]
-        )
-        controller.__enter__()
-        open_now.append((controller, actuator))
-        return controller
-
-    beam, calls = renewed(), 0
-
-    def once(moments: random.Random) -> None:
-        nonlocal beam, calls
-        calls += 1
-        if calls % 2000 == 0:
-            beam = renewed()
-        now[0] += moments.choice((0.1, 1.0, 3.0, 20.0, 300.0))
-        name = f"r{moments.randrange(40)}"
-        odd = moments.choice(ODD)
-        at_ms = moments.choice((None, None, None, odd, now[0]))
-        match moments.randrange(12):
-            case 0 | 1:
-                beam.arrival(name, moments.randrange(1, 3000))
-            case 2:
-                beam.arrival(moments.choice((name, odd)), moments.choice((100, odd)),
-                             slo=moments.choice((None, odd, Slo(500.0, 50.0))),
-                             cached_tokens=moments.choice((0, odd)), at_ms=at_ms)  # fmt: skip
-            case 3:
-                beam.first_token(moments.choice((name, odd)), at_ms=at_ms)
-            case 4:
-                beam.completion(moments.choice((name, odd)), at_ms=at_ms,
-                                told=moments.choice((None, odd, {"a": odd})))  # fmt: skip
-            case 5:
-                beam.abort(moments.choice((name, odd)), at_ms=at_ms)
-            case 6:
-                beam.preemption(moments.choice((name, odd)), at_ms=at_ms)
-            case 7:
-                beam.passed_over(moments.choice((name, odd)), moments.choice(("x", odd)))
-                beam.resume()
-            case 8:
-                beam.step_issued(moments.choice(([name], odd)),
-                                 moments.choice(([(name, 100)], odd)), at_ms=at_ms)  # fmt: skip
-            case 9:
-                beam.step_issued([name], [(f"r{moments.randrange(40)}", 256)])
-            case 10:
-                beam.step_finished(at_ms=at_ms)
-            case 11:
-                beam.step_finished()
-        if moments.random() < 0.3:
-            beam.advance()
-
-    return lambda moments: _must_not(lambda: once(moments))
-
-
-def written_log(folder: Path) -> Path:
-    """The decision log of a few sound requests."""
-    from beam_runtime.control.controller import Controller
-    from beam_runtime.control.decision_log import DecisionLog
-    from beam_runtime.table.perf_table import PerfTable
-    from beam_runtime.table.step_cost import StepCost
-    from beam_runtime.types import EngineLimits
-
-    table, path, now = folder / "good.parquet", folder / "sound.jsonl", [0.0]
-    table.write_bytes(sample_table(folder))
-    with Controller(
-        StepCost.from_table(PerfTable.load(table)), EngineLimits(pp=4), threads=False,
-        log=DecisionLog(path), now_ms=lambda: now[0],
-    ) as beam:  # fmt: skip
-        for number in range(3):
-            beam.arrival(f"r{number}", 100)
-            for hook in (lambda n=number: beam.step_issued([], [(f"r{n}", 100)]),
-                         beam.step_finished, lambda n=number: beam.first_token(f"r{n}")):  # fmt: skip
-                now[0] += 100.0
-                hook()
-                beam.advance()
-            beam.completion(f"r{number}")
-    return path
-
-
-class Raised(AssertionError):
-    """Something that promises never to raise did."""
-
-
-def _must_not(do: Callable[[], object]) -> object:
-    try:
-        return do()
-    except Exception as error:
-        raise Raised(f"{type(error).__name__}: {error!s:.200}") from error
-
-

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from beam_runtime.table.schema import COLUMNS, rows_sha256
 from fuzzing.damage import VALUES, damaged
 
+from beam_runtime.table.schema import COLUMNS, rows_sha256
+
 _ODD: tuple[object, ...] = (
-    [1], {"a": 1}, b"\xff", float("inf"), -float("inf"), float("nan"), 1e308, -1.0, 0, (1 << 63) - 1,
-    -(1 << 63), "\x1b[31m", "", "x" * 1000, None, True,
+    [1], {"a": 1}, b"\xff", float("inf"), -float("inf"), float("nan"), 1e308, -1.0, 0,
+    (1 << 63) - 1, -(1 << 63), "\x1b[31m", "", "x" * 1000, None, True,
 )  # fmt: skip
 
 
@@ -42,7 +42,9 @@ def damaged_table(whole: bytes) -> Callable[[random.Random], bytes]:
             case 1:
                 name = moments.choice(changed.column_names)
                 at = changed.column_names.index(name)
-                changed = changed.set_column(at, name, pa.array([moments.choice(_ODD)] * len(table)))
+                changed = changed.set_column(
+                    at, name, pa.array([moments.choice(_ODD)] * len(table))
+                )
             case 2:
                 key = moments.choice(tuple(said))
                 said[key] = moments.choice(VALUES)[:100_000]

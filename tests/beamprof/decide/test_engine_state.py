@@ -88,3 +88,9 @@ def test_bad_json_names_the_place(tmp_path: Path, text: str, words: str) -> None
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot read"):
         read_state(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(StateError, match="cannot read the state"):
+        read_state(Path(name))

@@ -86,6 +86,8 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("clocks_mhz = [600, 690, 780, 900, 1050]", "clocks_mhz = 600", "a list of numbers"),
         ("[power]", "[extra]\nx = 1\n[power]", "unknown entry 'extra'"),
         ("[power]", "[power", "not TOML"),
+        ("sms = 108", "sms = " + "9" * 5000, "not TOML"),
+        ("sms = 108", "sms = " + "[" * 5000, "not TOML"),
     ],
 )
 def test_a_broken_file_is_refused(old: str, new: str, message: str) -> None:
@@ -96,5 +98,6 @@ def test_a_broken_file_is_refused(old: str, new: str, message: str) -> None:
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot read the device file"):
-        resolve_device(str(tmp_path / "none.toml"))
+    for name in (tmp_path / "none.toml", "x" * 5000 + ".toml", "~nobody-of-this-name/x.toml"):
+        with pytest.raises(DeviceError, match="cannot read the device file"):
+            resolve_device(str(name))

@@ -140,6 +140,7 @@ def test_rows_and_sidecar_of_different_traces_are_refused(tmp_path):
         lambda path: sidecar_path(path).unlink(),
         lambda path: sidecar_path(path).write_text("{"),
         lambda path: sidecar_path(path).write_text("[]"),
+        lambda path: sidecar_path(path).write_text("[" * 100_000),
         lambda path: sidecar_path(path).write_text('{"schema": "beam.trace/9"}'),
         lambda path: sidecar_path(path).write_text('{"schema": "beam.trace/1"}'),
         lambda path: path.write_bytes(b"PAR1 no more"),
