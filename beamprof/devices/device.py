@@ -7,7 +7,6 @@ error stand beside it in its file.
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from beam_runtime.errors import ClockUnavailableError
+from beamprof import toml
 from beamprof.devices.constants import (
     AllReduce,
     AttentionKernels,
@@ -168,8 +168,8 @@ def parse_device(text: str, name: str, where: str) -> Device:
         DeviceError: not TOML; a section or constant that is missing, unknown or senseless.
     """
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # no TOML, or a number without an end
+        data = toml.loads(text)
+    except ValueError as error:
         raise DeviceError(f"{where} is not TOML", cause=str(error)) from None
     device = Device(
         name=name,

@@ -106,8 +106,9 @@ def _seeds(value: object, name: str) -> tuple[int, ...]:
     low, high = (whole(0)(part, name) for part in parts[:2])
     step = whole(1)(parts[2], name) if len(parts) == 3 else 1
     seeds = range(low, high + 1, step)
-    if not 0 < len(seeds) <= _MOST_SEEDS:
-        raise SweepError(f"{name}: {value!r} means {len(seeds):,} seeds")
+    count = max(0, (high - low) // step + 1)
+    if not 0 < count <= _MOST_SEEDS:
+        raise SweepError(f"{name}: {value!r} means {count:,} seeds")
     return tuple(seeds)
 
 

@@ -107,7 +107,7 @@ def load_trace(path: Path) -> Trace:
             sidecar["prefix_block_tokens"],
         )
         expected = sidecar["rows_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TraceError(
             f"{sidecar_path(path)} is not a complete sidecar",
             cause=f"{type(error).__name__}: {error}",

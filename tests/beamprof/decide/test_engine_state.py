@@ -35,7 +35,9 @@ def test_every_list_is_what_it_says(groups: list[tuple[int, int]]) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["abc", "1500s", "-5", "0", "0x100", "1x", "x5", "1.5", "5000x1"])
+@pytest.mark.parametrize(
+    "text", ["abc", "1500s", "-5", "0", "0x100", "1x", "x5", "1.5", "5000x1", "9" * 5000]
+)
 def test_what_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(StateError, match="--waiting"):
         state_of(text, "")

@@ -83,6 +83,9 @@ def test_what_is_said_twice_counts_once():
         ("seeds = ", "is not TOML"),
         ("seeds = " + "9" * 5000, "is not TOML"),
         ("seeds = " + "[" * 5000, "is not TOML"),
+        ("kv_blocks = 0x" + "f" * 20_000, "more than 64 bits"),
+        (f'kv_blocks = "{"9" * 5000}"', "whole number of 1 or more"),
+        (f'seeds = "0:{"9" * 18}:1"', "1,000,000,000,000,000,000 seeds"),
     ],
 )
 def test_wrong_values_in_a_file(tmp_path, text, words):
