@@ -35,12 +35,12 @@ from typing import Any
 # How often each is fed, among all: the cheap ones more.
 READERS = {
     "runtime.records": 40, "runtime.guards_messages": 40, "runtime.configs": 20,
-    "hooks.hooks": 30, "runtime.decision_logs": 15, "runtime.zeusd_replies": 15,
+    "hooks.hooks": 30, "runtime.decision_logs": 15, "runtime.zeusd_replies": 10,
     "runtime.control_requests": 6, "runtime.tables": 2, "runtime.from_table": 2,
-    "readers.models": 15, "readers.metrics": 15, "readers.engine_states": 30,
-    "readers.journals": 15, "readers.sweeps": 10, "readers.devices": 2, "readers.pools": 8,
-    "readers.foreign_tables": 8, "readers.decision_logs": 15, "readers.traces": 3,
-    "readers.own_traces": 2, "readers.names": 30,
+    "readers.models": 20, "readers.metrics": 5, "readers.engine_states": 30,
+    "readers.journals": 20, "readers.sweeps": 15, "readers.devices": 2, "readers.pools": 8,
+    "readers.foreign_tables": 5, "readers.decision_logs": 3, "readers.traces": 3,
+    "readers.own_traces": 4, "readers.names": 30,
 }  # fmt: skip
 HANG_S = 1.0
 STUCK_S = 10.0
