@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beamprof import toml
+from beam_runtime.engines import toml
 from beamprof.errors import SweepError
 from beamprof.files import STDIN
 

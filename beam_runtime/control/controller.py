@@ -314,7 +314,9 @@ class Controller(Hooks):
         with self._watchdog:
             orders = self._steering.advance(events)
         if self._opening.pending:
-            self._look_for_searches()
+            # While it steers by an older stance it must not be away for long.
+            with self._watchdog if orders.steering else contextlib.nullcontext():
+                self._look_for_searches()
         return orders
 
     # Inside
@@ -339,7 +341,7 @@ class Controller(Hooks):
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()
-            except Exception:
+            except BaseException:  # a search that calls sys.exit() must not end this thread
                 self._steering.broken()
         self._opening.close()
 

@@ -13,8 +13,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from beam_runtime.engines import toml
 from beam_runtime.errors import ClockUnavailableError
-from beamprof import toml
 from beamprof.devices.constants import (
     AllReduce,
     AttentionKernels,
