@@ -232,9 +232,11 @@ def _section(
     values = {}
     for key, value in table.items():
         numbers = value if isinstance(value, list) else [value]
-        is_list = str(wanted[key]).startswith("tuple")
-        if is_list != isinstance(value, list) or not numbers or not all(map(_is_number, numbers)):
-            expected = "a list of numbers" if is_list else "a number"
+        is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])
+        sound = all(_is_number(one) and (isinstance(one, int) or not whole) for one in numbers)
+        if is_list != isinstance(value, list) or not numbers or not sound:
+            number = "whole number" if whole else "number"
+            expected = f"a list of {number}s" if is_list else f"a {number}"
             raise DeviceError(
                 f"{where}: [{title}] {key} must be {expected}, 0 or more, found {value!r}"
             )
@@ -246,11 +248,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
+_TOO_HIGH_MHZ = 100_000
+
+
 def _check(device: Device, where: str) -> None:
     """Values that would divide by zero or make no sense together."""
     clocks, memory = device.clocks, device.memory
-    if not 0 < clocks.min_mhz <= clocks.max_mhz or clocks.step_mhz < 1:
-        raise DeviceError(f"{where}: [clocks] must have 0 < min_mhz <= max_mhz and step_mhz >= 1")
+    if not 0 < clocks.min_mhz <= clocks.max_mhz < _TOO_HIGH_MHZ or clocks.step_mhz < 1:
+        raise DeviceError(
+            f"{where}: [clocks] must have 0 < min_mhz <= max_mhz < {_TOO_HIGH_MHZ} and "
+            "step_mhz >= 1"
+        )
     if not set(clocks.profile_mhz) <= set(clocks.supported_mhz):
         raise DeviceError(f"{where}: [clocks] profile_mhz holds clocks outside the device's list")
     if len(memory.clocks_mhz) != len(memory.bandwidth_tbps):
