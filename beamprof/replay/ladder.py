@@ -11,7 +11,7 @@ import polars as pl
 
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.plain import plain
-from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, servable_in_time
+from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, new_tokens, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
@@ -23,10 +23,12 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
+from beamprof.replay.promised import own_slos
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
 from beamprof.replay.rivals import CHUNKS, Rivals, find_rivals
-from beamprof.replay.site import site_of
+from beamprof.replay.site import Site, site_of
+from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -139,9 +141,7 @@ def replay(
     plant_table = plant_table or table
     site, assumed = site_of(table, plant_table, options)
     largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))
-    possible = servable_in_time(
-        trace.input_tokens, site.ttft_in_engine_ms, site.cost, site.limits, largest
-    )
+    possible = servable_in_time(trace, site, largest)
     rivals: Rivals | None = None
     measured: dict[str, Metrics] = {}
     frames: list[dict[str, pl.DataFrame]] = []
@@ -172,10 +172,12 @@ def replay(
         lone_gap_ms=lone_gap_ms(site),
         rungs=_rungs(measured, rivals),
         oracle_j=(
-            lower_bound(trace, site.cost, site.limits, largest).energy_j if asked_oracle else None
+            lower_bound(trace, site.cost, site.limits, largest, new_tokens(trace, site)).energy_j
+            if asked_oracle
+            else None
         ),
         dropped=_dropped(trace),
-        assumed=(*assumed, *_unused(trace)),
+        assumed=(*assumed, _prompts(trace, site), *_own(trace)),
     )
     if output is None:
         return report
@@ -206,10 +208,26 @@ def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
     )
 
 
-def _unused(trace: Trace) -> tuple[str, ...]:
-    """What the trace says and the plant does not play."""
-    own = [name for name in trace.frame.columns if name.startswith("slo_")]
-    return (f"the trace's own {', '.join(own)} not used",) if own else ()
+def _own(trace: Trace) -> tuple[str, ...]:
+    """How many requests bring their own SLO."""
+    own = own_slos(trace)
+    return (f"{own:,} of {trace.requests:,} requests with SLOs of their own",) if own else ()
+
+
+def _prompts(trace: Trace, site: Site) -> str:
+    """What the plant does about prompts that begin alike, and of how many tokens."""
+    tokens = int(trace.input_tokens.sum())
+    reuse = prefix_reuse(trace, site.limits.block_size)
+    if reuse is None:
+        return f"all {tokens:,} prompt tokens played cold: the trace does not say which repeat"
+    if not site.prefix_cache:
+        return (
+            f"all {tokens:,} prompt tokens played cold, though {reuse.reused_tokens:,} repeat "
+            f"what came before"
+        )
+    return (
+        f"a prefix cache, by {reuse.source.replace('_', ' ')} in {reuse.block_tokens}-token blocks"
+    )
 
 
 def _dropped(trace: Trace) -> dict[str, int]:

@@ -15,6 +15,7 @@ from beamprof.replay.goodput import promises
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import VANILLA_BEST
 from beamprof.replay.policies.static import Static
+from beamprof.replay.promised import promised_slos
 from beamprof.replay.site import Site
 from beamprof.traces.trace import Trace
 
@@ -96,7 +97,8 @@ class _Search:
     """Settings by clock and chunk, each with one answer per SLO."""
 
     def __init__(self, trace: Trace, site: Site, slos: Sequence[Slo]) -> None:
-        self._trace, self._site, self._slos = trace, site, slos
+        self._trace, self._site = trace, site
+        self._promised = [promised_slos(trace, slo) for slo in slos]
         self.found: dict[tuple[int, int], tuple[Setting, ...]] = {}
 
     def play(self, clock_mhz: int, chunk_tokens: int) -> tuple[Setting, ...]:
@@ -105,8 +107,8 @@ class _Search:
             policy = Static("trial", clock_mhz, chunk_tokens)
             played = play(self._trace, policy, self._site)
             self.found[key] = tuple(
-                Setting(clock_mhz, chunk_tokens, played.energy_j, promises(played, slo).goodput)
-                for slo in self._slos
+                Setting(clock_mhz, chunk_tokens, played.energy_j, promises(played, one).goodput)
+                for one in self._promised
             )
         return self.found[key]
 
