@@ -74,10 +74,10 @@ class DecisionLog:
             size = status.st_size  # 0 of a pipe or a terminal
             if size and _last_byte(self.path) != b"\n":  # a crash cut a line
                 os.write(self._descriptor, b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             raise BeamError(
                 f"cannot open the decision log {self.path}",
-                cause=error.strerror,
+                cause=error.strerror if isinstance(error, OSError) else str(error),
                 hint="name a file in a folder that exists",
             ) from error
         self._grows = stat.S_ISREG(status.st_mode)

@@ -274,9 +274,11 @@ class TestFromFiles:
     def test_no_place_for_the_log(
         self, path: Path, limits: EngineLimits, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with Controller.from_table(path, limits, decision_log="/nowhere/log.jsonl") as beam:
-            wait_for(lambda: beam.orders.steering)
-        assert "cannot open the decision log" in caplog.text
+        for name in ("/nowhere/log.jsonl", "x" * 5000, "a\0b"):
+            caplog.clear()
+            with Controller.from_table(path, limits, decision_log=name) as beam:
+                wait_for(lambda: beam.orders.steering)
+            assert "cannot open the decision log" in caplog.text
 
 
 def test_the_error_of_a_refused_clock_reaches_the_status(
