@@ -38,6 +38,19 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def user_path(text: str) -> Path:
+    """A file as a user names it: ~ is a home, where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError):  # a home that is nobody's
+        return Path(text)
+
+
+def there_is(path: Path) -> bool:
+    """Whether something lies there; a name that no file can have is none, and no error."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists() raises for a name too long
+
+
 def check_writable(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuse early what would fail late: call it before hours of measuring.
 

@@ -154,6 +154,8 @@ class Controller(Hooks):
         model: str | None = None,
         tp: int | None = None,
         device: str | None = None,
+        quantization: str | None = None,
+        dtype: str | None = None,
         idle_power_w: float | None = None,
         decision_log: str | Path | None = None,
         engine: EngineAdapter | None = None,
@@ -171,10 +173,13 @@ class Controller(Hooks):
             path: the perf-energy table; it must be for ``limits.pp``.
             limits: of the engine.
             gpus: the replica's GPUs, by UUID or NVML index, or HOST:PORT/INDEX where they are on
-                other nodes (clocks.places); none = clocks stay as they are.
+                other nodes (clocks.places); none = clocks stay as they are. The table must be for
+                as many, and for this kind.
             model: what the table must be for, where given.
             tp: likewise.
             device: likewise.
+            quantization: the engine's method, "" where its weights are not quantised.
+            dtype: of weights that are not.
             idle_power_w: a waiting stage's GPUs together, for a table that does not say.
             decision_log: file for the decisions.
             engine: see Controller.
@@ -183,7 +188,10 @@ class Controller(Hooks):
             kv_blocks: see Controller.
             rules: see Controller.
         """
-        table = open_table(path, model=model, tp=tp, pp=limits.pp, device=device)
+        table = open_table(
+            path, model=model, tp=tp, pp=limits.pp, device=device, gpus=gpus,
+            quantization=quantization, dtype=dtype,
+        )  # fmt: skip
         actuator, clocks = open_clocks(gpus, table)
         cost = open_cost(table, actuator, idle_power_w)
         log = None
@@ -314,7 +322,9 @@ class Controller(Hooks):
         with self._watchdog:
             orders = self._steering.advance(events)
         if self._opening.pending:
-            self._look_for_searches()
+            # While it steers by an older stance it must not be away for long.
+            with self._watchdog if orders.steering else contextlib.nullcontext():
+                self._look_for_searches()
         return orders
 
     # Inside
@@ -339,7 +349,7 @@ class Controller(Hooks):
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()
-            except Exception:
+            except BaseException:  # a search that calls sys.exit() must not end this thread
                 self._steering.broken()
         self._opening.close()
 

@@ -1,8 +1,11 @@
 """Nobody else watches the thread that searches: a turn of it that does not end is ended for it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+
+_LOG = logging.getLogger("beam_runtime")
 
 # The engine has its own settings, and the GPUs their clocks, within a second of a hang.
 LONGEST_TURN_S = 0.7
@@ -48,4 +51,7 @@ class Watchdog:
             lasted_s = time.monotonic() - begun_s
             if lasted_s > LONGEST_TURN_S:
                 self._told = True
-                self._hung(lasted_s)
+                try:
+                    self._hung(lasted_s)
+                except BaseException:  # whatever an engine's adapter does, the watch goes on
+                    _LOG.exception("the engine's own settings could not be given back")

@@ -124,6 +124,8 @@ def read_state(path: Path) -> StateSpec:
         raise StateError(f"cannot read the state {path}", cause=error.strerror) from None
     except UnicodeDecodeError:
         raise StateError(f"the state {path} is not text", hint="a state is JSON") from None
+    except ValueError as error:  # a NUL in its name
+        raise StateError(f"cannot read the state {path}", cause=str(error)) from None
     try:
         return StateSpec.model_validate_json(text)
     except ValidationError as error:
@@ -145,7 +147,7 @@ def state_of(waiting: str, running: str) -> StateSpec:
 def _tokens(text: str, flag: str) -> list[int]:
     tokens: list[int] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(?:([0-9]+)\s*x\s*)?([0-9]+)", part)
+        match = re.fullmatch(r"(?:([0-9]{1,18})\s*x\s*)?([0-9]{1,18})", part)
         times, size = (int(match.group(1) or 1), int(match.group(2))) if match else (0, 0)
         if times < 1 or size < 1:
             raise StateError(

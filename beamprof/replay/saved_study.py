@@ -45,6 +45,6 @@ def load_study(path: Path) -> pl.DataFrame:
 def _schema(text: str) -> object:
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content.get("schema") if isinstance(content, dict) else None

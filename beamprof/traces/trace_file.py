@@ -107,7 +107,7 @@ def load_trace(path: Path) -> Trace:
             sidecar["prefix_block_tokens"],
         )
         expected = sidecar["rows_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TraceError(
             f"{sidecar_path(path)} is not a complete sidecar",
             cause=f"{type(error).__name__}: {error}",
@@ -141,7 +141,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{path} has no sidecar {sidecar.name}",
             hint=f"make it a trace with its record: beam trace import {path}",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TraceError(f"cannot read {sidecar}", cause=_first_line(error)) from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SIDECAR_SCHEMA:

@@ -1,5 +1,6 @@
 """Policies by the names that users write: `vanilla,static:knee,beam`."""
 
+import re
 from collections.abc import Callable
 
 from beam_runtime.table.perf_table import PerfTable
@@ -44,14 +45,14 @@ def policy_named(name: str, table: PerfTable) -> Policy:
     }
     if not argument and kind in plain:
         return plain[kind](name)
-    if kind == "vanilla" and argument.isdecimal() and int(argument) > 0:
-        return Static(name, None, int(argument))
+    if kind == "vanilla" and _whole(argument):
+        return Static(name, None, _whole(argument))
     if kind == "static" and argument:
         clock, colon, chunk = argument.partition(":")
         if not colon:
             return Static(name, _clock_mhz(argument, name, table))
-        if chunk.isdecimal() and int(chunk) > 0:
-            return Static(name, _clock_mhz(clock, name, table), int(chunk))
+        if _whole(chunk):
+            return Static(name, _clock_mhz(clock, name, table), _whole(chunk))
     if kind == MAX_Q and argument:
         return PowerLimit(name, _limit_w(argument, name, table), table.tp)
     if kind == "beam" and argument:
@@ -89,9 +90,14 @@ def _clock_mhz(argument: str, name: str, table: PerfTable) -> int:
     if argument == "knee":
         return knee_mhz(table)
     low, high = table.clocks_mhz[0], table.clocks_mhz[-1]
-    if not argument.isdecimal() or not low <= int(argument) <= high:
+    if not low <= _whole(argument) <= high:
         raise ReplayError(
             f"{name}: expected a clock inside the table's {low} to {high} MHz, or knee",
             cause=f"found {argument!r}",
         )
-    return int(argument)
+    return _whole(argument)
+
+
+def _whole(text: str) -> int:
+    """A whole number above 0; 0 for what is none."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0

@@ -128,7 +128,7 @@ def load_log(path: Path) -> LogRun:
         raise ReportError(f"{path} holds no decisions", cause="the log is empty")
     try:
         return _run(path, len(begins), records[begins[-1] :])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ReportError(
             f"{path} holds a record that this BEAM does not write",
             cause=f"{type(error).__name__}: {error}",

@@ -239,7 +239,11 @@ def _objects(file: Path, path: Path) -> list[dict[str, Any]]:
 
 def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
     separator = max(SEPARATORS, key=lambda mark: (line.count(mark), -SEPARATORS.index(mark)))
-    columns = tuple(name.strip() for name in next(csv.reader([line], delimiter=separator), []))
+    try:
+        names = next(csv.reader([line], delimiter=separator), [])
+    except csv.Error as error:
+        raise ImportFormatError(f"{path} has no header of a CSV file", cause=str(error)) from None
+    columns = tuple(name.strip() for name in names)
 
     def read(wanted: Sequence[str]) -> Cells:
         if len(set(columns)) != len(columns):

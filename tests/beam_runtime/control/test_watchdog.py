@@ -8,6 +8,8 @@ import pytest
 
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.orders import Orders
+from beam_runtime.control.watchdog import Watchdog
+from beam_runtime.errors import ClockHangsError
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing import FakeActuator
 from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Snapshot
@@ -25,6 +27,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 15.0) -> None:
 class Hanging:
     """A search, and an adapter, that hang once when they are told to."""
 
+    snapshots = False
+
     def __init__(self) -> None:
         self.hang, self.go = threading.Event(), threading.Event()
 
@@ -41,18 +45,23 @@ class Hanging:
             self.block()
 
     def snapshot(self) -> Snapshot:
+        if self.snapshots:
+            self.block()
         raise LookupError("it has none")
 
 
-@pytest.mark.parametrize("who", ["search", "adapter"])
+@pytest.mark.parametrize("who", ["search", "adapter", "snapshot"])
 def test_what_hangs_is_stepped_around_and_taken_up_again(
     small_cost: StepCost, limits: EngineLimits, who: str
 ) -> None:
     actuator, one = FakeActuator(4), Hanging()
     search = one.search if who == "search" else lambda state: Decision(Knobs(960, 256), NOTHING, "")
+    one.snapshots = who == "snapshot"
+    if one.snapshots:
+        one.apply = lambda orders: None  # type: ignore[method-assign]
     with Controller(
         small_cost, limits, actuator=actuator, search=search,
-        engine=one if who == "adapter" else None,
+        engine=None if who == "search" else one,
     ) as beam:  # fmt: skip
         beam.arrival("a", 100)
         wait_for(lambda: set(actuator.locked_mhz) == {960})
@@ -67,3 +76,95 @@ def test_what_hangs_is_stepped_around_and_taken_up_again(
         beam.arrival("c", 100)
         wait_for(lambda: beam.orders.steering and set(actuator.locked_mhz) == {960})
     assert set(actuator.locked_mhz) == {None}
+
+
+class Exits(FakeActuator):
+    """A user's actuator whose author took it for a program of its own."""
+
+    def __init__(self, gpus: int) -> None:
+        super().__init__(gpus)
+        self.exits = False
+
+    def set(self, clock_mhz: int) -> None:
+        if self.exits:
+            raise SystemExit(3)
+        super().set(clock_mhz)
+
+
+def test_an_actuator_that_exits_ends_no_thread(small_cost: StepCost, limits: EngineLimits) -> None:
+    actuator, clocks = Exits(8), iter([735, 960, 735, 960, 735, 960])
+
+    def search(state: Snapshot) -> Decision:
+        return Decision(Knobs(next(clocks, 735), 256), NOTHING, "")
+
+    with Controller(small_cost, limits, actuator=actuator, search=search) as beam:
+        beam.arrival("a", 100)
+        wait_for(lambda: set(actuator.locked_mhz) != {None})
+        actuator.exits = True
+        for number in range(5):
+            failures = beam.status.counts.clock_failures
+            beam.arrival(f"r{number}", 100)
+            wait_for(
+                lambda failures=failures: (  # type: ignore[misc]
+                    not beam.orders.steering or beam.status.counts.clock_failures > failures
+                )
+            )
+        wait_for(lambda: not beam.orders.steering)
+        assert beam.status.reason == "clocks do not follow: SystemExit: 3"
+        wait_for(lambda: set(actuator.locked_mhz) == {None})
+    assert set(actuator.locked_mhz) == {None}
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError(), ValueError()])
+def test_a_search_that_raises_anything_ends_no_thread(
+    small_cost: StepCost, limits: EngineLimits, error: BaseException
+) -> None:
+    actuator, raises = FakeActuator(8), threading.Event()
+
+    def search(state: Snapshot) -> Decision:
+        if raises.is_set():
+            raise error
+        return Decision(Knobs(960, 256), NOTHING, "")
+
+    with Controller(small_cost, limits, actuator=actuator, search=search) as beam:
+        beam.arrival("a", 100)
+        wait_for(lambda: set(actuator.locked_mhz) == {960})
+        raises.set()
+        wait_for(lambda: not beam.orders.steering)
+        wait_for(lambda: set(actuator.locked_mhz) == {None})
+        assert beam.status.reason.startswith("the search fails")
+        events = beam.status.counts.events
+        beam.arrival("b", 100)
+        wait_for(lambda: beam.status.counts.events > events)
+
+
+def test_the_watch_goes_on_whatever_an_adapter_does() -> None:
+    told: list[float] = []
+
+    def hung(lasted_s: float) -> None:
+        told.append(lasted_s)
+        raise SystemExit(3)
+
+    watchdog = Watchdog(hung)
+    watchdog.start()
+    for turn in (1, 2):
+        with watchdog:
+            wait_for(lambda turn=turn: len(told) == turn)  # type: ignore[misc]
+    watchdog.close()
+
+
+def test_a_driver_call_that_hangs_is_not_borne_thrice(
+    small_cost: StepCost, limits: EngineLimits
+) -> None:
+    actuator = FakeActuator(8)
+    actuator.refuse = ClockHangsError("a driver call does not return")
+    with Controller(
+        small_cost, limits, actuator=actuator,
+        search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
+    ) as beam:  # fmt: skip
+        beam.arrival("a", 100)
+        wait_for(
+            lambda: beam.status.reason == "clocks do not follow: a driver call does not return"
+        )
+        assert beam.status.counts.clock_failures == 1
+        assert not beam.orders.steering

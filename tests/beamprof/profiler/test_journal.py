@@ -125,7 +125,9 @@ def test_a_journal_of_another_sweep_is_left_alone_and_the_difference_named(
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("text", ["hello\n", "[1, 2]\n", '{"a": 1}\n', "\n", "\0\0\0\n"])
+@pytest.mark.parametrize(
+    "text", ["hello\n", "[1, 2]\n", "[" * 100_000 + "\n", '{"a": 1}\n', "\n", "\0\0\0\n"]
+)
 def test_a_file_that_is_no_journal_is_left_alone(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(JournalError, match="no journal of BEAM"):

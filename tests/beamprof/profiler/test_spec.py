@@ -50,6 +50,7 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
         ('clocks = "1.41"', "1.41 GHz"),
         ("model = 3", "expected a name"),
         ("seed = ", "is not TOML"),
+        ("seed = " + "9" * 5000, "is not TOML"),
         ("[cells]\nseed = 1", "unknown key 'cells'"),
     ],
 )
@@ -68,6 +69,9 @@ def test_a_wrong_variable_is_named() -> None:
 def test_missing_sweeps_are_told_apart_from_unknown_ones(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no sweep file"):
         resolve_spec(sweep=str(tmp_path / "none.toml"))
+    for name in ("x" * 5000 + ".toml", "~nobody-of-this-name/x.toml"):
+        with pytest.raises(SweepError, match="no sweep file"):
+            resolve_spec(sweep=name)
     with pytest.raises(SweepError) as caught:
         resolve_spec(sweep="quik")
     assert caught.value.cause == "did you mean quick?"

@@ -376,6 +376,11 @@ def test_a_run_without_decisions(tmp_path):
             '{"kind":"decision","at_ms":"soon"}\n',
             "does not write",
         ),
+        (
+            '{"kind":"start","at_ms":0,"schema":"beam.decisions/1"}\n'
+            f'{{"kind":"decision","at_ms":1{"0" * 400}}}\n',
+            "does not write",
+        ),
         ("nonsense\n{}\n", "is not JSON"),
     ],
 )

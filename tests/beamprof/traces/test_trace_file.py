@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import polars as pl
 import pytest
@@ -140,8 +141,12 @@ def test_rows_and_sidecar_of_different_traces_are_refused(tmp_path):
         lambda path: sidecar_path(path).unlink(),
         lambda path: sidecar_path(path).write_text("{"),
         lambda path: sidecar_path(path).write_text("[]"),
+        lambda path: sidecar_path(path).write_text("[" * 100_000),
         lambda path: sidecar_path(path).write_text('{"schema": "beam.trace/9"}'),
         lambda path: sidecar_path(path).write_text('{"schema": "beam.trace/1"}'),
+        lambda path: sidecar_path(path).write_text(
+            re.sub(r'("duration_s": *)[0-9]', r"\g<1>1" + "0" * 400, sidecar_path(path).read_text())
+        ),
         lambda path: path.write_bytes(b"PAR1 no more"),
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
