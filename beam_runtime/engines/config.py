@@ -128,7 +128,7 @@ class EmbeddedConfig:
         except (OSError, ValueError) as error:
             raise BeamError(
                 f"cannot read the configuration {path}",
-                cause=str(error),
+                cause=getattr(error, "strerror", None) or str(error),
                 hint="docs/vllm.md shows one",
             ) from error
         if policy:

@@ -6,6 +6,7 @@ checked, also on another machine.
 
 import functools
 import hashlib
+import itertools
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
+from beamprof.replay.promised import promised_slos
 from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
@@ -140,12 +142,15 @@ def jobs_of(
         traces: likewise.
 
     Raises:
-        ReplayError: a policy that no table knows, or options that make no sense.
+        ReplayError: a policy that no table knows, options that make no sense, or a request with
+            two promises of one stream.
     """
     names = tuple(dict.fromkeys((VANILLA, STATIC_BEST, *spec.policies)))
     _check_names(names, tables)
     code = code_sha256()
     hashes = [trace.sha256() for trace in traces]
+    for trace, slo in itertools.product(traces, spec.slos):
+        promised_slos(trace, slo)  # refused here, and not in each of its cells
     jobs = []
     for path, table in zip(spec.tables, tables, strict=True):
         largest = _largest_step(names, table)
