@@ -102,6 +102,14 @@ def test_supported_clocks_are_those_that_all_gpus_offer_at_full_memory_clock() -
     assert opened(nvml).supported_clocks_mhz() == (1005, 1395)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "90000", None, True, []])
+def test_a_reading_that_is_no_number_is_an_error(value: object) -> None:
+    nvml = FakeNvml()
+    nvml.gpus[0].power_mw = value  # type: ignore[assignment]
+    with pytest.raises(ClockError, match="nvmlDeviceGetPowerUsage"):
+        opened(nvml).read_power_w()
+
+
 def test_a_clock_that_is_not_offered_is_refused_with_its_neighbours() -> None:
     nvml = FakeNvml()
     with pytest.raises(ClockUnavailableError, match="1000 MHz") as caught:
