@@ -16,6 +16,7 @@ from beam_runtime.clocks.nvml_call import call
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
     UNINITIALIZED,
+    absent,
     is_unsupported,
     odd,
     translated,
@@ -27,6 +28,7 @@ Found = TypeVar("Found")
 # The A100's energy counter ticks every 100 ms (design/table.md); newer boards tick faster.
 COUNTER_TICK_S = 0.1
 
+_RESET = "nvmlDeviceResetGpuLockedClocks"
 # No reading of NVML's has more than 64 bits.
 _TOO_LARGE = 1 << 64
 
@@ -114,6 +116,8 @@ class NvmlGpus:
     def set(self, clock_mhz: int) -> None:
         """Lock every GPU's SM clock; if one refuses, none stays locked (see ClockActuator)."""
         check_supported(clock_mhz, self.supported_clocks_mhz())
+        if getattr(self._nvml, _RESET, None) is None:  # what cannot be undone is not begun
+            raise absent(self._nvml, _RESET, self._named(0))
         with all_or_none(self.release):
             for at in range(len(self._uuids)):
                 # Noted first: a call that fails may have taken effect.
@@ -136,7 +140,7 @@ class NvmlGpus:
         failures = []
         for at in range(len(self._uuids)) if orphans else sorted(self._touched):
             try:
-                self._ask("nvmlDeviceResetGpuLockedClocks", at)
+                self._ask(_RESET, at)
                 self._touched.discard(at)
             except ClockError as error:
                 failures.append(error)
