@@ -34,7 +34,7 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
-from beamprof.replay.rivals import CHUNKS, find_rivals
+from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
 from beamprof.slo import slo_of, slo_text
@@ -286,7 +286,7 @@ def _played(job: Job) -> dict[str, Any]:
     else:
         possible = servable_in_time(trace, site, job.largest_step_tokens)
         if job.policy in HINDSIGHT:
-            setting = find_rivals(trace, site, [options.slo])[0].named(job.policy)
+            setting = Hindsight(trace, site, job.table).named(job.policy)
             policy: Policy = setting.policy(job.policy)
             row["setting"] = str(setting)
         else:
