@@ -101,7 +101,7 @@ class Engine:
         self.running: dict[str, int] = {}
         self.stalled_until_s = 0.0
         self.sent = 0
-        self.took_us: list[float] = []
+        self._took_us = np.zeros(1 << 21, np.float32)  # all at once: what grows is BEAM's
         self.raises = 0
 
     def apply(self, orders: Orders) -> None:
@@ -115,9 +115,14 @@ class Engine:
     def tell(self, hook: Callable[..., None], *words: object) -> None:
         begun_ns = time.perf_counter_ns()
         hook(*words)
-        if len(self.took_us) < 1 << 20:
-            self.took_us.append((time.perf_counter_ns() - begun_ns) / 1e3)
+        self._took_us[self.sent % len(self._took_us)] = (time.perf_counter_ns() - begun_ns) / 1e3
         self.sent += 1
+
+    @property
+    def took_us(self) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        """Of each hook."""
+        found = self._took_us[: self.sent]
+        return found[found > 0.0]
 
     def step(self, beam: Controller, *, arrivals: bool = True) -> None:
         """One step: who is there computes, and its tokens come back."""
@@ -265,7 +270,10 @@ def storm(folder: Path, seconds: float, rate: float, seed: int) -> Storm:
                 found.began_mb = rss_mb()
         while engine.running or engine.waiting:
             engine.step(beam, arrivals=False)
-        time.sleep(1.0)  # for the last decisions, with nobody there
+        until_s = time.monotonic() + 60.0
+        while not beam.orders.steering and time.monotonic() < until_s:
+            time.sleep(0.1)  # a pause after the last fault
+        time.sleep(1.0)  # for the last decision, with nobody there
         found.ended_mb = rss_mb()
         found.open_files = files, len(list(Path("/proc/self/fd").iterdir()))
         status = beam.status
