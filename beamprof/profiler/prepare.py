@@ -169,7 +169,8 @@ def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, P
     """What runs here, the same on a real device, and what that gave up to keep its budget."""
     if not choice.modelled:
         plan, thinned = make_plan(spec, limits, choice.clocks)
-        plan = dataclasses.replace(plan, counted=choice.clocks.device != CPU)
+        on_cpu = choice.clocks.device == CPU
+        plan = dataclasses.replace(plan, counted=not on_cpu, cpu=on_cpu)
         return plan, plan, thinned
     full, _ = make_plan(spec, limits, choice.clocks, keep_budget=False)
     try:
