@@ -66,7 +66,7 @@ class Storm:
     """What came of it. Memory in MB: after the first minute, and at the end.
 
     Attributes:
-        still_known: requests thought to be there when all had been served.
+        still_known: requests thought to be there a minute after all had been served.
     """
 
     seconds: float = 0.0
@@ -227,6 +227,12 @@ class Faults:
         beam.steer()
 
 
+def last_known(log: Path) -> int:
+    """How many requests the last decision knew of."""
+    states = [record["state"] for record in read_log(log) if record["kind"] == "decision"]
+    return sum(states[-1][name] for name in ("waiting", "running")) if states else 0
+
+
 def guards() -> list[int]:
     """Processes of this one's guards."""
     tasks = Path("/proc/self/task").glob("*/children")
@@ -270,18 +276,16 @@ def storm(folder: Path, seconds: float, rate: float, seed: int) -> Storm:
                 found.began_mb = rss_mb()
         while engine.running or engine.waiting:
             engine.step(beam, arrivals=False)
-        until_s = time.monotonic() + 60.0
-        while not beam.orders.steering and time.monotonic() < until_s:
-            time.sleep(0.1)  # a pause after the last fault
-        time.sleep(1.0)  # for the last decision, with nobody there
+        until_s = time.monotonic() + 60.0  # it may have to come back from the last fault first
+        while last_known(log.path) and time.monotonic() < until_s:
+            time.sleep(0.5)
+        found.still_known = last_known(log.path)
         found.ended_mb = rss_mb()
         found.open_files = files, len(list(Path("/proc/self/fd").iterdir()))
         status = beam.status
         found.seconds, found.steering_share = passed_s, steered / max(1, looks)
     time.sleep(1.0)
     counts = status.counts
-    last = [record for record in read_log(log.path) if record["kind"] == "decision"][-1]["state"]
-    found.still_known = last["waiting"] + last["running"]
     # Taken in are the clock's own, too.
     found.events_sent, found.events_taken_in = engine.sent, counts.events
     found.dropped, found.odd = status.dropped_events, status.odd_events
