@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import OutputError, TraceError
-from beamprof.files import check_writable, is_stream, written_whole
+from beamprof.files import check_writable, is_stream, read_text, written_whole
 from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 from beamprof.unreadable import UNREADABLE, first_line
 
@@ -136,7 +136,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         )
     sidecar = sidecar_path(path)
     try:
-        content = json.loads(sidecar.read_text("utf-8"))
+        content = json.loads(read_text(sidecar))
     except FileNotFoundError:
         raise TraceError(
             f"{path} has no sidecar {sidecar.name}",
