@@ -155,8 +155,7 @@ def _read_file(path: Path, settings: Sequence[Setting], hint: str) -> dict[str, 
 
 def _read_toml(path: Path, hint: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text("utf-8")
-        return toml.loads(text)
+        return toml.loads(sys.stdin.read()) if path == STDIN else toml.load(path)
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
     except ValueError as error:  # no TOML, or no text

@@ -40,7 +40,7 @@ READERS = {
     "readers.models": 20, "readers.metrics": 5, "readers.engine_states": 30,
     "readers.journals": 20, "readers.sweeps": 15, "readers.devices": 2, "readers.pools": 8,
     "readers.foreign_tables": 5, "readers.decision_logs": 3, "readers.traces": 3,
-    "readers.own_traces": 4, "readers.names": 30,
+    "readers.own_traces": 4, "readers.names": 30, "readers.replays": 1,
 }  # fmt: skip
 HANG_S = 1.0
 STUCK_S = 10.0
