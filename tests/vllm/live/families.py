@@ -1,45 +1,73 @@
-"""An engine of any tiny model in this process, without and with BEAM. One JSON report.
+"""An engine of any tiny model, under its own settings and under BEAM's orders. One JSON report.
 
-python families.py MODEL plain|beam     BEAM_CONFIG names the file
+python families.py MODEL     BEAM_CONFIG names the file
 """
 
 import json
 import os
 import sys
 import time
+from types import SimpleNamespace
+
+LENGTHS = (1, 20, 90, 150, 300, 33, 64, 200)
 
 
 def main() -> None:
-    model, mode = sys.argv[1:3]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
-    options = {}
-    if mode == "beam":
-        options["scheduler_cls"] = "beam_runtime.engines.vllm.make_scheduler"
+    from beam_runtime.control.orders import Orders
+    from beam_runtime.types import Correction, Knobs, Rules
+
     llm = LLM(
-        model=model, load_format="dummy", skip_tokenizer_init=True, dtype="float32",
-        enforce_eager=True, max_model_len=512, max_num_batched_tokens=128, max_num_seqs=8,
-        enable_prefix_caching=False, seed=0, **options,
+        model=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, dtype="float32",
+        enforce_eager=True, max_model_len=512, max_num_batched_tokens=256, max_num_seqs=8,
+        enable_prefix_caching=False, seed=0,
+        scheduler_cls="beam_runtime.engines.vllm.make_scheduler",
     )  # fmt: skip
-    report = {}
-    beam = None
-    if mode == "beam":
-        beam = llm.llm_engine.engine_core.engine_core.scheduler.beam
-        while beam.controller.warming_up:
-            time.sleep(0.01)
-    prompts = [{"prompt_token_ids": [(5 + 7 * at) % 1000 for at in range(n)]}
-               for n in (1, 20, 90, 150, 300, 33, 64, 200)]  # fmt: skip
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    beam = scheduler.beam
+    controller = beam.controller
+    while controller.warming_up:
+        time.sleep(0.01)
+    prompts = [{"prompt_token_ids": [(5 + 7 * at) % 1000 for at in range(n)]} for n in LENGTHS]
     sampling = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0, detokenize=False)
-    answers = llm.generate(prompts, sampling, use_tqdm=False)
-    report["tokens"] = [list(one.outputs[0].token_ids) for one in answers]
-    if beam is not None:
-        status = beam.controller.status
-        report |= {
-            "failure": beam.failure, "steering": status.steering, "reason": status.reason,
-            "decisions": status.counts.decisions, "events": status.counts.events,
-        }  # fmt: skip
-        beam.close()
+
+    def run() -> dict:
+        steps, inner = [], scheduler.schedule
+
+        def schedule(*args, **kwargs):
+            output = inner(*args, **kwargs)
+            if output.total_num_scheduled_tokens:
+                steps.append(output.total_num_scheduled_tokens)
+            return output
+
+        scheduler.schedule = schedule
+        answers = llm.generate(prompts, sampling, use_tqdm=False)
+        del scheduler.schedule
+        return {"tokens": [list(one.outputs[0].token_ids) for one in answers], "steps": steps}
+
+    def under(orders: Orders) -> dict:
+        class Director(SimpleNamespace):
+            def __getattr__(self, hook):
+                if hook.startswith("_"):
+                    raise AttributeError(hook)
+                return lambda *args, **kwargs: None
+
+        beam.connect(Director(orders=orders))
+        return run()
+
+    whole = Knobs(1200, 256, 1)
+    report = {
+        "own": under(Orders(whole, Rules.vanilla(), False, "nobody steers", Correction())),
+        "chunks": under(Orders(Knobs(1200, 64, 1), Rules(), True, "a test's", Correction())),
+        "paced": under(Orders(Knobs(1200, 256, 1, 30.0), Rules(), True, "a test's", Correction())),
+    }
+    beam.connect(controller)
+    report["decided"] = run()
+    report["decisions"] = controller.status.counts.decisions
+    report["failure"] = beam.failure
+    beam.close()
     print("REPORT " + json.dumps(report))
 
 
