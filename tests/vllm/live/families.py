@@ -1,9 +1,12 @@
 """An engine of any tiny model, under its own settings and under BEAM's orders. One JSON report.
 
+Where BEAM stays out of an engine the report has what it said, and the engine's own run.
+
 python families.py MODEL     BEAM_CONFIG names the file
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -19,6 +22,13 @@ def main() -> None:
     from beam_runtime.control.orders import Orders
     from beam_runtime.types import Correction, Knobs, Rules
 
+    said: list[str] = []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logging.getLogger("beam_runtime").addHandler(Heard())
     llm = LLM(
         model=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, dtype="float32",
         enforce_eager=True, max_model_len=512, max_num_batched_tokens=256, max_num_seqs=8,
@@ -26,10 +36,6 @@ def main() -> None:
         scheduler_cls="beam_runtime.engines.vllm.make_scheduler",
     )  # fmt: skip
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    beam = scheduler.beam
-    controller = beam.controller
-    while controller.warming_up:
-        time.sleep(0.01)
     prompts = [{"prompt_token_ids": [(5 + 7 * at) % 1000 for at in range(n)]} for n in LENGTHS]
     sampling = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0, detokenize=False)
 
@@ -47,6 +53,14 @@ def main() -> None:
         del scheduler.schedule
         return {"tokens": [list(one.outputs[0].token_ids) for one in answers], "steps": steps}
 
+    beam = getattr(scheduler, "beam", None)
+    if beam is None:
+        print("REPORT " + json.dumps({"said": said, "own": run()}))
+        return
+    controller = beam.controller
+    while controller.warming_up:
+        time.sleep(0.01)
+
     def under(orders: Orders) -> dict:
         class Director(SimpleNamespace):
             def __getattr__(self, hook):
@@ -59,6 +73,7 @@ def main() -> None:
 
     whole = Knobs(1200, 256, 1)
     report = {
+        "said": said,
         "own": under(Orders(whole, Rules.vanilla(), False, "nobody steers", Correction())),
         "chunks": under(Orders(Knobs(1200, 64, 1), Rules(), True, "a test's", Correction())),
         "paced": under(Orders(Knobs(1200, 256, 1, 30.0), Rules(), True, "a test's", Correction())),
