@@ -9,7 +9,6 @@ import numpy as np
 from beamprof.report.html.number_words import percent, significant
 from beamprof.report.html.part import Grid, Section
 
-
 _HEADS = (
     "class", "requests", "kept", "J/request mean", "p50", "p99", "J/token", "TTFT p50 ms", "p99",
     "longest gap p50 ms", "p99",
