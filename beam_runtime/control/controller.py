@@ -107,7 +107,7 @@ class Controller(Hooks):
         now_ms: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(now_ms or _monotonic_ms, self._drop)
-        self._events: deque[Event] = deque(maxlen=MAX_BACKLOG)
+        self._events: deque[Event] = deque()
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
         self._dropped = 0
@@ -142,7 +142,7 @@ class Controller(Hooks):
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
         )
-        self._watchdog = Watchdog(self._steering.hung)
+        self._watchdog = Watchdog(self._steering.hung, self._keep_backlog_short)
 
     @classmethod
     def from_table(
@@ -175,18 +175,12 @@ class Controller(Hooks):
             gpus: the replica's GPUs, by UUID or NVML index, or HOST:PORT/INDEX where they are on
                 other nodes (clocks.places); none = clocks stay as they are. The table must be for
                 as many, and for this kind.
-            model: what the table must be for, where given.
-            tp: likewise.
-            device: likewise.
+            model, tp, device: what the table must be for, where given.
             quantization: the engine's method, "" where its weights are not quantised.
             dtype: of weights that are not.
             idle_power_w: a waiting stage's GPUs together, for a table that does not say.
             decision_log: file for the decisions.
-            engine: see Controller.
-            slos: see Controller.
-            own: see Controller.
-            kv_blocks: see Controller.
-            rules: see Controller.
+            engine, slos, own, kv_blocks, rules: see Controller.
         """
         table = open_table(
             path, model=model, tp=tp, pp=limits.pp, device=device, gpus=gpus,
@@ -315,6 +309,7 @@ class Controller(Hooks):
 
     def advance(self) -> Orders:
         """Take in what the hooks were told, decide if it is time to. For use without threads."""
+        self._keep_backlog_short()
         events = []
         with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
             while True:
@@ -332,6 +327,13 @@ class Controller(Hooks):
     def _drop(self, event: Event) -> None:
         """What takes the place of append before and after its life."""
         self._dropped += 1
+
+    def _keep_backlog_short(self) -> None:
+        """Also while the worker is somewhere else; a deque of its own bound would not count."""
+        with contextlib.suppress(IndexError):  # the worker takes them meanwhile
+            while len(self._events) > MAX_BACKLOG:
+                self._events.popleft()
+                self._dropped += 1
 
     def _orphaned(self) -> None:
         """In a forked child: no thread is behind this object, and nothing here is its own."""
