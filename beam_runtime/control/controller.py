@@ -19,10 +19,8 @@ its own settings back and the GPUs their own clocks.
 
 import contextlib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -41,6 +39,7 @@ from beam_runtime.control.events import (
     Promise,
     Resume,
 )
+from beam_runtime.control.forked import tell_children
 from beam_runtime.control.hooks import Hooks
 from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
@@ -113,7 +112,7 @@ class Controller(Hooks):
         self._dropped = 0
         self._last_words_after = -1
         self._open = False
-        _tell_children(self)
+        tell_children(self._orphaned)
         self._log = log
         self.clocks = "clocks stay as they are" if actuator is None else type(actuator).__name__
         self._clocks = (
@@ -175,12 +174,18 @@ class Controller(Hooks):
             gpus: the replica's GPUs, by UUID or NVML index, or HOST:PORT/INDEX where they are on
                 other nodes (clocks.places); none = clocks stay as they are. The table must be for
                 as many, and for this kind.
-            model, tp, device: what the table must be for, where given.
+            model: what the table must be for, where given.
+            tp: likewise.
+            device: likewise.
             quantization: the engine's method, "" where its weights are not quantised.
             dtype: of weights that are not.
             idle_power_w: a waiting stage's GPUs together, for a table that does not say.
             decision_log: file for the decisions.
-            engine, slos, own, kv_blocks, rules: see Controller.
+            engine: see Controller.
+            slos: see Controller.
+            own: see Controller.
+            kv_blocks: see Controller.
+            rules: see Controller.
         """
         table = open_table(
             path, model=model, tp=tp, pp=limits.pp, device=device, gpus=gpus,
@@ -383,18 +388,6 @@ class Controller(Hooks):
             self._append(ClockConfirmed(now_ms, outcome.clock_mhz))
         else:
             self._append(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
-
-
-def _tell_children(controller: Controller) -> None:
-    """Let forked children know that they are not the controller."""
-    reference = weakref.ref(controller)
-
-    def tell() -> None:
-        parent = reference()
-        if parent is not None:
-            parent._orphaned()
-
-    os.register_at_fork(after_in_child=tell)
 
 
 def _monotonic_ms() -> float:
