@@ -115,8 +115,7 @@ def _fetched(url: str) -> str:
 def _reason(error: Exception) -> str:
     """In words: urllib wraps what the system said."""
     inner = getattr(error, "reason", error)
-    said = getattr(inner, "strerror", None) or str(inner)
-    return str(said)
+    return str(getattr(inner, "strerror", None) or error)
 
 
 def parse_scrape(text: str, source: str, now_s: float) -> Scrape:
