@@ -118,7 +118,7 @@ def whole(least: int) -> Callable[[object, str], int]:
 
     def read(value: object, name: str) -> int:
         if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-            value = int(value)
+            value = int(value.strip())
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SweepError(f"{name}: expected a whole number of {least} or more, found {value!r}")
         return value

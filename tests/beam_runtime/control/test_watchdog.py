@@ -205,3 +205,21 @@ def test_where_clocks_cannot_be_set_the_other_knobs_turn(
             beam.advance()
         assert beam.orders.steering
         assert beam.status.counts.clock_failures == 1
+
+
+def test_a_backlog_while_a_search_hangs_is_bounded_and_counted(
+    small_cost: StepCost, limits: EngineLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_runtime.control.controller.MAX_BACKLOG", 100)
+    one = Hanging()
+    with Controller(small_cost, limits, search=one.search) as beam:
+        beam.arrival("a", 100)
+        wait_for(lambda: beam.orders.steering)
+        one.hang.set()
+        wait_for(lambda: not beam.orders.steering)
+        before = beam.status.counts.events
+        for number in range(1000):
+            beam.arrival(f"r{number}", 100)
+        wait_for(lambda: beam.status.dropped_events == 900)
+        one.go.set()
+        wait_for(lambda: beam.status.counts.events == before + 100)
