@@ -8,15 +8,18 @@ its documentation, so that the reader, the page that shows a file and the templa
 """
 
 import difflib
+import re
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beam_runtime.engines import toml
 from beamprof.errors import SweepError
 from beamprof.files import STDIN
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +117,8 @@ def whole(least: int) -> Callable[[object, str], int]:
     """A reader of whole numbers of ``least`` or more. It raises SweepError."""
 
     def read(value: object, name: str) -> int:
-        if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
-            value = int(value)
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+            value = int(value.strip())
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SweepError(f"{name}: expected a whole number of {least} or more, found {value!r}")
         return value
@@ -152,11 +155,10 @@ def _read_file(path: Path, settings: Sequence[Setting], hint: str) -> dict[str, 
 
 def _read_toml(path: Path, hint: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text("utf-8")
-        return tomllib.loads(text)
+        return toml.loads(sys.stdin.read()) if path == STDIN else toml.load(path)
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:  # no TOML, or no text
         raise SweepError(f"{path} is not TOML", cause=str(error), hint=hint) from None
 
 

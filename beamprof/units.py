@@ -18,7 +18,9 @@ from beamprof.errors import SweepError
 _SECONDS: dict[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _WATTS: dict[str, float] = {"mW": 1e-3, "W": 1.0, "kW": 1e3}
 _MEGAHERTZ: dict[str, float] = {"MHz": 1.0, "GHz": 1e3}
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
+_NUMBER = re.compile(
+    r"\s*((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*\Z"
+)
 # SM clocks of every GPU of the last ten years lie inside; a bare number outside is in another unit.
 _CLOCK_MHZ = (100.0, 5000.0)
 _MOST_VALUES = 1000
@@ -184,7 +186,7 @@ def _range(text: str, name: str, expected: str) -> tuple[int, ...]:
             hint="for example 510:1410:120",
         )
     low, high = (_clock_mhz(part, name, expected) for part in parts[:2])
-    match = re.fullmatch(r"\s*(x?)([0-9]*\.?[0-9]+)\s*", parts[2])
+    match = re.fullmatch(r"\s*(x?)([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*", parts[2])
     step = float(match.group(2)) if match else 0.0
     geometric = bool(match and match.group(1))
     if low > high or step <= (1.0 if geometric else 0.0):

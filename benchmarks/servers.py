@@ -370,9 +370,7 @@ def report_served(data: Path, asked: argparse.Namespace) -> None:
                 "TPOT": float(peer["tpot_predicted_ms"]) / measured["TPOT"] - 1,
                 "TTFT": float(peer["ttft_predicted_ms"]) / measured["TTFT"] - 1,
             })  # fmt: skip
-    print(
-        "served-configurations: MAPE (bias), medians in brackets; nothing is fitted on them"
-    )
+    print("served-configurations: MAPE (bias), medians in brackets; nothing is fitted on them")
     for key in sorted(ours):
         print(
             f"  {' '.join(key):64} {len(ours[key]):4} rows  ours {_line(ours[key])}   peer {_line(theirs[key])}"  # noqa: E501

@@ -71,7 +71,16 @@ def traces() -> str:
     return (
         f"# Trace formats\n{NOTE}\nEvery command that takes a trace takes any of these, as CSV, "
         "JSON, JSON lines or Parquet, compressed or not. The format is found by the columns.\n\n"
-        "| format | columns |\n|---|---|\n" + "\n".join(rows) + "\n"
+        "| format | columns |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+        "## What a replay makes of them\n\n"
+        "- **Prompts that begin alike** (`prefix_hashes`, `session_id`): played with vLLM's prefix "
+        "cache, in blocks of 16 tokens; `--kv-blocks` says how many it has. "
+        "`--no-prefix-cache` plays every prompt cold, and so does a trace that does not say which "
+        "repeat; the line `plant:` says how many tokens that were.\n"
+        "- **Promises of single requests** (`slo_ttft_ms`, and one of `slo_tbt_ms`, "
+        "`slo_tpot_ms`, `slo_e2e_ms`): they stand in for `--slo-ttft` and its siblings where a "
+        "row has one, for every policy and in goodput. (beam-paper and window-dvfs know one SLO "
+        "for all, as published.)\n"
     )
 
 

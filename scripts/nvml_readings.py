@@ -2,8 +2,8 @@
 
     python scripts/nvml_readings.py --seconds 10 > nvml.json
 
-Waiting power (from the energy counter and as power usage), the counter's tick and its smallest step,
-and the time that each reading takes. The GPU must be waiting meanwhile.
+Waiting power (from the energy counter and as power usage), the counter's tick and its smallest
+step, and the time that each reading takes. The GPU must be waiting meanwhile.
 """
 
 import argparse

@@ -324,10 +324,11 @@ class GuardedActuator:
             try:
                 with self._turn_if_there_is_one():
                     others = self._give_back(lease)
-            except ClockError as failure:
+            except Exception as failure:  # a user's actuator may raise anything
                 # It stays on record, and ours: the next call tries again, or the next start.
-                failure.add_note(str(error))
-                return failure
+                stays = failure if isinstance(failure, ClockError) else ClockError(repr(failure))
+                stays.add_note(str(error))
+                return stays
         if others:
             return self._lose(others)
         self._end_lease()

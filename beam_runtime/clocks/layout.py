@@ -1,8 +1,11 @@
 """Whether the GPUs that were named are the replica's, and the ones that its table was made on."""
 
+import re
 from collections.abc import Sequence
 
-from beam_runtime.errors import ClockUnavailableError
+from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.places import by_place
+from beam_runtime.errors import ClockError, ClockUnavailableError, TableError
 
 
 def check_layout(gpus: Sequence[str | int], tp: int, pp: int) -> None:
@@ -25,23 +28,57 @@ def check_layout(gpus: Sequence[str | int], tp: int, pp: int) -> None:
         )
 
 
-def check_model(names: Sequence[str], measured: str) -> None:
-    """Hold the GPUs' product names against the one that a table was measured on.
+def models_of(gpus: Sequence[str | int]) -> tuple[str, ...]:
+    """Product names of this machine's GPUs among these; none where nobody can tell them."""
+    here = by_place(gpus).get("", ())
+    try:
+        with NvmlGpus(here) as found:
+            return found.models()
+    except ClockError:
+        return ()
+
+
+def check_model(names: Sequence[str], gpu_name: str, device: str = "") -> None:
+    """Hold the GPUs' product names against the one that a table was made for.
+
+    A table that was measured names its GPU as the driver does, and a PCIe board is no SXM one. A
+    modelled table names a device file, of which only the chip is compared: "h100-sxm" stands for
+    "NVIDIA H100 80GB HBM3".
 
     Args:
-        names: as the driver has them.
-        measured: the table's gpu_name; empty where it was modelled, and nothing is checked.
+        names: as the driver has them; none = not known, and nothing is checked.
+        gpu_name: of the table; empty where it was modelled.
+        device: of the table.
 
     Raises:
-        ClockUnavailableError: it was another kind of GPU.
+        TableError: it is for another kind of GPU.
     """
-    others = sorted({name for name in names if _plain(name) != _plain(measured)})
-    if measured and others:
-        raise ClockUnavailableError(
-            f"the GPUs here are {', '.join(others)}, the table was measured on {measured}",
+    if gpu_name:
+        others = {name for name in names if not _same_product(name, gpu_name)}
+    else:
+        chip = _chip(device)
+        others = {name for name in names if chip and _chip(name) not in ("", chip)}
+    if others:
+        raise TableError(
+            f"the GPUs here are {', '.join(sorted(others))}, the table is for {gpu_name or device}",
             hint="profile this kind of GPU: beam profile --model MODEL --tp T --pp P",
         )
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.removeprefix("NVIDIA ").lower().replace("-", " ").split())
+def _same_product(one: str, other: str) -> bool:
+    """Whether one name says no more than the other: a file's name may leave words out."""
+    words, others = _words(one), _words(other)
+    return (words <= others or others <= words) and ("mig" in words) == ("mig" in others)
+
+
+def _chip(name: str) -> str:
+    """A100 of an NVIDIA A100-SXM4-80GB: the first word with a digit in it."""
+    return next((word for word in _split(name) if any(map(str.isdigit, word))), "")
+
+
+def _words(name: str) -> set[str]:
+    return set(_split(name)) - {"nvidia", "tesla"}
+
+
+def _split(name: str) -> list[str]:
+    return re.split(r"[\s_-]+", name.strip().lower())

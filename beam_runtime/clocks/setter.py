@@ -118,14 +118,14 @@ class ClockSetter:
                 self._lock.set(clock_mhz)
         except ClockError as error:
             return SetOutcome(clock_mhz, error)
-        except Exception as error:  # an actuator's bug must not end the thread that releases
+        except BaseException as error:  # an actuator's bug must not end the thread that releases
             return SetOutcome(clock_mhz, ClockError(f"{type(error).__name__}: {error}"))
         return SetOutcome(clock_mhz)
 
     def _tell(self, outcome: SetOutcome) -> None:
         try:
             self._report(outcome)
-        except Exception:
+        except BaseException:
             _LOG.exception("who asked for a clock does not take the answer")
 
     def _calm_guard(self) -> None:
@@ -136,3 +136,5 @@ class ClockSetter:
         except ClockError as error:
             self._lock.forget()
             self._tell(SetOutcome(None, error))
+        except Exception:  # a user's actuator, asked to give back
+            _LOG.exception("the lease could not be looked after")

@@ -33,6 +33,7 @@ _TURN_TIMEOUT_S = 0.3
 # How late a pause may end before this process, too, counts as having been kept from running.
 _OVERSLEPT_S = 0.1
 _LONGEST_READ = 1 << 16
+_MOST_DIGITS = 8  # of a clock
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Memory:
     def take_in(self, line: str) -> None:
         """One message; what is not understood is a heartbeat at least."""
         word, _, rest = line.partition(" ")
-        if word == "set" and rest.isdecimal():
+        if word == "set" and len(rest) < _MOST_DIGITS and rest.isdecimal():
             before_mhz = self.lease.clock_mhz or self.lease.before_mhz
             self.lease = replace(
                 self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False

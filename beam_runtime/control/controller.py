@@ -19,10 +19,8 @@ its own settings back and the GPUs their own clocks.
 
 import contextlib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -41,6 +39,7 @@ from beam_runtime.control.events import (
     Promise,
     Resume,
 )
+from beam_runtime.control.forked import tell_children
 from beam_runtime.control.hooks import Hooks
 from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
@@ -107,13 +106,13 @@ class Controller(Hooks):
         now_ms: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(now_ms or _monotonic_ms, self._drop)
-        self._events: deque[Event] = deque(maxlen=MAX_BACKLOG)
+        self._events: deque[Event] = deque()
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
         self._dropped = 0
         self._last_words_after = -1
         self._open = False
-        _tell_children(self)
+        tell_children(self._orphaned)
         self._log = log
         self.clocks = "clocks stay as they are" if actuator is None else type(actuator).__name__
         self._clocks = (
@@ -142,7 +141,7 @@ class Controller(Hooks):
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
         )
-        self._watchdog = Watchdog(self._steering.hung)
+        self._watchdog = Watchdog(self._steering.hung, self._keep_backlog_short)
 
     @classmethod
     def from_table(
@@ -154,6 +153,8 @@ class Controller(Hooks):
         model: str | None = None,
         tp: int | None = None,
         device: str | None = None,
+        quantization: str | None = None,
+        dtype: str | None = None,
         idle_power_w: float | None = None,
         decision_log: str | Path | None = None,
         engine: EngineAdapter | None = None,
@@ -171,10 +172,13 @@ class Controller(Hooks):
             path: the perf-energy table; it must be for ``limits.pp``.
             limits: of the engine.
             gpus: the replica's GPUs, by UUID or NVML index, or HOST:PORT/INDEX where they are on
-                other nodes (clocks.places); none = clocks stay as they are.
+                other nodes (clocks.places); none = clocks stay as they are. The table must be for
+                as many, and for this kind.
             model: what the table must be for, where given.
             tp: likewise.
             device: likewise.
+            quantization: the engine's method, "" where its weights are not quantised.
+            dtype: of weights that are not.
             idle_power_w: a waiting stage's GPUs together, for a table that does not say.
             decision_log: file for the decisions.
             engine: see Controller.
@@ -183,7 +187,10 @@ class Controller(Hooks):
             kv_blocks: see Controller.
             rules: see Controller.
         """
-        table = open_table(path, model=model, tp=tp, pp=limits.pp, device=device)
+        table = open_table(
+            path, model=model, tp=tp, pp=limits.pp, device=device, gpus=gpus,
+            quantization=quantization, dtype=dtype,
+        )  # fmt: skip
         actuator, clocks = open_clocks(gpus, table)
         cost = open_cost(table, actuator, idle_power_w)
         log = None
@@ -307,6 +314,7 @@ class Controller(Hooks):
 
     def advance(self) -> Orders:
         """Take in what the hooks were told, decide if it is time to. For use without threads."""
+        self._keep_backlog_short()
         events = []
         with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
             while True:
@@ -314,7 +322,9 @@ class Controller(Hooks):
         with self._watchdog:
             orders = self._steering.advance(events)
         if self._opening.pending:
-            self._look_for_searches()
+            # While it steers by an older stance it must not be away for long.
+            with self._watchdog if orders.steering else contextlib.nullcontext():
+                self._look_for_searches()
         return orders
 
     # Inside
@@ -322,6 +332,13 @@ class Controller(Hooks):
     def _drop(self, event: Event) -> None:
         """What takes the place of append before and after its life."""
         self._dropped += 1
+
+    def _keep_backlog_short(self) -> None:
+        """Also while the worker is somewhere else; a deque of its own bound would not count."""
+        with contextlib.suppress(IndexError):  # the worker takes them meanwhile
+            while len(self._events) > MAX_BACKLOG:
+                self._events.popleft()
+                self._dropped += 1
 
     def _orphaned(self) -> None:
         """In a forked child: no thread is behind this object, and nothing here is its own."""
@@ -339,7 +356,7 @@ class Controller(Hooks):
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()
-            except Exception:
+            except BaseException:  # a search that calls sys.exit() must not end this thread
                 self._steering.broken()
         self._opening.close()
 
@@ -371,18 +388,6 @@ class Controller(Hooks):
             self._append(ClockConfirmed(now_ms, outcome.clock_mhz))
         else:
             self._append(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
-
-
-def _tell_children(controller: Controller) -> None:
-    """Let forked children know that they are not the controller."""
-    reference = weakref.ref(controller)
-
-    def tell() -> None:
-        parent = reference()
-        if parent is not None:
-            parent._orphaned()
-
-    os.register_at_fork(after_in_child=tell)
 
 
 def _monotonic_ms() -> float:

@@ -27,7 +27,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError
@@ -36,6 +36,8 @@ from beam_runtime.types import Alternative, Decision, Forecast, Knobs
 SCHEMA = "beam.decisions/1"
 MAX_BYTES = 1 << 28
 KEPT = 3
+# Whatever is longer was not written by a controller: its parts are no JSON, and left out.
+_LONGEST_LINE = 1 << 24
 HEARTBEAT_MS = 600_000.0
 _ALTERNATIVES = 3
 _LOG = logging.getLogger("beam_runtime")
@@ -52,6 +54,7 @@ class DecisionLog:
 
     Attributes:
         failure: why nothing is written any more; empty while all is well.
+        unwritable: records left out because what they held is nothing that JSON can say.
 
     Raises:
         BeamError: the file cannot be opened.
@@ -60,6 +63,7 @@ class DecisionLog:
     def __init__(self, path: str | Path, *, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
         self.path = Path(path)
         self.failure = ""
+        self.unwritable = 0
         self._max_bytes, self._kept = max_bytes, kept
         self._start: dict[str, Any] = {}
         self._turning = threading.Lock()
@@ -67,14 +71,15 @@ class DecisionLog:
         try:
             self._descriptor = _opened(self.path)
             status = os.fstat(self._descriptor)
+            _check_ours(status)
             size = status.st_size  # 0 of a pipe or a terminal
             if size and _last_byte(self.path) != b"\n":  # a crash cut a line
                 os.write(self._descriptor, b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             raise BeamError(
                 f"cannot open the decision log {self.path}",
-                cause=error.strerror,
-                hint="name a file in a folder that exists",
+                cause=error.strerror if isinstance(error, OSError) else str(error),
+                hint="name a file of yours, in a folder that exists",
             ) from error
         self._grows = stat.S_ISREG(status.st_mode)
         self._room_bytes = max_bytes - size
@@ -87,6 +92,11 @@ class DecisionLog:
             self._start = fields
         try:
             line = _line(kind, at_ms, fields)
+        except Exception:  # whatever an engine told of a request: this record is lost, no other
+            self.unwritable += 1
+            _LOG.debug("a record of kind %s cannot be written", kind, exc_info=True)
+            return
+        try:
             if self._grows and len(line) > self._room_bytes:
                 self._turn_over(at_ms)
             self._put(line)
@@ -151,12 +161,22 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
+def _check_ours(status: os.stat_result) -> None:
+    """Raises PermissionError for a file in which others can write what we are taken to have."""
+    if not stat.S_ISREG(status.st_mode):
+        return  # a pipe, a terminal
+    if status.st_uid != os.geteuid():
+        raise PermissionError(0, f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
+    if status.st_mode & stat.S_IWOTH:
+        raise PermissionError(0, "everybody may write to it")
+
+
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
 
 
 def _line(kind: str, at_ms: float, fields: Mapping[str, Any]) -> bytes:
-    record = {"kind": kind, "at_ms": round(at_ms, 3), **finite(fields)}
+    record = {"kind": kind, "at_ms": finite(round(at_ms, 3)), **finite(fields)}
     return (_JSON.encode(record) + "\n").encode()
 
 
@@ -167,30 +187,38 @@ def _last_byte(path: Path) -> bytes:
 
 
 def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a log, in order; a line cut short by a crash is left out.
+    """The records of a log, in order; a line that was cut or damaged is left out, it alone.
 
     Raises:
         BeamError: no such file, or it is no decision log.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            yield from _records(file, path)
+    except OSError as error:
         raise BeamError(f"cannot read the decision log {path}", cause=str(error)) from error
-    for number, line in enumerate(lines, start=1):
+
+
+def _records(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+    """Line by line: a log may be larger than the memory."""
+    first = True
+    while line := file.readline(_LONGEST_LINE):
         try:
             record = json.loads(line)
-        except ValueError as error:
-            if number == 1:
-                raise BeamError(f"{path}:{number} is not JSON", cause=str(error)) from error
+        except (ValueError, RecursionError) as error:
+            if first:
+                raise BeamError(f"{path}:1 is not JSON", cause=str(error)) from error
             continue
-        if number == 1 and (not isinstance(record, dict) or record.get("schema") != SCHEMA):
+        if first and (not isinstance(record, dict) or record.get("schema") != SCHEMA):
             raise BeamError(
                 f"{path} is no decision log of this BEAM",
-                cause=f"its first record is {line[:80]}",
+                cause=f"its first record is {line[:80].decode(errors='replace')}",
                 hint=f"expected schema {SCHEMA}",
             )
-        yield record
+        first = False
+        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+            yield record
 
 
 def decision_fields(decision: Decision, moment: Moment, search_ms: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
-from beam_runtime.clocks.layout import check_layout
+from beam_runtime.clocks.layout import check_layout, check_model, models_of
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
@@ -16,6 +16,7 @@ from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
 from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.precision import check_formats
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
@@ -89,14 +90,27 @@ def open_table(
     tp: int | None = None,
     pp: int | None = None,
     device: str | None = None,
+    gpus: Sequence[str | int] = (),
+    quantization: str | None = None,
+    dtype: str | None = None,
 ) -> PerfTable | TableError:
-    """The table, or why it cannot be used."""
+    """The table, or why it cannot be used: it is none, or for something else (see from_table)."""
     try:
-        return PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
+        table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
+        check_formats(table, str(path), method=quantization, weights=dtype)
+        check_gpus(table, gpus)
     except TableError as error:
         return error
     except BeamError as error:
         return TableError(error.message, cause=error.cause, hint=error.hint)
+    except Exception as error:  # an engine starts, whatever lies there
+        return _unforeseen(path, error)
+    return table
+
+
+def check_gpus(table: PerfTable, gpus: Sequence[str | int]) -> None:
+    """Raises TableError where these GPUs are of another kind than the table's."""
+    check_model(models_of(gpus), table.metadata.get("gpu_name", ""), table.device)
 
 
 def open_cost(
@@ -115,6 +129,16 @@ def open_cost(
         return error
     except BeamError as error:
         return TableError(error.message, cause=error.cause, hint=error.hint)
+    except Exception as error:
+        return _unforeseen(f"the table of {table.model}", error)
+
+
+def _unforeseen(what: object, error: Exception) -> TableError:
+    return TableError(
+        f"{what} cannot be used",
+        cause=f"{type(error).__name__}: {error}",
+        hint="this is an error of BEAM's too: please report it with the file",
+    )
 
 
 def served_clocks(measured: Sequence[int], offered: Sequence[int]) -> tuple[int, ...]:

@@ -34,7 +34,13 @@ from beam_runtime.control.observer import Observer
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches
 from beam_runtime.emulator.moment import Moment
-from beam_runtime.errors import ClockPermissionError, ClockUnavailableError, TableError
+from beam_runtime.errors import (
+    ClockHangsError,
+    ClockLostError,
+    ClockPermissionError,
+    ClockUnavailableError,
+    TableError,
+)
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo
@@ -267,7 +273,9 @@ class Steering:
         self._release_failed = event.clock_mhz is None
         self._asked = True
         self._write("clock", at_ms, clock_mhz=event.clock_mhz, error=event.error.message)
-        if not isinstance(event.error, ClockPermissionError | ClockUnavailableError):
+        if isinstance(event.error, ClockHangsError | ClockLostError):
+            self._fell(self._fallback.once(Fault.CLOCK, event.error.message, at_ms))
+        elif not isinstance(event.error, ClockPermissionError | ClockUnavailableError):
             self._failed(Fault.CLOCK, event.error.message, at_ms)
         elif self._sets_clocks:
             _LOG.warning("clocks stay as they are: %s", event.error)

@@ -1,8 +1,11 @@
 """Nobody else watches the thread that searches: a turn of it that does not end is ended for it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+
+_LOG = logging.getLogger("beam_runtime")
 
 # The engine has its own settings, and the GPUs their clocks, within a second of a hang.
 LONGEST_TURN_S = 0.7
@@ -14,10 +17,14 @@ class Watchdog:
 
     Args:
         hung: called once for each turn that lasts too long, with how long it has lasted, s.
+        each_look: called ten times a second.
     """
 
-    def __init__(self, hung: Callable[[float], None]) -> None:
+    def __init__(
+        self, hung: Callable[[float], None], each_look: Callable[[], None] = lambda: None
+    ) -> None:
         self._hung = hung
+        self._each_look = each_look
         self._begun_s: float | None = None
         self._told = False
         self._closing = threading.Event()
@@ -42,10 +49,14 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_S):
+            self._each_look()
             begun_s = self._begun_s
             if begun_s is None or self._told:
                 continue
             lasted_s = time.monotonic() - begun_s
             if lasted_s > LONGEST_TURN_S:
                 self._told = True
-                self._hung(lasted_s)
+                try:
+                    self._hung(lasted_s)
+                except BaseException:  # whatever an engine's adapter does, the watch goes on
+                    _LOG.exception("the engine's own settings could not be given back")

@@ -29,7 +29,6 @@ Unknown keys are refused; a mistyped SLO must not become the default one.
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_runtime.clocks.places import on_node
+from beam_runtime.engines import toml
 from beam_runtime.errors import BeamError
 from beam_runtime.types import Slo
 
@@ -124,11 +124,11 @@ class EmbeddedConfig:
     def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
         """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:  # no TOML, no text, endless numbers
+            raw = toml.load(path)
+        except (OSError, ValueError) as error:
             raise BeamError(
                 f"cannot read the configuration {path}",
-                cause=str(error),
+                cause=getattr(error, "strerror", None) or str(error),
                 hint="docs/vllm.md shows one",
             ) from error
         if policy:

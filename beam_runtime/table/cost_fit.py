@@ -291,18 +291,34 @@ def _derive_unknown(
     )
     if pairs in known or not table.metadata.get("model_shape"):
         return
-    shape = json.loads(table.metadata["model_shape"])
-    kv_share = shape["kv_heads"] / shape["heads"]
-    weights = shape["hidden_size"] * (
-        2 * shape["heads"] * shape["head_dim"] * (1 + kv_share) + 3 * shape["intermediate_size"]
-    )
-    pair_to_token_flops = 4 * shape["heads"] * shape["head_dim"] / (2 * weights)
+    pair_to_token_flops = _pair_to_token_flops(table.metadata["model_shape"])
     token_cost = _upper_slope(linear, design.edges)
     attention[:, pairs] = token_cost * pair_to_token_flops / ATTENTION_TO_GEMM_RATE
     if context not in known:
         attention[:, context] = attention[:, decode_context]
     measured_pairs = design.hot.T @ design.features[:, pairs] / design.hot.sum(axis=0)
     linear -= np.outer(attention[:, pairs], measured_pairs)
+
+
+def _pair_to_token_flops(model_shape: str) -> float:
+    """FLOPs of a query-key pair over those of a token's GEMMs. Raises TableError."""
+    try:
+        shape = json.loads(model_shape)
+        kv_share = shape["kv_heads"] / shape["heads"]
+        weights = shape["hidden_size"] * (
+            2 * shape["heads"] * shape["head_dim"] * (1 + kv_share) + 3 * shape["intermediate_size"]
+        )
+        flops = 4 * shape["heads"] * shape["head_dim"] / (2 * weights)
+        if not 0.0 < flops < float("inf"):
+            raise ValueError(f"{flops:g} FLOPs of a pair over those of a token")
+    except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise TableError(
+            "the table's model_shape is no shape of a model, and without it chunks' attention is "
+            "not known",
+            cause=f"{type(error).__name__}: {error}",
+            hint="profile again, or measure chunks over context",
+        ) from error
+    return float(flops)
 
 
 def _largest(rows: RowArrays) -> dict[str, float]:

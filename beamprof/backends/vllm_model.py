@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from beamprof.errors import BackendError
+from beamprof.files import there_is, user_path
 from beamprof.models.registry import cached_config, registered_config, registry_name
 from beamprof.models.shape import ModelShape
 
@@ -20,10 +21,10 @@ def model_folder(named: str, model: ModelShape, scratch: Path) -> Path:
     Raises:
         BackendError: none of these.
     """
-    path = Path(named).expanduser()
-    if path.is_dir():
+    path = user_path(named)
+    if there_is(path) and path.is_dir():
         return path.resolve()
-    if path.name == "config.json" and path.is_file():
+    if path.name == "config.json" and there_is(path):
         return path.parent.resolve()
     cached = cached_config(named)
     if cached is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beamprof.replay.sensitivity import Outcome
     from beamprof.traces.trace import Trace
 
-DEFAULT_POLICIES = "vanilla,static:best,window-dvfs,beam-paper,beam,oracle"
+DEFAULT_POLICIES = "vanilla,static:best,max-q,window-dvfs,beam-paper,beam,oracle"
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
@@ -37,7 +37,7 @@ GROUPS = {
         "clock_delay",
         "kv_blocks",
     ),
-    "Requests": ("max_model_len", "over_limit", "concurrency"),
+    "Requests": ("max_model_len", "over_limit", "concurrency", "prefix_cache"),
     "What comes of it": ("output", "force", "sensitivity", "as_json"),
 }
 
@@ -51,7 +51,7 @@ def command(
         typer.Option(
             "--policy",
             help="Names with commas: vanilla[:CHUNK|best], static:MHZ[:CHUNK]|knee|best, "
-            "window-dvfs, "
+            "max-q[:WATTS] (a power limit), window-dvfs, "
             "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
         ),
     ] = DEFAULT_POLICIES,
@@ -119,6 +119,14 @@ def command(
             min=1,
         ),
     ] = None,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Prompts that begin alike are computed once, where the trace has block hashes "
+            "or sessions.",
+        ),
+    ] = True,
     model: Annotated[str | None, typer.Option("--model", help="The table must be for it.")] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="Likewise.", min=1)] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Likewise.", min=1)] = None,
@@ -143,7 +151,7 @@ def command(
     from beamprof.replay.ladder import replay
     from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
-    from beamprof.report.trace_views import cold_prompts, import_words
+    from beamprof.report.trace_views import import_words
     from beamprof.slo import slo_from_flags
     from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
@@ -162,6 +170,7 @@ def command(
         max_model_len=max_model_len,
         over_limit=over_limit,
         concurrency=concurrency,
+        prefix_cache=prefix_cache,
     )
     one_from_stdin([table, trace, plant_table])
     check_folder(
@@ -170,7 +179,7 @@ def command(
     known = load_table(table, model=model, tp=tp, pp=pp)
     true = None if plant_table is None else load_table(plant_table, model=model, tp=tp, pp=pp)
     requests = open_trace(trace)
-    for text in (*import_words(requests.provenance), *cold_prompts(requests)):
+    for text in import_words(requests.provenance):
         note(text)
     say_if_first("beamprof.replay")
     names = policy.split(",")

@@ -32,7 +32,10 @@ def command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; -: stdout [default: beside PATH]."),
+        typer.Option(
+            "--output", "-o", help="The page, or a picture of one replay (.svg, .png); -: stdout "
+            "[default: beside PATH].",
+        ),
     ] = None,
     window: Annotated[
         str | None,
@@ -48,6 +51,8 @@ def command(
     """Write one HTML page with every figure; it loads nothing and can be mailed.
 
     After a replay:  beam replay --table T --trace X --output FOLDER && beam report FOLDER
+
+    For a slide:  beam report FOLDER --output saving.png
     """
     from beamprof.plain import plain
     from beamprof.report.html_report import write_report

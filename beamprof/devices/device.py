@@ -7,14 +7,13 @@ error stand beside it in its file.
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
+from beam_runtime.engines import toml
 from beam_runtime.errors import ClockUnavailableError
 from beamprof.devices.constants import (
     AllReduce,
@@ -30,6 +29,7 @@ from beamprof.devices.constants import (
     Power,
 )
 from beamprof.errors import DeviceError
+from beamprof.files import read_text, user_path
 from beamprof.models.formats import FORMATS, Format
 
 _Section = TypeVar("_Section")
@@ -107,10 +107,10 @@ def resolve_device(name: str) -> Device:
         DeviceError: unknown name, or a file that cannot be read or understood.
     """
     if name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = user_path(name)
         try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise DeviceError(
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()
             ) from None
@@ -168,8 +168,8 @@ def parse_device(text: str, name: str, where: str) -> Device:
         DeviceError: not TOML; a section or constant that is missing, unknown or senseless.
     """
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = toml.loads(text)
+    except ValueError as error:
         raise DeviceError(f"{where} is not TOML", cause=str(error)) from None
     device = Device(
         name=name,
@@ -232,9 +232,11 @@ def _section(
     values = {}
     for key, value in table.items():
         numbers = value if isinstance(value, list) else [value]
-        is_list = str(wanted[key]).startswith("tuple")
-        if is_list != isinstance(value, list) or not numbers or not all(map(_is_number, numbers)):
-            expected = "a list of numbers" if is_list else "a number"
+        is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])
+        sound = all(_is_number(one) and (isinstance(one, int) or not whole) for one in numbers)
+        if is_list != isinstance(value, list) or not numbers or not sound:
+            number = "whole number" if whole else "number"
+            expected = f"a list of {number}s" if is_list else f"a {number}"
             raise DeviceError(
                 f"{where}: [{title}] {key} must be {expected}, 0 or more, found {value!r}"
             )
@@ -246,11 +248,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
+_TOO_HIGH_MHZ = 100_000
+
+
 def _check(device: Device, where: str) -> None:
     """Values that would divide by zero or make no sense together."""
     clocks, memory = device.clocks, device.memory
-    if not 0 < clocks.min_mhz <= clocks.max_mhz or clocks.step_mhz < 1:
-        raise DeviceError(f"{where}: [clocks] must have 0 < min_mhz <= max_mhz and step_mhz >= 1")
+    if not 0 < clocks.min_mhz <= clocks.max_mhz < _TOO_HIGH_MHZ or clocks.step_mhz < 1:
+        raise DeviceError(
+            f"{where}: [clocks] must have 0 < min_mhz <= max_mhz < {_TOO_HIGH_MHZ} and "
+            "step_mhz >= 1"
+        )
     if not set(clocks.profile_mhz) <= set(clocks.supported_mhz):
         raise DeviceError(f"{where}: [clocks] profile_mhz holds clocks outside the device's list")
     if len(memory.clocks_mhz) != len(memory.bandwidth_tbps):

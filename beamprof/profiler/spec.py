@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from beamprof.errors import SweepError
-from beamprof.files import STDIN
+from beamprof.files import STDIN, there_is, user_path
 from beamprof.settings import Setting, a_name, resolve, template, whole
 from beamprof.units import ClockMode, Clocks, parse_clocks, parse_duration_s, parse_power_w
 
@@ -115,11 +115,11 @@ def find_sweep(name: str) -> Path:
     Raises:
         SweepError: neither exists; the hint lists the shipped ones.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path == STDIN:
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
-        if path.is_file():
+        if there_is(path):
             return path
         raise SweepError(f"no sweep file {path}", hint="write one: beam sweep init")
     shipped = shipped_sweeps()

@@ -19,6 +19,7 @@ from beam_runtime.emulator.play import finish, issue, next_finish_ms
 from beam_runtime.emulator.schedule import held_blocks
 from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
 from beam_runtime.emulator.state import OTHER, Floats, Ints, Records, State, record_type
+from beamprof.replay.prefix_cache import PrefixCache, let_go, opened_cache, take, tell_hits
 
 # What a policy may ask to be woken by.
 ON_ARRIVAL, ON_FIRST_TOKEN, ON_COMPLETION, ON_STEP = 1, 2, 4, 8
@@ -34,7 +35,9 @@ STEP = record_type(
 TOKEN = record_type("request", "at_ms gap_ms")  # one line per token after a request's first
 HIDDEN = record_type(
     "request output_tokens "  # of a row of State.requests: no policy may see it
-    "free_row",  # a stack of rows without a request
+    "free_row "  # a stack of rows without a request
+    "admitted "  # 1: it has been, if only once
+    "hit_blocks known_blocks",  # of its prompt: in the cache when admitted; known there by now
 )
 TALLY = record_type(
     "next_arrival next_sent free_rows steps tokens events preempted",
@@ -71,6 +74,7 @@ class Plant(NamedTuple):
         tokens: of TOKEN since they were last emptied.
         first_token_ms: (requests,) NaN until it happens.
         finish_ms: the same for the last one.
+        prefixes: the prefix cache.
     """
 
     tally: Records
@@ -81,6 +85,7 @@ class Plant(NamedTuple):
     tokens: Records
     first_token_ms: Floats
     finish_ms: Floats
+    prefixes: PrefixCache
 
 
 @entry
@@ -91,7 +96,7 @@ def advance(
     """Run until something a policy wants to know, a full record, or the end."""
     at_hand = Plant(
         plant.tally[0], plant.setup[0], plant.hidden, plant.noise, plant.steps, plant.tokens,
-        plant.first_token_ms, plant.finish_ms,
+        plant.first_token_ms, plant.finish_ms, opened_cache(plant.prefixes),
     )  # fmt: skip
     return run(opened(arrays), at_hand, load, setting, setup[0], believed, true, wanted, tick_ms)
 
@@ -119,6 +124,7 @@ def run(
             return EVENT
         if now_ms >= tick_ms:
             return TICK
+        tell_hits(state, plant.prefixes, plant.hidden, setup)
         answer, until_ms, batch = compose(state, setting, now_ms, setup, believed)
         if answer == HOLD:
             until_ms = min(until_ms, next_finish_ms(state))
@@ -130,13 +136,13 @@ def run(
             continue
         if tally.steps == len(plant.steps):
             return FULL
-        send(state, plant, batch, now_ms, load.duration_ms, setting, true)
+        send(state, plant, batch, now_ms, load.duration_ms, setting, setup, true)
 
 
 @compiled
 def send(
     state: State, plant: Plant, batch: Batch, now_ms: float, duration_ms: float,
-    setting: Setting, true: Tables,
+    setting: Setting, setup: Records, true: Tables,
 ) -> None:  # fmt: skip
     """Issue a step; its passes take what the plant's table and this step's noise say."""
     tally, real = plant.tally, plant.setup
@@ -146,7 +152,11 @@ def send(
         tally.covered_idle_j += covered_idle_j(
             state, batch, now_ms, duration_ms, setting, real, true
         )
+    for last in range(batch.preempted):
+        row = state.places[state.engine.running - 1 - last].running
+        let_go(state, plant.prefixes, plant.hidden, row, setup)
     passes = issue(state, batch, now_ms, setting, real, true)
+    take(state, plant.prefixes, plant.hidden, batch, setup)
     tally.preempted += batch.preempted
     if batch.items == 0:  # everything in it was preempted
         return
@@ -208,6 +218,9 @@ def arrive(state: State, plant: Plant, load: Workload) -> None:
     request.ttft_ms, request.worst_gap_ms, request.late_ms = math.inf, -1.0, -math.inf
     plant.hidden[row].request = number
     plant.hidden[row].output_tokens = load.output_tokens[number]
+    plant.hidden[row].admitted = 0
+    plant.hidden[row].hit_blocks = plant.hidden[row].known_blocks = 0
+    plant.prefixes.books.changed = 1
     state.places[waiting_place(state, state.engine.waiting)].waiting = row
     state.engine.waiting += 1
     tally.events |= ON_ARRIVAL
@@ -270,6 +283,7 @@ def leave(state: State, plant: Plant, row: int, setup: Records) -> None:
         engine.running -= 1
         count(state, request.kind, -1)
         engine.free_blocks += held_blocks(request, request.computed_tokens, setup)
+        engine.free_blocks -= let_go(state, plant.prefixes, plant.hidden, row, setup)
     else:  # it was preempted after its last token had been sent for
         for number in range(engine.waiting):
             found += state.places[waiting_place(state, number)].waiting == row

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.types import SAME_MS, Slo, StreamKind
+from beam_runtime.emulator.promises import E2E, TPOT
+from beam_runtime.emulator.state import Records
+from beam_runtime.types import SAME_MS
 from beamprof.replay.played import Floats, Played
 
 Kept = NDArray[np.bool_]
@@ -34,21 +36,24 @@ class Promises:
         return float(self.both.mean())
 
 
-def promises(played: Played, slo: Slo | None = None) -> Promises:
-    """What a replay kept of ``slo``, the one it was played for by default.
+def promises(played: Played, promised: Records | None = None) -> Promises:
+    """What a replay kept of ``promised``, (R,) of REQUEST: what it was played for by default.
 
     A policy that does not look at SLOs plays the same whatever is promised, so one replay of
     vanilla answers for any.
     """
-    slo = slo or played.slo
-    first = played.first_token_ms - played.arrival_ms <= slo.ttft_ms + SAME_MS
-    if slo.kind is StreamKind.E2E:
-        stream = played.finish_ms - played.arrival_ms <= slo.stream_ms + SAME_MS
-    elif slo.kind is StreamKind.TPOT:
-        stream = tpot_ms(played) <= slo.stream_ms + SAME_MS
-    else:
-        stream = _gaps_kept(played, slo)
-    return Promises(first, stream)
+    promised = played.promised if promised is None else promised
+    request_ms = played.finish_ms - played.arrival_ms
+    first_ms = played.first_token_ms - played.arrival_ms
+    kind, limit_ms = promised["slo_kind"], promised["stream_slo_ms"] + SAME_MS
+    return Promises(
+        first_ms <= promised["ttft_slo_ms"] + SAME_MS,
+        np.where(
+            kind == E2E,
+            request_ms <= limit_ms,
+            np.where(kind == TPOT, tpot_ms(played) <= limit_ms, _gaps_kept(played, promised)),
+        ),
+    )
 
 
 def tpot_ms(played: Played) -> Floats:
@@ -58,11 +63,11 @@ def tpot_ms(played: Played) -> Floats:
     return mean_ms
 
 
-def _gaps_kept(played: Played, slo: Slo) -> Kept:
+def _gaps_kept(played: Played, promised: Records) -> Kept:
     """Late gaps are at most what the share leaves over: none for 1, 2 of 200 for 0.99."""
-    late = played.tokens["gap_ms"] > slo.stream_ms + SAME_MS
-    requests = len(played.arrival_ms)
-    late_gaps = np.bincount(played.tokens["request"][late], minlength=requests)
-    allowed = (1.0 - slo.tbt_share) * (played.output_tokens - 1) + 1e-9
+    owner = played.tokens["request"]
+    late = played.tokens["gap_ms"] > promised["stream_slo_ms"][owner] + SAME_MS
+    late_gaps = np.bincount(owner[late], minlength=len(played.arrival_ms))
+    allowed = (1.0 - promised["tbt_share"]) * (played.output_tokens - 1) + 1e-9
     kept: Kept = late_gaps <= allowed
     return kept

@@ -3,6 +3,7 @@
 Vanilla and the best static setting are always among them: energy is stated relative to both.
 """
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import polars as pl
 
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.plain import plain
-from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, servable_in_time
+from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, new_tokens, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
@@ -23,10 +24,12 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
+from beamprof.replay.promised import own_slos
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
-from beamprof.replay.rivals import CHUNKS, Rivals, find_rivals
-from beamprof.replay.site import site_of
+from beamprof.replay.rivals import CHUNKS, Hindsight
+from beamprof.replay.site import Site, site_of
+from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -53,7 +56,13 @@ class Rung:
     slowdown: float
 
 
-@dataclass(frozen=True, slots=True)
+_IN_A_NOTEBOOK = (
+    "policy", "goodput", "energy_kwh", "to_vanilla", "to_static", "j_per_request",
+    "request.mean_ms", "ttft.p99_ms", "tbt.p99_ms", "tokens_per_s_user", "setting",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ReplayReport:
     """The ladder of policies.
 
@@ -84,6 +93,21 @@ class ReplayReport:
     dropped: dict[str, int]
     assumed: tuple[str, ...]
     paths: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """The ladder on a line: energy over vanilla's, and goodput."""
+        steps = ", ".join(
+            f"{one.metrics.policy} {one.to_vanilla:.2f} ({100 * one.metrics.goodput:.1f} %)"
+            for one in self.rungs
+        )
+        return f"ReplayReport({self.model} on {self.device}, {self.requests:,} requests: {steps})"
+
+    def _repr_html_(self) -> str:
+        """Its rows, in a notebook: goodput first, then energy and what readers get."""
+        from beamprof.frames import frame
+
+        table: str = frame(self).select(_IN_A_NOTEBOOK)._repr_html_()
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @property
     def vanilla(self) -> Metrics:
@@ -139,10 +163,8 @@ def replay(
     plant_table = plant_table or table
     site, assumed = site_of(table, plant_table, options)
     largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))
-    possible = servable_in_time(
-        trace.input_tokens, site.ttft_in_engine_ms, site.cost, site.limits, largest
-    )
-    rivals: Rivals | None = None
+    possible = servable_in_time(trace, site, largest)
+    hindsight = Hindsight(trace, site, table)
     measured: dict[str, Metrics] = {}
     frames: list[dict[str, pl.DataFrame]] = []
     for name in names:
@@ -150,15 +172,13 @@ def replay(
             continue
         progress(name)
         if name in HINDSIGHT:
-            rivals = rivals or find_rivals(trace, site, [options.slo])[0]
-            policy: Policy = rivals.named(name).policy(name)
+            policy: Policy = hindsight.named(name).policy(name)
         else:
             policy = playable[name]
         played = play(trace, policy, site)
         measured[name] = measure(played, possible)
         if output is not None:
             frames.append(frames_of(played, trace.frame["request_id"]))
-    assert rivals is not None  # static:best is always among them
     asked_oracle = ORACLE in names
     report = ReplayReport(
         model=table.model,
@@ -170,12 +190,14 @@ def replay(
         duration_s=trace.duration_s,
         options=options,
         lone_gap_ms=lone_gap_ms(site),
-        rungs=_rungs(measured, rivals),
+        rungs=_rungs(measured, hindsight),
         oracle_j=(
-            lower_bound(trace, site.cost, site.limits, largest).energy_j if asked_oracle else None
+            lower_bound(trace, site.cost, site.limits, largest, new_tokens(trace, site)).energy_j
+            if asked_oracle
+            else None
         ),
         dropped=_dropped(trace),
-        assumed=(*assumed, *_unused(trace)),
+        assumed=(*assumed, _prompts(trace, site), *_own(trace)),
     )
     if output is None:
         return report
@@ -189,12 +211,12 @@ def _names(policies: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([VANILLA, STATIC_BEST, *(name.strip() for name in policies)]))
 
 
-def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
+def _rungs(measured: Mapping[str, Metrics], hindsight: Hindsight) -> tuple[Rung, ...]:
     vanilla, static = measured[VANILLA], measured[STATIC_BEST]
     return tuple(
         Rung(
             metrics=one,
-            setting=str(rivals.named(name)) if name in HINDSIGHT else "",
+            setting=str(hindsight.named(name)) if name in HINDSIGHT else "",
             to_vanilla=one.energy_j / vanilla.energy_j,
             to_static=one.energy_j / static.energy_j,
             goodput_points=100 * (one.goodput - vanilla.goodput),
@@ -206,10 +228,26 @@ def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
     )
 
 
-def _unused(trace: Trace) -> tuple[str, ...]:
-    """What the trace says and the plant does not play."""
-    own = [name for name in trace.frame.columns if name.startswith("slo_")]
-    return (f"the trace's own {', '.join(own)} not used",) if own else ()
+def _own(trace: Trace) -> tuple[str, ...]:
+    """How many requests bring their own SLO."""
+    own = own_slos(trace)
+    return (f"{own:,} of {trace.requests:,} requests with SLOs of their own",) if own else ()
+
+
+def _prompts(trace: Trace, site: Site) -> str:
+    """What the plant does about prompts that begin alike, and of how many tokens."""
+    tokens = int(trace.input_tokens.sum())
+    reuse = prefix_reuse(trace, site.limits.block_size)
+    if reuse is None:
+        return f"all {tokens:,} prompt tokens played cold: the trace does not say which repeat"
+    if not site.prefix_cache:
+        return (
+            f"all {tokens:,} prompt tokens played cold, though {reuse.reused_tokens:,} repeat "
+            f"what came before"
+        )
+    return (
+        f"a prefix cache, by {reuse.source.replace('_', ' ')} in {reuse.block_tokens}-token blocks"
+    )
 
 
 def _dropped(trace: Trace) -> dict[str, int]:

@@ -12,7 +12,10 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, StepShape, chunk_pairs
 from beamprof.replay.goodput import Promises, promises
 from beamprof.replay.played import Floats, Played
+from beamprof.replay.promised import promised_slos
 from beamprof.replay.site import Site
+from beamprof.traces.prefixes import prefix_reuse
+from beamprof.traces.trace import Trace
 
 J_PER_KWH = 3.6e6
 
@@ -45,7 +48,7 @@ class Attainment:
         ttft_possible: the same among the requests that any policy could have served in time:
             those whose prompt, alone on an idle engine at the best setting, is in time.
         stream: of requests for which what was promised of the other tokens was kept.
-        tbt: of tokens after the first whose gap was within the SLO's time per token. It flatters:
+        tbt: of tokens after the first whose gap was within their SLO's time per token. It flatters:
             a request of 100 tokens is lost by one.
         impossible: requests that no policy could have served in time.
     """
@@ -81,6 +84,7 @@ class Metrics:
             steps were issued under each value of the knob (pace in ms).
         clock_changes: how often another clock was asked for.
         preemptions: requests that lost their KV blocks.
+        cached_tokens: prompt tokens out of the prefix cache; cached_share: of all.
         decisions: how often the policy was asked; decision_mean_us: what one took.
         wall_s: the time that the replay took.
     """
@@ -109,6 +113,8 @@ class Metrics:
     pace_share: dict[int, float]
     clock_changes: int
     preemptions: int
+    cached_tokens: int
+    cached_share: float
     decisions: int
     decision_mean_us: float
     wall_s: float
@@ -153,6 +159,8 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         pace_share=_share_of_time(played, "pace_ms"),
         clock_changes=played.clock_changes,
         preemptions=played.preemptions,
+        cached_tokens=int(played.cached_tokens.sum()),
+        cached_share=float(played.cached_tokens.sum() / played.input_tokens.sum()),
         decisions=played.decisions,
         decision_mean_us=played.decision_s / max(1, played.decisions) * 1e6,
         wall_s=played.wall_s,
@@ -166,7 +174,8 @@ def ttft_ms(played: Played) -> Floats:
 
 def attainment(played: Played, kept: Promises, possible: NDArray[np.bool_]) -> Attainment:
     """Which promises were kept, each by itself."""
-    late = played.tokens["gap_ms"] > played.slo.token_ms + SAME_MS
+    token_ms = played.promised["token_slo_ms"][played.tokens["request"]]
+    late = played.tokens["gap_ms"] > token_ms + SAME_MS
     return Attainment(
         ttft=float(kept.first.mean()),
         ttft_possible=float(kept.first[possible].mean()) if possible.any() else 0.0,
@@ -176,31 +185,39 @@ def attainment(played: Played, kept: Promises, possible: NDArray[np.bool_]) -> A
     )
 
 
-def servable_in_time(
-    input_tokens: NDArray[np.int64],
-    ttft_slo_ms: float,
-    cost: StepCost,
-    limits: EngineLimits,
-    largest_step: int,
-) -> NDArray[np.bool_]:
+def servable_in_time(trace: Trace, site: Site, largest_step: int) -> NDArray[np.bool_]:
     """(R,) whether a prompt alone on an idle engine could have its first token in time.
 
     At the fastest clock and the best chunk size up to ``largest_step``. Optimistic: what other
-    requests take away in a burst is not counted.
+    requests take away in a burst is not counted, and a prompt's hit in an endless prefix cache
+    costs nothing.
     """
-    sizes = [int(edge) for edge in cost.edges_tokens if 1 <= edge < largest_step]
+    sizes = [int(edge) for edge in site.cost.edges_tokens if 1 <= edge < largest_step]
     chunks = (largest_step, *reversed(sizes))  # the likeliest to be in time first
-    limit_ms = ttft_slo_ms + SAME_MS
-    # A longer prompt takes longer: look for the longest that is in time, by halving.
-    in_time, too_long = 0, int(input_tokens.max()) + 1
-    while too_long - in_time > 1:
-        middle = (in_time + too_long) // 2
-        if any(_alone_in_time(middle, chunk, limit_ms, cost, limits) for chunk in chunks):
-            in_time = middle
-        else:
-            too_long = middle
-    fits: NDArray[np.bool_] = input_tokens <= in_time
+    tokens = new_tokens(trace, site)
+    ttft_ms = promised_slos(trace, site.slo)["ttft_slo_ms"] - site.front_end_ms
+    fits = np.zeros(trace.requests, dtype=np.bool_)
+    for limit_ms in np.unique(ttft_ms).tolist():
+        mine = ttft_ms == limit_ms
+        # A longer prompt takes longer: look for the longest that is in time, by halving.
+        in_time, too_long = 0, int(tokens[mine].max()) + 1
+        while too_long - in_time > 1:
+            middle = (in_time + too_long) // 2
+            if any(
+                _alone_in_time(middle, chunk, limit_ms + SAME_MS, site.cost, site.limits)
+                for chunk in chunks
+            ):
+                in_time = middle
+            else:
+                too_long = middle
+        fits[mine] = tokens[mine] <= in_time
     return fits
+
+
+def new_tokens(trace: Trace, site: Site) -> NDArray[np.int64]:
+    """(R,) prompt tokens that have to be computed whatever an endless prefix cache holds."""
+    reuse = prefix_reuse(trace, site.limits.block_size) if site.prefix_cache else None
+    return trace.input_tokens - (0 if reuse is None else reuse.cached_tokens)
 
 
 def lone_gap_ms(site: Site) -> float:

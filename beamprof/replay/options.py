@@ -29,7 +29,7 @@ class ReplayOptions:
     """What is served, how, and what is promised.
 
     Attributes:
-        slo: of every request.
+        slo: of every request that brings none of its own.
         noise: standard deviation of a step's time, as a share.
         seed: of the noise.
         smooth: the plant's table is smoothed along the clock; the policies' never is.
@@ -42,6 +42,7 @@ class ReplayOptions:
         max_model_len: most input + output tokens; None = no limit.
         over_limit: what happens to longer requests.
         concurrency: of a closed loop, see site.Site; None = the trace's arrivals.
+        prefix_cache: as vLLM's own default; False plays every prompt cold.
 
     Raises:
         ReplayError: a value that makes no sense.
@@ -60,6 +61,7 @@ class ReplayOptions:
     max_model_len: int | None = None
     over_limit: OverLimit = OverLimit.ERROR
     concurrency: int | None = None
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 1.0:

@@ -5,7 +5,7 @@ It has the emulator's rules (they are the same compiled functions) and what an e
 have: a table of its own, noise on every step, the clock's delay, and real output lengths. Its
 memory is the requests present at one time and the results.
 
-What it does not know: prefix caches, what a clock change itself costs, stages that differ, and
+What it does not know: what a clock change itself costs, stages that differ, and
 temperature. The composer is told when the first stage will be free; in an engine the adapter
 infers that from steps that came back.
 """
@@ -17,9 +17,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
-from beam_runtime.emulator.state import REQUEST, Records, State, empty_state, records
+from beam_runtime.emulator.state import Records, State, empty_state, records
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs
@@ -27,6 +26,8 @@ from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
+from beamprof.replay.prefix_cache import make_cache
+from beamprof.replay.promised import promised_slos
 from beamprof.replay.site import Site
 from beamprof.replay.view import View
 from beamprof.traces.trace import Trace
@@ -52,8 +53,10 @@ class _Plant:
         self.trace, self.policy, self.site = trace, policy, site
         self.limits = replace(site.limits, max_batched_tokens=policy.max_batched_tokens)
         _check_servable(trace, self.limits, site.kv_blocks)
-        promises = records(trace.requests, REQUEST)
-        promise(promises, site.slo)
+        self.promised = promised_slos(trace, site.slo)
+        self.prefixes = make_cache(
+            trace, self.limits.block_size, site.kv_blocks, wanted=site.prefix_cache
+        )
         arrival_ms, duration_ms = trace.arrival_s * 1e3, trace.duration_s * 1e3
         self.sent = trace.requests  # all of them send themselves
         if site.concurrency is not None:
@@ -67,7 +70,7 @@ class _Plant:
             site.front_end_ms,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
-            promises,
+            self.promised,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
         believed = smoothed(site.believed) if policy.smooths else site.believed
@@ -239,6 +242,7 @@ class _Plant:
             tokens=records(_TOKENS, loop.TOKEN),
             first_token_ms=np.full(self.trace.requests, np.nan),
             finish_ms=np.full(self.trace.requests, np.nan),
+            prefixes=self.prefixes,
         )
 
     def _played(self, wall_s: float) -> Played:
@@ -254,12 +258,14 @@ class _Plant:
         return Played(
             policy=self.policy.name,
             slo=self.site.slo,
+            promised=self.promised,
             pp=self.limits.pp,
             duration_ms=duration_ms,
             end_ms=end_ms,
             arrival_ms=self.workload.arrival_ms,
             input_tokens=self.workload.input_tokens,
             output_tokens=self.workload.output_tokens,
+            cached_tokens=plant.prefixes.cached_tokens,
             first_token_ms=plant.first_token_ms,
             finish_ms=plant.finish_ms,
             tokens=np.concatenate(self.tokens),

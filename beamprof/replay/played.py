@@ -18,11 +18,13 @@ class Played:
 
     Attributes:
         policy: its name.
-        slo: what requests were promised.
+        slo: what requests without an own SLO were promised.
+        promised: (R,) of REQUEST, what each was promised.
         pp: pipeline stages.
         duration_ms: the trace's stated duration.
         end_ms: the duration, or the last token if later.
         arrival_ms, input_tokens, output_tokens: (R,) the requests.
+        cached_tokens: (R,) of their prompts, out of the prefix cache.
         first_token_ms, finish_ms: (R,) NaN where it never came.
         tokens: (T,) of event_loop.TOKEN: every token after a request's first.
         steps: (S,) of event_loop.STEP: every step; ``clock`` in MHz.
@@ -37,12 +39,14 @@ class Played:
 
     policy: str
     slo: Slo
+    promised: Records
     pp: int
     duration_ms: float
     end_ms: float
     arrival_ms: Floats
     input_tokens: Ints
     output_tokens: Ints
+    cached_tokens: Ints
     first_token_ms: Floats
     finish_ms: Floats
     tokens: Records

@@ -42,7 +42,7 @@ def request_frame(played: Played, request_id: pl.Series) -> pl.DataFrame:
     worst_ms = np.zeros(n)
     np.maximum.at(worst_ms, owner, gaps_ms)
     gaps = np.bincount(owner, None, n)
-    late = gaps_ms > played.slo.token_ms + SAME_MS
+    late = gaps_ms > played.promised["token_slo_ms"][owner] + SAME_MS
     return pl.DataFrame(
         {
             "policy": [played.policy] * n,
@@ -50,6 +50,7 @@ def request_frame(played: Played, request_id: pl.Series) -> pl.DataFrame:
             "arrival_ms": played.arrival_ms,
             "input_tokens": played.input_tokens,
             "output_tokens": played.output_tokens,
+            "cached_tokens": played.cached_tokens,
             "ttft_ms": played.first_token_ms - played.arrival_ms,
             "finish_ms": played.finish_ms,
             "tbt_mean_ms": np.bincount(owner, gaps_ms, n) / np.maximum(1, gaps),

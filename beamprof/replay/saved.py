@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from beamprof.errors import ReportError
+from beamprof.files import there_is
 from beamprof.replay.ladder import ReplayReport
 from beamprof.replay.record import Record
 from beamprof.replay.results import FILES, METADATA_KEY, SCHEMA
+from beamprof.unreadable import UNREADABLE, first_line
 
 _COLUMNS = {
     "requests": ("policy", "arrival_ms", "input_tokens", "output_tokens", "ttft_ms"),
@@ -75,7 +77,7 @@ def load_replay(folder: Path) -> SavedReplay:
             by another replay than the others.
     """
     found = {name: folder / f"{name}.parquet" for name in FILES}
-    missing = [path.name for path in found.values() if not path.is_file()]
+    missing = [path.name for path in found.values() if not there_is(path)]
     if missing:
         raise ReportError(
             f"{folder} holds no replay: {', '.join(missing)} is missing",
@@ -89,7 +91,7 @@ def load_replay(folder: Path) -> SavedReplay:
         content = json.loads(text)
         report = TypeAdapter(ReplayReport).validate_python(content["report"])
         record = TypeAdapter(Record).validate_python(content["record"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise ReportError(
             f"the replay in {folder} was written by another version of BEAM",
             cause=str(error).splitlines()[0],
@@ -112,9 +114,9 @@ def load_replay(folder: Path) -> SavedReplay:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ReportError(
-            f"the replay in {folder} is damaged", cause=str(error).splitlines()[0], hint=_AGAIN
+            f"the replay in {folder} is damaged", cause=first_line(error), hint=_AGAIN
         ) from None
 
 
@@ -126,7 +128,7 @@ def parquet_schema(path: Path) -> tuple[list[str], dict[str, str]]:
     """
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: no file's name
         raise ReportError(
             f"{path} cannot be read as a Parquet file",
             cause=str(error).splitlines()[0] if str(error) else type(error).__name__,

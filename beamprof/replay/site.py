@@ -24,7 +24,8 @@ class Site:
         believed: the controller's table, at the same clocks.
         limits: of the engine; a policy may start it with another max_batched_tokens.
         kv_blocks: KV-cache blocks of the replica.
-        slo: what every request is promised.
+        slo: what every request is promised that brings no SLO of its own.
+        prefix_cache: prompts that begin alike are computed once, where the trace says which do.
         noise: standard deviation of a step's time, as a share of it.
         seed: of the noise.
         front_end_ms: from a request's sending to its place in the engine's queue.
@@ -41,11 +42,7 @@ class Site:
     seed: int = 0
     front_end_ms: float = 0.0
     concurrency: int | None = None
-
-    @property
-    def ttft_in_engine_ms(self) -> float:
-        """What the front end leaves of the TTFT SLO."""
-        return self.slo.ttft_ms - self.front_end_ms
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         if not np.array_equal(self.cost.clocks_mhz, self.believed.clocks_mhz):
@@ -98,6 +95,7 @@ def site_of(
         seed=options.seed,
         front_end_ms=options.front_end_ms,
         concurrency=options.concurrency,
+        prefix_cache=options.prefix_cache,
     )
     return site, _assumed(options, another=plant_table is not table, waiting=waiting[0])
 

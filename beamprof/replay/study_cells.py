@@ -6,6 +6,7 @@ checked, also on another machine.
 
 import functools
 import hashlib
+import itertools
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from beam_runtime.types import StreamKind
 from beamprof import version
 from beamprof.errors import ReplayError
 from beamprof.plain import plain
-from beamprof.replay.metrics import J_PER_KWH, Metrics, measure, servable_in_time
+from beamprof.replay.metrics import J_PER_KWH, Metrics, measure, new_tokens, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
@@ -34,7 +35,8 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
-from beamprof.replay.rivals import CHUNKS, find_rivals
+from beamprof.replay.promised import promised_slos
+from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
 from beamprof.slo import slo_of, slo_text
@@ -58,7 +60,7 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
     "max_num_seqs": pl.Int64(), "max_model_len": pl.Int64(), "over_limit": pl.String(),
-    "concurrency": pl.Int64(),
+    "concurrency": pl.Int64(), "prefix_cache": pl.Boolean(),
     "largest_step_tokens": pl.Int64(), "beam_version": pl.String(), "code_sha256": pl.String(),
 }  # fmt: skip
 RESULTS: Mapping[str, pl.DataType] = {
@@ -75,7 +77,8 @@ RESULTS: Mapping[str, pl.DataType] = {
     "busy_share": pl.Float64(), "steps": pl.Int64(), "steps_per_s": pl.Float64(),
     "clock_shares": _shares("clock_mhz"), "chunk_shares": _shares("chunk_tokens"),
     "microbatches_shares": _shares("microbatches"), "pace_shares": _shares("pace_ms"),
-    "clock_changes": pl.Int64(), "preemptions": pl.Int64(), "decisions": pl.Int64(),
+    "clock_changes": pl.Int64(), "preemptions": pl.Int64(), "cached_tokens": pl.Int64(),
+    "cached_share": pl.Float64(), "decisions": pl.Int64(),
     "decision_mean_us": pl.Float64(), "wall_s": pl.Float64(),
 }  # fmt: skip
 NAMES = ("table", "trace", "trace_source")
@@ -139,12 +142,15 @@ def jobs_of(
         traces: likewise.
 
     Raises:
-        ReplayError: a policy that no table knows, or options that make no sense.
+        ReplayError: a policy that no table knows, options that make no sense, or a request with
+            two promises of one stream.
     """
     names = tuple(dict.fromkeys((VANILLA, STATIC_BEST, *spec.policies)))
     _check_names(names, tables)
     code = code_sha256()
     hashes = [trace.sha256() for trace in traces]
+    for trace, slo in itertools.product(traces, spec.slos):
+        promised_slos(trace, slo)  # refused here, and not in each of its cells
     jobs = []
     for path, table in zip(spec.tables, tables, strict=True):
         largest = _largest_step(names, table)
@@ -279,18 +285,13 @@ def _played(job: Job) -> dict[str, Any]:
         "waiting_gpu_power_w": float(site.cost.idle_power_w.mean()) / job.table.tp,
     }
     if job.policy == ORACLE:
-        bound = lower_bound(trace, site.cost, site.limits, job.largest_step_tokens)
+        largest, new = job.largest_step_tokens, new_tokens(trace, site)
+        bound = lower_bound(trace, site.cost, site.limits, largest, new)
         row |= {"energy_j": bound.energy_j, "energy_kwh": bound.energy_j / J_PER_KWH}
     else:
-        possible = servable_in_time(
-            trace.input_tokens,
-            site.ttft_in_engine_ms,
-            site.cost,
-            site.limits,
-            job.largest_step_tokens,
-        )
+        possible = servable_in_time(trace, site, job.largest_step_tokens)
         if job.policy in HINDSIGHT:
-            setting = find_rivals(trace, site, [options.slo])[0].named(job.policy)
+            setting = Hindsight(trace, site, job.table).named(job.policy)
             policy: Policy = setting.policy(job.policy)
             row["setting"] = str(setting)
         else:

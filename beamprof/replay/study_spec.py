@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from beam_runtime.types import Slo
 from beamprof.errors import SweepError
+from beamprof.files import there_is, user_path
 from beamprof.replay.assumptions import Assumptions
 from beamprof.replay.options import ReplayOptions
 from beamprof.settings import Setting, a_name, resolve, template, whole
@@ -73,9 +74,8 @@ def _paths(value: object, name: str) -> tuple[Path, ...]:
         raise SweepError(f"{name}: expected files, found {value!r}")
     found: list[Path] = []
     for text in given:
-        whole_name = Path(a_name(text, name)).expanduser()
-        parts = [text] if whole_name.exists() else text.split(",")
-        found += [Path(a_name(part, name)).expanduser() for part in parts]
+        parts = [text] if there_is(user_path(a_name(text, name))) else text.split(",")
+        found += [user_path(a_name(part, name)) for part in parts]
     return tuple(dict.fromkeys(found))
 
 
@@ -106,8 +106,9 @@ def _seeds(value: object, name: str) -> tuple[int, ...]:
     low, high = (whole(0)(part, name) for part in parts[:2])
     step = whole(1)(parts[2], name) if len(parts) == 3 else 1
     seeds = range(low, high + 1, step)
-    if not 0 < len(seeds) <= _MOST_SEEDS:
-        raise SweepError(f"{name}: {value!r} means {len(seeds):,} seeds")
+    count = max(0, (high - low) // step + 1)
+    if not 0 < count <= _MOST_SEEDS:
+        raise SweepError(f"{name}: {value!r} means {count:,} seeds")
     return tuple(seeds)
 
 

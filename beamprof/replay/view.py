@@ -104,6 +104,8 @@ class View:
         """Of these requests the tokens to be computed, and whether they decode."""
         requests = self.state.requests
         computed = requests["computed_tokens"][rows]
+        waits = computed == 0  # then its prefix-cache hit counts
+        computed = np.where(waits, requests["cached_tokens"][rows], computed)
         pending = requests["total_tokens"][rows] - computed
-        decoding = (requests["generated_tokens"][rows] > 0) & (computed > 0) & (pending <= 1)
+        decoding = (requests["generated_tokens"][rows] > 0) & ~waits & (pending <= 1)
         return pending, decoding

@@ -17,6 +17,8 @@ from beamprof.report.html.part import Part
 from beamprof.report.html.render import environment, render
 from beamprof.report.html.replay_part import replay_part
 from beamprof.report.html.study_part import study_part
+from beamprof.report.picture import PICTURES, browser, write_picture
+from beamprof.report.replay_views import answer
 
 Window = tuple[float, float | None]
 REPLAY, STUDY, LOG = "replay", "study", "decision log"
@@ -64,6 +66,8 @@ def write_report(
 ) -> WrittenReport:
     """Write one HTML page of everything at ``paths``; it loads nothing and runs no script.
 
+    An output that ends in .svg or .png is a picture instead, of one replay's answer.
+
     Args:
         paths: folders or files of beam replay, studies, decision logs; in the page's order.
         output: the page; by default beside the first input.
@@ -71,7 +75,8 @@ def write_report(
         force: replace ``output``.
 
     Raises:
-        ReportError: nothing to read, jinja2 is missing, or a window outside.
+        ReportError: nothing to read, jinja2 or (for a PNG) Chromium is missing, a picture of
+            something else than one replay, or a window outside.
         BeamError: a decision log that cannot be read.
         OutputError: the output exists, or cannot be written.
     """
@@ -80,6 +85,8 @@ def write_report(
         raise ReportError("there is nothing to report on", hint=_TAKES)
     output = output or _beside(inputs[0][0])
     check_writable(output, force=force)
+    if output.suffix in PICTURES:
+        return _pictured(inputs, output, force=force)
     environment()  # before minutes of reading
     parts = [_part(path, kind, window) for path, kind in inputs]
     page = render(parts).encode("utf-8", "replace")  # a file's name may be no text
@@ -89,6 +96,23 @@ def write_report(
         Told(path, kind, part.sentence) for (path, kind), part in zip(inputs, parts, strict=True)
     )
     return WrittenReport(output, len(page), tuple(told))
+
+
+def _pictured(inputs: Sequence[tuple[Path, str]], output: Path, *, force: bool) -> WrittenReport:
+    """One replay's answer as a picture."""
+    if len(inputs) != 1 or inputs[0][1] != REPLAY:
+        raise ReportError(
+            f"{output.name} would be a picture, and a picture is of one replay",
+            cause=f"asked for {', '.join(f'{path} ({kind})' for path, kind in inputs)}",
+            hint="--output FILE.html takes everything",
+        )
+    if output.suffix == ".png":
+        browser()  # before reading
+    report = load_replay(inputs[0][0]).report
+    with written_whole(output, force=force) as temporary:
+        write_picture(report, temporary, png=output.suffix == ".png")
+        size_bytes = temporary.stat().st_size
+    return WrittenReport(output, size_bytes, (Told(*inputs[0], answer(report)),))
 
 
 def _part(path: Path, kind: str, window: Window | None) -> Part:

@@ -47,6 +47,8 @@ def show_replay(
             f"{report.vanilla.attainment.impossible} prompts are too long for the TTFT SLO even "
             "alone at the highest clock",
         )
+    if report.vanilla.cached_tokens:
+        block(console, cached_words(report))
     if outcomes:
         heading(console, "Sensitivity", f"{outcomes[0].policy}, one assumption changed at a time")
         fitted_block(console, _sensitivity(outcomes), ("tok/s", "slower"))
@@ -55,6 +57,16 @@ def show_replay(
     for path in report.paths:
         console.print(Text("wrote ", "dim").append(str(path), "not dim"), soft_wrap=True)
     next_command(console, following)
+
+
+def cached_words(report: ReplayReport) -> str:
+    """How much of the prompts nobody had to compute."""
+    shares = [rung.metrics.cached_share for rung in report.rungs]
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return (
+        f"prefix cache: {low if low == high else f'{low} to {high}'} % of prompt tokens were hits, "
+        "the others were computed"
+    )
 
 
 def answer(report: ReplayReport) -> str:

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from beamprof.report.page import fitted_block
-from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.preparation import TraceReport
 from beamprof.traces.statistics import (
     LengthStatistics,
@@ -19,7 +18,7 @@ from beamprof.traces.statistics import (
     TraceStatistics,
     rate_over_time,
 )
-from beamprof.traces.trace import Provenance, Trace, Transform
+from beamprof.traces.trace import Provenance, Transform
 from beamprof.units import format_duration
 
 PICTURE_WIDTH = 60
@@ -136,14 +135,6 @@ def prefix_words(prefix: PrefixStatistics) -> str:
         f"{prefix.prompt_tokens:,}) repeat earlier ones, by {how} in blocks of "
         f"{prefix.block_tokens}"
     )
-
-
-def cold_prompts(trace: Trace) -> list[str]:
-    """A line for a replay without prefix cache, where the trace would have reused prompts."""
-    reuse = prefix_reuse(trace)
-    if reuse is None or not reuse.reused_tokens:
-        return []
-    return [f"no prefix cache: every prompt is played cold, though {reuse}"]
 
 
 def _observed(seen: ObservedStatistics) -> list[str]:

@@ -10,7 +10,7 @@ table that loads is judged. The limits and why they are there:
                          leave_one_out.between_clocks). Nine measured clocks of an A100 come to
                          0.5-0.8 and 1.3-3.1 %, five to 0.6-1.2 and 1.9-2.8 %, three to 2-2.4 and
                          7.8 %: with three, the minimum of energy lies between them, unseen.
-    one clock odd        all cells together off their neighbours by 5 % of latency or 10 % of
+    clock outlier        all cells together off their neighbours by 5 % of latency or 10 % of
                          energy at one clock: it was not set. Real ones reach 3.5 % where the
                          memory system changes gear (660-690 MHz on the A100).
     between cells        latency 10 % in the median cell left out. The worst cells may be far

@@ -174,6 +174,6 @@ def _differences(a: PerfTable, b: PerfTable) -> list[str]:
 def _shape(table: PerfTable) -> dict[str, Any]:
     try:
         shape = json.loads(table.metadata.get("model_shape") or "{}")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return shape if isinstance(shape, dict) else {}

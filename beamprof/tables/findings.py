@@ -115,7 +115,7 @@ def judge_between_clocks(errors: tuple[ClockError, ...], limits: Limits) -> Find
     )
     text = (
         f"expected error: latency {expected.latency:.1%}, energy {expected.energy:.1%}; a clock "
-        f"left out is foretold to {latency:.1%} and {energy:.1%} (worst energy "
+        f"left out is predicted to {latency:.1%} and {energy:.1%} (worst energy "
         f"{worst.error.energy_mape:.1%} at {worst.clock_mhz} MHz); limits "
         f"{limits.between_clocks_latency:.0%}, {limits.between_clocks_energy:.0%}"
     )
@@ -126,7 +126,7 @@ def judge_odd_clock(
     latency: Residuals, energy: Residuals, grid: CellGrid, limits: Limits
 ) -> Finding:
     """Does one clock look as if it had not been set?"""
-    name = "one clock odd"
+    name = "clock outlier"
     latency_mhz, latency_off = odd_clock(latency, grid.clocks_mhz)
     energy_mhz, energy_off = odd_clock(energy, grid.clocks_mhz)
     if math.isnan(latency_off) or math.isnan(energy_off):
@@ -159,7 +159,7 @@ def judge_by_cell(errors: tuple[CellError, ...], limits: Limits) -> Finding:
 
 
 def judge_held_out(error: RelativeError | None, limits: Limits) -> Finding:
-    """How well are the steps of a served batch foretold?"""
+    """How well are the steps of a served batch predicted?"""
     name = "held-out mixed cells"
     if error is None:
         return Finding(name, None, "none kept out of the fit")

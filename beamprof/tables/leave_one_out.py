@@ -50,7 +50,7 @@ class RelativeError:
 
 @dataclass(frozen=True, slots=True)
 class ClockError:
-    """One clock foretold from the others."""
+    """One clock predicted from the others."""
 
     clock_mhz: int
     error: RelativeError
@@ -66,7 +66,7 @@ class BetweenClocks:
 
 @dataclass(frozen=True, slots=True)
 class CellError:
-    """One cell foretold, over all clocks, from the other cells."""
+    """One cell predicted, over all clocks, from the other cells."""
 
     cell: StepShape
     error: RelativeError

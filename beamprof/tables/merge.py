@@ -185,5 +185,5 @@ def _joined_metadata(tables: list[PerfTable]) -> tuple[dict[str, str], tuple[str
 def _as_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text

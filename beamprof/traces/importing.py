@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import ImportFormatError, TraceError
+from beamprof.files import there_is
 from beamprof.traces.arrivals import poisson_arrivals_s
 from beamprof.traces.importers.base import ForeignRows, Reading
 from beamprof.traces.importers.carrier import opened_sheet
@@ -79,7 +80,7 @@ def open_trace(path: Path) -> Trace:
         TraceError: a trace of ours that is damaged, or rows that are no requests.
         ImportFormatError: a foreign file that no importer knows.
     """
-    if sidecar_path(path).exists():
+    if path.name and there_is(sidecar_path(path)):
         return load_trace(path)
     return import_trace(path)
 

@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beamprof.errors import ImportFormatError, TraceError
+from beamprof.files import there_is
 
 WINDOW_S = 600  # of every chunk's trace; ServeGen states rates for 10 minutes
 FAMILIES = ("Gamma", "Weibull")
 # What {12: 0.5, 13: 1e-05} needs; no name, call, string, operator or nesting can be spelt.
 _LITERAL = re.compile(r"\{[0-9eE.:,+\-\s]*\}")
 _MOST_LITERAL_CHARACTERS = 64 * 1024 * 1024
+_LARGEST_WEIGHT = 1e100  # all of them together are still a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,12 @@ def read_pool(folder: Path, start_s: float, end_s: float) -> Pool:
 
 
 def _chunks(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("chunk-*-trace.csv") if folder.is_dir() else ():
+    is_folder = there_is(folder) and folder.is_dir()
+    for path in folder.glob("chunk-*-trace.csv") if is_folder else ():
         match = re.fullmatch(r"chunk-(\d+)-trace\.csv", path.name)
         if match:
             yield int(match.group(1)), path
-    if not folder.is_dir() or not any(folder.glob("chunk-*-trace.csv")):
+    if not is_folder or not any(folder.glob("chunk-*-trace.csv")):
         raise ImportFormatError(
             f"{folder} is no ServeGen pool",
             cause="it holds no chunk-<id>-trace.csv",
@@ -153,13 +156,14 @@ def _chunks(folder: Path) -> Iterator[tuple[int, Path]]:
 def _read_windows(path: Path, digest: Any) -> list[ClientWindow]:
     text = _read_text(path, digest)
     windows = []
-    for line, cells in enumerate(csv.reader(text.splitlines()), start=1):
+    for line, text_of_line in enumerate(text.splitlines(), start=1):
         try:
+            (cells,) = csv.reader([text_of_line])
             start, rate, _, family, shape, scale = cells
             window = ClientWindow(
                 int(float(start)), float(rate), family.strip(), float(shape), float(scale)
             )
-        except ValueError as error:
+        except (ValueError, OverflowError, csv.Error) as error:
             raise ImportFormatError(
                 f"{path}: line {line} is no window",
                 cause=str(error),
@@ -252,7 +256,7 @@ def parse_lengths(text: str, where: str) -> LengthLaw:
             f"{where}: not a dictionary of lengths", cause=str(error).splitlines()[0]
         ) from None
     sound = isinstance(pairs, dict) and all(
-        type(tokens) is int and 0 <= tokens < 2**31 and math.isfinite(weight) and weight >= 0
+        type(tokens) is int and 0 <= tokens < 2**31 and 0 <= weight < _LARGEST_WEIGHT
         for tokens, weight in pairs.items()
     )
     if not sound or (pairs and sum(pairs.values()) <= 0):

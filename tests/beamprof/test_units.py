@@ -32,7 +32,10 @@ def test_a_number_without_unit_is_refused_with_both_readings() -> None:
         parse_power_w(65, "assume_power")
 
 
-@pytest.mark.parametrize("text", ["10 parsecs", "s", "", "-1s", "0s", "1s2", True, None, [1], "1M"])
+@pytest.mark.parametrize(
+    "text",
+    ["10 parsecs", "s", "", "-1s", "0s", "1s2", True, None, [1], "1M", "1.", ".", "9" * 200_000],
+)
 def test_durations_that_are_none(text: object) -> None:
     with pytest.raises(SweepError, match="--budget"):
         parse_duration_s(text, "--budget")

@@ -25,10 +25,10 @@ NOTHING = SimpleNamespace(ttft_ms={})
 class Director:
     """Stands in for the controller: gives orders, keeps what it is told."""
 
-    def __init__(self, knobs: Callable[[], Knobs], *, foretold: int | None = None) -> None:
+    def __init__(self, knobs: Callable[[], Knobs], *, predicted: int | None = None) -> None:
         self.events: list[tuple[str, Any]] = []
         self._knobs = knobs
-        self._rng = None if foretold is None else random.Random(foretold)
+        self._rng = None if predicted is None else random.Random(predicted)
         self.reorder()
 
     def reorder(self) -> None:
@@ -38,7 +38,7 @@ class Director:
         )
 
     def _forecast(self) -> Any:
-        """Of some requests, a gap of theirs; where any are to be foretold."""
+        """Of some requests, a gap of theirs; where any are to be predicted."""
         if self._rng is None:
             return None
         some = [f"r{number}" for number in range(60) if self._rng.random() < 0.7]

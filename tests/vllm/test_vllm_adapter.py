@@ -186,7 +186,7 @@ def test_requests_that_go_together_are_counted_as_each_alone_would_be(
             num_blocks=(40, 4_000)[seed % 2],
         )  # fmt: skip
         beam, requests = engine.scheduler.beam, engine.scheduler.requests
-        director = Director(any_knobs(random.Random(seed), pp), foretold=seed)
+        director = Director(any_knobs(random.Random(seed), pp), predicted=seed)
         issued, token = beam.view.issued, Cohort.token
 
         def checked(output: Any) -> Any:
@@ -393,7 +393,7 @@ def test_observing_gives_clocks_back_and_steering_takes_them_again(
     while engine.scheduler.has_requests():
         engine.update(*engine.schedule())
     assert engine.given["r0"] == 5
-    assert beam.tally.ttfts == 1, "its first token was foretold for vLLM's own settings"
+    assert beam.tally.ttfts == 1, "its first token was predicted for vLLM's own settings"
     assert "set" not in dict(actuator.calls[calls:])
     control.change({"policy": "steer"})
     wait_for(lambda: None not in actuator.locked_mhz)

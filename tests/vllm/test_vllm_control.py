@@ -187,6 +187,7 @@ def test_health_is_beam_s_and_not_vllm_s() -> None:
         ({"Host": "elsewhere.example"}, 403),
         ({"Origin": "http://elsewhere.example", "Host": "elsewhere.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::"}, 403),
         ({"Host": "localhost:9464"}, 200),
         ({"Host": "[::1]:9464"}, 200),
     ],
@@ -282,3 +283,9 @@ def test_a_log_that_failed_is_seen() -> None:
 def test_labels_are_quoted() -> None:
     beam = FakeEmbedded(about={"table": 'a "b"\\c\nd'})
     assert 'table="a \\"b\\"\\\\c\\nd"' in metrics_of(beam)
+
+
+def test_a_host_that_is_none_is_answered_and_refused() -> None:
+    with served(FakeEmbedded()) as server:
+        for method, path in (("GET", "/status"), ("POST", "/control")):
+            assert ask(server, method, path, WISH, Host="[::")[0] == 403

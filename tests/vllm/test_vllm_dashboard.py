@@ -49,7 +49,7 @@ def scrape(
     engine = rig(make=make_scheduler)
     beam = engine.scheduler.beam
     real = beam.controller
-    director = Director(lambda: Knobs(600, 256), foretold=3)
+    director = Director(lambda: Knobs(600, 256), predicted=3)
     drive(engine, simulated, director, 3, 1)
     beam.connect(real)  # closed by now: so it does not steer
     beam.wattmeter = Wattmeter(NvmlGpus([0], nvml=FakeNvml(fake_gpus(1))))

@@ -17,7 +17,7 @@ from beam_runtime.types import EngineLimits, Knobs, Rules, Slo, StepShape
 SLO = Slo(1000.0, 100.0)
 
 
-def foretold(longest_ms: float, horizon_ms: float = 250.0) -> Any:
+def predicted(longest_ms: float, horizon_ms: float = 250.0) -> Any:
     return SimpleNamespace(worst_tbt_ms={"r": longest_ms, "s": 1.0}, horizon_ms=horizon_ms)
 
 
@@ -35,19 +35,19 @@ def test_what_is_late_is_part_of_what_is_counted() -> None:
 
 def test_first_tokens_are_held_against_their_own_forecasts() -> None:
     tally = Tally()
-    tally.foretold(900.0, 800.0)
-    tally.foretold(1100.0, None)
-    tally.foretold(10.0, float("inf"))
+    tally.predicted(900.0, 800.0)
+    tally.predicted(1100.0, None)
+    tally.predicted(10.0, float("inf"))
     assert (tally.ttfts, tally.ttft_ms, tally.predicted_ttft_ms) == (1, 900.0, 800.0)
 
 
 def test_the_longest_gap_is_held_against_the_longest_over_the_same_time() -> None:
     tally = Tally()
-    tally.gap(500.0, 0.0, foretold(80.0))  # a forecast comes into force: what was is not its own
-    tally.gap(60.0, 100.0, foretold(1.0))  # made within its horizon: not asked
+    tally.gap(500.0, 0.0, predicted(80.0))  # a forecast comes into force: what was is not its own
+    tally.gap(60.0, 100.0, predicted(1.0))  # made within its horizon: not asked
     tally.gap(70.0, 200.0, None)
     assert tally.longest_gaps == 0, "its horizon is not over"
-    tally.gap(900.0, 300.0, foretold(90.0))
+    tally.gap(900.0, 300.0, predicted(90.0))
     assert (tally.longest_gaps, tally.longest_gap_ms) == (1, 70.0)
     assert tally.predicted_longest_gap_ms == 80.0
     tally.gap(10.0, 5_000.0, None)

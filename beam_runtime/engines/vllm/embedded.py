@@ -345,7 +345,7 @@ class Embedded:
         predicted_ms = None if expected is None else expected.ttft_ms.get(name)
         ttft_ms = now_ms - known.arrival_ms
         known.tally.first(ttft_ms, known.prompt_tokens, known.slo)
-        self.tally.foretold(ttft_ms, predicted_ms)
+        self.tally.predicted(ttft_ms, predicted_ms)
         self.controller.first_token(name, at_ms=now_ms)
 
     def compose_with(self, step: "NextStep") -> None:

@@ -148,8 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         """On the loopback interface nobody has another name for this machine but a lure."""
         if not self.server.loopback:
             return True
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        return name == "localhost" or _is_loopback(name or "")
+        return _is_loopback(_host(f"//{self.headers.get('Host', '')}"))
 
     def _stranger(self) -> str:
         """Why this caller may change nothing; empty where it may."""
@@ -189,7 +188,18 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
+def _host(url: str) -> str:
+    """The host that a URL names; empty where it is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _same_origin(headers: Message) -> bool:
     """Whether no browser's page elsewhere sent this: any page may post to a port it can reach."""
     origin = headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("Host", "")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("Host", "")
+    except ValueError:  # it is no URL
+        return False

@@ -72,7 +72,7 @@ def load_table(config: EmbeddedConfig, vllm_config: Any) -> PerfTable:
 def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
     try:
         shape = json.loads(table.metadata.get("model_shape") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         shape = {}
     hf = vllm_config.model_config.hf_text_config
     for ours, theirs in _SHAPE.items():

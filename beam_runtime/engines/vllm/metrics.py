@@ -46,7 +46,7 @@ _GAUGES = (
      ("tally", "longest_gaps")),
     ("beam_longest_gap_compared_ms_sum", "counter",
      "the longest gap between tokens that came in each, summed", ("tally", "longest_gap_ms")),
-    ("beam_longest_gap_predicted_ms_sum", "counter", "the longest that each foretold, summed",
+    ("beam_longest_gap_predicted_ms_sum", "counter", "the longest that each predicted, summed",
      ("tally", "predicted_longest_gap_ms")),
     ("beam_active_energy_j_total", "counter",
      "energy of all passes at the clock in force, as the table has it",

@@ -110,7 +110,7 @@ def _visible(environment: Mapping[str, str]) -> tuple[str | int, ...] | None:
     if text is None:
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return tuple(int(name) if name.isdecimal() else name for name in names)
+    return tuple(int(name) if name.isdecimal() and len(name) < 10 else name for name in names)
 
 
 def _numbered(log: Path, rank: int) -> Path:

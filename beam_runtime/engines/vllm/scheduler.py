@@ -176,7 +176,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
     from vllm.v1.request import Request
 
     from beam_runtime.control.controller import Controller
-    from beam_runtime.control.resources import open_clocks, served_clocks
+    from beam_runtime.control.resources import check_gpus, open_clocks, served_clocks
     from beam_runtime.table.idle_power import with_idle_power
     from beam_runtime.table.smoothing import smoothed
     from beam_runtime.table.step_cost import StepCost
@@ -186,6 +186,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         raise _misfit(missing)
     _refuse(vllm_features.unsupported_on(scheduler))
     table = load_table(config, vllm_config)
+    check_gpus(table, config.gpus)
     actuator, clocks = open_clocks(config.gpus, table)
     offered = () if actuator is None else actuator.supported_clocks_mhz()
     cost = smoothed(StepCost.from_table(table, served_clocks(table.clocks_mhz, offered)))

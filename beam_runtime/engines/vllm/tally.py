@@ -1,7 +1,7 @@
-"""Counters of what was foretold, promised and served, kept on the engine's thread.
+"""Counters of what was predicted, promised and served, kept on the engine's thread.
 
 Requests are counted by the SLO class that they named; what has a total beside it counts the same
-requests or tokens as that total. What was foretold is held against the same thing as it came:
+requests or tokens as that total. What was predicted is held against the same thing as it came:
 
     TTFT          of requests that had a forecast when their first token came
     longest gap   of all requests over a forecast's horizon, forecast after forecast
@@ -108,7 +108,7 @@ class Tally:
         predicted_ttft_ms: the prediction in force when each came, summed.
         longest_gaps: horizons of forecasts that were seen to their end.
         longest_gap_ms: the longest gap that came in each, summed.
-        predicted_longest_gap_ms: the longest that each foretold, summed.
+        predicted_longest_gap_ms: the longest that each predicted, summed.
         active_energy_j: all passes of all stages at the clock in force, as the table has them.
         beam_energy_j: the same with what stages draw while they wait, at the clock that BEAM has
             set, or, while it observes, would have.
@@ -132,7 +132,7 @@ class Tally:
     own_energy_j: float = 0.0
     classes: dict[str, ClassTally] = field(default_factory=dict)
     _until_ms: float | None = None
-    _foretold_ms: float = 0.0
+    _predicted_ms: float = 0.0
     _seen_ms: float = 0.0
 
     def of_class(self, name: str) -> ClassTally:
@@ -155,8 +155,8 @@ class Tally:
             "classes": {name: one.plain() for name, one in list(self.classes.items())},
         }
 
-    def foretold(self, ttft_ms: float, predicted_ms: float | None) -> None:
-        """A first token, and what was foretold of it."""
+    def predicted(self, ttft_ms: float, predicted_ms: float | None) -> None:
+        """A first token, and what was predicted of it."""
         if predicted_ms is not None and math.isfinite(predicted_ms):
             self.ttfts += 1
             self.ttft_ms += ttft_ms
@@ -173,9 +173,9 @@ class Tally:
             if self._seen_ms:
                 self.longest_gaps += 1
                 self.longest_gap_ms += self._seen_ms
-                self.predicted_longest_gap_ms += self._foretold_ms
+                self.predicted_longest_gap_ms += self._predicted_ms
         if expected is not None and expected.worst_tbt_ms:
-            foretold_ms = max(expected.worst_tbt_ms.values())
-            if math.isfinite(foretold_ms):
+            predicted_ms = max(expected.worst_tbt_ms.values())
+            if math.isfinite(predicted_ms):
                 self._until_ms = now_ms + expected.horizon_ms
-                self._foretold_ms, self._seen_ms = foretold_ms, 0.0
+                self._predicted_ms, self._seen_ms = predicted_ms, 0.0

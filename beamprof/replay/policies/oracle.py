@@ -15,6 +15,8 @@ terms net is linear(tokens) + features, and
 * (query, key) pairs of a prompt's chunks sum to P (P + 1) / 2 however it is cut, and the KV
   tokens read by its decodes are fixed: they are priced at the least net coefficient of any
   clock, or at 0 where that is negative;
+* what an endless prefix cache holds of a prompt, C tokens, may be spared: they are left out, and
+  their C (C + 1) / 2 pairs;
 * prompts cut into chunks read their earlier context: at least what the largest step forces.
 
 SLOs are left out, which can only lower it: batches of the size that g assumes would break TBT.
@@ -52,8 +54,17 @@ class Bound:
         return self.idle_j + self.tokens_j + self.attention_j
 
 
-def lower_bound(trace: Trace, cost: StepCost, limits: EngineLimits, largest_step: int) -> Bound:
-    """The bound for engines whose steps hold at most ``largest_step`` tokens."""
+def lower_bound(
+    trace: Trace,
+    cost: StepCost,
+    limits: EngineLimits,
+    largest_step: int,
+    new_tokens: NDArray[np.int64] | None = None,
+) -> Bound:
+    """The bound for engines whose steps hold at most ``largest_step`` tokens.
+
+    ``new_tokens``, (R,), are those of each prompt that no prefix cache could spare; all by default.
+    """
     idle_w = float(cost.idle_power_w.min())
     coefficient = cost.attention_energy_j - idle_w * cost.attention_latency_ms / 1e3
 
@@ -69,10 +80,11 @@ def lower_bound(trace: Trace, cost: StepCost, limits: EngineLimits, largest_step
 
     prompt = trace.input_tokens.astype(float)
     decoded = trace.output_tokens.astype(float) - 1.0
-    pairs = prompt * (prompt + 1.0) / 2.0
+    new = prompt if new_tokens is None else new_tokens.astype(float)
+    pairs = new * (2.0 * prompt - new + 1.0) / 2.0
     # Least is read again when the smallest of K chunks, r tokens, comes first.
-    before = np.ceil(prompt / largest_step) - 1.0
-    smallest = prompt - before * largest_step
+    before = np.ceil(new / largest_step) - 1.0
+    smallest = new - before * largest_step
     reread = before * smallest + largest_step * before * (before - 1.0) / 2.0
     decode_context = decoded * prompt + decoded * (decoded - 1.0) / 2.0
     attention_j = (
@@ -81,7 +93,7 @@ def lower_bound(trace: Trace, cost: StepCost, limits: EngineLimits, largest_step
         + least("decode_context_tokens") * decode_context.sum()
         + least("decode_requests") * decoded.sum()
     )
-    tokens = float((prompt + decoded).sum())
+    tokens = float((new + decoded).sum())
     return Bound(
         idle_j=limits.pp * idle_w * trace.duration_s,
         tokens_j=limits.pp * max(0.0, token_j) * tokens,

@@ -5,7 +5,7 @@ from pathlib import Path
 from beamprof.advice.advise import Advice
 from beamprof.files import check_writable, written_whole
 from beamprof.report.advice_view import answer, cells, heads, trust, what_was_asked
-from beamprof.report.html.bars import energy_bar
+from beamprof.report.html.bars import bar
 from beamprof.report.html.part import Bars, Facts, Grid, Part, Section
 from beamprof.report.html.render import environment, render
 
@@ -32,7 +32,7 @@ def advice_part(advice: Advice) -> Part:
     model, load = what_was_asked(advice)
     longest_w = max(rung.power_w for rung in advice.rungs)
     bars = tuple(
-        energy_bar(
+        bar(
             rung.name, _COLOURS[rung.name], rung.power_w, longest_w,
             words=(f"{rung.power_w:,.0f} W", f"{rung.of_today:.2f} of today",
                    f"{100 * rung.goodput:.1f} % kept"),

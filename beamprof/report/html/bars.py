@@ -1,4 +1,4 @@
-"""Energy as bars on one axis."""
+"""Numbers as bars on one axis."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -11,14 +11,14 @@ _HEIGHT_PX = 30  # the page's row: lines across run on from bar to bar
 _THICK = {"from_bottom": 0.16, "to_top": 0.84}
 
 
-def energy_bar(
+def bar(
     name: str,
     css: str,
-    energy_j: float,
-    longest_j: float,
+    value: float,
+    longest: float,
     *,
     words: Sequence[str],
-    marks_j: Sequence[float] = (),
+    marks: Sequence[float] = (),
     bound: bool = False,
 ) -> Bar:
     """A bar from 0.
@@ -26,16 +26,16 @@ def energy_bar(
     Args:
         name: whose.
         css: its colour.
-        energy_j: its length.
-        longest_j: the axis's end.
+        value: its length.
+        longest: the axis's end.
         words: what it comes to.
-        marks_j: other bars' lengths, as lines across.
+        marks: other bars' lengths, as lines across.
         bound: not a policy: drawn hollow.
     """
-    plot = _plot(longest_j, f"{name}: {', '.join(words)}")
-    plot.bar(0, energy_j, "bound" if bound else f"solid {css}", **_THICK)
-    for mark_j in marks_j:
-        plot.upright(mark_j, "mark")
+    plot = _plot(longest, f"{name}: {', '.join(words)}")
+    plot.bar(0, value, "bound" if bound else f"solid {css}", **_THICK)
+    for mark in marks:
+        plot.upright(mark, "mark")
     return Bar(name, css, plot.markup(), tuple((text, "") for text in words))
 
 
@@ -63,5 +63,5 @@ def spread_bar(name: str, css: str, shares: Sequence[float], *, words: Sequence[
     return Bar(name, css, plot.markup(), tuple((text, "") for text in words))
 
 
-def _plot(longest_j: float, label: str) -> Plot:
-    return Plot(Linear(0.0, longest_j), Linear(0.0, 1.0), _HEIGHT_PX, label)
+def _plot(longest: float, label: str) -> Plot:
+    return Plot(Linear(0.0, longest), Linear(0.0, 1.0), _HEIGHT_PX, label)

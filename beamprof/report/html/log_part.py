@@ -1,4 +1,4 @@
-"""A decision log as part of a page: what was foretold, what came, and when BEAM stood aside."""
+"""A decision log as part of a page: what was predicted, what came, and when BEAM did not steer."""
 
 from datetime import UTC, datetime
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from beamprof.report.html.burst import Window, fullest
 from beamprof.report.html.columns import columns
+from beamprof.report.html.log_requests import goodput, mean_j, requests_section
 from beamprof.report.html.log_run import KNOBS, LogRun
 from beamprof.report.html.number_words import axis_ms, axis_number, percent, significant
 from beamprof.report.html.part import (
@@ -19,7 +20,7 @@ from beamprof.report.html.part import (
     Timeline,
     Timelines,
 )
-from beamprof.report.html.scatter import MOST_DOTS, foretold_and_seen
+from beamprof.report.html.scatter import MOST_DOTS, predicted_and_observed
 from beamprof.report.html.strips import dots_strip, steps_strip, time_words
 from beamprof.units import format_duration
 
@@ -35,7 +36,7 @@ _SHARES = (5, 50, 95, 99)
 _MOST_ROWS = 200
 _STANDING = (
     "What the controller wrote while it ran. Times are the engine's own; energy and power are "
-    "what the table foretold, not what a meter read."
+    "what the table predicted, not what a meter read."
 )
 
 
@@ -47,7 +48,8 @@ def log_part(run: LogRun, window: Window) -> Part:
         window: what its timeline shows.
     """
     sections = [
-        _foretold(run),
+        requests_section(run.done),
+        _predicted(run),
         _errors(run),
         _over_time(run, window),
         _knobs(run),
@@ -69,18 +71,24 @@ def log_window(run: LogRun) -> Window:
 
 def _sentence(run: LogRun) -> str:
     steered = f"BEAM steered for {percent(run.steered_share)} of {format_duration(run.end_s)}"
+    said = []
+    if run.done:
+        said.append(
+            f"{percent(goodput(run.done))} of {len(run.done):,} requests kept every promise, at "
+            f"{significant(mean_j(run.done))} J each"
+        )
     if not len(run.at_s):
-        return f"{steered} and took no decision."
+        return "; ".join([*said, f"{steered} and took no decision."])
     if not run.steered.any():
         steered = f"BEAM looked on for {format_duration(run.end_s)}"
-    said = [steered]
+    said.append(steered)
     kept = _kept(run)
     promises = [f"{percent(share, 2)} of {what}" for what, share in kept.items()]
     if promises:
         said.append(f"{' and '.join(promises)} kept their SLO")
-    foretold, seen = _first_pairs(run)
+    predicted, seen = _first_pairs(run)
     if len(seen):
-        off_ms = float(np.median(np.abs(seen - foretold)))
+        off_ms = float(np.median(np.abs(seen - predicted)))
         said.append(
             f"half of the first tokens came within {significant(off_ms)} ms of the forecast"
         )
@@ -99,8 +107,8 @@ def _kept(run: LogRun) -> dict[str, float]:
 
 
 def _first_pairs(run: LogRun) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    use = run.first_foretold
-    return run.first_foretold_ms[use], run.first_ms[use]
+    use = run.first_predicted
+    return run.first_predicted_ms[use], run.first_ms[use]
 
 
 def _one_slo_ms(run: LogRun) -> float | None:
@@ -108,18 +116,22 @@ def _one_slo_ms(run: LogRun) -> float | None:
     return float(different[0]) if len(different) == 1 else None
 
 
-def _foretold(run: LogRun) -> Section | None:
-    foretold, seen = _first_pairs(run)
+def _predicted(run: LogRun) -> Section | None:
+    predicted, seen = _first_pairs(run)
     drawings = (
         Drawing(
-            "TTFT: seen (up) by foretold (across)",
-            foretold_and_seen(foretold, seen, _one_slo_ms(run), "TTFT foretold and seen"),
-            "TTFT foretold by the decision in force when the token came",
+            "TTFT: observed (up) by predicted (across)",
+            predicted_and_observed(
+                predicted, seen, _one_slo_ms(run), "TTFT: predicted and observed"
+            ),
+            "TTFT predicted by the decision in force when the token came",
         ),
         Drawing(
-            "Longest TBT: seen (up) by foretold (across)",
-            foretold_and_seen(run.foretold_tbt_ms, run.seen_tbt_ms, None, "TBT foretold and seen"),
-            "longest TBT foretold by a decision, until the next one",
+            "Longest TBT: observed (up) by predicted (across)",
+            predicted_and_observed(
+                run.predicted_tbt_ms, run.seen_tbt_ms, None, "TBT: predicted and observed"
+            ),
+            "longest TBT predicted by a decision, until the next one",
         ),
     )
     shown = tuple(drawing for drawing in drawings if drawing.svg)
@@ -130,30 +142,30 @@ def _foretold(run: LogRun) -> Section | None:
         f" Of more than {MOST_DOTS:,} pairs, evenly many are drawn." if most > MOST_DOTS else ""
     )
     return Section(
-        "Foretold and seen",
-        "On the line the forecast was right; a dot above it came later than foretold. Forecasts of "
-        "TBT look beyond the next decision, so that dots below the line are to be expected. Time "
-        f"without forecasts is left out.{thinned}", Drawings(shown),
+        "Predicted and observed",
+        "On the line the forecast was right; a dot above it came later than predicted. Forecasts "
+        "of TBT look beyond the next decision, so that dots below the line are to be expected. "
+        f"Time without forecasts is left out.{thinned}", Drawings(shown),
     )  # fmt: skip
 
 
 def _errors(run: LogRun) -> Section | None:
     rows = []
-    for name, (foretold, seen) in (
+    for name, (predicted, seen) in (
         ("TTFT", _first_pairs(run)),
-        ("longest TBT", (run.foretold_tbt_ms, run.seen_tbt_ms)),
+        ("longest TBT", (run.predicted_tbt_ms, run.seen_tbt_ms)),
     ):
         if len(seen):
-            late_ms = seen - foretold
+            late_ms = seen - predicted
             spread = [f"{round(ms, 1) + 0.0:+,.1f}".replace("-", "\N{MINUS SIGN}")
                       for ms in np.percentile(late_ms, _SHARES)]  # fmt: skip
             later = float((late_ms > 0).mean())
             rows.append((name, f"{len(seen):,}", *spread, percent(later)))
     if not rows:
         return None
-    heads = ("", "pairs", *(f"p{share} ms" for share in _SHARES), "later than foretold")
+    heads = ("", "pairs", *(f"p{share} ms" for share in _SHARES), "later than predicted")
     return Section(
-        "Errors of the forecast", "Seen less foretold; above 0 it came later.",
+        "Errors of the forecast", "Observed minus predicted; above 0 it came later.",
         Grid((), heads, tuple(rows)),
     )  # fmt: skip
 
@@ -181,7 +193,7 @@ def _over_time(run: LogRun, window: Window) -> Section | None:
     for knob in _moving(run):
         name, unit = _TITLES[knob]
         lines.append((f"{name}, {unit}" if unit else name, run.knobs[knob], knob != "clock_mhz"))
-    lines.append(("foretold power, W", run.foretold_w, True))
+    lines.append(("predicted power, W", run.predicted_w, True))
     for at, (name, values, from_zero) in enumerate(lines):
         points = _points(run, values, from_s, to_s)
         last = at == len(lines) - 1
@@ -205,7 +217,7 @@ def _over_time(run: LogRun, window: Window) -> Section | None:
         words += "; where it looked on, the knobs are what it would have set"
     whole = Timeline("", _CSS, words, tuple(strips), "time since the start, min:s")
     return Section(
-        "Decisions over time", "What the controller saw, chose and foretold.", Timelines((whole,))
+        "Decisions over time", "What the controller saw, chose and predicted.", Timelines((whole,))
     )
 
 
@@ -254,12 +266,12 @@ def _aside(run: LogRun) -> Section | None:
         (time_words(round(one.from_s, 1)), format_duration(one.to_s - one.from_s), one.reason)
         for one in run.stretches
     ]
-    rows += [(time_words(round(at_s, 1)), "", what) for at_s, what in run.oddities]
+    rows += [(time_words(round(at_s, 1)), "", what) for at_s, what in run.anomalies]
     if not rows:
         return None
     more = f" The first {_MOST_ROWS} of {len(rows):,}." if len(rows) > _MOST_ROWS else ""
     return Section(
-        "When BEAM stood aside, and what was odd",
+        "When BEAM did not steer, and anomalies",
         f"Min:s since the start, how long, why.{more}",
         Grid((), ("at", "for", "why"), tuple(rows[:_MOST_ROWS]), words=True),
     )
@@ -286,8 +298,8 @@ def _decisions(run: LogRun) -> str:
     if not len(run.at_s):
         return "none"
     p50, p99 = np.percentile(run.search_ms, (50, 99))
-    watts = run.foretold_w[np.isfinite(run.foretold_w)]
+    watts = run.predicted_w[np.isfinite(run.predicted_w)]
     power = (
-        f"; foretold power {significant(float(watts.mean()))} W on average" if len(watts) else ""
+        f"; predicted power {significant(float(watts.mean()))} W on average" if len(watts) else ""
     )
     return f"{len(run.at_s):,}; a search took {p50:.2f} ms (p50), {p99:.2f} ms (p99){power}"

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from beam_runtime.control.decision_log import read_log
 from beamprof.errors import ReportError
+from beamprof.report.html.log_requests import Done, done_requests
 
 KNOBS = ("clock_mhz", "chunk_tokens", "microbatches", "pace_ms")
 # Decisions are made anew every quarter of a second while there are requests: after a longer
-# silence, what was seen says nothing about what had been foretold.
+# silence, what was seen says nothing about what had been predicted.
 _STALE_MS = 1_000.0
 
 Floats = NDArray[np.float64]
@@ -47,15 +48,16 @@ class LogRun:
         knobs: (D,) by knob.
         steered: (D,) whether the decision was put in force.
         requests: (D,) running and waiting.
-        foretold_w: (D,) all energy of the forecast over its horizon; NaN without one.
-        foretold_tbt_ms, seen_tbt_ms: (P,) the longest gap foretold by a decision, and the longest
+        predicted_w: (D,) all energy of the forecast over its horizon; NaN without one.
+        predicted_tbt_ms, seen_tbt_ms: (P,) the longest gap predicted by a decision, and the longest
             that was seen until the next one.
         tokens, late_tokens: after requests' first, as far as decisions tell.
-        first_s, first_ms, first_foretold_ms, first_slo_ms: (F,) first tokens; NaN where nothing
-            was foretold.
+        first_s, first_ms, first_predicted_ms, first_slo_ms: (F,) first tokens; NaN where nothing
+            was predicted.
         search_ms: (D,) what a decision took.
         stretches: when BEAM did not steer.
-        oddities: (s, what) of drift and refused clocks.
+        anomalies: (s, what) of drift and refused clocks.
+        done: requests that have their last token, where the engine tells.
         counts: what the run's end says; empty where it has none.
     """
 
@@ -67,18 +69,19 @@ class LogRun:
     knobs: Mapping[str, Floats]
     steered: NDArray[np.bool_]
     requests: Floats
-    foretold_w: Floats
-    foretold_tbt_ms: Floats
+    predicted_w: Floats
+    predicted_tbt_ms: Floats
     seen_tbt_ms: Floats
     tokens: int
     late_tokens: int
     first_s: Floats
     first_ms: Floats
-    first_foretold_ms: Floats
+    first_predicted_ms: Floats
     first_slo_ms: Floats
     search_ms: Floats
     stretches: tuple[Stretch, ...]
-    oddities: tuple[tuple[float, str], ...]
+    anomalies: tuple[tuple[float, str], ...]
+    done: tuple[Done, ...]
     counts: Mapping[str, Any]
 
     @property
@@ -88,9 +91,9 @@ class LogRun:
         return 1.0 - off_s / self.end_s if self.end_s > 0 else 0.0
 
     @property
-    def first_foretold(self) -> NDArray[np.bool_]:
+    def first_predicted(self) -> NDArray[np.bool_]:
         """(F,) whether a forecast was in force, and fresh, when the first token came."""
-        use = np.isfinite(self.first_foretold_ms)
+        use = np.isfinite(self.first_predicted_ms)
         if not len(self.at_s):
             return use
         decision = np.searchsorted(self.at_s, self.first_s, side="right") - 1
@@ -125,7 +128,7 @@ def load_log(path: Path) -> LogRun:
         raise ReportError(f"{path} holds no decisions", cause="the log is empty")
     try:
         return _run(path, len(begins), records[begins[-1] :])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ReportError(
             f"{path} holds a record that this BEAM does not write",
             cause=f"{type(error).__name__}: {error}",
@@ -147,7 +150,7 @@ def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
     first = of_kind.get("first_token", [])
     end_ms = max(float(record["at_ms"]) for record in records)
     forecasts = [one.get("own", one["forecast"]) for one in decisions]
-    foretold, seen = _pairs(decisions, forecasts, of_kind.get("steering", []))
+    predicted, seen = _pairs(decisions, forecasts, of_kind.get("steering", []))
     since = [one.get("since", {}) for one in decisions]
 
     def seconds(of: Iterable[Mapping[str, Any]]) -> Floats:
@@ -162,18 +165,19 @@ def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
         knobs={name: _numbers(one["knobs"][name] for one in decisions) for name in KNOBS},
         steered=np.array(["own" not in one for one in decisions], dtype=bool),
         requests=_numbers(one["state"]["running"] + one["state"]["waiting"] for one in decisions),
-        foretold_w=_numbers(_watts(one) for one in forecasts),
-        foretold_tbt_ms=foretold,
+        predicted_w=_numbers(_watts(one) for one in forecasts),
+        predicted_tbt_ms=predicted,
         seen_tbt_ms=seen,
         tokens=sum(int(one.get("tokens", 0)) for one in since),
         late_tokens=sum(int(one.get("late_tokens", 0)) for one in since),
         first_s=seconds(first),
         first_ms=_numbers(one["actual_ms"] for one in first),
-        first_foretold_ms=_numbers(one.get("predicted_ms") for one in first),
+        first_predicted_ms=_numbers(one.get("predicted_ms") for one in first),
         first_slo_ms=_numbers(one.get("slo_ms") for one in first),
         search_ms=_numbers(one["search_ms"] for one in decisions),
         stretches=_stretches(of_kind.get("steering", []), decisions, start_ms, end_ms),
-        oddities=_oddities(of_kind, start_ms),
+        anomalies=_anomalies(of_kind, start_ms),
+        done=done_requests(of_kind.get("request", [])),
         counts=dict(of_kind["stop"][-1]["counts"]) if "stop" in of_kind else {},
     )
 
@@ -227,7 +231,7 @@ def _stretches(
     return tuple(found)
 
 
-def _oddities(
+def _anomalies(
     of_kind: Mapping[str, list[dict[str, Any]]], start_ms: float
 ) -> tuple[tuple[float, str], ...]:
     said = [

@@ -6,7 +6,7 @@ from beamprof.replay.ladder import ReplayReport, Rung
 from beamprof.replay.metrics import J_PER_KWH
 from beamprof.replay.record import Record, TableRecord
 from beamprof.replay.saved import SavedReplay
-from beamprof.report.html.bars import energy_bar, parts_bar
+from beamprof.report.html.bars import bar, parts_bar
 from beamprof.report.html.burst import Window, timelines
 from beamprof.report.html.colours import colours
 from beamprof.report.html.columns import columns
@@ -44,13 +44,14 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
     bound = "" if report.oracle_j is None else "; another: the bound that no policy can beat"
     sections = [
         Section(
-            "Energy", "All GPUs, passes and idling, until the trace ends. Broken line: the best "
-            f"static setting, {report.static.setting}, by hindsight{bound}.", _energy(report, css),
+            "Goodput, and what readers get", "Goodput: requests with every promise kept; broken "
+            "line: the most that is kept without BEAM; points are percentage points beside "
+            "vanilla. Request: from sending to the last token. Tokens per second: of one answer, "
+            "as its reader sees it.", _goodput(report, css),
         ),
         Section(
-            "What readers get", "Goodput: requests with every promise kept; points are percentage "
-            "points beside vanilla. Request: from sending to the last token. Tokens per second: of "
-            "one answer, as its reader sees it.", _readers(report, css),
+            "Energy", "All GPUs, passes and idling, until the trace ends. Broken line: the best "
+            f"static setting, {report.static.setting}, by hindsight{bound}.", _energy(report, css),
         ),
         Section(
             "Latency against its promises",
@@ -113,6 +114,22 @@ def _standing(record: Record) -> str:
     )
 
 
+def _goodput(report: ReplayReport, css: dict[str, str]) -> Bars:
+    most = max(report.vanilla.goodput, report.static.metrics.goodput)
+    bars = []
+    for rung in report.rungs:
+        m = rung.metrics
+        words = (
+            f"{percent(m.goodput)} kept",
+            f"{points(rung.goodput_points)} points",
+            f"request {format_duration(m.request.mean_ms / 1e3)}",
+            f"p99 {format_duration(m.request.p99_ms / 1e3)}",
+            f"{m.tokens_per_s_user:.1f} tokens/s",
+        )
+        bars.append(bar(m.policy, css[m.policy], m.goodput, 1.0, words=words, marks=[most]))
+    return Bars(tuple(bars))
+
+
 def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
     longest_j = max(rung.metrics.energy_j for rung in report.rungs)
     static_j = report.static.metrics.energy_j
@@ -121,19 +138,16 @@ def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
     for bound_j in bounds:
         words = _energy_words(bound_j, bound_j / report.vanilla.energy_j, bound_j / static_j)
         bars.append(
-            energy_bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks_j=[static_j],
-                       bound=True)
-        )  # fmt: skip
+            bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks=[static_j], bound=True)
+        )
     return Bars(tuple(bars))
 
 
-def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks_j: list[float]) -> Bar:
+def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks: list[float]) -> Bar:
     m = rung.metrics
     words = _energy_words(m.energy_j, rung.to_vanilla, rung.to_static)
-    return energy_bar(
-        m.policy, css[m.policy], m.energy_j, longest_j,
-        words=(*words, f"{significant(m.j_per_token)} J/token"), marks_j=marks_j,
-    )  # fmt: skip
+    per = (f"{significant(m.j_per_token)} J/token", f"{significant(m.j_per_request)} J/request")
+    return bar(m.policy, css[m.policy], m.energy_j, longest_j, words=(*words, *per), marks=marks)
 
 
 def _energy_words(energy_j: float, to_vanilla: float, to_static: float) -> tuple[str, ...]:
@@ -169,38 +183,20 @@ def _latency(saved: SavedReplay, css: dict[str, str]) -> Drawings:
 
 
 def _attainment(report: ReplayReport, css: dict[str, str]) -> Grid:
-    spread = ("p50 ms", "p90", "p99", "max", "kept", "points")
+    spread = ("p50", "p90", "p99", "max")
     rows = []
     for rung in report.rungs:
         m, kept = rung.metrics, rung.metrics.attainment
-        cells = [m.policy]
-        for one, share, beside, digits in (
-            (m.ttft, kept.ttft, rung.ttft_points, 2),
-            (m.tbt, kept.stream, rung.stream_points, 2),
-        ):
-            cells += [f"{ms:,.0f}" for ms in (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms)]
-            cells += [percent(share, digits), points(beside)]
-        rows.append(tuple(cells))
-    return Grid(
-        (("", 1), ("TTFT", 6), ("TBT", 6)),
-        ("policy", *spread, *spread),
-        tuple(rows),
-        tuple(css[rung.metrics.policy] for rung in report.rungs),
-    )
-
-
-def _readers(report: ReplayReport, css: dict[str, str]) -> Grid:
-    rows = []
-    for rung in report.rungs:
-        m = rung.metrics
+        times_ms = [
+            ms for one in (m.ttft, m.tbt) for ms in (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms)
+        ]
         rows.append((
-            m.policy, percent(m.goodput, 1), points(rung.goodput_points),
-            f"{m.request.mean_ms / 1e3:,.1f}", f"{m.request.p99_ms / 1e3:,.1f}",
-            f"{rung.slowdown:.2f}", f"{m.tokens_per_s_user:.1f}",
+            m.policy, percent(kept.ttft, 2), points(rung.ttft_points), percent(kept.stream, 2),
+            points(rung.stream_points), *(f"{ms:,.0f}" for ms in times_ms),
         ))  # fmt: skip
     return Grid(
-        (("", 1), ("Goodput", 2), ("Request", 3), ("Stream", 1)),
-        ("policy", "kept", "points", "mean s", "p99 s", "of vanilla", "tokens/s"),
+        (("", 1), ("Kept", 4), ("TTFT, ms", 4), ("TBT, ms", 4)),
+        ("policy", "TTFT", "points", "stream", "points", *spread, *spread),
         tuple(rows),
         tuple(css[rung.metrics.policy] for rung in report.rungs),
     )

@@ -219,13 +219,15 @@ def _check_header(found: Sequence[str] | None, path: Path) -> None:
 def _number(row: dict[str, str], name: str, where: str) -> float:
     text = row[name]
     try:
-        return int(text) if name in INTEGER_COLUMNS else float(text)
-    except (TypeError, ValueError):
+        number = int(text) if name in INTEGER_COLUMNS else float(text)
+        float(number)  # whatever is too large for one is damage, too
+    except (TypeError, ValueError, OverflowError):
         expected = "an integer" if name in INTEGER_COLUMNS else "a number"
         raise ImportFormatError(
             f"{where}: {name} must be {expected}, found {text!r}",
             hint="the line is cut or damaged: download the file again",
         ) from None
+    return number
 
 
 def _line(row: dict[str, str], number: int, where: str) -> _Line:

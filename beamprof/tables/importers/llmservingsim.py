@@ -27,6 +27,7 @@ from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
 from beamprof.tables.importers.summed import idle_row, pass_rows
+from beamprof.unreadable import UNREADABLE, first_line
 
 ORIGIN = "https://github.com/casys-kaist/LLMServingSim, measured operators"
 LICENCE = "MIT"
@@ -221,8 +222,8 @@ class Operators:
             )
         try:
             frame = pl.read_csv(file)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise ImportFormatError(f"{file} cannot be read", cause=str(error)[:200]) from None
+        except UNREADABLE as error:
+            raise ImportFormatError(f"{file} cannot be read", cause=first_line(error)) from None
         missing = [name for name in (*columns, "time_us") if name not in frame.columns]
         if missing:
             raise ImportFormatError(

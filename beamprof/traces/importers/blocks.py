@@ -4,6 +4,7 @@ Where a block's size is not stated it shows in the counts: a prompt of L tokens 
 ids, or floor(L / size) where only full blocks are hashed.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import Reading
 from beamprof.traces.importers.sheet import Sheet
 
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
 _POWERS: tuple[int, ...] = tuple(1 << power for power in range(16))
 
 
@@ -33,7 +35,7 @@ def _ids(sheet: Sheet, row: int, value: Any) -> list[int] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        value = [int(word) if word.lstrip("-").isdecimal() else word for word in value.split()]
+        value = [int(word) if _WHOLE.fullmatch(word) else word for word in value.split()]
     if isinstance(value, pl.Series):
         value = value.to_list()
     if isinstance(value, list) and all(type(item) is int and abs(item) < 2**63 for item in value):

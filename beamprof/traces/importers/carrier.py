@@ -9,6 +9,7 @@ import lzma
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +75,9 @@ def _unpacked(came: Path, path: Path, folder: Path) -> Path:
             f"{path} is a directory",
             hint=f"draw from a ServeGen pool with: beam trace generate servegen {path}",
         ) from None
-    except OSError as error:
-        raise ImportFormatError(f"cannot read {path}", cause=error.strerror) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImportFormatError(f"cannot read {path}", cause=cause) from None
     opener = next((opener for magic, opener in _PACKED if first.startswith(magic)), None)
     if opener is None:
         return came
@@ -83,7 +85,7 @@ def _unpacked(came: Path, path: Path, folder: Path) -> Path:
     try:
         with opener(came, "rb") as packed, plain.open("wb") as file:
             _copy(packed, file, path)
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise ImportFormatError(
             f"{path} cannot be unpacked", cause=str(error) or "the file ends too early",
             hint="download the file again, or unpack it by hand",

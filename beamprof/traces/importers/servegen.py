@@ -27,7 +27,7 @@ def _stated_duration_s(sheet: Sheet) -> float | None:
         entry = json.loads(manifest.read_text("utf-8"))[sheet.path.stem]
         start_s, end_s = (float(edge) for edge in entry["span_s"])
         same_file = entry["sha256"] == sha256_of(sheet.path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # no manifest, or one of something else: the last arrival decides
     return end_s - start_s if same_file else None
 

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import ImportFormatError
+from beamprof.unreadable import UNREADABLE, first_line
 
 _PEEK_BYTES = 1 << 20
 _MOST_JSON_BYTES = 1 << 30  # one JSON value is read at once and takes several times its size
@@ -239,7 +240,11 @@ def _objects(file: Path, path: Path) -> list[dict[str, Any]]:
 
 def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
     separator = max(SEPARATORS, key=lambda mark: (line.count(mark), -SEPARATORS.index(mark)))
-    columns = tuple(name.strip() for name in next(csv.reader([line], delimiter=separator), []))
+    try:
+        names = next(csv.reader([line], delimiter=separator), [])
+    except csv.Error as error:
+        raise ImportFormatError(f"{path} has no header of a CSV file", cause=str(error)) from None
+    columns = tuple(name.strip() for name in names)
 
     def read(wanted: Sequence[str]) -> Cells:
         if len(set(columns)) != len(columns):
@@ -252,10 +257,10 @@ def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
             frame = pl.read_csv(
                 file, columns=places, infer_schema=False, glob=False, separator=separator
             )
-        except pl.exceptions.PolarsError as error:
+        except UNREADABLE as error:
             raise ImportFormatError(
                 f"{path} is not a readable CSV file",
-                cause=str(error).splitlines()[0],
+                cause=first_line(error),
                 hint="download the file again",
             ) from None
         frame.columns = [columns[place] for place in places]
@@ -269,18 +274,18 @@ def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
 def _parquet_sheet(file: Path, path: Path) -> Sheet:
     try:
         schema = pl.read_parquet_schema(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ImportFormatError(
-            f"{path} is not a readable Parquet file", cause=str(error).splitlines()[0]
+            f"{path} is not a readable Parquet file", cause=first_line(error)
         ) from None
 
     def read(wanted: Sequence[str]) -> Cells:
         names = [name for name in schema if name in wanted]
         try:
             frame = pl.read_parquet(file, columns=names, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except UNREADABLE as error:
             raise ImportFormatError(
-                f"{path} is not a readable Parquet file", cause=str(error).splitlines()[0]
+                f"{path} is not a readable Parquet file", cause=first_line(error)
             ) from None
         return Cells(frame.height, tuple(schema), dict(_series(frame)))
 

@@ -387,6 +387,14 @@ class TestWatch:
         assert "does not return" in watch.wait()
         assert watch.memory.lease.clocks_mhz == (1005, 735), "either may be in force"
 
+    def test_what_is_no_message_changes_nothing(self) -> None:
+        nonsense = b"set " + b"9" * 5000 + b"\nset -1\nset\nsets 5\n\xff\xfe\n"
+        watch = self.watch(Owner.current(), b"set 735\nreturned\n" + nonsense + b"free\nquit\n")
+        assert watch.wait() == ""
+        said = self.watch(Owner.current(), b"set 735\nreturned\n" + nonsense, timeout_s=0.2)
+        assert "no heartbeat" in said.wait()
+        assert said.memory.lease.clock_mhz == 735
+
     def test_an_owner_that_was_dead_before(self) -> None:
         gone = Owner(1 << 22, 0, Owner.current().boot_id)
         assert "dead" in self.watch(gone, b"").wait()

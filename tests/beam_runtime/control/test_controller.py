@@ -247,6 +247,19 @@ class TestFromFiles:
             assert words in beam.status.reason
             assert beam.orders.knobs.chunk_tokens == limits.max_batched_tokens
 
+    def test_what_nobody_foresaw(
+        self, path: Path, limits: EngineLimits, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: object, **__: object) -> None:
+            raise RuntimeError("nobody foresaw it")
+
+        for name in ("PerfTable.load", "StepCost.from_table"):
+            with monkeypatch.context() as patched:
+                patched.setattr(f"beam_runtime.control.resources.{name}", fails)
+                with Controller.from_table(path, limits) as beam:
+                    assert "nobody foresaw it" in beam.status.reason
+                    assert not beam.orders.steering
+
     def test_a_table_for_something_else(self, path: Path, limits: EngineLimits) -> None:
         for wrong in (
             Controller.from_table(path, limits, model="large"),
@@ -261,9 +274,11 @@ class TestFromFiles:
     def test_no_place_for_the_log(
         self, path: Path, limits: EngineLimits, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with Controller.from_table(path, limits, decision_log="/nowhere/log.jsonl") as beam:
-            wait_for(lambda: beam.orders.steering)
-        assert "cannot open the decision log" in caplog.text
+        for name in ("/nowhere/log.jsonl", "x" * 5000, "a\0b"):
+            caplog.clear()
+            with Controller.from_table(path, limits, decision_log=name) as beam:
+                wait_for(lambda: beam.orders.steering)
+            assert "cannot open the decision log" in caplog.text
 
 
 def test_the_error_of_a_refused_clock_reaches_the_status(

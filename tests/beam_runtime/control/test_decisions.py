@@ -108,6 +108,38 @@ def test_damage_in_the_middle_costs_its_line(log: DecisionLog) -> None:
         list(read_log(log.path))
 
 
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"5", b"[1]", b"\xff\xfe", b'{"at_ms": 1}', b""])
+def test_a_line_that_is_no_record_is_left_out_alone(log: DecisionLog, line: bytes) -> None:
+    log.write("stop", 1.0)
+    log.close()
+    start, stop = log.path.read_bytes().splitlines()
+    log.path.write_bytes(b"\n".join((start, line, stop, line)))
+    assert [record["kind"] for record in read_log(log.path)] == ["start", "stop"]
+
+
+class Odd:
+    """A request's field whose every use raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("odd")
+
+
+@pytest.mark.parametrize(
+    "value", [Odd(), {Odd(): 1}, 10**5000, [[]]], ids=["text", "key", "int", ""]
+)
+def test_what_cannot_be_written_costs_its_record(log: DecisionLog, value: object) -> None:
+    deep: object = value
+    for _ in range(100_000 if value == [[]] else 0):
+        deep = [deep]
+    log.write("request", 1.0, told=deep)
+    log.write("stop", math.inf)
+    log.close()
+    assert (log.unwritable, log.failure) == (1, "")
+    records = list(read_log(log.path))
+    assert [record["kind"] for record in records] == ["start", "stop"]
+    assert records[1]["at_ms"] is None
+
+
 def test_a_run_after_a_crash_begins_a_line_of_its_own(log: DecisionLog) -> None:
     log.write("first", 1.0)
     log.close()
@@ -214,3 +246,25 @@ def test_every_line_is_strict_json(log: DecisionLog) -> None:
     lines = log.path.read_text().splitlines()
     assert len(lines) == 2
     assert json.loads(lines[1])["nested"] == [[None]]
+
+
+def test_a_log_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    path.chmod(0o666)
+    with pytest.raises(BeamError, match="cannot open the decision log") as caught:
+        DecisionLog(path)
+    assert caught.value.cause == "everybody may write to it"
+    assert path.read_bytes() == b""
+    path.chmod(0o660)  # a group's, by its own choice
+    DecisionLog(path).close()
+
+
+def test_another_users_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    with pytest.raises(BeamError) as caught:
+        DecisionLog(path)
+    assert caught.value.cause == f"it belongs to user {mine}, expected {mine + 1}"

@@ -51,5 +51,12 @@ def test_other_nodes_alone_are_refused(tmp_path: Path) -> None:
         load(tmp_path, '[clock.nodes]\n"node2:4938" = [0]')
 
 
+def test_an_index_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text(f'[clock]\ngpus = [0]\nnodes = {{ "a:1" = [0x{"f" * 5000}] }}\n')
+    with pytest.raises(BeamError, match=r"clock\.nodes\.a:1 is a whole number"):
+        EmbeddedConfig.load(path)
+
+
 def test_no_meter_for_other_nodes() -> None:
     assert open_wattmeter(["node2:4938/0"]) is None

@@ -21,7 +21,7 @@ def test_a_number_that_is_no_time_and_no_power(tmp_path: Path, field: str, value
     path.write_text(f"[{section}]\n{name} = {value}\n")
     with pytest.raises(BeamError) as caught:
         EmbeddedConfig.load(path)
-    assert field in caught.value.message or "Exceeds the limit" in str(caught.value.cause)
+    assert field in str(caught.value) or "Exceeds the limit" in str(caught.value.cause)
     assert len(str(caught.value)) < 1000
 
 

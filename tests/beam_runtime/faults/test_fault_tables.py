@@ -1,5 +1,6 @@
 """Point 4: whatever is wrong with the table, the engine keeps its own settings."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,8 @@ from beam_runtime.control.resources import open_cost, open_table
 from beam_runtime.errors import TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import METADATA_PREFIX, rows_sha256
-from beam_runtime.types import Knobs, Snapshot
+from beam_runtime.testing.nvml import FakeNvml, fake_gpus
+from beam_runtime.types import EngineLimits, Knobs, Snapshot
 from beamprof.tables.table_file import write_table
 
 
@@ -172,3 +174,48 @@ def test_a_table_with_holes(bench: Bench, table_file: Path, thin: Callable[[Path
     bench.run(requests(4), cost=cost, search=None)
     assert bench.after.counts.failed_searches == 0
     assert bench.after.steering == (not isinstance(cost, TableError))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"gpu_name": "NVIDIA H100 80GB HBM3"}, "the table is for NVIDIA H100 80GB HBM3"),
+        ({"device": "h100-sxm"}, "the table is for h100-sxm"),
+    ],
+)
+@pytest.mark.parametrize("may_lock", [True, False])
+def test_a_table_for_another_kind_of_gpu(
+    small_table: PerfTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    metadata: dict[str, str], words: str, may_lock: bool,
+) -> None:  # fmt: skip
+    nvml = FakeNvml(fake_gpus(8))
+    monkeypatch.setattr("beam_runtime.clocks.nvml._import_pynvml", lambda: nvml)
+    monkeypatch.setattr("beam_runtime.clocks.choose.may_lock_clocks", lambda *_, **__: may_lock)
+    path = tmp_path / "table.parquet"
+    write_table(small_table.columns, {**small_table.metadata, **metadata}, path)
+    with Controller.from_table(path, EngineLimits(pp=4), gpus=range(8)) as beam:
+        beam.arrival("a", 100)
+        assert words in beam.status.reason
+        assert not beam.orders.steering
+    assert nvml.locked == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"quantization": "fp8"}, "weights not quantised, this engine has fp8"),
+        ({"quantization": "", "dtype": "float32"}, "weights bfloat16, this engine has float32"),
+        ({"quantization": "", "dtype": "torch.float16"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_table_of_other_formats(
+    small_table: PerfTable, tmp_path: Path, engine: dict[str, str], words: str
+) -> None:
+    shape = {"precision": {"method": "", "attention": "bfloat16", "kv": "bfloat16"}}
+    path = tmp_path / "table.parquet"
+    metadata = {**small_table.metadata, "model_shape": json.dumps(shape)}
+    write_table(small_table.columns, metadata, path)
+    with Controller.from_table(path, EngineLimits(pp=4), **engine) as beam:  # type: ignore[arg-type]
+        assert words in beam.status.reason
+        assert bool(words) == ("another precision" in beam.status.reason)

@@ -142,11 +142,13 @@ def test_mixed_cells_off_the_edges_are_kept_out_of_the_fit():
     )
 
 
+# As imported ones: up to 8 decodes, the rest one chunk, two total contexts, no earlier one.
+TOTALS = [(max(0, t - 8), 0, min(t, 8), s) for t in (1, 8, 64, 128, 256) for s in (2048, 40_000)]
+
+
 def test_a_table_of_tokens_and_total_context_only():
-    """As imported ones: up to 8 decodes, the rest one chunk, two total contexts, no earlier one."""
-    cells = [(max(0, t - 8), 0, min(t, 8), s) for t in (1, 8, 64, 128, 256) for s in (2048, 40_000)]
     shape = registry()["llama3-8b"].to_json()
-    cost = StepCost.from_table(table(cells=cells, model_shape=shape))
+    cost = StepCost.from_table(table(cells=TOTALS, model_shape=shape))
     assert cost.fit.known == {"decode_context_tokens"}
     exact = cost.latency_ms(StepShape(120, 0, 8, 20_000))
     cell = [true_ms((120, 0, 8, 20_000), clock) for clock in CLOCKS_MHZ]
@@ -178,3 +180,15 @@ def test_tables_from_which_nothing_can_be_told():
     rows = {name: values[apart] for name, values in whole.columns.items()}
     with pytest.raises(TableError, match="no cell in common"):
         StepCost.from_table(seal_table(rows, whole.metadata))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["{}", "[1]", "5", "{", "[" * 100_000, '{"heads": 0, "kv_heads": 0}',
+     '{"heads": 8, "kv_heads": 8, "hidden_size": -1, "head_dim": 1, "intermediate_size": 1}',
+     '{"heads": "8", "kv_heads": 8, "hidden_size": 8, "head_dim": 8, "intermediate_size": 8}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_chunks_without_context_need_a_shape_that_is_one(shape):
+    with pytest.raises(TableError, match="model_shape is no shape of a model"):
+        StepCost.from_table(table(cells=TOTALS, model_shape=shape))

@@ -138,3 +138,9 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(ImportFormatError, match="no file"):
         read_scrape("nix.txt")
+
+
+def test_a_label_without_an_end_costs_its_line_and_no_time() -> None:
+    # Tried from each letter anew, this would take minutes.
+    line = f"{PROMPTS}_bucket{{{'x' * 300_000}}} 5\n"
+    assert scraped(line + metrics()).prompts.counts == (200, 1300, 500, 0)

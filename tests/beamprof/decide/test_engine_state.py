@@ -35,7 +35,9 @@ def test_every_list_is_what_it_says(groups: list[tuple[int, int]]) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["abc", "1500s", "-5", "0", "0x100", "1x", "x5", "1.5", "5000x1"])
+@pytest.mark.parametrize(
+    "text", ["abc", "1500s", "-5", "0", "0x100", "1x", "x5", "1.5", "5000x1", "9" * 5000]
+)
 def test_what_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(StateError, match="--waiting"):
         state_of(text, "")
@@ -88,3 +90,9 @@ def test_bad_json_names_the_place(tmp_path: Path, text: str, words: str) -> None
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot read"):
         read_state(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(StateError, match="cannot read the state"):
+        read_state(Path(name))

@@ -74,18 +74,23 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "", "lacks 'sms'"),
         ("sms = 108", "sms = 108\ncores = 4", "unknown 'cores'"),
         ("sms = 108", "sms = 0", "must be above 0"),
-        ("sms = 108", 'sms = "108"', "must be a number"),
+        ("sms = 108", 'sms = "108"', "must be a whole number"),
         ("sms = 108", "sms = -108", "0 or more"),
-        ("sms = 108", "sms = true", "must be a number"),
+        ("sms = 108", "sms = true", "must be a whole number"),
         ("cap_w = 400.0", "cap_w = nan", "must be a number"),
         ("stall_share = 0.7507", "stall_share = 1.5", "stall_share"),
         ("step_mhz = 15", "step_mhz = 0", "step_mhz"),
+        ("step_mhz = 15", "step_mhz = 0.5", "must be a whole number"),
+        ("min_mhz = 210", "min_mhz = 1e-300", "must be a whole number"),
+        ("max_mhz = 1410", "max_mhz = 900000000000", "max_mhz < 100000"),
         ("step_mhz = 15", "step_mhz = 70", "outside the device's list"),
         ("clocks_mhz = [600,", "clocks_mhz = [", "differ in length"),
         ("clocks_mhz = [600, 690,", "clocks_mhz = [690, 600,", "ascend"),
         ("clocks_mhz = [600, 690, 780, 900, 1050]", "clocks_mhz = 600", "a list of numbers"),
         ("[power]", "[extra]\nx = 1\n[power]", "unknown entry 'extra'"),
         ("[power]", "[power", "not TOML"),
+        ("sms = 108", "sms = " + "9" * 5000, "not TOML"),
+        ("sms = 108", "sms = " + "[" * 5000, "not TOML"),
     ],
 )
 def test_a_broken_file_is_refused(old: str, new: str, message: str) -> None:
@@ -96,5 +101,6 @@ def test_a_broken_file_is_refused(old: str, new: str, message: str) -> None:
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot read the device file"):
-        resolve_device(str(tmp_path / "none.toml"))
+    for name in (tmp_path / "none.toml", "x" * 5000 + ".toml", "~nobody-of-this-name/x.toml"):
+        with pytest.raises(DeviceError, match="cannot read the device file"):
+            resolve_device(str(name))

@@ -125,12 +125,23 @@ def test_a_journal_of_another_sweep_is_left_alone_and_the_difference_named(
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("text", ["hello\n", "[1, 2]\n", '{"a": 1}\n', "\n", "\0\0\0\n"])
+@pytest.mark.parametrize(
+    "text", ["hello\n", "[1, 2]\n", "[" * 100_000 + "\n", '{"a": 1}\n', "\n", "\0\0\0\n"]
+)
 def test_a_file_that_is_no_journal_is_left_alone(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(JournalError, match="no journal of BEAM"):
         Journal.open(path, SWEEP)
     assert path.read_text() == text
+
+
+def test_a_file_that_no_sweep_fills_is_left_alone(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 33)  # a hole: it takes no room, and would take all memory
+    with pytest.raises(JournalError, match="no journal of BEAM") as caught:
+        Journal.open(path, SWEEP)
+    assert str(1 << 33) in str(caught.value.cause)
+    assert path.stat().st_size == 1 << 33
 
 
 def test_another_version_is_refused(path: Path, whole: bytes) -> None:

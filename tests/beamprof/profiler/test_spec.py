@@ -50,6 +50,7 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
         ('clocks = "1.41"', "1.41 GHz"),
         ("model = 3", "expected a name"),
         ("seed = ", "is not TOML"),
+        ("seed = " + "9" * 5000, "is not TOML"),
         ("[cells]\nseed = 1", "unknown key 'cells'"),
     ],
 )
@@ -68,6 +69,9 @@ def test_a_wrong_variable_is_named() -> None:
 def test_missing_sweeps_are_told_apart_from_unknown_ones(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no sweep file"):
         resolve_spec(sweep=str(tmp_path / "none.toml"))
+    for name in ("x" * 5000 + ".toml", "~nobody-of-this-name/x.toml"):
+        with pytest.raises(SweepError, match="no sweep file"):
+            resolve_spec(sweep=name)
     with pytest.raises(SweepError) as caught:
         resolve_spec(sweep="quik")
     assert caught.value.cause == "did you mean quick?"
@@ -91,3 +95,7 @@ def test_the_template_says_nothing_until_uncommented_and_then_is_right(tmp_path:
     spec = resolve_spec(sweep=written(tmp_path, "\n".join(lines)))
     assert [key for key in spec.origins if spec.origins[key] == "default"] == []
     assert len(lines) == len(SETTINGS)
+
+
+def test_whatever_counts_as_a_space_may_stand_around_a_number() -> None:
+    assert resolve_spec({"seed": "\x1f7\u2003"}).seed == 7

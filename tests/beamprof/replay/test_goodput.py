@@ -12,12 +12,17 @@ from beamprof.replay.goodput import promises, tpot_ms
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.policies.static import Static
+from beamprof.replay.promised import promised_slos
 from beamprof.replay.rivals import AS_GOOD, CHUNKS, find_rivals
 
 
 @pytest.fixture(scope="module")
-def played(table, site):
-    trace = random_trace(5, requests=80, rate=8.0)
+def trace():
+    return random_trace(5, requests=80, rate=8.0)
+
+
+@pytest.fixture(scope="module")
+def played(table, site, trace):
     return play(trace, policy_named("static:1000", table), replace(site, noise=0.05))
 
 
@@ -47,8 +52,8 @@ def token_times(played):
     ],
     ids=["gap", "share of gaps", "tpot", "e2e"],
 )
-def test_a_request_counts_where_every_promise_was_kept(played, slo, keeps):
-    kept = promises(played, slo)
+def test_a_request_counts_where_every_promise_was_kept(played, trace, slo, keeps):
+    kept = promises(played, promised_slos(trace, slo))
     times = token_times(played)
     stream = [keeps(a, t) for a, t in zip(played.arrival_ms, times, strict=True)]
     first = [t[0] - a <= 150.0 for a, t in zip(played.arrival_ms, times, strict=True)]
@@ -58,10 +63,10 @@ def test_a_request_counts_where_every_promise_was_kept(played, slo, keeps):
     assert kept.goodput == pytest.approx(np.mean(np.array(stream) & np.array(first)))
 
 
-def test_tokens_in_time_flatter_requests(played):
+def test_tokens_in_time_flatter_requests(played, trace):
     slo = Slo(1e6, 90.0)
     in_time = float((played.tokens["gap_ms"] <= 90.0).mean())
-    assert promises(played, slo).goodput < in_time
+    assert promises(played, promised_slos(trace, slo)).goodput < in_time
 
 
 def test_one_token_answers_have_no_stream_to_break(site):
@@ -74,17 +79,19 @@ def test_one_token_answers_have_no_stream_to_break(site):
         {},
         {},
     )
-    kept = promises(play(lone, Static("one", 1400), site), Slo(1e6, tpot_ms=1e-3))
+    promised = promised_slos(lone, Slo(1e6, tpot_ms=1e-3))
+    kept = promises(play(lone, Static("one", 1400), site), promised)
     assert kept.goodput == 1.0
 
 
-def test_unfinished_requests_keep_nothing(played):
+def test_unfinished_requests_keep_nothing(played, trace):
     finish_ms = played.finish_ms.copy()
     finish_ms[3] = np.nan
     cut = replace(played, finish_ms=finish_ms)
     assert np.isnan(tpot_ms(cut)[3])
     for slo in (Slo(1e6, tpot_ms=1e6), Slo(1e6, e2e_ms=1e9)):
-        assert promises(cut, slo).both.tolist() == [number != 3 for number in range(80)]
+        both = promises(cut, promised_slos(trace, slo)).both
+        assert both.tolist() == [number != 3 for number in range(80)]
 
 
 def test_a_static_setting_plays_the_same_whatever_is_promised(site):
@@ -108,7 +115,8 @@ def test_rivals_are_those_of_every_clock_and_chunk(site, noise):
         for chunk in CHUNKS
     }
     for slo, found in zip(slos, find_rivals(trace, where, slos), strict=True):
-        goodput = {at: promises(one, slo).goodput for at, one in every.items()}
+        promised = promised_slos(trace, slo)
+        goodput = {at: promises(one, promised).goodput for at, one in every.items()}
         most = max(goodput[1400, chunk] for chunk in CHUNKS)
         assert found.vanilla.clock_mhz == 1400
         assert found.vanilla.goodput == pytest.approx(most)

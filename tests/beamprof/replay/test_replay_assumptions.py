@@ -13,7 +13,6 @@ from beamprof.devices.device import resolve_device
 from beamprof.devices.power import waiting_w
 from beamprof.errors import ReplayError
 from beamprof.replay.assumptions import Assumptions
-from beamprof.replay.ladder import replay
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.static import Static
@@ -107,7 +106,6 @@ def test_a_request_spends_the_front_end_before_the_engine_sees_it(site):
     assert fronted.first_token_ms - plain.first_token_ms == pytest.approx([40.0, 40.0])
     assert fronted.tokens["gap_ms"] == pytest.approx(plain.tokens["gap_ms"])
     assert fronted.arrival_ms.tolist() == [500.0, 2000.0]
-    assert replace(site, front_end_ms=40.0).ttft_in_engine_ms == site.slo.ttft_ms - 40.0
     alone = 4 * (pass_ms((128, 0, 0, 0), 1000) + 2.0) + 3 * 0.5
     assert fronted.first_token_ms[0] - 500.0 == pytest.approx(alone + 40.0)
 
@@ -157,10 +155,3 @@ def test_the_command_says_its_assumptions_in_one_line(tmp_path, monkeypatch, cap
         assert part in said
     assert main([*words, "--assume", "kind"]) == 2
     assert "published" in capsys.readouterr().err
-
-
-def test_promises_of_single_requests_are_said_not_to_be_used(table):
-    trace = random_trace(1)
-    own = trace.transformed(trace.frame.with_columns(slo_ttft_ms=100.0), "slo", {}, {})
-    assert "the trace's own slo_ttft_ms not used" in replay(table, own, []).assumed
-    assert not any("not used" in words for words in replay(table, trace, []).assumed)

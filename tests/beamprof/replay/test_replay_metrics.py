@@ -75,19 +75,20 @@ def test_energy_in_every_unit_and_shares_of_time_add_up(played):
     assert 0.0 < m.busy < 1.0
 
 
-def test_only_prompts_too_long_for_the_fastest_setting_are_impossible(cost):
-    limits = EngineLimits(pp=4, host_gap_ms=2.0)
+def test_only_prompts_too_long_for_the_fastest_setting_are_impossible(site):
     # One chunk at the top is quickest here: 4 x (8 + 3.2 + 2) ms for 64 tokens.
     exact = 4 * (8.0 + 0.05 * 64 + 2.0)
-    lengths = np.array([1, 63, 64, 65, 5000])
-    fits = servable_in_time(lengths, exact, cost, limits, 512)
+    trace = make_trace([(i, tokens, 1) for i, tokens in enumerate((1, 63, 64, 65, 5000))], 5)
+    limits = EngineLimits(pp=4, host_gap_ms=2.0)
+    where = replace(site, limits=limits, slo=Slo(exact + 20.0), front_end_ms=20.0)
+    fits = servable_in_time(trace, where, 512)
     assert fits.tolist() == [True, True, True, False, False]
 
 
 def test_no_policy_serves_what_is_called_impossible(table, site):
     where = replace(site, slo=Slo(120.0, 1000.0))
     trace = make_trace([(3.0 * i, 300 + 100 * i, 1) for i in range(10)], 40)
-    possible = servable_in_time(trace.input_tokens, 120.0, where.cost, where.limits, 512)
+    possible = servable_in_time(trace, where, 512)
     assert 0 < possible.sum() < 10
     for name in ("vanilla", "beam", "beam-paper", "vanilla:512"):
         one = play(trace, policy_named(name, table), where)

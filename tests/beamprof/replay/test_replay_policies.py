@@ -186,7 +186,9 @@ def chunked(clock_mhz):
         "beam:chunk",
         "vanilla:0",
         "",
+        *(f"{kind}:{'9' * 5000}" for kind in ("vanilla", "static", "static:1410")),
     ],
+    ids=range(13),
 )
 def test_a_policy_that_is_none(table, name):
     with pytest.raises(ReplayError) as caught:

@@ -312,7 +312,7 @@ def test_a_clock_that_one_table_lacks_fails_there_only(files, here):
 
 
 def test_a_bug_in_one_cell_is_told_and_the_others_go_on(files, here, monkeypatch):
-    def broken(trace, cost, limits, largest):
+    def broken(*_):
         raise ZeroDivisionError("by chance")
 
     monkeypatch.setattr(study_cells, "lower_bound", broken)

@@ -39,6 +39,12 @@ def test_a_file_whose_name_has_a_comma_is_one_file(tmp_path):
     assert spec.traces == (odd, tmp_path / "c.csv", tmp_path / "d.csv")
 
 
+def test_a_name_that_no_file_can_have_is_for_whoever_reads_it():
+    long, home = "x" * 5000 + ".csv", "~nobody-of-this-name/t.csv"
+    spec = resolve_study({**FILES, "traces": [long, home]})
+    assert spec.traces == (Path(long), Path(home))
+
+
 def test_what_is_said_twice_counts_once():
     spec = resolve_study(
         {**FILES, "policies": "beam, beam,vanilla", "slos": "1s/200ms,1000ms/0.2s"}
@@ -75,6 +81,11 @@ def test_what_is_said_twice_counts_once():
         ("tables = 3", "expected files"),
         ('traces = [""]', "expected a name"),
         ("seeds = ", "is not TOML"),
+        ("seeds = " + "9" * 5000, "is not TOML"),
+        ("seeds = " + "[" * 5000, "is not TOML"),
+        ("kv_blocks = 0x" + "f" * 20_000, "more than 64 bits"),
+        (f'kv_blocks = "{"9" * 5000}"', "whole number of 1 or more"),
+        (f'seeds = "0:{"9" * 18}:1"', "1,000,000,000,000,000,000 seeds"),
     ],
 )
 def test_wrong_values_in_a_file(tmp_path, text, words):

@@ -13,7 +13,7 @@ from beamprof.report.html.columns import columns
 from beamprof.report.html.late_shares import Sample, late_shares
 from beamprof.report.html.number_words import percent, significant
 from beamprof.report.html.scale import Linear, Log
-from beamprof.report.html.scatter import MOST_DOTS, foretold_and_seen
+from beamprof.report.html.scatter import MOST_DOTS, predicted_and_observed
 from beamprof.report.html.strips import dots_strip, steps_strip, time_words
 
 positive = st.floats(1e-6, 1e9)
@@ -97,7 +97,7 @@ def test_late_shares_never_rise_and_every_policy_is_named(lists, slo_ms):
 
 def test_nothing_to_show_draws_nothing():
     assert late_shares(samples([[]]), 100.0, "none") == ""
-    assert foretold_and_seen(np.array([]), np.array([]), None, "none") == ""
+    assert predicted_and_observed(np.array([]), np.array([]), None, "none") == ""
 
 
 def boxes(svg):
@@ -135,7 +135,7 @@ def test_a_long_log_makes_no_long_page_and_keeps_its_peaks():
     path = re.search(r' d="([^"]+)"', strip.svg).group(1)
     assert "V0H" in path, "the one step at the top clock is still there"
     many = np.geomspace(10, 1000, 50_000)
-    svg = foretold_and_seen(many, many * 1.1, 500.0, "many")
+    svg = predicted_and_observed(many, many * 1.1, 500.0, "many")
     assert 0 < svg.count("<circle") <= MOST_DOTS
     dots = dots_strip("TTFT", (0.0, 100.0), [(n / 1e3, 5.0) for n in range(99_000)], 10.0, str)
     assert dots.svg.count("<circle") <= 3000

@@ -23,6 +23,7 @@ from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.render import render
 from beamprof.report.html.replay_part import replay_part
 from beamprof.report.html_report import write_report
+from beamprof.units import format_duration
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,10 @@ def test_it_is_well_formed_and_loads_nothing(both, page):
 def test_every_figure_is_there(page, replayed):
     policies = [rung.metrics.policy for rung in load_replay(replayed).report.rungs]
     for title in (
-        "Energy", "Latency against its promises", "Promises kept", "Where the energy goes",
-        "Time in each knob", "Where this comes from", "Foretold and seen",
-        "Errors of the forecast", "Decisions over time", "When BEAM stood aside, and what was odd",
+        "Goodput, and what readers get", "Energy", "Latency against its promises", "Promises kept",
+        "Where the energy goes",
+        "Time in each knob", "Where this comes from", "Predicted and observed",
+        "Errors of the forecast", "Decisions over time", "When BEAM did not steer, and anomalies",
     ):  # fmt: skip
         assert title in page.words
     for policy in policies:
@@ -74,9 +76,13 @@ def test_energy_is_the_replays_in_words_and_in_lengths(page, replayed):
             f"{rung.to_vanilla:.3f} of vanilla",
             f"{rung.to_static:.3f} of static",
             f"{significant(m.j_per_token)} J/token",
+            f"{significant(m.j_per_request)} J/request",
         ):
             assert words in page.words
     widths = [float(found["width"].rstrip("%")) for found in page.of_class("solid")]
+    kept = [100 * rung.metrics.goodput for rung in report.rungs]
+    assert widths[: len(kept)] == pytest.approx(kept, rel=1e-3), "goodput first"
+    widths = widths[len(kept) :]
     wanted = [100 * rung.metrics.energy_j / longest_j for rung in report.rungs]
     assert widths[: len(wanted)] == pytest.approx(wanted, rel=1e-3)
     bound = page.of_class("bound")[0]
@@ -95,19 +101,22 @@ def test_attainment_is_the_replays(page, replayed):
         kept = rung.metrics.attainment
         at = page.words.index("Promises kept")
         row = page.words[page.words.index(rung.metrics.policy, at) :][:13]
-        assert row[5] == percent(kept.ttft, 2) and row[11] == percent(kept.stream, 2)
-        assert row[3] == f"{rung.metrics.ttft.p99_ms:,.0f}"
+        assert row[1] == percent(kept.ttft, 2) and row[3] == percent(kept.stream, 2)
+        assert row[7] == f"{rung.metrics.ttft.p99_ms:,.0f}"
 
 
 def test_goodput_and_what_it_costs_the_reader_stand_beside_energy(page, replayed):
     report = load_replay(replayed).report
-    at = page.words.index("What readers get")
+    at = page.words.index("Goodput, and what readers get")
+    assert at < page.words.index("Energy")
     for rung in report.rungs:
         m = rung.metrics
-        row = page.words[page.words.index(m.policy, at) :][:7]
+        row = page.words[page.words.index(m.policy, at) :][:6]
         assert row[1:] == [
-            percent(m.goodput, 1), points(rung.goodput_points), f"{m.request.mean_ms / 1e3:,.1f}",
-            f"{m.request.p99_ms / 1e3:,.1f}", f"{rung.slowdown:.2f}", f"{m.tokens_per_s_user:.1f}",
+            f"{percent(m.goodput)} kept", f"{points(rung.goodput_points)} points",
+            f"request {format_duration(m.request.mean_ms / 1e3)}",
+            f"p99 {format_duration(m.request.p99_ms / 1e3)}",
+            f"{m.tokens_per_s_user:.1f} tokens/s",
         ]  # fmt: skip
 
 
@@ -249,10 +258,10 @@ def test_a_run_is_what_the_controller_wrote(decision_log):
     # Time in force: never more than there is, and none while BEAM stood aside.
     assert run.holds_s().sum() <= run.end_s - (off.to_s - off.from_s) + 1e-9
     assert run.counts["falls"] == 1
-    # Foretold and seen lie close, and no pair spans the stall.
+    # Predicted and observed lie close, and no pair spans the stall.
     assert len(run.seen_tbt_ms) > 50
     assert run.seen_tbt_ms.max() < 1_000.0
-    errors_ms = np.abs(run.seen_tbt_ms - run.foretold_tbt_ms)
+    errors_ms = np.abs(run.seen_tbt_ms - run.predicted_tbt_ms)
     assert np.median(errors_ms) < 0.2 * np.median(run.seen_tbt_ms)
 
 
@@ -274,8 +283,8 @@ def test_looking_on_is_not_steering(observed_log):
     # What is held against what came is the forecast of the engine's own settings.
     decisions = [json.loads(line) for line in observed_log.read_text("utf-8").splitlines()]
     own = [r["own"]["worst_tbt_ms"] for r in decisions if r["kind"] == "decision"]
-    assert set(run.foretold_tbt_ms) <= set(own) and len(run.foretold_tbt_ms) > 20
-    assert run.first_foretold.sum() > 20
+    assert set(run.predicted_tbt_ms) <= set(own) and len(run.predicted_tbt_ms) > 20
+    assert run.first_predicted.sum() > 20
     told = write_report([observed_log]).inputs[0]
     assert told.sentence.startswith("BEAM looked on for")
     page = Page(observed_log.with_suffix(".html").read_text("utf-8"))
@@ -287,8 +296,8 @@ def test_forecasts_of_before_a_stall_are_not_held_against_what_came_after(decisi
     run = load_log(decision_log)
     (off,) = run.stretches
     inside = (run.first_s > off.from_s) & (run.first_s < off.to_s)
-    assert inside.any() and not run.first_foretold[inside].any()
-    late_ms = (run.first_ms - run.first_foretold_ms)[run.first_foretold]
+    assert inside.any() and not run.first_predicted[inside].any()
+    late_ms = (run.first_ms - run.first_predicted_ms)[run.first_predicted]
     assert len(late_ms) > 30 and late_ms.max() < 1_000.0
 
 
@@ -318,10 +327,10 @@ def test_a_forecast_counts_while_it_is_in_force_and_fresh(tmp_path):
     log = tmp_path / "by-hand.jsonl"
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     run = load_log(log)
-    assert run.first_foretold.tolist() == [False, True, False, False]
+    assert run.first_predicted.tolist() == [False, True, False, False]
     # Only the first decision was followed by another without a turn between them.
-    assert (run.foretold_tbt_ms.tolist(), run.seen_tbt_ms.tolist()) == ([50.0], [60.0])
-    assert run.foretold_w.tolist() == [2000.0] * 3
+    assert (run.predicted_tbt_ms.tolist(), run.seen_tbt_ms.tolist()) == ([50.0], [60.0])
+    assert run.predicted_w.tolist() == [2000.0] * 3
     assert run.holds_s().tolist() == pytest.approx([0.95, 0.15, 1.7])
     assert (run.tokens, run.late_tokens, run.steered_share) == (6, 2, pytest.approx(0.95))
 
@@ -365,6 +374,11 @@ def test_a_run_without_decisions(tmp_path):
         (
             '{"kind":"start","at_ms":0,"schema":"beam.decisions/1"}\n'
             '{"kind":"decision","at_ms":"soon"}\n',
+            "does not write",
+        ),
+        (
+            '{"kind":"start","at_ms":0,"schema":"beam.decisions/1"}\n'
+            f'{{"kind":"decision","at_ms":1{"0" * 400}}}\n',
             "does not write",
         ),
         ("nonsense\n{}\n", "is not JSON"),

@@ -172,6 +172,7 @@ def test_clocks_in_another_unit(tmp_path):
         ("810,64,60,2048,0.02,-9000,50,1", "energy_consumption must be positive"),
         ("810,0,60,2048,0.02,9000,50,1", "batch_size must be positive"),
         ("810,64.5,60,2048,0.02,9000,50,1", "batch_size must be an integer"),
+        (f"810,1{'0' * 400},60,2048,0.02,9000,50,1", "batch_size must be an integer"),
         ("810,64,60", "must be an integer, found None"),
         ("810,64,0,2048,0.02,9000,50,1", "2048 KV tokens of 0 decode requests"),
     ],

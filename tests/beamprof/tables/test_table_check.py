@@ -44,7 +44,7 @@ def test_sound_table_drives_a_controller(sound):
     assert found.holes == found.outliers == found.rises == ()
     assert found.latency_noise.sigma < 1e-3
     assert found.held_out is not None
-    # The planted physics is StepCost's own form, so mixed cells must be foretold almost exactly.
+    # The planted physics is StepCost's own form, so mixed cells must be predicted almost exactly.
     assert found.held_out.latency_mape < 1e-3
     assert found.held_out.rows == 2 * 9
 
@@ -114,13 +114,13 @@ def test_a_ragged_table_is_judged_all_the_same(rows, seal):
     found = check_table(seal(ragged))
     assert (StepShape(0, 0, 64, 64 * 2048), 1410) in found.holes
     assert said(found, "holes") is False
-    assert said(found, "one clock odd") is True
+    assert said(found, "clock outlier") is True
 
 
 def test_a_clock_that_was_never_set(rows, seal):
     plant(rows, 1.5, "latency_ms", clock_mhz=930)
     found = check_table(seal(rows))
-    assert said(found, "one clock odd") is False
+    assert said(found, "clock outlier") is False
     worst = max(found.by_clock, key=lambda fold: fold.error.latency_mape)
     assert worst.clock_mhz == 930
     # All cells share the fault, so along the clock axis it looks like physics, not like outliers.
@@ -174,7 +174,7 @@ def test_one_clock_is_nothing_to_choose_from(rows, seal):
     found = check_table(seal([row for row in rows if row["clock_mhz"] == 1005]))
     assert said(found, "clocks") is False
     assert said(found, "between clocks") is None
-    assert said(found, "one clock odd") is None
+    assert said(found, "clock outlier") is None
     assert said(found, "noise") is None
 
 

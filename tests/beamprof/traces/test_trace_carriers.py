@@ -64,6 +64,30 @@ def test_a_packed_file_that_ends_early_is_refused(tmp_path, pack):
         import_trace(path)
 
 
+def test_a_packed_file_that_fell_over_is_refused(tmp_path):
+    path, packed = tmp_path / "t.gz", bytearray(gzip.compress(LINES.encode()))
+    packed[10:14] = b"\xff\xff\xff\xff"
+    path.write_bytes(packed)
+    with pytest.raises(ImportFormatError, match="cannot be unpacked"):
+        import_trace(path)
+
+
+def test_a_header_without_an_end_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_tokens," + "x" * 200_000 + "\n0,1,2\n")
+    with pytest.raises(ImportFormatError, match="no header"):
+        import_trace(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-this-name/t.csv"], ids=len)
+def test_a_name_that_no_file_can_have(name):
+    from pathlib import Path
+
+    for read in (open_trace, import_trace):
+        with pytest.raises(ImportFormatError, match=r"cannot read|there is no file"):
+            read(Path(name))
+
+
 def test_any_format_may_lie_in_parquet(tmp_path):
     path = tmp_path / "mooncake.parquet"
     pl.DataFrame(ROWS).write_parquet(path)

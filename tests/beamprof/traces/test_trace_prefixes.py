@@ -175,6 +175,16 @@ def test_mooncakes_columns_with_other_blocks_are_refused_with_the_row(tmp_path):
         import_trace(write(tmp_path, rows_of(PROMPTS, 16)))
 
 
+@pytest.mark.parametrize(
+    "ids", ["--1", "9" * 5000, "1 x", 10**30, [10**30], {"a": 1}], ids=range(6)
+)
+def test_ids_that_are_no_whole_numbers_are_refused(tmp_path, ids):
+    rows = rows_of(PROMPTS, 512)
+    rows[1]["hash_ids"] = ids
+    with pytest.raises(ImportFormatError, match="row 1"):
+        import_trace(write(tmp_path, rows))
+
+
 def test_counts_that_fit_no_size_or_several_need_the_users_word(tmp_path):
     none = rows_of(PROMPTS, 16, session_id="s")
     none[0]["hash_ids"] = [1]

@@ -171,7 +171,8 @@ UNSAFE = [
     "1",
 ]
 BROKEN = ["{1: }", "{1, 2}", "{1: 0.5 2: 0.5}", "{1: -0.5, 2: 1}", "{1.5: 1}", "{-1: 1.0}",
-          "{1: 0.0}", "{1: 1e999}", "{99999999999: 1.0}", "{1: 1+1}"]  # fmt: skip
+          "{1: 0.0}", f"{{1: 1{'0' * 400}}}", "{1: 1e999}", "{99999999999: 1.0}",
+          "{1: 1+1}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", UNSAFE)
@@ -227,6 +228,8 @@ BAD_WINDOWS = {
     "windows that overlap": "0,1,0,Gamma,1,1\n300,1,0,Gamma,1,1\n",
     "windows that go back": "600,1,0,Gamma,1,1\n0,1,0,Gamma,1,1\n",
     "nothing": "",
+    "a time without an end": "inf,1,0,Gamma,1,1\n",
+    "a cell without an end": f"0,{'x' * 200_000},0,Gamma,1,1\n",
     "no text": b"\xff\xfe",
 }
 
