@@ -1,4 +1,6 @@
-"""The openai client and `vllm bench serve` get from a server with BEAM what they get without it."""
+"""The openai client, `vllm bench serve` and plain HTTP get from a server with BEAM what they get
+without it. Two servers serve all of these tests: each takes a minute or more to start.
+"""
 
 import json
 import os
@@ -55,6 +57,7 @@ def told(folder: Path) -> dict[str, Any]:
         port = one.getsockname()[1]
     (folder / "beam.toml").write_text(
         f'table = "table.parquet"\nlog = "decisions.jsonl"\nmetrics_port = {port}\n'
+        "[slo.batch]\nttft_ms = 60000\n"
     )
     return ask(folder, "observe,steer", str(port))
 
@@ -78,3 +81,19 @@ def test_every_request_of_both_is_told_of(folder: Path, told: dict[str, Any]) ->
     done = [record for record in records if record["kind"] == "request"]
     assert len(done) > 120
     assert all(record["active_energy_j"] > 0 for record in done if record["generated_tokens"])
+
+
+def test_a_server_is_spoken_to_over_plain_http(folder: Path, told: dict[str, Any]) -> None:
+    plainly = told["plainly"]
+    assert all(plainly["chunks"]), "how many is a matter of load: a busy server joins tokens"
+    before, after = plainly["before"]["tally"], plainly["status"]["tally"]
+    counted = after["classes"]["batch"]
+    assert counted["completions"] == 4
+    assert after["aborts"] - before["aborts"] == 1
+    assert counted["late_first_tokens"] == 0
+    assert plainly["changed"]["slo"]["ttft_ms"] == 700.0
+    assert "above 0" in plainly["refused"]
+    assert '\nbeam_completions_total{slo_class="batch"} 4\n' in plainly["metrics"]
+    assert "Traceback" not in told["log"]
+    # vLLM kills its engine process right after SIGTERM, but the log has its last words.
+    assert "stop" in [record["kind"] for record in read_log(folder / "decisions.jsonl")]

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from http_server import free_port, get
+from http_server import free_port, get, spoken_to
 from openai import APIError, OpenAI
 
 LENGTHS = (1, 2, 16, 33, 90, 200, 300, 440)
@@ -186,12 +186,13 @@ def serve(model: Path, policies: list[str], control_port: int | None) -> dict[st
                 found[policy]["vllm bench serve"] = bench(model, port)
             except subprocess.CalledProcessError as error:
                 raise RuntimeError(error.stderr[-2000:]) from error
+        plainly = {} if control_port is None else spoken_to(port, control_port)
         server.send_signal(signal.SIGTERM)
         server.wait(60)
     finally:
         server.kill()
         server.wait(20)
-    return {"found": found, "status": status, "log": log.read_text()}
+    return {"found": found, "status": status, "plainly": plainly, "log": log.read_text()}
 
 
 if __name__ == "__main__":
