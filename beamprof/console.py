@@ -5,14 +5,44 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 
 JSON_SCHEMA = "beam.cli/1"
 MAX_WIDTH = 100
+
+
+# What moves a cursor, changes colours or the order of letters, and what no terminal can show.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with such characters, as files may hold them, spelt out."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Printable(RenderHook):
+    """Whatever is printed, words out of files among it, moves no cursor."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Words(one) for one in renderables]
+
+
+class _Words:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            # A progress bar's own control codes are no words.
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 class _Console(Console):
@@ -35,6 +65,7 @@ def stderr() -> Console:
 
 def _console(*, stderr: bool) -> Console:
     console = _Console(stderr=stderr, highlight=False, soft_wrap=False)
+    console.push_render_hook(_Printable())
     asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     console.width = min(console.width, MAX_WIDTH) if asked else MAX_WIDTH
     return console

@@ -19,6 +19,7 @@ from pathlib import Path
 from beamprof.errors import OutputError
 
 STDIN = STDOUT = Path("-")
+_MOST_TEXT_BYTES = 1 << 26
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -36,6 +37,20 @@ def is_stream(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def read_text(path: Path) -> str:
+    """A text of ours or another program's, as long as such texts are.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text, or larger than any; or no file can have this name.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST_TEXT_BYTES + 1)
+    if len(data) > _MOST_TEXT_BYTES:
+        raise ValueError(f"it has more than {_MOST_TEXT_BYTES} bytes")
+    return data.decode("utf-8")
 
 
 def user_path(text: str) -> Path:

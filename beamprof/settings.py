@@ -118,7 +118,7 @@ def whole(least: int) -> Callable[[object, str], int]:
 
     def read(value: object, name: str) -> int:
         if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-            value = int(value)
+            value = int(value.strip())
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SweepError(f"{name}: expected a whole number of {least} or more, found {value!r}")
         return value
@@ -155,8 +155,7 @@ def _read_file(path: Path, settings: Sequence[Setting], hint: str) -> dict[str, 
 
 def _read_toml(path: Path, hint: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text("utf-8")
-        return toml.loads(text)
+        return toml.loads(sys.stdin.read()) if path == STDIN else toml.load(path)
     except OSError as error:
         raise SweepError(f"cannot read {path}", cause=error.strerror, hint=hint) from None
     except ValueError as error:  # no TOML, or no text

@@ -28,7 +28,8 @@ HEADLINE, ONE_SLO = "headline", "1s/200ms"
 OTHERS = ("light", "d0", "d1", "d7", "r1", "azure-conv")
 SLOS = ("1s/200ms", "1s/150ms", "1s/120ms", "1s/100ms", "1s/tpot=120ms", "1s/tpot=100ms")
 LADDER = (
-    "vanilla,static:best,vanilla:best,vanilla:2048,static:knee,window-dvfs,beam-paper,beam,oracle"
+    "vanilla,static:best,vanilla:best,vanilla:2048,static:knee,max-q,window-dvfs,beam-paper,beam,"
+    "oracle"
 )
 # Name, table's CSV under measured-a100 or measured-more-nodes, and the serving rows.
 NODES = (

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from beam_runtime.clocks.base import all_or_none, check_supported
 from beam_runtime.clocks.file_lock import file_lock
-from beam_runtime.clocks.nvml import GpuIdentity, NvmlGpus
+from beam_runtime.clocks.gpu_identity import GpuIdentity
+from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.nvml_reader import NvmlReader
 from beam_runtime.clocks.spec import COMMAND_TIMEOUT_S
 from beam_runtime.clocks.state_file import StateFile

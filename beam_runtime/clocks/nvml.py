@@ -7,12 +7,12 @@ who else may have locked a GPU.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import isfinite
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import POWER_CAP, ClockReading, all_or_none, check_supported
+from beam_runtime.clocks.gpu_identity import GpuIdentity, is_pci_address, normal_pci_address
+from beam_runtime.clocks.nvml_call import call
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
     UNINITIALIZED,
@@ -28,12 +28,9 @@ Found = TypeVar("Found")
 # The A100's energy counter ticks every 100 ms (design/table.md); newer boards tick faster.
 COUNTER_TICK_S = 0.1
 
-# Names that an older pynvml, or an older driver, has for the same function.
-_OLDER_NAMES = {
-    "nvmlDeviceGetCurrentClocksEventReasons": "nvmlDeviceGetCurrentClocksThrottleReasons",
-    "nvmlDeviceGetPciInfo": "nvmlDeviceGetPciInfo_v2",
-}
-_FUNCTION_NOT_FOUND = 13
+_RESET = "nvmlDeviceResetGpuLockedClocks"
+# No reading of NVML's has more than 64 bits.
+_TOO_LARGE = 1 << 64
 
 # Bits of nvmlClocksEventReasons in nvml.h.
 REASONS: dict[int, str] = {
@@ -47,21 +44,6 @@ REASONS: dict[int, str] = {
     0x080: "power brake",
     0x100: "display clock",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class GpuIdentity:
-    """What the driver calls a GPU.
-
-    Attributes:
-        index: NVML's, for people: another process, container or driver start counts otherwise.
-        pci_address: as 0000:17:00.0; empty where the driver does not tell.
-    """
-
-    index: int
-    uuid: str
-    name: str
-    pci_address: str = ""
 
 
 class NvmlGpus:
@@ -134,6 +116,8 @@ class NvmlGpus:
     def set(self, clock_mhz: int) -> None:
         """Lock every GPU's SM clock; if one refuses, none stays locked (see ClockActuator)."""
         check_supported(clock_mhz, self.supported_clocks_mhz())
+        if getattr(self._nvml, _RESET, None) is None:  # what cannot be undone is not begun
+            raise absent(self._nvml, _RESET, self._named(0))
         with all_or_none(self.release):
             for at in range(len(self._uuids)):
                 # Noted first: a call that fails may have taken effect.
@@ -156,7 +140,7 @@ class NvmlGpus:
         failures = []
         for at in range(len(self._uuids)) if orphans else sorted(self._touched):
             try:
-                self._ask("nvmlDeviceResetGpuLockedClocks", at)
+                self._ask(_RESET, at)
                 self._touched.discard(at)
             except ClockError as error:
                 failures.append(error)
@@ -279,24 +263,24 @@ class NvmlGpus:
     # Asking NVML
 
     def _start(self) -> None:
-        self._call("nvmlInit", None)
+        call(self._nvml, "nvmlInit", None)
         self._open = True
 
     def _handle_of(self, gpu: int | str) -> Any:
         if isinstance(gpu, int) and not isinstance(gpu, bool):
-            return self._call("nvmlDeviceGetHandleByIndex", gpu, gpu)
+            return call(self._nvml, "nvmlDeviceGetHandleByIndex", gpu, gpu)
         if not isinstance(gpu, str):
             raise ClockUnavailableError(f"{gpu!r} is no GPU", hint="name one by index or UUID")
         by_place = is_pci_address(gpu)
         name = "nvmlDeviceGetHandleByPciBusId" if by_place else "nvmlDeviceGetHandleByUUID"
-        return self._call(name, gpu, gpu)
+        return call(self._nvml, name, gpu, gpu)
 
     def _ask(self, function: str, at: int | None, *arguments: int) -> Any:
         """Call NVML for the GPU at a position; codes that pass by themselves get a second try."""
         for last_try in (False, True):
             handle = () if at is None else (self._handles[at],)
             try:
-                return self._call(function, self._named(at), *handle, *arguments)
+                return call(self._nvml, function, self._named(at), *handle, *arguments)
             except ClockError as error:
                 code = getattr(error.__cause__, "value", None)
                 if last_try or code not in RETRIED_CODES:
@@ -305,31 +289,11 @@ class NvmlGpus:
                     self._restart()
         raise AssertionError("unreachable")  # the second round returns or raises
 
-    def _call(self, function: str, gpu: str | int | None, *arguments: Any) -> Any:
-        """Call it under the newest name that this binding and driver know.
-
-        Raises:
-            ClockError: NVML's error, or whatever else an odd binding raises.
-        """
-        for name in (function, _OLDER_NAMES.get(function, function)):
-            call = getattr(self._nvml, name, None)
-            if call is None:
-                continue
-            try:
-                return call(*arguments)
-            except getattr(self._nvml, "NVMLError", ()) as error:
-                if getattr(error, "value", None) == _FUNCTION_NOT_FOUND and name == function:
-                    continue
-                raise translated(error, name, gpu) from error
-            except Exception as error:
-                raise odd(self._nvml, error, name, gpu) from error
-        raise absent(self._nvml, function, gpu)
-
     def _number(self, function: str, at: int, *arguments: int) -> float:
         """A finite number. Raises ClockError for anything else."""
         found = self._ask(function, at, *arguments)
-        if isinstance(found, int | float) and not isinstance(found, bool) and isfinite(found):
-            return found
+        if type(found) in (int, float) and abs(found) < _TOO_LARGE:  # no NaN is
+            return float(found)
         raise odd(self._nvml, ValueError(f"it answers {found!r:.40}"), function, self._named(at))
 
     def _if_supported(self, function: str, at: int, *arguments: int) -> float | None:
@@ -390,27 +354,6 @@ def gpu_count(nvml: Any = None) -> int:
         raise translated(error, "nvmlInit", None) from error
     except Exception as error:
         raise odd(nvml, error, "nvmlDeviceGetCount", None) from error
-
-
-def normal_pci_address(text: str) -> str:
-    """As 0000:17:00.0, whatever the width of its domain and the case of its letters.
-
-    Raises:
-        ValueError: it is none.
-    """
-    domain, bus, rest = text.strip().lower().split(":")
-    device, _, function = rest.partition(".")
-    numbers = (int(part, 16) for part in (domain, bus, device, function or "0"))
-    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
-
-
-def is_pci_address(name: str) -> bool:
-    """Whether this names a GPU by its place on the bus."""
-    try:
-        normal_pci_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_once(gpus: Sequence[int | str], uuids: Sequence[str]) -> None:

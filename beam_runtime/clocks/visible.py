@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from beam_runtime.clocks.nvml import GpuIdentity, NvmlGpus, gpu_count
+from beam_runtime.clocks.gpu_identity import GpuIdentity
+from beam_runtime.clocks.nvml import NvmlGpus, gpu_count
 from beam_runtime.errors import ClockError, ClockUnavailableError
 
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from beam_runtime.clocks.gpu_identity import GpuIdentity, normal_pci_address
 from beam_runtime.clocks.holding import text, whole_number
-from beam_runtime.clocks.nvml import GpuIdentity, normal_pci_address
 from beam_runtime.clocks.zeusd_client import ZeusdClient
 from beam_runtime.errors import ClockError, ClockUnavailableError
 

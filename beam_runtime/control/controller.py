@@ -19,10 +19,8 @@ its own settings back and the GPUs their own clocks.
 
 import contextlib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -41,6 +39,7 @@ from beam_runtime.control.events import (
     Promise,
     Resume,
 )
+from beam_runtime.control.forked import tell_children
 from beam_runtime.control.hooks import Hooks
 from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
@@ -107,13 +106,13 @@ class Controller(Hooks):
         now_ms: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(now_ms or _monotonic_ms, self._drop)
-        self._events: deque[Event] = deque(maxlen=MAX_BACKLOG)
+        self._events: deque[Event] = deque()
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
         self._dropped = 0
         self._last_words_after = -1
         self._open = False
-        _tell_children(self)
+        tell_children(self._orphaned)
         self._log = log
         self.clocks = "clocks stay as they are" if actuator is None else type(actuator).__name__
         self._clocks = (
@@ -142,7 +141,7 @@ class Controller(Hooks):
         self._worker = (
             threading.Thread(target=self._run, name="beam-search", daemon=True) if threads else None
         )
-        self._watchdog = Watchdog(self._steering.hung)
+        self._watchdog = Watchdog(self._steering.hung, self._keep_backlog_short)
 
     @classmethod
     def from_table(
@@ -315,6 +314,7 @@ class Controller(Hooks):
 
     def advance(self) -> Orders:
         """Take in what the hooks were told, decide if it is time to. For use without threads."""
+        self._keep_backlog_short()
         events = []
         with contextlib.suppress(IndexError):  # until it is empty; hooks may go on appending
             while True:
@@ -332,6 +332,13 @@ class Controller(Hooks):
     def _drop(self, event: Event) -> None:
         """What takes the place of append before and after its life."""
         self._dropped += 1
+
+    def _keep_backlog_short(self) -> None:
+        """Also while the worker is somewhere else; a deque of its own bound would not count."""
+        with contextlib.suppress(IndexError):  # the worker takes them meanwhile
+            while len(self._events) > MAX_BACKLOG:
+                self._events.popleft()
+                self._dropped += 1
 
     def _orphaned(self) -> None:
         """In a forked child: no thread is behind this object, and nothing here is its own."""
@@ -381,18 +388,6 @@ class Controller(Hooks):
             self._append(ClockConfirmed(now_ms, outcome.clock_mhz))
         else:
             self._append(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
-
-
-def _tell_children(controller: Controller) -> None:
-    """Let forked children know that they are not the controller."""
-    reference = weakref.ref(controller)
-
-    def tell() -> None:
-        parent = reference()
-        if parent is not None:
-            parent._orphaned()
-
-    os.register_at_fork(after_in_child=tell)
 
 
 def _monotonic_ms() -> float:

@@ -71,6 +71,7 @@ class DecisionLog:
         try:
             self._descriptor = _opened(self.path)
             status = os.fstat(self._descriptor)
+            _check_ours(status)
             size = status.st_size  # 0 of a pipe or a terminal
             if size and _last_byte(self.path) != b"\n":  # a crash cut a line
                 os.write(self._descriptor, b"\n")
@@ -78,7 +79,7 @@ class DecisionLog:
             raise BeamError(
                 f"cannot open the decision log {self.path}",
                 cause=error.strerror if isinstance(error, OSError) else str(error),
-                hint="name a file in a folder that exists",
+                hint="name a file of yours, in a folder that exists",
             ) from error
         self._grows = stat.S_ISREG(status.st_mode)
         self._room_bytes = max_bytes - size
@@ -158,6 +159,16 @@ class DecisionLog:
 
 def _opened(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _check_ours(status: os.stat_result) -> None:
+    """Raises PermissionError for a file in which others can write what we are taken to have."""
+    if not stat.S_ISREG(status.st_mode):
+        return  # a pipe, a terminal
+    if status.st_uid != os.geteuid():
+        raise PermissionError(0, f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
+    if status.st_mode & stat.S_IWOTH:
+        raise PermissionError(0, "everybody may write to it")
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -36,6 +36,7 @@ from beam_runtime.control.resources import Searches
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import (
     ClockHangsError,
+    ClockLostError,
     ClockPermissionError,
     ClockUnavailableError,
     TableError,
@@ -272,7 +273,7 @@ class Steering:
         self._release_failed = event.clock_mhz is None
         self._asked = True
         self._write("clock", at_ms, clock_mhz=event.clock_mhz, error=event.error.message)
-        if isinstance(event.error, ClockHangsError):
+        if isinstance(event.error, ClockHangsError | ClockLostError):
             self._fell(self._fallback.once(Fault.CLOCK, event.error.message, at_ms))
         elif not isinstance(event.error, ClockPermissionError | ClockUnavailableError):
             self._failed(Fault.CLOCK, event.error.message, at_ms)

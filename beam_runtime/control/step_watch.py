@@ -2,6 +2,9 @@
 
 A step that met two clocks teaches as well, where it hardly matters when exactly the one became
 the other: a controller may change clocks faster than a step travels.
+
+An engine that has not served yet may compile for minutes in its first step: that is no stall, and
+nothing is learnt of it.
 """
 
 from collections import deque
@@ -48,6 +51,7 @@ class StepWatch:
         self._times = PipelineTimes(limits.pp, limits.transfer_ms)
         self._expected: deque[_Expected] = deque()
         self._progress_ms = float("-inf")
+        self._served = False
 
     def issued(self, shape: StepShape, at_ms: float) -> None:
         """A step enters the pipeline."""
@@ -72,7 +76,8 @@ class StepWatch:
         if not self._expected:
             return None
         expected = self._expected.popleft()
-        if measured is None or self._passes is None:
+        first, self._served = not self._served, True
+        if measured is None or self._passes is None or first:
             return None
         predicted_ms = self._predicted_ms(self._passes, expected.shape, measured.since_ms, at_ms)
         if predicted_ms is None:
@@ -110,8 +115,12 @@ class StepWatch:
         return (one_ms + other_ms) / 2.0
 
     def silent_ms(self, now_ms: float) -> float:
-        """How long steps have been in flight without one coming back; 0 where none are."""
-        return now_ms - self._progress_ms if self._times.in_flight else 0.0
+        """How long steps have been in flight without one coming back; 0 where none are.
+
+        Nor before the first one ever is back.
+        """
+        waits = self._times.in_flight and self._served
+        return now_ms - self._progress_ms if waits else 0.0
 
     def finishes_ms(self, now_ms: float) -> list[float]:
         """When each step in flight is expected back, oldest first; what is overdue, now."""

@@ -17,10 +17,14 @@ class Watchdog:
 
     Args:
         hung: called once for each turn that lasts too long, with how long it has lasted, s.
+        each_look: called ten times a second.
     """
 
-    def __init__(self, hung: Callable[[float], None]) -> None:
+    def __init__(
+        self, hung: Callable[[float], None], each_look: Callable[[], None] = lambda: None
+    ) -> None:
         self._hung = hung
+        self._each_look = each_look
         self._begun_s: float | None = None
         self._told = False
         self._closing = threading.Event()
@@ -45,6 +49,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_S):
+            self._each_look()
             begun_s = self._begun_s
             if begun_s is None or self._told:
                 continue

@@ -124,11 +124,11 @@ class EmbeddedConfig:
     def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
         """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
         try:
-            raw = toml.loads(path.read_text(encoding="utf-8"))
+            raw = toml.load(path)
         except (OSError, ValueError) as error:
             raise BeamError(
                 f"cannot read the configuration {path}",
-                cause=str(error),
+                cause=getattr(error, "strerror", None) or str(error),
                 hint="docs/vllm.md shows one",
             ) from error
         if policy:

@@ -4,9 +4,25 @@ Python's reader takes any, and a number of ten thousand digits can then not even
 """
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
+_MOST_BYTES = 1 << 20
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as loads(), or it is no text, or larger than any settings are.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return loads(data.decode("utf-8"))
 
 
 def loads(text: str) -> dict[str, Any]:

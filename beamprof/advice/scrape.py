@@ -6,7 +6,6 @@ spread over that time: a counter has no memory.
 
 import re
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,10 +106,16 @@ def _fetched(url: str) -> str:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             content: bytes = answer.read(_MOST_BYTES)
         return content.decode("utf-8")
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:  # urllib's own are OSErrors
         raise ImportFormatError(
-            f"no metrics at {url}", cause=str(error), hint="vllm serve has them at /metrics"
+            f"no metrics at {url}", cause=_reason(error), hint="vllm serve has them at /metrics"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """In words: urllib wraps what the system said."""
+    inner = getattr(error, "reason", error)
+    return str(getattr(inner, "strerror", None) or error)
 
 
 def parse_scrape(text: str, source: str, now_s: float) -> Scrape:

@@ -18,7 +18,7 @@ from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
 from beamprof.backends.base import Measurement
 from beamprof.backends.cell import Cell
-from beamprof.backends.pass_estimate import PassEstimate
+from beamprof.backends.pass_estimate import PASSES_PER_CELL, PassEstimate
 from beamprof.backends.pass_timing import (
     PassRunner,
     PassTimes,
@@ -34,7 +34,6 @@ from beamprof.models.shape import StageShape
 IDLE_WINDOW_MS = 1000.0
 CELL_TRIES = 3
 COOL_DOWN_S = 10.0
-_PASSES_PER_CELL = 6  # warm-up and window, where a single pass outlasts both
 
 
 class StageRunner(PassRunner, Protocol):
@@ -107,7 +106,7 @@ class MeasuringBackend:
         """The rules' time, or that of a few passes where they take longer."""
         if cell.kind is RowKind.IDLE:
             return self._rules.discard_s + self._rules.window_s
-        return max(self._rules.planned_s, _PASSES_PER_CELL * self._estimate.seconds(cell.shape))
+        return max(self._rules.planned_s, PASSES_PER_CELL * self._estimate.seconds(cell.shape))
 
     @property
     def _devices_per_metered(self) -> float:

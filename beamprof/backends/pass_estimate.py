@@ -7,15 +7,21 @@ from beam_runtime.types import StepShape
 from beamprof.models.shape import StageShape
 
 # First guesses at what a device does, FLOP/s and bytes/s.
-_GUESS = {"cuda": (300e12, 1.5e12), "cpu": (50e9, 10e9)}
+GUESSED_SPEEDS = {"cuda": (300e12, 1.5e12), "cpu": (50e9, 10e9)}
+PASSES_PER_CELL = 6  # warm-up and window, where a single pass outlasts both
 
 
 class PassEstimate:
-    """Seconds of a pass of one stage; ``place`` is "cuda" or "cpu"."""
+    """Seconds of a pass of one stage; ``place`` is "cuda" or "cpu".
 
-    def __init__(self, stage: StageShape, place: str) -> None:
+    ``speeds`` are its FLOP/s and bytes/s where somebody knows them.
+    """
+
+    def __init__(
+        self, stage: StageShape, place: str, speeds: tuple[float, float] | None = None
+    ) -> None:
         self._stage = stage
-        self._flops_per_s, self._bytes_per_s = _GUESS[place]
+        self._flops_per_s, self._bytes_per_s = speeds or GUESSED_SPEEDS[place]
         self._slowness = 1.0
 
     def seconds(self, step: StepShape) -> float:

@@ -33,8 +33,19 @@ def command(
     ] = None,
     slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
     slo_tbt: Annotated[
-        str, typer.Option("--slo-tbt", "--slo-itl", help="Time between tokens.")
-    ] = "200ms",
+        str | None,
+        typer.Option(
+            "--slo-tbt",
+            "--slo-itl",
+            help="Every gap between tokens, or a share: 200ms@99% [default: 200ms].",
+        ),
+    ] = None,
+    slo_tpot: Annotated[
+        str | None, typer.Option("--slo-tpot", help="Instead: mean time per token.")
+    ] = None,
+    slo_e2e: Annotated[
+        str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")
+    ] = None,
     clock: Annotated[
         int | None, typer.Option("--clock", min=1, help="Clock now, MHz [default: the highest].")
     ] = None,
@@ -63,7 +74,6 @@ def command(
 
     One new prompt on an idle engine:  beam decide TABLE --waiting 1500 --slo-ttft 1s
     """
-    from beam_runtime.types import Slo
     from beamprof.cli.streams import load_table, one_from_stdin, readable
     from beamprof.decide.bounds import check_state, clock_of, largest_step
     from beamprof.decide.decide import decide, limits_of
@@ -71,6 +81,7 @@ def command(
     from beamprof.errors import StateError
     from beamprof.plain import plain
     from beamprof.report.decide_view import show_decision
+    from beamprof.slo import slo_from_flags
     from beamprof.tables.doubts import doubts
 
     if state is not None and (waiting or running or clock):
@@ -78,10 +89,7 @@ def command(
             "--state says it all: leave --waiting, --running and --clock out",
             hint="or leave --state out",
         )
-    slo = Slo(
-        parse_duration_s(slo_ttft, "--slo-ttft") * 1e3,
-        parse_duration_s(slo_tbt, "--slo-tbt") * 1e3,
-    )
+    slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
     gap_ms = None if host_gap is None else parse_duration_s(host_gap, "--host-gap") * 1e3
     idle_w = None if idle_power is None else parse_power_w(idle_power, "--idle-power")
     one_from_stdin([table, state])
@@ -107,14 +115,14 @@ def command(
         ),
         idle_power_w=None if idle_w is None else idle_w * known.tp,
     )
-    feasible = answer.chosen.feasible
+    kept = answer.chosen.lost == 0
     emit(
         "decide",
-        {"feasible": feasible, **plain(answer)},
+        {"feasible": answer.chosen.feasible, **plain(answer)},
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
-        status="ok" if feasible else "no",
+        status="ok" if kept else "no",
         warnings=[*cut, *doubts(known), *answer.notes],
     )
-    if not feasible:
+    if not kept:
         raise typer.Exit(1)

@@ -230,10 +230,12 @@ def _broken(run: _Run) -> int:
 def _say(
     run: _Run, status: str, message: str, cause: str | None = None, hint: str | None = None
 ) -> None:
+    from beamprof.console import printable
+
     label = "interrupted" if status == "interrupted" else "error"
     for name, text in ((label, message), ("cause", cause), ("hint", hint)):
         if text:
-            sys.stderr.write(f"{name}: {text}\n")
+            sys.stderr.write(f"{name}: {printable(text)}\n")
     if run.as_json:
         _say_json(run, status, message, cause, hint)
 

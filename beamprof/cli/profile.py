@@ -301,6 +301,7 @@ def _result_data(result: "ProfileResult") -> dict[str, Any]:
 
 def _render_result(result: "ProfileResult", console: "Console") -> None:
     from beamprof.report.page import fitted_block
+    from beamprof.tables.leave_one_out import held_out_error
     from beamprof.units import format_duration
 
     prepared = result.prepared
@@ -325,6 +326,13 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
     )
     fitted_block(console, _knee_grid(result.table), ("top MHz", "ms"))
     console.print(f"\nexpected error: {prepared.plan.expected}", markup=False)
+    found = None if prepared.choice.modelled else held_out_error(result.table)
+    if found is not None:
+        console.print(
+            f"found: latency {100 * found.latency_mape:.1f} %, energy "
+            f"{100 * found.energy_mape:.1f} % over {found.rows} mixed steps kept out of the fit",
+            markup=False,
+        )
     if prepared.choice.device_file is not None and prepared.choice.modelled:
         console.print(f"on top of the model's: {prepared.choice.device_file.accuracy}",
                       markup=False)  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beamprof.replay.sensitivity import Outcome
     from beamprof.traces.trace import Trace
 
-DEFAULT_POLICIES = "vanilla,static:best,window-dvfs,beam-paper,beam,oracle"
+DEFAULT_POLICIES = "vanilla,static:best,max-q,window-dvfs,beam-paper,beam,oracle"
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
@@ -51,7 +51,7 @@ def command(
         typer.Option(
             "--policy",
             help="Names with commas: vanilla[:CHUNK|best], static:MHZ[:CHUNK]|knee|best, "
-            "window-dvfs, "
+            "max-q[:WATTS] (a power limit), window-dvfs, "
             "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
         ),
     ] = DEFAULT_POLICIES,

@@ -16,7 +16,7 @@ from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot
+from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot, StreamKind
 from beamprof.decide.engine_state import StateSpec
 
 _REPEATS = 20
@@ -37,7 +37,9 @@ class Point:
         ttft_excess_ms: TTFT + margin - SLO of whom it is worst for; None likewise.
         tbt_excess_ms: the same for TBT.
         slo_used: the larger share of TTFT and TBT SLO that is used, margin included.
-        verdict: empty where every SLO is kept, else which is missed, by how much and whose.
+        lost: requests that would miss their SLO, margins not counted.
+        verdict: empty where every SLO is kept with its margin, else which is not, by how much
+            and whose.
     """
 
     knobs: Knobs
@@ -48,6 +50,7 @@ class Point:
     ttft_excess_ms: float | None
     tbt_excess_ms: float | None
     slo_used: float
+    lost: int
     verdict: str
 
     @property
@@ -101,6 +104,8 @@ class Answer:
         state: in words.
         slo: the default one.
         chosen: the decision.
+        verdict: of the chosen one: what is kept, or whether any setting could keep it.
+        requests: in the state.
         why: one sentence.
         active_energy_j: passes of all stages within the horizon.
         idle_energy_j: all GPU-time no pass covers.
@@ -118,6 +123,8 @@ class Answer:
     state: str
     slo: Slo
     chosen: Point
+    verdict: str
+    requests: int
     why: str
     active_energy_j: float
     idle_energy_j: float
@@ -194,6 +201,8 @@ def decide(
         state=describe_state(state),
         slo=slo,
         chosen=chosen,
+        verdict=verdict(chosen, points, stance.hopeless),
+        requests=len(state.running) + len(state.waiting),
         why=decision.why,
         active_energy_j=decision.forecast.active_energy_j,
         idle_energy_j=decision.forecast.idle_energy_j,
@@ -265,7 +274,8 @@ def _point(knobs: Knobs, forecast: Forecast, state: Snapshot, best_j: float) -> 
         ttft_excess_ms=ttft_excess_ms,
         tbt_excess_ms=tbt_excess_ms,
         slo_used=max(used, default=0.0),
-        verdict=_verdict(forecast),
+        lost=_lost(forecast, state),
+        verdict=_verdict(forecast, state),
     )
 
 
@@ -273,15 +283,84 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _verdict(forecast: Forecast) -> str:
-    missed = [
-        f"{name} {excess_ms:.0f} ms over ({whose})"
-        for name, excess_ms, whose in (
-            ("TTFT", forecast.ttft_excess_ms, forecast.ttft_worst),
-            ("TBT", forecast.tbt_excess_ms, forecast.tbt_worst),
+def verdict(chosen: Point, points: list[Point], hopeless: str = "") -> str:
+    """What is kept, from what was played: the chosen point and all others.
+
+    Args:
+        chosen: the decision.
+        points: every setting.
+        hopeless: why the SLO is out of reach in any state; empty where it is not.
+    """
+    if chosen.feasible:
+        return "keeps every SLO"
+    keeping = [point for point in points if point.feasible]
+    if keeping:  # the search looks at a part of them
+        least = min(keeping, key=lambda one: one.energy_j)
+        return (
+            f"misses {chosen.verdict}, though {len(keeping):,} of {len(points):,} settings keep "
+            f"every SLO, first {least.knobs.clock_mhz} MHz, chunk {least.knobs.chunk_tokens}"
         )
-        if excess_ms > SAME_MS
-    ]
+    if hopeless:
+        return f"no setting keeps this SLO: {hopeless}"
+    if chosen.lost == 0:
+        return (
+            f"keeps every SLO, but no setting of {len(points):,} keeps the margins too: "
+            f"{chosen.verdict}"
+        )
+    one = f"{chosen.lost} request{'s' if chosen.lost > 1 else ''}"
+    return (
+        f"no setting of {len(points):,} keeps every SLO in this state; this one loses {one}: "
+        f"{chosen.verdict}"
+    )
+
+
+def _lost(forecast: Forecast, state: Snapshot) -> int:
+    """Requests late by the forecast itself, margins not counted.
+
+    Of promises that are none of gaps a forecast names the worst alone.
+    """
+    if forecast.feasible:
+        return 0
+    slos = {one.request_id: one.slo for one in (*state.running, *state.waiting)}
+    late = {name for name, ms in forecast.ttft_ms.items() if ms > slos[name].ttft_ms + SAME_MS}
+    late |= {
+        name
+        for name, ms in forecast.worst_tbt_ms.items()
+        if slos[name].kind is StreamKind.GAP and ms > slos[name].token_ms + SAME_MS
+    }
+    worst = forecast.tbt_worst
+    if worst is not None and slos[worst].kind is not StreamKind.GAP:
+        late |= {worst} if _over_ms(forecast, state)["TBT"] > SAME_MS else set()
+    return len(late)
+
+
+def _over_ms(forecast: Forecast, state: Snapshot) -> dict[str, float]:
+    """How far TTFT and TBT are over their SLOs at worst, margins not counted."""
+    margin = state.correction
+    return {
+        "TTFT": forecast.ttft_excess_ms - margin.ttft_margin_ms,
+        "TBT": forecast.tbt_excess_ms - margin.tbt_margin_ms,
+    }
+
+
+def _verdict(forecast: Forecast, state: Snapshot) -> str:
+    slos = {one.request_id: one.slo for one in (*state.running, *state.waiting)}
+    over_ms = _over_ms(forecast, state)
+    missed = []
+    for name, excess_ms, whose in (
+        ("TTFT", forecast.ttft_excess_ms, forecast.ttft_worst),
+        ("TBT", forecast.tbt_excess_ms, forecast.tbt_worst),
+    ):
+        if excess_ms <= SAME_MS or whose is None:
+            continue
+        kind = slos[whose].kind
+        said = name if name == "TTFT" or kind is StreamKind.GAP else kind.upper()
+        if not math.isfinite(excess_ms):
+            missed.append(f"{said} not before another request ends ({whose})")
+        elif over_ms[name] > SAME_MS:
+            missed.append(f"{said} {over_ms[name]:.0f} ms over ({whose})")
+        else:
+            missed.append(f"{said} {excess_ms:.0f} ms into its margin ({whose})")
     return ", ".join(missed)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from beam_runtime.types import EngineLimits, Knobs, RequestState, Slo, Snapshot
 from beamprof.errors import StateError
+from beamprof.files import read_text
 
 _PLENTY_OF_BLOCKS = 1 << 30
 _MOST_REQUESTS = 4096
@@ -119,12 +120,12 @@ def read_state(path: Path) -> StateSpec:
         StateError: no such file, no JSON, an unknown key or a value that cannot be.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise StateError(f"cannot read the state {path}", cause=error.strerror) from None
     except UnicodeDecodeError:
         raise StateError(f"the state {path} is not text", hint="a state is JSON") from None
-    except ValueError as error:  # a NUL in its name
+    except ValueError as error:  # too large, or a NUL in its name
         raise StateError(f"cannot read the state {path}", cause=str(error)) from None
     try:
         return StateSpec.model_validate_json(text)

@@ -29,7 +29,7 @@ from beamprof.devices.constants import (
     Power,
 )
 from beamprof.errors import DeviceError
-from beamprof.files import user_path
+from beamprof.files import read_text, user_path
 from beamprof.models.formats import FORMATS, Format
 
 _Section = TypeVar("_Section")
@@ -109,7 +109,7 @@ def resolve_device(name: str) -> Device:
     if name.endswith(".toml"):
         path = user_path(name)
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except (OSError, ValueError) as error:
             raise DeviceError(
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks
 from beam_runtime.clocks.claims import Restored, gone, orphans, restore
@@ -15,6 +16,7 @@ from beam_runtime.clocks.guarded import release_orphan
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 from beamprof.doctor.checks import Check, checks
+from beamprof.doctor.config_checks import config_checks
 from beamprof.doctor.gpus import Gpu, find_gpus, reason
 
 # What the two halves use, and what uses them.
@@ -59,6 +61,8 @@ class Diagnosis:
         record: where that is.
         record_error: why the record cannot be read; empty where it can.
         checks: what has to hold for BEAM to control this machine, and whether it does.
+        config: the beam.toml that was asked about; None where none was.
+        config_checks: the same of it.
     """
 
     python: str
@@ -73,6 +77,13 @@ class Diagnosis:
     record: str
     record_error: str
     checks: tuple[Check, ...]
+    config: str | None = None
+    config_checks: tuple[Check, ...] = ()
+
+    @property
+    def serves(self) -> bool:
+        """Whether an engine may be started with the beam.toml that was asked about."""
+        return all(check.ok is not False for check in self.config_checks)
 
     @property
     def well(self) -> bool:
@@ -87,14 +98,22 @@ class Diagnosis:
 
 
 def diagnose(
-    *, restore_orphans: bool = False, state: StateFile | None = None, nvml: object = None
+    *,
+    restore_orphans: bool = False,
+    config: Path | None = None,
+    state: StateFile | None = None,
+    nvml: object = None,
 ) -> Diagnosis:
     """Look around; with ``restore_orphans`` also release what dead owners left locked.
 
     Args:
         restore_orphans: release orphaned locks.
+        config: a beam.toml to look at as well.
         state: the record of locks; this user's by default.
         nvml: a module like pynvml; the real one when None.
+
+    Raises:
+        BeamError: the config cannot be read.
     """
     state = state or StateFile()
     locks, record_error = _locks(state, restore_orphans)
@@ -115,6 +134,8 @@ def diagnose(
         record=str(state.path),
         record_error=record_error,
         checks=checks(driver, gpus, no_gpus, held, nvml),
+        config=None if config is None else str(config),
+        config_checks=() if config is None else config_checks(config, gpus),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from beamprof.errors import ModelShapeError
+from beamprof.files import read_text
 from beamprof.models.families import ARCHITECTURES, FAMILIES, Family, mixers, mlps
 from beamprof.models.fields import Fields
 from beamprof.models.layers import Attention, DenseMlp, Layer
@@ -34,7 +35,7 @@ def read_config(path: Path, *, dtype: str | None = None) -> ModelShape:
     """
     where = str(path)
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(read_text(path))
     except FileNotFoundError:
         raise ModelShapeError(
             f"no config.json in {path.parent}", hint="download the model's config.json there"

@@ -29,6 +29,7 @@ from beamprof.errors import JournalError, OutputError
 from beamprof.profiler.plan import Trial
 
 JOURNAL_VERSION = 1
+_MOST_BYTES = 1 << 28  # half a million trials
 _MEASUREMENT = tuple(field.name for field in dataclasses.fields(Measurement))
 _CELL = tuple(field.name for field in dataclasses.fields(Cell))
 
@@ -133,6 +134,11 @@ class Journal:
 
     def _begin(self, sweep: Mapping[str, str]) -> None:
         size = os.fstat(self._descriptor).st_size
+        if size > _MOST_BYTES:
+            raise JournalError(
+                f"{self.path} is no journal of BEAM", cause=f"it has {size} bytes",
+                hint="choose another --output, or start over with --fresh",
+            )  # fmt: skip
         text = os.pread(self._descriptor, size, 0)
         lines = text.split(b"\n")
         tail = lines.pop()
@@ -231,7 +237,8 @@ def peek(path: Path) -> tuple[dict[str, str], int]:
     Nothing is locked or repaired: this is for a dry run. ({}, 0) where there is no journal.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            lines = file.read(_MOST_BYTES).split(b"\n")
     except OSError:
         return {}, 0
     header = _parsed(lines[0]) or {}

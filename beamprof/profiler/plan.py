@@ -70,6 +70,7 @@ class Plan:
         rounds: trials of each cell; window_s: how long each repeats its pass.
         seed: of the order.
         counted: energy comes from a counter whose ticks blur short windows.
+        cpu: passes run on a CPU.
     """
 
     clocks_mhz: tuple[int, ...]
@@ -79,6 +80,7 @@ class Plan:
     window_s: float
     seed: int
     counted: bool = True
+    cpu: bool = False
 
     @property
     def trial_count(self) -> int:
@@ -94,7 +96,7 @@ class Plan:
     def expected(self) -> ExpectedError:
         """The error its table is expected to have."""
         counted_s = (self.rounds, self.window_s) if self.counted else None
-        return expected_error(len(self.clocks_mhz), self.share, counted_s)
+        return expected_error(len(self.clocks_mhz), self.share, counted_s, cpu=self.cpu)
 
     def order(self) -> tuple[Trial, ...]:
         """Rounds outside, cells inside, each round shuffled: thermal drift hits all cells alike.

@@ -19,6 +19,7 @@ from beamprof.profiler.choose_backend import CPU, Choice, choose_backend
 from beamprof.profiler.grid import GridLimits
 from beamprof.profiler.journal import journal_path
 from beamprof.profiler.plan import Plan, make_plan
+from beamprof.profiler.slow_device import check_budget
 from beamprof.profiler.spec import SweepSpec
 
 # What a stage's weights and KV cache may take of its GPU; vLLM, too, leaves a tenth to activations
@@ -100,7 +101,11 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
         f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
     )
     check_writable(output, force=request.force)
-    warnings = _cut(spec, limits, model)
+    slow = ""
+    if not choice.modelled:
+        place = "cpu" if choice.clocks.device == CPU else "cuda"
+        slow = check_budget(plan, stage, place, spec.budget_s, model.name)
+    warnings = (*_cut(spec, limits, model), *([slow] if slow else []))
     notes = [*warnings, f"backend: {choice.reason}"]
     if spec.origins["device"] == "default":
         notes.append(f"device: {choice.clocks.device} (default; choose with --device)")
@@ -164,7 +169,8 @@ def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, P
     """What runs here, the same on a real device, and what that gave up to keep its budget."""
     if not choice.modelled:
         plan, thinned = make_plan(spec, limits, choice.clocks)
-        plan = dataclasses.replace(plan, counted=choice.clocks.device != CPU)
+        on_cpu = choice.clocks.device == CPU
+        plan = dataclasses.replace(plan, counted=not on_cpu, cpu=on_cpu)
         return plan, plan, thinned
     full, _ = make_plan(spec, limits, choice.clocks, keep_budget=False)
     try:

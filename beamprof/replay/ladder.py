@@ -3,6 +3,7 @@
 Vanilla and the best static setting are always among them: energy is stated relative to both.
 """
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from beamprof.replay.policies.registry import (
 from beamprof.replay.promised import own_slos
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
-from beamprof.replay.rivals import CHUNKS, Rivals, find_rivals
+from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import Site, site_of
 from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Trace
@@ -55,7 +56,13 @@ class Rung:
     slowdown: float
 
 
-@dataclass(frozen=True, slots=True)
+_IN_A_NOTEBOOK = (
+    "policy", "goodput", "energy_kwh", "to_vanilla", "to_static", "j_per_request",
+    "request.mean_ms", "ttft.p99_ms", "tbt.p99_ms", "tokens_per_s_user", "setting",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ReplayReport:
     """The ladder of policies.
 
@@ -86,6 +93,21 @@ class ReplayReport:
     dropped: dict[str, int]
     assumed: tuple[str, ...]
     paths: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """The ladder on a line: energy over vanilla's, and goodput."""
+        steps = ", ".join(
+            f"{one.metrics.policy} {one.to_vanilla:.2f} ({100 * one.metrics.goodput:.1f} %)"
+            for one in self.rungs
+        )
+        return f"ReplayReport({self.model} on {self.device}, {self.requests:,} requests: {steps})"
+
+    def _repr_html_(self) -> str:
+        """Its rows, in a notebook: goodput first, then energy and what readers get."""
+        from beamprof.frames import frame
+
+        table: str = frame(self).select(_IN_A_NOTEBOOK)._repr_html_()
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @property
     def vanilla(self) -> Metrics:
@@ -142,7 +164,7 @@ def replay(
     site, assumed = site_of(table, plant_table, options)
     largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))
     possible = servable_in_time(trace, site, largest)
-    rivals: Rivals | None = None
+    hindsight = Hindsight(trace, site, table)
     measured: dict[str, Metrics] = {}
     frames: list[dict[str, pl.DataFrame]] = []
     for name in names:
@@ -150,15 +172,13 @@ def replay(
             continue
         progress(name)
         if name in HINDSIGHT:
-            rivals = rivals or find_rivals(trace, site, [options.slo])[0]
-            policy: Policy = rivals.named(name).policy(name)
+            policy: Policy = hindsight.named(name).policy(name)
         else:
             policy = playable[name]
         played = play(trace, policy, site)
         measured[name] = measure(played, possible)
         if output is not None:
             frames.append(frames_of(played, trace.frame["request_id"]))
-    assert rivals is not None  # static:best is always among them
     asked_oracle = ORACLE in names
     report = ReplayReport(
         model=table.model,
@@ -170,7 +190,7 @@ def replay(
         duration_s=trace.duration_s,
         options=options,
         lone_gap_ms=lone_gap_ms(site),
-        rungs=_rungs(measured, rivals),
+        rungs=_rungs(measured, hindsight),
         oracle_j=(
             lower_bound(trace, site.cost, site.limits, largest, new_tokens(trace, site)).energy_j
             if asked_oracle
@@ -191,12 +211,12 @@ def _names(policies: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([VANILLA, STATIC_BEST, *(name.strip() for name in policies)]))
 
 
-def _rungs(measured: Mapping[str, Metrics], rivals: Rivals) -> tuple[Rung, ...]:
+def _rungs(measured: Mapping[str, Metrics], hindsight: Hindsight) -> tuple[Rung, ...]:
     vanilla, static = measured[VANILLA], measured[STATIC_BEST]
     return tuple(
         Rung(
             metrics=one,
-            setting=str(rivals.named(name)) if name in HINDSIGHT else "",
+            setting=str(hindsight.named(name)) if name in HINDSIGHT else "",
             to_vanilla=one.energy_j / vanilla.energy_j,
             to_static=one.energy_j / static.energy_j,
             goodput_points=100 * (one.goodput - vanilla.goodput),

@@ -2,18 +2,23 @@
 
     vanilla:best   the chunk with which vLLM at its highest clock keeps most requests' promises
     static:best    the cheapest clock and chunk that keep as many, within 0.1 points
+    max-q          the cheapest power limit that keeps as many, with vanilla:best's chunk
 
-Neither looks at an SLO while it runs, so one replay of a clock and a chunk answers for any
+None looks at an SLO while it runs, so one replay of a clock and a chunk answers for any
 number of SLOs.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
 from beamprof.replay.goodput import promises
 from beamprof.replay.plant import play
-from beamprof.replay.policies.registry import VANILLA_BEST
+from beamprof.replay.policies.power_limit import PowerLimit, highest_pass_w
+from beamprof.replay.policies.registry import MAX_Q, VANILLA_BEST
 from beamprof.replay.policies.static import Static
 from beamprof.replay.promised import promised_slos
 from beamprof.replay.site import Site
@@ -21,6 +26,8 @@ from beamprof.traces.trace import Trace
 
 # vLLM's max_num_batched_tokens: BEAM's authors' 256, its own default 2048, and what lies around.
 CHUNKS = (128, 256, 512, 1024, 2048)
+# Of what the GPUs draw at most.
+LIMIT_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 AS_GOOD = 0.001
 # Goodput wavers from clock to clock with the noise: so far below what is asked for, a lower
 # clock is not looked at any more.
@@ -46,6 +53,22 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """One power limit of every GPU for the whole trace."""
+
+    limit_w: float
+    tp: int
+    chunk_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.limit_w:.0f} W a GPU, chunk {self.chunk_tokens}"
+
+    def policy(self, name: str) -> PowerLimit:
+        """It, to be played."""
+        return PowerLimit(name, self.limit_w, self.tp, self.chunk_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Rivals:
     """The two for one SLO; ``plays`` is how many settings were looked at."""
 
@@ -53,9 +76,47 @@ class Rivals:
     static: Setting
     plays: int
 
-    def named(self, name: str) -> Setting:
-        """By its name in registry.HINDSIGHT."""
-        return self.vanilla if name == VANILLA_BEST else self.static
+
+class Hindsight:
+    """Settings by their names in registry.HINDSIGHT, each looked for when it is asked for.
+
+    Args:
+        trace: played for it.
+        site: where, and for what SLO.
+        table: whose GPUs a power limit is of.
+    """
+
+    def __init__(self, trace: Trace, site: Site, table: PerfTable) -> None:
+        self._trace, self._site, self._table = trace, site, table
+
+    def named(self, name: str) -> Setting | Limit:
+        """The setting."""
+        if name == MAX_Q:
+            return self._limit
+        return self._rivals.vanilla if name == VANILLA_BEST else self._rivals.static
+
+    @functools.cached_property
+    def _rivals(self) -> Rivals:
+        return find_rivals(self._trace, self._site, [self._site.slo])[0]
+
+    @functools.cached_property
+    def _limit(self) -> Limit:
+        return find_limit(self._trace, self._site, self._table, self._rivals.vanilla)
+
+
+def find_limit(trace: Trace, site: Site, table: PerfTable, vanilla: Setting) -> Limit:
+    """The cheapest of LIMIT_SHARES that keeps as much as ``vanilla``, at its chunk."""
+    most_w = highest_pass_w(table)
+    best, least_j = Limit(most_w, table.tp, vanilla.chunk_tokens), math.inf
+    for share in LIMIT_SHARES:
+        limit = Limit(share * most_w, table.tp, vanilla.chunk_tokens)
+        played = play(trace, limit.policy("trial"), site)
+        goodput = promises(played).goodput
+        if goodput >= vanilla.goodput - AS_GOOD and played.energy_j < least_j:
+            best, least_j = limit, played.energy_j
+        if goodput < vanilla.goodput - _HOPELESS:
+            break
+    return best
 
 
 def find_rivals(

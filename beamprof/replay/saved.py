@@ -18,6 +18,7 @@ from beamprof.files import there_is
 from beamprof.replay.ladder import ReplayReport
 from beamprof.replay.record import Record
 from beamprof.replay.results import FILES, METADATA_KEY, SCHEMA
+from beamprof.unreadable import UNREADABLE, first_line
 
 _COLUMNS = {
     "requests": ("policy", "arrival_ms", "input_tokens", "output_tokens", "ttft_ms"),
@@ -113,9 +114,9 @@ def load_replay(folder: Path) -> SavedReplay:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ReportError(
-            f"the replay in {folder} is damaged", cause=str(error).splitlines()[0], hint=_AGAIN
+            f"the replay in {folder} is damaged", cause=first_line(error), hint=_AGAIN
         ) from None
 
 

@@ -9,6 +9,7 @@ from beamprof.errors import ReportError
 from beamprof.replay.saved import parquet_schema
 from beamprof.replay.study import METADATA_KEY, RELATIVE, SCHEMA
 from beamprof.replay.study_cells import PROVENANCE, RESULTS
+from beamprof.unreadable import UNREADABLE, first_line
 
 _AGAIN = "write it again with this BEAM: beam study ..., the same grid and --force"
 
@@ -33,10 +34,8 @@ def load_study(path: Path) -> pl.DataFrame:
         frame = pl.read_parquet(path).select(
             pl.col(name).cast(dtype) for name, dtype in wanted.items()
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ReportError(
-            f"{path} is damaged", cause=str(error).splitlines()[0], hint=_AGAIN
-        ) from None
+    except UNREADABLE as error:
+        raise ReportError(f"{path} is damaged", cause=first_line(error), hint=_AGAIN) from None
     if frame.is_empty():
         raise ReportError(f"{path} holds no cells", hint=_AGAIN)
     return frame

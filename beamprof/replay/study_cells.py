@@ -6,6 +6,7 @@ checked, also on another machine.
 
 import functools
 import hashlib
+import itertools
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +35,8 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
-from beamprof.replay.rivals import CHUNKS, find_rivals
+from beamprof.replay.promised import promised_slos
+from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
 from beamprof.slo import slo_of, slo_text
@@ -140,12 +142,15 @@ def jobs_of(
         traces: likewise.
 
     Raises:
-        ReplayError: a policy that no table knows, or options that make no sense.
+        ReplayError: a policy that no table knows, options that make no sense, or a request with
+            two promises of one stream.
     """
     names = tuple(dict.fromkeys((VANILLA, STATIC_BEST, *spec.policies)))
     _check_names(names, tables)
     code = code_sha256()
     hashes = [trace.sha256() for trace in traces]
+    for trace, slo in itertools.product(traces, spec.slos):
+        promised_slos(trace, slo)  # refused here, and not in each of its cells
     jobs = []
     for path, table in zip(spec.tables, tables, strict=True):
         largest = _largest_step(names, table)
@@ -286,7 +291,7 @@ def _played(job: Job) -> dict[str, Any]:
     else:
         possible = servable_in_time(trace, site, job.largest_step_tokens)
         if job.policy in HINDSIGHT:
-            setting = find_rivals(trace, site, [options.slo])[0].named(job.policy)
+            setting = Hindsight(trace, site, job.table).named(job.policy)
             policy: Policy = setting.policy(job.policy)
             row["setting"] = str(setting)
         else:

@@ -10,6 +10,8 @@ from beam_runtime.search.explain import describe_knobs
 from beamprof.decide.decide import Answer, Point, Space
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
+from beamprof.slo import stream_words
+from beamprof.units import format_duration
 
 # More rows or columns than this do not fit a screen; every other one is left out evenly.
 MOST_CLOCKS = 24
@@ -22,8 +24,7 @@ LESSER = ("SLO used", "batches", "pace ms")
 def show_decision(answer: Answer, path: str, console: Console) -> None:
     """`beam decide`."""
     chosen = answer.chosen
-    kept = "keeps every SLO" if chosen.feasible else f"misses: {chosen.verdict}"
-    sentence(console, f"{describe_knobs(chosen.knobs)}: {kept}.")
+    sentence(console, f"{describe_knobs(chosen.knobs)}: {answer.verdict}.")
     block(console, _facts(answer))
     if len(answer.space.chunks) > 1 and answer.settings > 1:
         heading(
@@ -31,8 +32,13 @@ def show_decision(answer: Answer, path: str, console: Console) -> None:
         )
         block(console, space_picture(answer.space, chosen, ascii_only=console.options.ascii_only))
         block(console, _legend(ascii_only=console.options.ascii_only))
-    if answer.cheaper:
-        heading(console, "Cheaper and refused", "the cheapest of each clock")
+    # Where promises are lost anyway, what loses more of them for less energy is no offer.
+    if answer.cheaper and not chosen.lost:
+        heading(
+            console, "Cheaper and refused",
+            f"the cheapest of each clock; lost: of {answer.requests} requests, those that would "
+            "miss their SLO",
+        )  # fmt: skip
         fitted_block(console, _points(answer.cheaper[:MOST_ROWS]), LESSER)
         _more(console, len(answer.cheaper))
     if answer.frontier:
@@ -59,9 +65,8 @@ def _cell(point: Point, chosen: bool, ascii_only: bool) -> tuple[str, str]:
     if chosen:
         return f"{BEST_ASCII if ascii_only else BEST:>7}", "bold bright_white"
     if not point.feasible:
-        missed = {True: "TTFT", False: "TBT"}["TTFT" in point.verdict]
-        both = "TTFT" in point.verdict and "TBT" in point.verdict
-        return f"{'both' if both else missed:>7}", "dim"
+        missed = [part.partition(" ")[0] for part in point.verdict.split(", ")]
+        return f"{'both' if len(missed) > 1 else missed[0]:>7}", "dim"
     over = max(0.0, point.over_best)
     shade = next(i for i, bound in enumerate(SHADE_BOUNDS) if over <= bound)
     return f"{f'+{over:.0%}':>7}", SHADE_STYLES[shade]
@@ -85,8 +90,9 @@ def _facts(answer: Answer) -> Table:
     facts.add_row("table", answer.table)
     facts.add_row("state", answer.state)
     facts.add_row("because", answer.why)
-    facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, answer.slo.ttft_ms))
-    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, answer.slo.token_ms))
+    first, stream = f"SLO {format_duration(answer.slo.ttft_ms / 1e3)}", stream_words(answer.slo)
+    facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, first))
+    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, f"SLO {stream}"))
     total_j = answer.active_energy_j + answer.idle_energy_j
     per_token = answer.work.energy_per_token_j
     facts.add_row(
@@ -104,11 +110,11 @@ def _facts(answer: Answer) -> Table:
     return facts
 
 
-def _promise(worst_ms: float | None, excess_ms: float | None, slo_ms: float) -> str:
+def _promise(worst_ms: float | None, excess_ms: float | None, slo: str) -> str:
     if worst_ms is None or excess_ms is None:
-        return f"nothing to promise (SLO {slo_ms:.0f} ms)"
-    side = "inside" if excess_ms <= 0.0 else "over"
-    return f"{worst_ms:.0f} ms at worst, {abs(excess_ms):.0f} ms {side} SLO less margin"
+        return f"nothing to promise ({slo})"
+    room = f"{-excess_ms:.0f} ms to spare" if excess_ms <= 0.0 else f"{excess_ms:.0f} ms too much"
+    return f"{worst_ms:.0f} ms at worst; {slo}, with its margin {room}"
 
 
 def _points(points: tuple[Point, ...]) -> Table:
@@ -122,6 +128,7 @@ def _points(points: tuple[Point, ...]) -> Table:
         "TTFT ms",
         "TBT ms",
         "SLO used",
+        "lost",
     ):
         table.add_column(title, justify="right")
     table.add_column("verdict")
@@ -136,6 +143,7 @@ def _points(points: tuple[Point, ...]) -> Table:
             _ms(point.ttft_ms),
             _ms(point.tbt_ms),
             f"{point.slo_used:.0%}",
+            str(point.lost),
             point.verdict or "kept",
         )
     return table

@@ -1,9 +1,12 @@
 """A diagnosis as people see it."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from beamprof.doctor.checks import Check
 from beamprof.doctor.diagnose import Diagnosis
 from beamprof.report.page import block, heading, next_command, plain_table, sentence
 
@@ -29,7 +32,12 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
     heading(console, "GPUs")
     block(console, _gpus(found) if found.gpus else Text(f"none: {found.no_gpus}"))
     heading(console, "Could BEAM control this machine?", "" if found.controls else "no")
-    block(console, _checks(found))
+    block(console, _checks(found.checks))
+    if found.config is not None:
+        heading(
+            console, found.config, "" if found.serves else "no engine should be started with it"
+        )
+        block(console, _checks(found.config_checks))
     if found.locks or found.record_error:
         heading(console, "Locks on record", found.record_error or found.record)
         block(console, _locks(found))
@@ -80,9 +88,9 @@ def _gpus(found: Diagnosis) -> Table:
     return table
 
 
-def _checks(found: Diagnosis) -> Table:
+def _checks(checks: Sequence[Check]) -> Table:
     table = plain_table(("", "what", "found", "what helps"))
-    for check in found.checks:
+    for check in checks:
         mark = {True: "ok", False: "NO", None: "note"}[check.ok]
         table.add_row(mark, check.name, printable(check.found), printable(check.remedy))
     return table

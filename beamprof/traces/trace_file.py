@@ -17,8 +17,9 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import OutputError, TraceError
-from beamprof.files import check_writable, is_stream, written_whole
+from beamprof.files import check_writable, is_stream, read_text, written_whole
 from beamprof.traces.trace import Provenance, Trace, Transform, arrange
+from beamprof.unreadable import UNREADABLE, first_line
 
 SIDECAR_SCHEMA = "beam.trace/1"
 SUFFIXES = (".parquet", ".csv")
@@ -113,10 +114,10 @@ def load_trace(path: Path) -> Trace:
             cause=f"{type(error).__name__}: {error}",
             hint="import the trace again: beam trace import FILE",
         ) from None
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise TraceError(
             f"cannot read the trace {path}",
-            cause=_first_line(error),
+            cause=first_line(error),
             hint="import the trace again: beam trace import FILE",
         ) from None
     if trace.sha256() != expected:
@@ -135,14 +136,14 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         )
     sidecar = sidecar_path(path)
     try:
-        content = json.loads(sidecar.read_text("utf-8"))
+        content = json.loads(read_text(sidecar))
     except FileNotFoundError:
         raise TraceError(
             f"{path} has no sidecar {sidecar.name}",
             hint=f"make it a trace with its record: beam trace import {path}",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise TraceError(f"cannot read {sidecar}", cause=_first_line(error)) from None
+        raise TraceError(f"cannot read {sidecar}", cause=first_line(error)) from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SIDECAR_SCHEMA:
         raise TraceError(
@@ -181,7 +182,3 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
         return frame
     words = pl.col("prefix_hashes").list.eval(pl.element().cast(pl.String)).list.join(" ")
     return frame.with_columns(words.alias("prefix_hashes"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -357,3 +357,48 @@ def names(folder: Path) -> Read:
         return moments.choice(readers)(name.decode("utf-8", "surrogateescape"))
 
     return once
+
+
+def replays(folder: Path) -> Read:
+    """What beam replay wrote, for beam report: bytes that fell over, and other words in them."""
+    import io
+
+    import pyarrow.parquet as pq
+    from fuzzing.tables import sample_table
+
+    from beam_runtime.table.perf_table import PerfTable
+    from beamprof.replay.ladder import replay
+    from beamprof.replay.options import ReplayOptions
+    from beamprof.replay.results import FILES, METADATA_KEY
+    from beamprof.replay.saved import load_replay
+    from beamprof.traces.synthetic import Lengths, poisson
+
+    table = folder / "table.parquet"
+    table.write_bytes(sample_table(folder))
+    trace = poisson(4.0, 20.0, lengths=Lengths(200, 20), seed=1)
+    out = folder / "replay"
+    replay(PerfTable.load(table), trace, ["vanilla"], ReplayOptions(), output=out, command="beam")
+    whole = {name: (out / f"{name}.parquet").read_bytes() for name in FILES}
+    key = METADATA_KEY.encode()
+
+    def reworded(data: bytes, moments: random.Random) -> bytes:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            rows, said = file.read(), dict(file.metadata.metadata)
+        said[key] = damaged(said[key], moments)
+        sink = io.BytesIO()
+        pq.write_table(rows.replace_schema_metadata(said), sink)
+        return sink.getvalue()
+
+    def once(moments: random.Random) -> object:
+        seed = moments.random()  # the same words in all files, or bytes of one
+        changed = moments.choice(tuple(whole)) if moments.random() < 0.5 else ""
+        for name, data in whole.items():
+            spoilt = data
+            if not changed:
+                spoilt = reworded(data, random.Random(seed))
+            elif name == changed:
+                spoilt = damaged(data, moments)
+            (out / f"{name}.parquet").write_bytes(spoilt)
+        return load_replay(out)
+
+    return once

@@ -155,7 +155,7 @@ def configs(folder: Path) -> Read:
 
 def zeusd_replies(folder: Path) -> Read:
     """A daemon's answers: any bytes, over a socket."""
-    from beam_runtime.clocks.nvml import GpuIdentity
+    from beam_runtime.clocks.gpu_identity import GpuIdentity
     from beam_runtime.clocks.zeusd_client import ZeusdClient
     from beam_runtime.clocks.zeusd_offer import ask_offer, ask_scopes
 

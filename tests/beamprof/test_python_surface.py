@@ -65,3 +65,8 @@ def test_a_replays_rows() -> None:
     rows = beamprof.frame(report)
     assert rows.height == len(report.rungs)
     assert {"policy", "energy_j", "ttft.p50_ms", "to_vanilla"} <= set(rows.columns)
+    said = repr(report)
+    assert said.startswith(f"ReplayReport(llama3-8b on a100-sxm4-80gb, {report.requests} requests")
+    assert "vanilla 1.00 (" in said and "static:1050 " in said
+    shown = report._repr_html_()
+    assert "<table" in shown and "goodput" in shown and "static:1050" in shown

@@ -1,9 +1,16 @@
 """A user's config.toml: below flags, variables and sweeps, above defaults, and said by name."""
 
+from pathlib import Path
+
 import pytest
 
+from beam_runtime.engines.config import EmbeddedConfig
+from beam_runtime.errors import BeamError
 from beamprof.cli.main import main
+from beamprof.decide.engine_state import read_state
+from beamprof.devices.device import resolve_device
 from beamprof.errors import SweepError
+from beamprof.models.config import read_config
 from beamprof.profiler.spec import resolve_spec
 
 
@@ -75,3 +82,27 @@ def test_sweep_show_names_it(config, monkeypatch, capsys):
     assert main(["sweep", "show"]) == 0
     out = capsys.readouterr().out
     assert "config.toml" in out.replace("\n", "")
+
+
+def test_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(SweepError, match="is not TOML") as caught:
+        resolve_spec(sweep=str(path))
+    assert "more than 1048576 bytes" in str(caught.value.cause)
+    with pytest.raises(BeamError) as refused:
+        EmbeddedConfig.load(path)
+    assert "more than 1048576 bytes" in str(refused.value.cause)
+
+
+@pytest.mark.parametrize("name", ["config.json", "state.json", "device.toml"])
+def test_texts_without_an_end_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    read = {"config.json": read_config, "state.json": read_state,
+            "device.toml": lambda path: resolve_device(str(path))}[name]  # fmt: skip
+    with pytest.raises(BeamError, match=str(path)) as caught:
+        read(path)  # type: ignore[operator]
+    assert "bytes" in str(caught.value)

@@ -7,14 +7,12 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import with_tokenizer
 
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = [
@@ -177,34 +175,3 @@ def test_async_engine_in_its_own_process(tiny_llama: Path, steering: Any) -> Non
     # unless vLLM kills a teardown that takes it more than five seconds.
     assert "stop" in kinds
     assert "decision" in kinds
-
-
-def test_vllm_serve_over_http(tmp_path: Path, tiny_llama: Path, steering: Any) -> None:
-    model = with_tokenizer(tiny_llama, tmp_path / "model")
-    folder = steering(1)
-    port = free_port()
-    file = folder / "beam.toml"
-    file.write_text(
-        f"metrics_port = {port}\n" + file.read_text() + "[slo.batch]\nttft_ms = 60000\n"
-    )
-    report = run_script("http_server.py", model, port, BEAM_CONFIG=str(file))
-    assert all(chunks >= 10 for chunks in report["chunks"])
-    tally = report["status"]["tally"]
-    counted = tally["classes"]["batch"]
-    assert (counted["completions"], tally["aborts"]) == (4, 1)
-    assert counted["late_first_tokens"] == 0
-    assert report["changed"]["slo"]["ttft_ms"] == 700.0
-    assert "above 0" in report["refused"]
-    assert '\nbeam_completions_total{slo_class="batch"} 4\n' in report["metrics"]
-    assert "BEAM steers this engine" in report["log"]
-    assert "Traceback" not in report["log"]
-    kinds = [record["kind"] for record in records(folder)]
-    assert "decision" in kinds
-    # vLLM kills its engine process right after SIGTERM, but the log has its last words.
-    assert "stop" in kinds
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

@@ -10,19 +10,22 @@ from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.beam import PARTS, Beam
 from beamprof.replay.policies.beam_paper import BeamPaper
 from beamprof.replay.policies.lowest_feasible import LowestFeasible
+from beamprof.replay.policies.power_limit import MIN_LIMIT_SHARE, PowerLimit, highest_pass_w
 from beamprof.replay.policies.static import Static
 from beamprof.replay.policies.window_dvfs import WindowDvfs
+from beamprof.units import parse_power_w
 
 VANILLA = "vanilla"
 ORACLE = "oracle"
 KNEE = "static:knee"
 VANILLA_BEST = "vanilla:best"
 STATIC_BEST = "static:best"
+MAX_Q = "max-q"
 # Found by playing the trace itself (rivals.py), not by what the table says.
-HINDSIGHT = (VANILLA_BEST, STATIC_BEST)
+HINDSIGHT = (VANILLA_BEST, STATIC_BEST, MAX_Q)
 SPELLINGS = (
-    "vanilla[:CHUNK|best]", "static:MHZ[:CHUNK]|knee|best", "window-dvfs", "lowest-feasible",
-    "beam-paper", "beam[:PART+PART|no-PART]", "oracle",
+    "vanilla[:CHUNK|best]", "static:MHZ[:CHUNK]|knee|best", "max-q[:WATTS]", "window-dvfs",
+    "lowest-feasible", "beam-paper", "beam[:PART+PART|no-PART]", "oracle",
 )  # fmt: skip
 
 
@@ -50,9 +53,23 @@ def policy_named(name: str, table: PerfTable) -> Policy:
             return Static(name, _clock_mhz(argument, name, table))
         if _whole(chunk):
             return Static(name, _clock_mhz(clock, name, table), _whole(chunk))
+    if kind == MAX_Q and argument:
+        return PowerLimit(name, _limit_w(argument, name, table), table.tp)
     if kind == "beam" and argument:
         return Beam(name, _parts(argument, name))
     raise ReplayError(f"no policy is called {name!r}", hint=f"known are {', '.join(SPELLINGS)}")
+
+
+def _limit_w(argument: str, name: str, table: PerfTable) -> float:
+    limit_w = parse_power_w(argument if argument.endswith("W") else f"{argument}W", name)
+    most_w = highest_pass_w(table)
+    if not MIN_LIMIT_SHARE * most_w <= limit_w:
+        raise ReplayError(
+            f"{name}: no GPU holds a limit so far under what its passes draw",
+            cause=f"up to {most_w:.0f} W each in the table",
+            hint=f"{MIN_LIMIT_SHARE * most_w:.0f}W or more; max-q alone finds the best one",
+        )
+    return limit_w
 
 
 def _parts(argument: str, name: str) -> tuple[str, ...]:

@@ -71,16 +71,17 @@ def log_window(run: LogRun) -> Window:
 
 def _sentence(run: LogRun) -> str:
     steered = f"BEAM steered for {percent(run.steered_share)} of {format_duration(run.end_s)}"
-    if not len(run.at_s):
-        return f"{steered} and took no decision."
-    if not run.steered.any():
-        steered = f"BEAM looked on for {format_duration(run.end_s)}"
-    said = [steered]
+    said = []
     if run.done:
         said.append(
             f"{percent(goodput(run.done))} of {len(run.done):,} requests kept every promise, at "
             f"{significant(mean_j(run.done))} J each"
         )
+    if not len(run.at_s):
+        return "; ".join([*said, f"{steered} and took no decision."])
+    if not run.steered.any():
+        steered = f"BEAM looked on for {format_duration(run.end_s)}"
+    said.append(steered)
     kept = _kept(run)
     promises = [f"{percent(share, 2)} of {what}" for what, share in kept.items()]
     if promises:

@@ -1,6 +1,7 @@
 """Parts to one HTML file that loads nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def render(parts: Sequence[Part]) -> str:
     """
     folder = files(__package__)
     page = environment().from_string((folder / "page.html.jinja").read_text("utf-8"))
+    parts = [replace(part, sentence=_together(part.sentence)) for part in parts]
     sentence = parts[0].sentence
     return page.render(
         parts=parts,
@@ -29,6 +31,11 @@ def render(parts: Sequence[Part]) -> str:
         style=(folder / "page.css").read_text("utf-8"),
         version=version("beamprof"),
     )
+
+
+def _together(sentence: str) -> str:
+    """No line of a narrow page begins with a unit's sign."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def environment() -> "jinja2.Environment":

@@ -35,6 +35,7 @@ from beamprof.models.layers import Attention, MoeMlp
 from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
+from beamprof.unreadable import UNREADABLE, first_line
 
 ORIGIN = "https://github.com/ai-dynamo/aiconfigurator, measured operators"
 LICENCE = "Apache-2.0"
@@ -236,8 +237,10 @@ class Operators:
             )
         try:
             frame = pl.read_parquet(files[-1])
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise ImportFormatError(f"{files[-1]} cannot be read", cause=str(error)[:200]) from None
+        except UNREADABLE as error:
+            raise ImportFormatError(
+                f"{files[-1]} cannot be read", cause=first_line(error)
+            ) from None
         missing = [name for name in (*columns, "latency") if name not in frame.columns]
         if missing:
             raise ImportFormatError(

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import ImportFormatError
+from beamprof.unreadable import UNREADABLE, first_line
 
 _PEEK_BYTES = 1 << 20
 _MOST_JSON_BYTES = 1 << 30  # one JSON value is read at once and takes several times its size
@@ -256,10 +257,10 @@ def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
             frame = pl.read_csv(
                 file, columns=places, infer_schema=False, glob=False, separator=separator
             )
-        except pl.exceptions.PolarsError as error:
+        except UNREADABLE as error:
             raise ImportFormatError(
                 f"{path} is not a readable CSV file",
-                cause=str(error).splitlines()[0],
+                cause=first_line(error),
                 hint="download the file again",
             ) from None
         frame.columns = [columns[place] for place in places]
@@ -273,18 +274,18 @@ def _csv_sheet(file: Path, path: Path, line: str) -> Sheet:
 def _parquet_sheet(file: Path, path: Path) -> Sheet:
     try:
         schema = pl.read_parquet_schema(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ImportFormatError(
-            f"{path} is not a readable Parquet file", cause=str(error).splitlines()[0]
+            f"{path} is not a readable Parquet file", cause=first_line(error)
         ) from None
 
     def read(wanted: Sequence[str]) -> Cells:
         names = [name for name in schema if name in wanted]
         try:
             frame = pl.read_parquet(file, columns=names, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except UNREADABLE as error:
             raise ImportFormatError(
-                f"{path} is not a readable Parquet file", cause=str(error).splitlines()[0]
+                f"{path} is not a readable Parquet file", cause=first_line(error)
             ) from None
         return Cells(frame.height, tuple(schema), dict(_series(frame)))
 

@@ -1,5 +1,6 @@
 """Which way to set clocks is chosen without touching anything, and says why."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -124,3 +125,23 @@ def test_gpus_in_a_file_are_shared(tmp_path: Path) -> None:
     assert FileGpus.locked(path) == {}
     with pytest.raises(ClockUnavailableError, match="no GPU GPU-9"):
         FileGpus(path, ["GPU-9"])
+
+
+@pytest.mark.parametrize("place", ["/run/zeusd/zeusd.sock", "/var/run/zeusd.sock"])
+def test_zeusd_is_found_where_its_package_and_its_older_self_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.delenv("ZEUSD_SOCK_PATH", raising=False)
+    here = str(tmp_path / "zeusd.sock")
+    real_stat, real_access = os.stat, os.access
+
+    def moved(path: object) -> object:
+        return here if str(path) == place else path
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(here)
+        # Looked up here: nothing outside this folder is made.
+        monkeypatch.setattr(os, "stat", lambda path, *a, **k: real_stat(moved(path), *a, **k))
+        monkeypatch.setattr(os, "access", lambda path, *a, **k: real_access(moved(path), *a, **k))
+        choice = choose_actuator([0], proc_status=status(tmp_path, PLAIN))
+    assert choice.spec == ActuatorSpec(ActuatorKind.ZEUSD, (0,), socket=place)

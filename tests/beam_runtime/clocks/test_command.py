@@ -1,16 +1,22 @@
 """A site's own command: run per GPU, without a shell, undone when one GPU fails."""
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from lock_bench import LockBench, bench, wait_for
 
 from beam_runtime.clocks import command
 from beam_runtime.clocks.command import CommandGpus
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
+
+__all__ = ["bench"]  # a fixture
 
 SCRIPT = """
 import json, pathlib, sys
@@ -106,3 +112,46 @@ def test_a_template_that_forgets_something(
     with pytest.raises(ClockUnavailableError) as caught:
         CommandGpus(NvmlGpus([0], nvml=FakeNvml()), set_command, release_command)
     assert missing in caught.value.message
+
+
+COMMANDER = """
+    import sys
+    from beam_runtime.clocks.guarded import GuardedActuator
+    from beam_runtime.clocks.lock import ClockLock
+    from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
+    folder = sys.argv[1]
+    spec = ActuatorSpec(ActuatorKind.COMMAND, ("GPU-0",),
+                        set_command=(folder + "/set", "{gpu}", "{clock_mhz}"),
+                        release_command=(folder + "/release", "{gpu}"))
+    with ClockLock(GuardedActuator(spec.open(), spec), settle_s=0.0) as lock:
+        for line in sys.stdin:
+            print("begin", flush=True)
+            try:
+                lock.set(int(line))
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_under_way_when_its_owner_dies_is_waited_for_and_undone(
+    bench: LockBench, number: signal.Signals
+) -> None:
+    """The command ends after its owner, and locks: whoever releases before that has not."""
+    locked, begun = bench.folder / "locked", bench.folder / "begun"
+    (bench.folder / "set").write_text(f"#!/bin/sh\ntouch {begun}\nsleep 0.6\necho $2 > {locked}\n")
+    (bench.folder / "release").write_text(f"#!/bin/sh\nrm -f {locked}\n")
+    for name in ("set", "release"):
+        (bench.folder / name).chmod(0o755)
+    owner = bench.start(COMMANDER, bench.folder)
+    assert owner.stdin is not None
+    owner.stdin.write("735\n")
+    owner.stdin.flush()
+    assert bench.heard(owner) == "begin"
+    wait_for(begun.exists)
+    owner.send_signal(number)
+    owner.wait(20)
+    guard_gone = bench.state.folder
+    wait_for(lambda: not StateFile(guard_gone).read())
+    time.sleep(1.0)  # longer than the command takes
+    assert not locked.exists()

@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 
+from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import REASONS, NvmlGpus
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
 from beam_runtime.testing.nvml import FakeNvml, FakeNvmlError, fake_gpus
@@ -100,6 +101,14 @@ def test_supported_clocks_are_those_that_all_gpus_offer_at_full_memory_clock() -
     nvml = FakeNvml(fake_gpus(2))
     nvml.gpus[1].clocks_mhz = (1395, 1005, 7)
     assert opened(nvml).supported_clocks_mhz() == (1005, 1395)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "90000", None, True, []])
+def test_a_reading_that_is_no_number_is_an_error(value: object) -> None:
+    nvml = FakeNvml()
+    nvml.gpus[0].power_mw = value  # type: ignore[assignment]
+    with pytest.raises(ClockError, match="nvmlDeviceGetPowerUsage"):
+        opened(nvml).read_power_w()
 
 
 def test_a_clock_that_is_not_offered_is_refused_with_its_neighbours() -> None:
@@ -247,3 +256,49 @@ def test_reasons_are_text() -> None:
 def test_errors_of_the_fake_carry_their_code_as_the_real_ones_do() -> None:
     real = pytest.importorskip("pynvml", reason="needs the package nvidia-ml-py")
     assert real.NVMLError(LOST).value == FakeNvmlError(LOST).value == LOST
+
+
+def without(*functions: str) -> FakeNvml:
+    """A binding that is older than these functions."""
+
+    def absent(self: FakeNvml) -> None:
+        raise AttributeError("module 'pynvml' has no such attribute")
+
+    parts = {"__slots__": (), **dict.fromkeys(functions, property(absent))}
+    made: FakeNvml = type("Old", (FakeNvml,), parts)(gpus=fake_gpus(2))
+    return made
+
+
+REASONS_NOW = "nvmlDeviceGetCurrentClocksEventReasons"
+REASONS_THEN = "nvmlDeviceGetCurrentClocksThrottleReasons"
+
+
+def test_an_older_name_of_a_function_is_tried() -> None:
+    old = without(REASONS_NOW)
+    type(old).nvmlDeviceGetCurrentClocksThrottleReasons = (  # type: ignore[attr-defined]
+        lambda self, handle: 4
+    )
+    assert opened(old).read_reasons() == (("power cap",), ("power cap",))
+    assert opened(without(REASONS_NOW, REASONS_THEN)).read_reasons() == (None, None)
+
+
+@pytest.mark.parametrize(
+    "function", [name for name in dir(FakeNvml) if name.startswith("nvmlDevice")]
+)
+def test_a_binding_that_lacks_a_function_locks_whole_or_says_so(function: str) -> None:
+    nvml = without(function)
+    try:
+        with ClockLock(NvmlGpus([0, 1], nvml=nvml), settle_s=0.1) as lock:
+            lock.set(1005)
+            assert nvml.locked == [1005, 1005]
+    except ClockError as error:
+        assert "pip install -U nvidia-ml-py" in str(error)
+    assert nvml.locked == [None, None]
+
+
+def test_a_gpu_by_two_of_its_names_is_named_twice() -> None:
+    nvml = FakeNvml(fake_gpus(2))
+    place = NvmlGpus([0], nvml=nvml).identities()[0].pci_address
+    for names in ([0, 0], [0, "GPU-0"], ["GPU-0", place]):
+        with pytest.raises(ClockUnavailableError, match="GPU-0 is named twice"):
+            NvmlGpus(names, nvml=nvml)

@@ -246,3 +246,25 @@ def test_every_line_is_strict_json(log: DecisionLog) -> None:
     lines = log.path.read_text().splitlines()
     assert len(lines) == 2
     assert json.loads(lines[1])["nested"] == [[None]]
+
+
+def test_a_log_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    path.chmod(0o666)
+    with pytest.raises(BeamError, match="cannot open the decision log") as caught:
+        DecisionLog(path)
+    assert caught.value.cause == "everybody may write to it"
+    assert path.read_bytes() == b""
+    path.chmod(0o660)  # a group's, by its own choice
+    DecisionLog(path).close()
+
+
+def test_another_users_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    with pytest.raises(BeamError) as caught:
+        DecisionLog(path)
+    assert caught.value.cause == f"it belongs to user {mine}, expected {mine + 1}"

@@ -142,6 +142,8 @@ def test_a_small_change_under_a_step_counts_by_its_time(
     clock.ask(1380, -20.0)
     clock.confirm(1380, -10.0)
     watch = StepWatch(fine_cost, limits, clock, pupil)
+    watch.issued(DECODES, -200.0)
+    watch.finished(-100.0)  # an engine's first step teaches nothing
     watch.issued(DECODES, 0.0)
     clock.ask(1350, 10.0)
     clock.confirm(1350, 40.0)
@@ -193,15 +195,31 @@ def test_without_a_table_it_only_watches(limits: EngineLimits) -> None:
     pupil = Pupil(limits.pp)
     watch = StepWatch(None, limits, ClockState(TOP_MHZ), pupil)
     watch.issued(DECODES, 0.0)
-    assert watch.silent_ms(50.0) == 50.0
-    watch.finished(60.0)
-    assert watch.silent_ms(90.0) == 0.0
+    assert watch.silent_ms(50_000.0) == 0.0, "it may compile for as long as it takes"
+    watch.finished(60_000.0)
+    assert watch.silent_ms(60_090.0) == 0.0
+    watch.issued(DECODES, 60_100.0)
+    assert watch.silent_ms(60_150.0) == 50.0
+    watch.finished(60_160.0)
+    assert watch.silent_ms(60_190.0) == 0.0
     assert pupil.ratios == []
+
+
+def test_an_engines_first_step_teaches_nothing(small_cost: StepCost, limits: EngineLimits) -> None:
+    pupil = Pupil(limits.pp)
+    watch = StepWatch(small_cost, limits, ClockState(TOP_MHZ), pupil)
+    watch.issued(DECODES, 0.0)
+    watch.finished(90_000.0)
+    assert pupil.ratios == []
+    watch.issued(DECODES, 90_100.0)
+    watch.finished(90_200.0)
+    assert len(pupil.ratios) == 1
 
 
 def test_a_step_of_no_tokens_teaches_nothing(small_cost: StepCost, limits: EngineLimits) -> None:
     pupil = Pupil(limits.pp)
     watch = StepWatch(small_cost, limits, ClockState(TOP_MHZ), pupil)
-    watch.issued(StepShape(), 0.0)
-    watch.finished(30.0)
+    for at_ms in (0.0, 100.0):
+        watch.issued(StepShape(), at_ms)
+        watch.finished(at_ms + 30.0)
     assert pupil.ratios == []

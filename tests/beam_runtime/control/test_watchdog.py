@@ -9,7 +9,14 @@ import pytest
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.orders import Orders
 from beam_runtime.control.watchdog import Watchdog
-from beam_runtime.errors import ClockHangsError
+from beam_runtime.errors import (
+    ClockError,
+    ClockHangsError,
+    ClockLostError,
+    ClockNotAppliedError,
+    ClockPermissionError,
+    ClockUnavailableError,
+)
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing import FakeActuator
 from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Snapshot
@@ -153,18 +160,66 @@ def test_the_watch_goes_on_whatever_an_adapter_does() -> None:
     watchdog.close()
 
 
-def test_a_driver_call_that_hangs_is_not_borne_thrice(
-    small_cost: StepCost, limits: EngineLimits
+@pytest.mark.parametrize(
+    ("error", "failures", "reason"),
+    [
+        (ClockHangsError("it does not return"), 1, "clocks do not follow: it does not return"),
+        (ClockLostError("they are another's"), 1, "clocks do not follow: they are another's"),
+        (ClockNotAppliedError("not applied"), 3, "clocks do not follow: not applied"),
+        (ClockError("the driver failed"), 3, "clocks do not follow: the driver failed"),
+    ],
+)
+def test_what_is_borne_goes_by_the_kind_of_error(
+    small_cost: StepCost, limits: EngineLimits, error: ClockError, failures: int, reason: str
 ) -> None:
-    actuator = FakeActuator(8)
-    actuator.refuse = ClockHangsError("a driver call does not return")
+    actuator, now = FakeActuator(8), [0.0]
+    actuator.refuse = error
     with Controller(
-        small_cost, limits, actuator=actuator,
+        small_cost, limits, actuator=actuator, threads=False, now_ms=lambda: now[0],
         search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
     ) as beam:  # fmt: skip
-        beam.arrival("a", 100)
-        wait_for(
-            lambda: beam.status.reason == "clocks do not follow: a driver call does not return"
-        )
-        assert beam.status.counts.clock_failures == 1
+        for number in range(10):
+            if beam.status.reason:
+                break
+            now[0] += 10.0
+            beam.arrival(f"r{number}", 100)
+            beam.advance()
+        assert beam.status.reason == reason
+        assert beam.status.counts.clock_failures == failures
         assert not beam.orders.steering
+
+
+@pytest.mark.parametrize("error", [ClockPermissionError("no"), ClockUnavailableError("no")])
+def test_where_clocks_cannot_be_set_the_other_knobs_turn(
+    small_cost: StepCost, limits: EngineLimits, error: ClockError
+) -> None:
+    actuator, now = FakeActuator(8), [0.0]
+    actuator.refuse = error
+    with Controller(
+        small_cost, limits, actuator=actuator, threads=False, now_ms=lambda: now[0],
+        search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
+    ) as beam:  # fmt: skip
+        for number in range(10):
+            now[0] += 10.0
+            beam.arrival(f"r{number}", 100)
+            beam.advance()
+        assert beam.orders.steering
+        assert beam.status.counts.clock_failures == 1
+
+
+def test_a_backlog_while_a_search_hangs_is_bounded_and_counted(
+    small_cost: StepCost, limits: EngineLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_runtime.control.controller.MAX_BACKLOG", 100)
+    one = Hanging()
+    with Controller(small_cost, limits, search=one.search) as beam:
+        beam.arrival("a", 100)
+        wait_for(lambda: beam.orders.steering)
+        one.hang.set()
+        wait_for(lambda: not beam.orders.steering)
+        before = beam.status.counts.events
+        for number in range(1000):
+            beam.arrival(f"r{number}", 100)
+        wait_for(lambda: beam.status.dropped_events == 900)
+        one.go.set()
+        wait_for(lambda: beam.status.counts.events == before + 100)

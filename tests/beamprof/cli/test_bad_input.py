@@ -271,6 +271,76 @@ replay -t t.parquet
 decide
 table lookup
 profile --model llama3-8b extra
+advise
+advise --rate 1
+advise -t nix --rate 1
+advise -t x.csv --rate 1
+advise -t t.parquet
+advise -t t.parquet --rate 0
+advise -t t.parquet --rate -1
+advise -t t.parquet --rate nan
+advise -t t.parquet --rate inf
+advise -t t.parquet --rate 1e300
+advise -t t.parquet --rate 1 --input-tokens 0
+advise -t t.parquet --rate 1 --input-tokens 99999999999999999999
+advise -t t.parquet --rate 1 --output-tokens -1
+advise -t t.parquet --rate 1 --trace x.csv
+advise -t t.parquet --trace nix
+advise -t t.parquet --trace empty
+advise -t t.parquet --trace t.parquet
+advise -t t.parquet --from-vllm nix
+advise -t t.parquet --from-vllm empty
+advise -t t.parquet --from-vllm x.csv
+advise -t t.parquet --from-vllm png
+advise -t t.parquet --from-vllm dir
+advise -t t.parquet --from-vllm http://127.0.0.1:9/metrics
+advise -t t.parquet --from-vllm http://
+advise -t t.parquet --from-vllm ftp://localhost
+advise -t t.parquet --rate 1 --slo-ttft 5
+advise -t t.parquet --rate 1 --slo-tbt 200ms@0%
+advise -t t.parquet --rate 1 --slo-tbt 200ms@101%
+advise -t t.parquet --rate 1 --slo-tpot 1s --slo-e2e 1s
+advise -t t.parquet --rate 1 --price -1
+advise -t t.parquet --rate 1 --price nan
+advise -t t.parquet --rate 1 --carbon inf
+advise -t t.parquet --rate 1 --max-num-seqs 0
+advise -t t.parquet --rate 1 --max-num-batched-tokens 5
+advise -t t.parquet --rate 1 --tp 7
+advise -t t.parquet --rate 1 -o dir
+advise -t t.parquet --rate 1 -o t.parquet
+advise -t t.parquet --rate 1 -o no/where.html
+advise -t t.parquet --rate 1 -o t.parquet --force
+advise --model nix --device H100 --rate 1
+advise --model llama3-8b --device H1OO --rate 1
+advise --model llama3-8b --rate 1 --tp 3 --device H100
+advise --device H100 --rate 1
+decide t.parquet --waiting 5 --slo-tpot 5
+decide t.parquet --waiting 5 --slo-tpot 1s --slo-tbt 1s
+decide t.parquet --waiting 5 --slo-e2e 0s
+decide t.parquet --waiting 5 --slo-tbt 1s@x%
+replay -t t.parquet --trace x.csv --policy max-q:x
+replay -t t.parquet --trace x.csv --policy max-q:-5W
+replay -t t.parquet --trace x.csv --policy max-q:5W
+replay -t t.parquet --trace x.csv --policy max-q:1e400W
+replay -t t.parquet --trace x.csv --policy max-q:
+replay -t t.parquet --trace two-slos.csv
+replay -t t.parquet --trace minus-slo.csv
+replay -t t.parquet --trace hashes.csv
+replay -t t.parquet --trace x.csv --concurrency -1
+replay -t t.parquet --trace x.csv --slo-tbt 200ms@200%
+report nix -o x.svg
+report log.jsonl -o new.svg
+report log.jsonl -o new.png
+report t.parquet -o new.png
+report dir -o new.svg
+report log.jsonl -o x.csv --force
+study -t t.parquet --traces x.csv --policies max-q:x
+study -t t.parquet --traces two-slos.csv --policies vanilla
+doctor --config nix.toml
+doctor --config no.toml
+doctor --config bin.toml
+doctor --config dir
+doctor --config LONG
 """
 LINES = [line for line in CASES.splitlines() if line]
 
@@ -299,6 +369,10 @@ def folder(tmp_path, monkeypatch):
         "bare.jsonl": b'{"timestamp": 5, "input_length": 9, "output_length": 1}\n',
         "mixed.jsonl": b'{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [1]}\n'
         b'{"timestamp": 1790000000000, "input_length": 9, "output_length": 1, "hash_ids": [1]}\n',
+        "two-slos.csv": b"arrival_s,input_tokens,output_tokens,slo_tbt_ms,slo_e2e_ms\n"
+        b"0,9,2,50,900\n",
+        "minus-slo.csv": b"arrival_s,input_tokens,output_tokens,slo_ttft_ms\n0,9,2,-50\n",
+        "hashes.csv": b"arrival_s,input_tokens,output_tokens,prefix_hashes\n0,9,2,1 2\n",
         "notmooncake.jsonl":
         b'{"timestamp": 0, "input_length": 90, "output_length": 1, "hash_ids": [1, 2]}\n',
     }  # fmt: skip

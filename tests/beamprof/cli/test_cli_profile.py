@@ -1,14 +1,20 @@
 """`beam profile` and `beam sweep` as people call them: words, codes, JSON, nothing lost."""
 
+import dataclasses
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from beamprof import __version__
 from beamprof.cli import profile as profile_cli
 from beamprof.cli.main import main
+from beamprof.profiler.profile import ProfileRequest, profile
+from beamprof.profiler.spec import resolve_spec
+from beamprof.tables.leave_one_out import held_out_error
 
 PROFILE = ["profile", "--model", "llama3-8b", "--backend", "modelled", "--max-tokens", "256"]
 
@@ -240,3 +246,37 @@ def test_sweep_init_writes_a_file_that_profile_reads(capsys: pytest.CaptureFixtu
     assert main(["sweep", "init"]) == 2
     assert "exists" in capsys.readouterr().err
     assert main([*PROFILE, "--sweep", "sweep.toml", "--dry-run"]) == 0
+
+
+def test_a_cpu_is_not_promised_a_gpus_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+              "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512,
+              "torch_dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["profile", "--model", str(tmp_path), "--backend", "torch", "--budget", "2m",
+             "--assume-power", "65W", "--dry-run"]  # fmt: skip
+    assert main(words) == 0
+    assert "expected error  9.0 % over all steps" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["expected_error"]["over_steps"] == 0.09
+
+
+def test_what_a_measured_table_missed_is_said_beside_what_was_expected(tmp_path: Path) -> None:
+    spec = resolve_spec(
+        {"model": "llama3-8b", "backend": "modelled", "device": "h100-sxm"}, environment={}
+    )
+    result = profile(ProfileRequest(spec, output=tmp_path / "t.parquet"))
+    found = held_out_error(result.table)
+    assert found is not None
+    said = io.StringIO()
+    profile_cli._render_result(result, Console(file=said, width=100))
+    assert "found:" not in said.getvalue(), "a model is not found to be anything"
+    choice = dataclasses.replace(result.prepared.choice, backend="torch")
+    prepared = dataclasses.replace(result.prepared, choice=choice)
+    measured = dataclasses.replace(result, prepared=prepared)
+    profile_cli._render_result(measured, Console(file=said, width=100))
+    assert f"found: latency {100 * found.latency_mape:.1f} %" in said.getvalue()

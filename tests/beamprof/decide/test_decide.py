@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.types import Slo
+from beam_runtime.types import Knobs, Slo
 from beamprof.cli.main import main
-from beamprof.decide.decide import Answer, decide, limits_of
+from beamprof.decide.decide import Answer, Point, decide, limits_of, verdict
 from beamprof.decide.engine_state import state_of
 from beamprof.tables.table_file import write_table
 
@@ -42,7 +42,7 @@ def test_every_cheaper_setting_says_why_it_was_refused(answer: Answer) -> None:
     for one in answer.cheaper:
         assert one.energy_j < answer.chosen.energy_j
         assert not one.feasible
-        assert "ms over (" in one.verdict
+        assert "ms over (" in one.verdict or "into its margin (" in one.verdict
     clocks = [one.knobs.clock_mhz for one in answer.cheaper]
     assert len(clocks) == len(set(clocks))
 
@@ -122,3 +122,75 @@ def test_a_number_without_a_unit_is_refused(
 ) -> None:
     assert main(["decide", str(table), "--waiting", "1500", "--slo-ttft", "1"]) == 2
     assert "1s or 1ms" in capsys.readouterr().err
+
+
+def point(energy_j: float, verdict: str = "", lost: int = 0) -> Point:
+    return Point(Knobs(1000, 256), energy_j, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, lost, verdict)
+
+
+def test_the_verdict_follows_from_the_rows() -> None:
+    kept, near = point(5.0), point(4.0, "TTFT 3 ms into its margin (a)")
+    lost = point(3.0, "TTFT 9 ms over (a)", 2)
+    assert verdict(kept, [kept, lost]) == "keeps every SLO"
+    assert "no setting of 2 keeps the margins" in verdict(near, [near, lost])
+    assert verdict(near, [near, lost]).startswith("keeps every SLO, but")
+    said = verdict(lost, [lost, lost])
+    assert "no setting of 2 keeps every SLO in this state; this one loses 2 requests" in said
+    assert "1 of 2 settings keep every SLO, first 1000 MHz" in verdict(lost, [kept, lost])
+    assert verdict(lost, [lost], "a token takes 60 ms") == (
+        "no setting keeps this SLO: a token takes 60 ms"
+    )
+
+
+def test_the_requests_that_a_cheaper_setting_loses_are_counted(answer: Answer) -> None:
+    assert answer.requests == 9
+    assert answer.chosen.lost == 0
+    for one in answer.cheaper:
+        over = [part for part in one.verdict.split(", ") if "ms over (" in part]
+        assert (one.lost > 0) == bool(over)
+        assert one.lost <= answer.requests
+        if one.ttft_ms is not None and one.ttft_ms > 300.0:
+            assert one.lost >= 1
+
+
+def test_an_slo_that_nobody_can_keep_is_said_to_be_that(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["decide", str(table), "--running", "8x600", "--slo-tbt", "1ms"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no setting keeps this SLO: a token beside" in printed
+    assert "Cheaper" not in printed
+    assert main(["decide", str(table), "--waiting", "1500", "--slo-ttft", "20ms"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "keeps every SLO in this state; this one loses 1 request: TTFT" in printed
+
+
+@pytest.mark.parametrize(("flag", "word"), [("--slo-tpot", "TPOT"), ("--slo-e2e", "E2E")])
+def test_every_kind_of_slo_can_be_asked_for(
+    table: Path, flag: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["decide", str(table), "--running", "8x600", flag, "60s"]) == 0
+    assert f"SLO {word} 60 s" in capsys.readouterr().out
+    assert main(["decide", str(table), "--running", "8x600", flag, "2ms"]) == 1
+    assert "no setting" in capsys.readouterr().out
+    assert main(["decide", str(table), flag, "1s", "--slo-tbt", "1s"]) == 2
+    assert "one kind of streaming" in capsys.readouterr().err
+
+
+def test_the_verdict_says_whether_only_a_margin_is_used_up(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somewhere between hopeless and easy the SLO is kept and its margin is not."""
+    words = ["decide", str(table), "--waiting", "1500", "--running", "8x600", "--json"]
+    seen = set()
+    for ttft_ms in range(60, 280, 10):
+        code = main([*words, "--slo-ttft", f"{ttft_ms}ms"])
+        data = json.loads(capsys.readouterr().out)["data"]
+        chosen = data["chosen"]
+        assert code == (1 if chosen["lost"] else 0)
+        assert chosen["lost"] == 0 or "ms over" in data["verdict"]
+        seen.add((data["feasible"], chosen["lost"] > 0))
+        if not data["feasible"] and not chosen["lost"]:
+            assert chosen["ttft_ms"] <= ttft_ms
+            assert "into its margin" in data["verdict"]
+    assert seen == {(True, False), (False, False), (False, True)}

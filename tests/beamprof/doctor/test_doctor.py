@@ -113,3 +113,12 @@ def test_a_broken_record_is_an_answer_of_its_own(
     assert main(["doctor", "--restore"]) == 1
     assert "record of locks cannot be read" in capsys.readouterr().out
     assert state.path.read_text() == "{"
+
+
+def test_a_record_moves_no_cursor(state: StateFile, capsys: pytest.CaptureFixture[str]) -> None:
+    state.folder.mkdir(mode=0o700)
+    state.path.write_text('{"version": "\\u001b[31m\\u202e\\ud800", "holdings": []}')
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert r"version \x1b[31m\u202e\ud800" in printed
+    assert "\x1b" not in printed and "\u202e" not in printed

@@ -1,9 +1,13 @@
 """Which backend is chosen, by what is found; nothing here needs a GPU or torch."""
 
+import importlib.machinery
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml
 from beamprof.errors import BackendError, DeviceError
 from beamprof.models.registry import resolve_model
 from beamprof.profiler import choose_backend as choose
@@ -135,3 +139,35 @@ def test_vllm_asked_for_and_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> No
 def test_vllm_without_a_gpu_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = pick(monkeypatch, None, vllm=True, backend="vllm")
     assert (choice.backend, choice.clocks.device) == ("vllm", "cpu")
+
+
+H100 = FakeGpu("GPU-h", name="NVIDIA H100 80GB HBM3", clocks_mhz=tuple(range(1980, 209, -15)),
+               memory_clocks_mhz=(2619, 1593), pci_bus_id="00000000:41:00.0")  # fmt: skip
+DISPLAY = FakeGpu("GPU-d", name="NVIDIA T400 4GB", clocks_mhz=tuple(range(1425, 299, -15)),
+                  memory_clocks_mhz=(5001, 405))  # fmt: skip
+
+
+@pytest.mark.parametrize("tells", ["uuid", "pci", "nothing"])
+def test_the_gpu_that_torch_uses_is_described_not_nvmls_first(
+    monkeypatch: pytest.MonkeyPatch, tells: str
+) -> None:
+    """A display card comes first in NVML's order; torch's first is the H100 behind it."""
+    nvml = FakeNvml(gpus=[DISPLAY, H100])
+    monkeypatch.setattr("beam_runtime.clocks.nvml._import_pynvml", lambda: nvml)
+    seen = {"uuid": {"uuid": "h"}, "pci": {}, "nothing": {}}[tells]
+    place = {"pci_domain_id": 0, "pci_bus_id": 0x41, "pci_device_id": 0}
+    properties = SimpleNamespace(name=H100.name, **seen, **(place if tells != "nothing" else {}))
+    torch = ModuleType("torch")
+    torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    torch.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        get_device_properties=lambda *at: properties,
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    if tells == "nothing":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-h")
+    found = choose.find_gpu()
+    assert found is not None
+    assert found.name == H100.name
+    assert found.supported_mhz[-1] == 1980

@@ -135,6 +135,15 @@ def test_a_file_that_is_no_journal_is_left_alone(path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
+def test_a_file_that_no_sweep_fills_is_left_alone(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 33)  # a hole: it takes no room, and would take all memory
+    with pytest.raises(JournalError, match="no journal of BEAM") as caught:
+        Journal.open(path, SWEEP)
+    assert str(1 << 33) in str(caught.value.cause)
+    assert path.stat().st_size == 1 << 33
+
+
 def test_another_version_is_refused(path: Path, whole: bytes) -> None:
     path.write_bytes(whole.replace(b'"beam_journal":1', b'"beam_journal":2'))
     with pytest.raises(JournalError, match="journal version 2"):

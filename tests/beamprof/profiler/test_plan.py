@@ -121,3 +121,10 @@ def test_expected_errors_follow_the_counter_and_vanish_where_nothing_is_counted(
         "1.0 % over all steps, 0.9 % latency and 2.1 % energy between clocks, "
         "1.4 % from the energy counter"
     )
+
+
+def test_a_cpus_table_is_expected_to_be_as_wrong_as_cpus_tables_were_found_to_be() -> None:
+    assert expected_error(1, 1.0, None).over_steps == pytest.approx(0.010)
+    for share in (0.5, 1.0):
+        assert 0.07 <= expected_error(1, share, None, cpu=True).over_steps <= 0.11
+    assert str(expected_error(1, 1.0, None, cpu=True)) == "9.0 % over all steps"

@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beam_runtime.clocks.lock import ClockLock
+from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml
 from beam_runtime.types import Source
 from beamprof.backends.base import Measurement
 from beamprof.backends.cell import Cell
@@ -443,3 +446,52 @@ if __name__ == "__main__":
     slow = FakeBackend(Path(sys.argv[1]), pause_s=0.02)
     prepare_module.choose_backend = lambda *_: offer(slow)
     sys.exit(main(sys.argv[2:]))
+
+
+class Locking(FakeBackend):
+    """A fake backend that locks a GPU for each cell, as the real ones do."""
+
+    def __init__(self, nvml: FakeNvml) -> None:
+        super().__init__()
+        self.nvml = nvml
+
+    def open(self) -> Mapping[str, str]:
+        self.lock = ClockLock(NvmlGpus([0], nvml=self.nvml), settle_s=0.02)
+        return super().open()
+
+    def run(self, cell: Cell) -> Measurement:
+        self.lock.set(cell.clock_mhz or 510)
+        return super().run(cell)
+
+    def close(self) -> None:
+        self.lock.close()
+        super().close()
+
+
+def held_below(most_mhz: int) -> FakeNvml:
+    """A GPU whose clock stays below what it is locked at, and that gives no reason."""
+
+    class Low(FakeNvml):
+        __slots__ = ()
+
+        def nvmlDeviceSetGpuLockedClocks(  # noqa: N802
+            self, handle: FakeGpu, minGpuClockMHz: int, maxGpuClockMHz: int
+        ) -> None:
+            super().nvmlDeviceSetGpuLockedClocks(handle, minGpuClockMHz, maxGpuClockMHz)
+            handle.sm_clock_mhz = min(maxGpuClockMHz, most_mhz)
+
+    return Low(gpus=[FakeGpu("GPU-0")])
+
+
+@pytest.mark.parametrize(("most_mhz", "clocks"), [(1396, {510, 1410}), (1395, {510})])
+def test_a_clock_that_is_not_reached_costs_its_cells_and_not_the_sweep(
+    output: Path, most_mhz: int, clocks: set[int]
+) -> None:
+    """A window's mean may be 1 % off; 1395 for 1410, one step, is a little more."""
+    backend = Locking(held_below(most_mhz))
+    result = profile(request(output), choice=offer(backend))
+    assert result.table is not None
+    assert set(result.table.columns["clock_mhz"].tolist()) == clocks
+    assert bool(result.refused) == (clocks == {510})
+    assert all("1410 MHz" in words for words in result.refused)
+    assert backend.nvml.locked == [None]

@@ -95,3 +95,7 @@ def test_the_template_says_nothing_until_uncommented_and_then_is_right(tmp_path:
     spec = resolve_spec(sweep=written(tmp_path, "\n".join(lines)))
     assert [key for key in spec.origins if spec.origins[key] == "default"] == []
     assert len(lines) == len(SETTINGS)
+
+
+def test_whatever_counts_as_a_space_may_stand_around_a_number() -> None:
+    assert resolve_spec({"seed": "\x1f7\u2003"}).seed == 7

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beamprof.errors import OutputError, TraceError
+from beamprof.errors import ImportFormatError, OutputError, TraceError
+from beamprof.traces.importing import import_trace
 from beamprof.traces.trace import Provenance, Trace, arrange
 from beamprof.traces.trace_file import load_trace, save_trace, sidecar_path
 
@@ -158,6 +159,20 @@ def test_a_damaged_trace_is_refused_in_words(tmp_path, damage):
     damage(path)
     with pytest.raises(TraceError):
         load_trace(path)
+
+
+def test_a_panic_of_polars_is_damage(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    save_trace(made(), path)
+
+    def panics(*_, **__):
+        raise pl.exceptions.PanicException("assertion failed: offset + length <= self.length")
+
+    monkeypatch.setattr(pl, "read_parquet", panics)
+    with pytest.raises(TraceError, match="cannot read the trace"):
+        load_trace(path)
+    with pytest.raises(ImportFormatError, match="not a readable Parquet file"):
+        import_trace(path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """A vLLM server, asked by the openai client and by `vllm bench serve`. One JSON report.
 
-python openai_client.py MODEL POLICY        off, observe or steer; BEAM_CONFIG names the file
+python openai_client.py MODEL off
+python openai_client.py MODEL observe,steer PORT     BEAM_CONFIG names the file
 
-The report maps each check to what the client got, errors included, so that two servers compare.
+One server, at whose PORT BEAM is told each policy in turn. The report maps each check to what the
+client got under each, errors included, so that two servers compare.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from http_server import free_port, get
+from http_server import free_port, get, spoken_to
 from openai import APIError, OpenAI
 
 LENGTHS = (1, 2, 16, 33, 90, 200, 300, 440)
@@ -60,7 +62,7 @@ class Client:
         }
 
     def stream(self, prompt: Any, tokens: int = 8, leave_after: int = 0) -> Any:
-        """The chunks' texts; hangs up after so many."""
+        """The text, whatever chunks the load cut it into; or the first chunks."""
         texts = []
         with self._openai.completions.create(
             model="tiny", prompt=prompt, max_tokens=tokens, stream=True, temperature=0,
@@ -69,8 +71,8 @@ class Client:
             for chunk in chunks:
                 texts += [one.text for one in chunk.choices]
                 if leave_after and len(texts) >= leave_after:
-                    break
-        return texts
+                    return texts
+        return "".join(texts)
 
 
 def _logprobs(found: Any) -> Any:
@@ -131,7 +133,7 @@ def checks(client: Client) -> dict[str, Any]:
             for length in LENGTHS
         }
         found |= {name: one.result() for name, one in together.items()}
-        found["hung up"] = [len(one.result()) for one in gone]
+        found["hung up"] = [len(one.result()) >= 3 for one in gone]
     return found
 
 
@@ -151,20 +153,20 @@ def bench(model: Path, port: int) -> dict[str, Any]:
     return {name: said[name] for name in ("completed", "total_input_tokens", "total_output_tokens")}
 
 
-def serve(model: Path, policy: str) -> dict[str, Any]:
+def serve(model: Path, policies: list[str], control_port: int | None) -> dict[str, Any]:
     port = free_port()
-    log = model.parent / f"client-{policy}.log"
-    options = (
-        [] if policy == "off" else ["--scheduler-cls", "beam_runtime.engines.vllm.make_scheduler"]
-    )
+    log = model.parent / f"client-{policies[0]}.log"
+    beam = [] if control_port is None else [
+        "--scheduler-cls", "beam_runtime.engines.vllm.make_scheduler"
+    ]  # fmt: skip
     with log.open("w") as sink:
         server = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
              "--served-model-name", "tiny", "--load-format", "dummy", "--dtype", "float32",
              "--enforce-eager", "--max-model-len", "512", "--max-num-batched-tokens", "256",
              "--max-num-seqs", "16", "--no-enable-prefix-caching", "--host", "127.0.0.1",
-             "--port", str(port), *options],
-            stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "BEAM_POLICY": policy},
+             "--port", str(port), *beam],
+            stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "BEAM_POLICY": policies[0]},
         )  # fmt: skip
     try:
         for _ in range(900):
@@ -174,18 +176,25 @@ def serve(model: Path, policy: str) -> dict[str, Any]:
             if server.poll() is not None:
                 raise RuntimeError(log.read_text()[-3000:])
             time.sleep(0.5)
-        found = checks(Client(port))
-        try:
-            found["vllm bench serve"] = bench(model, port)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(error.stderr[-2000:]) from error
+        found, status = {}, {}
+        for policy in policies:
+            if control_port is not None:
+                told = get(f"http://127.0.0.1:{control_port}/control", {"policy": policy})
+                status[policy] = json.loads(told)
+            found[policy] = checks(Client(port))
+            try:
+                found[policy]["vllm bench serve"] = bench(model, port)
+            except subprocess.CalledProcessError as error:
+                raise RuntimeError(error.stderr[-2000:]) from error
+        plainly = {} if control_port is None else spoken_to(port, control_port)
         server.send_signal(signal.SIGTERM)
         server.wait(60)
     finally:
         server.kill()
         server.wait(20)
-    return {"found": found, "log": log.read_text()}
+    return {"found": found, "status": status, "plainly": plainly, "log": log.read_text()}
 
 
 if __name__ == "__main__":
-    print("REPORT " + json.dumps(serve(Path(sys.argv[1]), sys.argv[2])))
+    port = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    print("REPORT " + json.dumps(serve(Path(sys.argv[1]), sys.argv[2].split(","), port)))

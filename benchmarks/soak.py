@@ -1,0 +1,442 @@
+"""Run BEAM for long, under load and faults: is memory flat, does anything stay locked or lost?
+
+    python benchmarks/soak.py [--json] [--minutes 10] [--rate 1000] [--hours 24] [--loss 0.1]
+                              [--seed S] [--only storm | --only day]
+
+storm   real threads and real time: an engine on paper tells --rate events a second; the compiled
+        search, the guard and a fake NVML (a process of its own sees it, too) at work, and every
+        few seconds something goes wrong, by the seed: a driver call that fails, is slow or hangs,
+        a guard that is killed, a record that is removed, an engine that stalls, events from
+        another day or of no sense, an adapter that raises, promises and policies that change.
+day     simulated time, one thread: an engine serves for --hours with --loss of all its events
+        lost on their way, each by itself; the compiled search decides.
+
+In the storm every event must arrive. Of the day, what is thought to be there is held against what
+is, once a minute. Aims: memory flat, nothing locked, nothing lost that was not lost on purpose.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
+from beam_runtime.control.controller import Controller
+from beam_runtime.control.decision_log import DecisionLog, read_log
+from beam_runtime.control.fallback import FallbackRules
+from beam_runtime.control.orders import Orders
+from beam_runtime.control.steering import SteeringRules
+from beam_runtime.search.search import Search
+from beam_runtime.search.stance import stance_for
+from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.smoothing import smoothed
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.testing.engine import FakeEngine, FakeRequest
+from beam_runtime.testing.nvml_file import FileBoard
+from beam_runtime.types import Decision, EngineLimits, Slo, Snapshot, StepShape
+
+TABLE = Path("tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet")
+SLO = Slo(1000.0, 200.0)
+LIMITS = EngineLimits(pp=1, max_num_seqs=256, max_model_len=8192, host_gap_ms=2.0)
+PROMPT_TOKENS, OUTPUT_TOKENS = 16, 3  # in the storm: short ones, for many events
+FAULT_EVERY_S = 4.0
+# Falls are part of it: the controller is to come back from each.
+RULES = SteeringRules(
+    stall_ms=1_000.0,
+    fallback=FallbackRules(pause_ms=500.0, failures=1 << 30, forgiven_ms=5_000.0),
+)
+
+
+@dataclass
+class Storm:
+    """What came of it. Memory in MB: after the first minute, and at the end.
+
+    Attributes:
+        still_known: requests thought to be there a minute after all had been served.
+    """
+
+    seconds: float = 0.0
+    events_sent: int = 0
+    events_taken_in: int = 0
+    dropped: int = 0
+    odd: int = 0
+    lost_requests: int = 0
+    lost_steps: int = 0
+    still_known: int = 0
+    decisions: int = 0
+    falls: int = 0
+    steering_share: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    hooks_p50_us: float = 0.0
+    hooks_p99_us: float = 0.0
+    began_mb: float = 0.0
+    ended_mb: float = 0.0
+    most_threads: int = 0
+    open_files: tuple[int, int] = (0, 0)
+    locked_at_end: int = 0
+    guards_left: int = 0
+
+
+class Engine:
+    """Serves on paper, in real time: as many requests as make ``rate`` events a second."""
+
+    def __init__(self, cost: StepCost, board: FileBoard, rate: float, moments: random.Random):
+        self._cost, self._board, self._moments = cost, board, moments
+        self._rate, self._next_s, self._names = rate, time.monotonic(), iter(range(1 << 60))
+        self.waiting: dict[str, int] = {}
+        self.running: dict[str, int] = {}
+        self.stalled_until_s = 0.0
+        self.sent = 0
+        self._took_us = np.zeros(1 << 21, np.float32)  # all at once: what grows is BEAM's
+        self.raises = 0
+
+    def apply(self, orders: Orders) -> None:
+        if self.raises:
+            self.raises -= 1
+            raise RuntimeError("the adapter does not want to")
+
+    def snapshot(self) -> Snapshot:
+        raise LookupError("told by events alone")
+
+    def tell(self, hook: Callable[..., None], *words: object) -> None:
+        begun_ns = time.perf_counter_ns()
+        hook(*words)
+        self._took_us[self.sent % len(self._took_us)] = (time.perf_counter_ns() - begun_ns) / 1e3
+        self.sent += 1
+
+    @property
+    def took_us(self) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        """Of each hook."""
+        found = self._took_us[: self.sent]
+        return found[found > 0.0]
+
+    def step(self, beam: Controller, *, arrivals: bool = True) -> None:
+        """One step: who is there computes, and its tokens come back."""
+        while arrivals and self._next_s <= time.monotonic() and len(self.waiting) < 256:
+            name = f"r{next(self._names)}"
+            self.waiting[name] = PROMPT_TOKENS
+            self.tell(beam.arrival, name, PROMPT_TOKENS)
+            # Three events a request, two a step: the steps' share is taken to be 60 a second.
+            self._next_s += self._moments.expovariate(max(1.0, self._rate - 60.0) / 3.0)
+        decodes = list(self.running)
+        budget = max(0, beam.orders.knobs.chunk_tokens - len(decodes))
+        chunks = []
+        for name, tokens in self.waiting.items():
+            if tokens > budget or len(decodes) + len(chunks) >= LIMITS.max_num_seqs:
+                break
+            chunks.append((name, tokens))
+            budget -= tokens
+        if not decodes and not chunks:
+            time.sleep(0.002)
+            return
+        self.tell(beam.step_issued, decodes, chunks)
+        context = sum(PROMPT_TOKENS + got for got in self.running.values())
+        shape = StepShape(sum(n for _, n in chunks), 0, len(decodes), context)
+        locked = next(iter(self._board.locked().values()), int(self._cost.clocks_mhz[-1]))
+        at = int(np.abs(self._cost.clocks_mhz - locked).argmin())
+        time.sleep(float(self._cost.predict(shape).latency_ms[at] + LIMITS.host_gap_ms) / 1e3)
+        while time.monotonic() < self.stalled_until_s:
+            time.sleep(0.01)
+        self.tell(beam.step_finished)
+        for name, _ in chunks:
+            del self.waiting[name]
+            self.running[name] = 1
+            self.tell(beam.first_token, name)
+        for name in decodes:
+            self.running[name] += 1
+            if self.running[name] >= OUTPUT_TOKENS:
+                del self.running[name]
+                self.tell(beam.completion, name)
+
+
+class Faults:
+    """Something that goes wrong, every few seconds."""
+
+    SET = "nvmlDeviceSetGpuLockedClocks"
+
+    def __init__(self, engine: Engine, board: FileBoard, state: Path, moments: random.Random):
+        self._engine, self._board, self._state, self._moments = engine, board, state, moments
+        self._next_s = time.monotonic() + FAULT_EVERY_S
+        self.count: dict[str, int] = {}
+
+    def maybe(self, beam: Controller) -> None:
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + self._moments.expovariate(1 / FAULT_EVERY_S)
+        fault = self._moments.choice(
+            (self.refused, self.slow, self.hung, self.guard_killed, self.record_removed,
+             self.stalled, self.another_day, self.nonsense, self.adapter, self.promise, self.policy)
+        )  # fmt: skip
+        self.count[fault.__name__] = self.count.get(fault.__name__, 0) + 1
+        fault(beam)
+
+    def refused(self, beam: Controller) -> None:
+        self._board.script(self.SET, code=999, times=self._moments.randrange(1, 5))
+
+    def slow(self, beam: Controller) -> None:
+        self._board.script(self.SET, delay_s=0.2, times=3)
+
+    def hung(self, beam: Controller) -> None:
+        self._board.script(self.SET, delay_s=3.0, times=1, pid=os.getpid())
+
+    def guard_killed(self, beam: Controller) -> None:
+        for guard in guards():
+            os.kill(guard, signal.SIGKILL)
+
+    def record_removed(self, beam: Controller) -> None:
+        (self._state / "clocks.json").unlink(missing_ok=True)
+
+    def stalled(self, beam: Controller) -> None:
+        self._engine.stalled_until_s = time.monotonic() + self._moments.uniform(0.5, 3.0)
+
+    def another_day(self, beam: Controller) -> None:
+        at_ms = self._moments.choice((1e15, float("inf"), -1.0, 0.0))
+        self._engine.sent += 1
+        beam.preemption("nobody", at_ms=at_ms)
+
+    def nonsense(self, beam: Controller) -> None:
+        self._engine.sent += 2
+        beam.completion({})  # type: ignore[arg-type]
+        beam.arrival([], "many")  # type: ignore[arg-type]
+
+    def adapter(self, beam: Controller) -> None:
+        self._engine.raises = self._moments.randrange(1, 6)
+
+    def promise(self, beam: Controller) -> None:
+        self._engine.sent += 1
+        beam.promise(Slo(1000.0, self._moments.choice((100.0, 200.0, 400.0))))
+
+    def policy(self, beam: Controller) -> None:
+        self._engine.sent += 2
+        beam.observe()
+        time.sleep(0.5)
+        beam.steer()
+
+
+def last_known(log: Path) -> int:
+    """How many requests the last decision knew of."""
+    states = [record["state"] for record in read_log(log) if record["kind"] == "decision"]
+    return sum(states[-1][name] for name in ("waiting", "running")) if states else 0
+
+
+def guards() -> list[int]:
+    """Processes of this one's guards."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [child for child in children if "clocks.watch" in _command(child)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def storm(folder: Path, seconds: float, rate: float, seed: int) -> Storm:
+    """One engine, one BEAM, and whatever goes wrong."""
+    board, state = FileBoard.create(folder), folder / "state"
+    os.environ.update(board.env, BEAM_STATE_DIR=str(state))
+    sys.path.insert(0, str(folder))  # where the fake pynvml lies
+    cost = smoothed(StepCost.from_table(PerfTable.load(TABLE)))
+    spec = ActuatorSpec(ActuatorKind.NVML, ("GPU-0",))
+    moments, found = random.Random(seed), Storm()
+    engine = Engine(cost, board, rate, moments)
+    log = DecisionLog(folder / "decisions.jsonl", max_bytes=1 << 22, kept=1)
+    beam = Controller(
+        cost, LIMITS, actuator=GuardedActuator(spec.open(), spec), engine=engine, rules=RULES,
+        slos={"default": SLO}, log=log,
+    )  # fmt: skip
+    with beam:
+        while beam.warming_up:
+            time.sleep(0.1)
+        faults = Faults(engine, board, state, moments)
+        begun_s, steered, looks = time.monotonic(), 0, 0
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        while (passed_s := time.monotonic() - begun_s) < seconds:
+            engine.step(beam)
+            faults.maybe(beam)
+            steered, looks = steered + beam.orders.steering, looks + 1
+            found.most_threads = max(found.most_threads, threading.active_count())
+            if not found.began_mb and passed_s > min(60.0, seconds / 4):
+                found.began_mb = rss_mb()
+        while engine.running or engine.waiting:
+            engine.step(beam, arrivals=False)
+        until_s = time.monotonic() + 60.0  # it may have to come back from the last fault first
+        while last_known(log.path) and time.monotonic() < until_s:
+            time.sleep(0.5)
+        found.still_known = last_known(log.path)
+        found.ended_mb = rss_mb()
+        found.open_files = files, len(list(Path("/proc/self/fd").iterdir()))
+        status = beam.status
+        found.seconds, found.steering_share = passed_s, steered / max(1, looks)
+    time.sleep(1.0)
+    counts = status.counts
+    # Taken in are the clock's own, too.
+    found.events_sent, found.events_taken_in = engine.sent, counts.events
+    found.dropped, found.odd = status.dropped_events, status.odd_events
+    found.lost_requests, found.lost_steps = counts.lost_requests, counts.lost_steps
+    found.decisions, found.falls = counts.decisions, counts.falls
+    found.faults = faults.count
+    found.hooks_p50_us, found.hooks_p99_us = np.percentile(engine.took_us, (50, 99)).tolist()
+    found.locked_at_end, found.guards_left = len(board.locked()), len(guards())
+    return found
+
+
+@dataclass
+class Day:
+    """What came of it; memory in MB after the first hour and at the end.
+
+    Attributes:
+        ghosts: requests thought to be there that were not, in the worst of the looks that are
+            taken once a minute; their mean; how many there were at the last.
+        missing: requests that were there and not thought of, likewise.
+        tokens_equal: whether every request got its tokens.
+    """
+
+    hours: float = 0.0
+    wall_s: float = 0.0
+    requests: int = 0
+    events_told: int = 0
+    events_lost: int = 0
+    decisions: int = 0
+    falls: int = 0
+    lost_requests: int = 0
+    lost_steps: int = 0
+    steering_share: float = 0.0
+    steering_last_hour: float = 0.0
+    ghosts: int = 0
+    ghosts_mean: float = 0.0
+    ghosts_at_end: int = 0
+    missing: int = 0
+    began_mb: float = 0.0
+    ended_mb: float = 0.0
+    locked_at_end: int = 0
+    tokens_equal: bool = False
+
+
+def day(hours: float, every_s: float, loss: float, seed: int) -> Day:
+    """An engine whose events are lost, each by itself, and nobody who tells what is true."""
+    cost = smoothed(StepCost.from_table(PerfTable.load(TABLE)))
+    moments, found = random.Random(seed), Day(hours=hours)
+    at_ms, requests = 0.0, []
+    while at_ms < hours * 3.6e6:
+        prompt, answer = moments.randrange(20, 2000), moments.randrange(2, 80)
+        requests.append(FakeRequest(f"r{len(requests)}", at_ms, prompt, answer, SLO))
+        at_ms += moments.expovariate(1.0 / (every_s * 1e3))
+    stance = stance_for(cost, LIMITS, SLO)
+    real = Search(cost, LIMITS, rules=stance.rules, policy=stance.policy)
+    actuator = FakeActuator(gpus=1)
+    looked_ms, ghosts = [0.0], [0]
+    steered: list[bool] = []
+
+    def mute(hook: str, request_id: str) -> bool:
+        lost = moments.random() < loss
+        found.events_lost += lost
+        found.events_told += not lost
+        return lost
+
+    engine = FakeEngine(
+        cost, LIMITS, requests, gpu_clock_mhz=lambda: actuator.locked_mhz[0], mute=mute
+    )
+
+    def search(state: Snapshot) -> Decision:
+        if state.now_ms - looked_ms[-1] > 60_000.0:
+            looked_ms.append(state.now_ms)
+            view = engine.snapshot()
+            true = {one.request_id for one in (*view.running, *view.waiting)}
+            known = {one.request_id for one in (*state.running, *state.waiting)}
+            found.ghosts = max(found.ghosts, len(known - true))
+            found.missing = max(found.missing, len(true - known))
+            found.ghosts_at_end = len(known - true)
+            ghosts.append(found.ghosts_at_end)
+            if state.now_ms > 3.6e6 and not found.began_mb:
+                found.began_mb = rss_mb()
+        return real.decide(state)
+
+    class Counting:
+        """The controller, as the engine calls it."""
+
+        def __init__(self, beam: Controller) -> None:
+            self._beam = beam
+
+        def __getattr__(self, hook: str) -> object:
+            return getattr(self._beam, hook)
+
+        def advance(self) -> Orders:
+            orders = self._beam.advance()
+            steered.append(orders.steering)
+            return orders
+
+    begun_s = time.monotonic()
+    with Controller(
+        cost, LIMITS, actuator=actuator, slos={"default": SLO}, search=search, threads=False,
+        now_ms=lambda: engine.now_ms, rules=RULES,
+    ) as beam:  # fmt: skip
+        ledger = engine.run(Counting(beam))  # type: ignore[arg-type]
+        counts = beam.status.counts
+    found.wall_s, found.requests = time.monotonic() - begun_s, len(requests)
+    found.decisions, found.falls = counts.decisions, counts.falls
+    found.lost_requests, found.lost_steps = counts.lost_requests, counts.lost_steps
+    found.ghosts_mean = sum(ghosts) / len(ghosts)
+    found.steering_share = sum(steered) / max(1, len(steered))
+    last = steered[-max(1, int(len(steered) / max(1.0, hours))) :]
+    found.steering_last_hour = sum(last) / len(last)
+    found.ended_mb, found.locked_at_end = rss_mb(), sum(c is not None for c in actuator.locked_mhz)
+    plain = FakeEngine(cost, LIMITS, requests).run()
+    found.tokens_equal = ledger.outputs == plain.outputs
+    return found
+
+
+def rss_mb() -> float:
+    """Of this process, now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * resource.getpagesize() / 1e6, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=1000.0, help="events/s")
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--every", type=float, default=10.0, help="s between the day's requests")
+    parser.add_argument("--loss", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=("storm", "day"))
+    arguments = parser.parse_args()
+    logging.getLogger("beam_runtime").setLevel(logging.CRITICAL)  # of faults there are many
+    found: dict[str, object] = {"seed": arguments.seed}
+    if arguments.only != "day":
+        with tempfile.TemporaryDirectory(prefix="beam-soak-") as folder:
+            found["storm"] = asdict(
+                storm(Path(folder), arguments.minutes * 60.0, arguments.rate, arguments.seed)
+            )
+    if arguments.only != "storm":
+        found["day"] = asdict(day(arguments.hours, arguments.every, arguments.loss, arguments.seed))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"seed {arguments.seed}")
+    for name in ("storm", "day"):
+        for key, value in dict(found.get(name, {})).items():  # type: ignore[call-overload]
+            shown = round(value, 3) if isinstance(value, float) else value
+            print(f"  {name:6} {key.replace('_', ' '):20} {shown}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`beam doctor --config beam.toml`: could an engine be started with this file, on this machine?"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml
+from beamprof.cli.main import main
+from beamprof.doctor.config_checks import config_checks
+from beamprof.doctor.gpus import find_gpus
+from beamprof.tables.table_file import write_table
+
+
+@pytest.fixture
+def folder(small_table, tmp_path):
+    write_table(small_table.columns, small_table.metadata, tmp_path / "t.parquet")
+    return tmp_path
+
+
+def looked(folder, text, gpus=()):
+    path = folder / "beam.toml"
+    path.write_text(text)
+    return {check.name: check for check in config_checks(path, gpus)}
+
+
+def test_a_good_file_is_all_good(folder):
+    found = looked(folder, 'table = "t.parquet"\nlog = "d.jsonl"\nmetrics_port = 9464\n')
+    assert found["policy"].found.startswith("observe")
+    assert found["table"].ok and found["slo"].ok and found["log"].ok and found["metrics"].ok
+    assert found["slo"].found == "1s/200ms"
+    assert found["clock"].ok is None and "clocks stay as they are" in found["clock"].found
+    assert all(check.ok is not False for check in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        ("", "table", "none is named"),
+        ('table = "nix.parquet"', "table", "nix.parquet"),
+        ('table = "beam.toml"', "table", ""),
+        ('table = "t.parquet"\n[slo]\ntbt_ms = 1', "slo", "1s/1ms: a token beside"),
+        ('table = "t.parquet"\n[slo.chat]\ntpot_ms = 0.5', "slo.chat", "a token takes"),
+        ('table = "t.parquet"\nlog = "no/where.jsonl"', "log", "where.jsonl"),
+        ('table = "t.parquet"\nmetrics_port = 1\ntoken_file = "nix"', "metrics", "cannot read"),
+        ('table = "t.parquet"\n[clock]\ngpus = [7]', "clock", "not on this machine: 7"),
+        ('table = "t.parquet"\n[clock]\ngpus = ["GPU-x"]', "clock", "GPU-x"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_with_what_helps(folder, text, name, words):
+    check = looked(folder, text)[name]
+    assert check.ok is False
+    assert words in check.found
+    assert check.remedy
+
+
+def test_gpus_are_held_against_the_machine_and_the_table(folder, small_table):
+    nvml = FakeNvml(gpus=[FakeGpu(f"GPU-{at}") for at in range(8)])
+    gpus = find_gpus(nvml)[1]
+    assert len(gpus) == 8
+    need = small_table.tp * small_table.pp
+    text = 'table = "t.parquet"\n[clock]\ngpus = {}\n'
+    enough = looked(folder, text.format(list(range(need))), gpus)
+    assert enough["clock"].ok and "GPUs" not in enough
+    by_name = json.dumps([gpus[at].uuid for at in range(need)])
+    assert looked(folder, text.format(by_name), gpus)["clock"].ok
+    more = looked(folder, text.format(list(range(need + 1))), gpus)
+    assert more["GPUs"].ok is False
+    assert f"{need + 1} are named, the table is for" in more["GPUs"].found
+    assert looked(folder, text.format([0] * need), gpus)["clock"].found == "a GPU is named twice"
+    there = looked(
+        folder, text.format([0]) + f'[clock.nodes]\n"node2:4938" = {list(range(need - 1))}\n', gpus
+    )
+    assert there["clock"].ok, "those of other nodes are not looked for here"
+
+
+def test_the_exit_code_is_the_files(folder, capsys):
+    good = folder / "beam.toml"
+    good.write_text('table = "t.parquet"\n')
+    assert main(["doctor", "--config", str(good)]) == 0
+    assert "observe: BEAM predicts and logs" in " ".join(capsys.readouterr().out.split())
+    good.write_text('table = "nix.parquet"\n')
+    assert main(["doctor", "--config", str(good), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["status"], printed["data"]["serves"]) == ("no", False)
+    assert printed["data"]["config_checks"][1]["name"] == "table"
+    good.write_text("tabel = 1\n")
+    assert main(["doctor", "--config", str(good)]) == 2
+    assert "there is no field tabel" in capsys.readouterr().err
+    assert main(["doctor", "--config", str(Path(folder, "nix.toml"))]) == 2
