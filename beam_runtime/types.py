@@ -227,19 +227,21 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What calibration learnt: factors on predicted step time, and margins kept to SLOs.
+    """What was learnt while serving: factors on predicted step time, margins, and the load.
 
     Attributes:
         prefill_scale: measured over predicted latency of steps that carry prefill.
         decode_scale: the same for decode-only steps.
         ttft_margin_ms: predicted TTFT must stay this far inside its SLO.
         tbt_margin_ms: predicted TBT must stay this far inside its SLO.
+        arrivals_per_s: requests that come; 0 = nobody is expected.
     """
 
     prefill_scale: float = 1.0
     decode_scale: float = 1.0
     ttft_margin_ms: float = 20.0
     tbt_margin_ms: float = 15.0
+    arrivals_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@
              that noise never loosens an SLO
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
+    load     how many requests come per second, over about the last 32
 
-It knows steps and first tokens. Why they differ from the table (another kernel, another
+It knows steps, first tokens and arrivals. Why they differ from the table (another kernel, another
 tenant, a hot GPU) it does not know.
 """
 
@@ -35,7 +36,8 @@ class CalibrationRules:
 
     Attributes:
         share: of predictions that the margins put on the safe side.
-        weight: of the newest step in its kind's scale: 1/33 forgets half in 23 steps.
+        weight: of the newest step in its kind's scale, and of the newest time between two
+            arrivals: 1/33 forgets half in 23 of them.
         prior_steps: how many steps the table's own word counts for at first.
         clamp: the scale's lowest and highest value.
         window: latest steps of a kind that margins are taken from.
@@ -94,6 +96,8 @@ class Calibration:
         self._scales = {kind: _Scale(start[kind], self._rules) for kind in StepKind}
         self._steps = {kind: _Window(self._rules) for kind in StepKind}
         self._ttft = _Window(self._rules)
+        self._arrived_ms: float | None = None
+        self._between_ms = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._correction: Correction | None = self._floor
 
@@ -121,6 +125,16 @@ class Calibration:
         if math.isfinite(predicted_ms) and math.isfinite(observed_ms):
             self._ttft.observe(predicted_ms, observed_ms)
             self._correction = None
+
+    def observe_arrival(self, at_ms: float) -> None:
+        """Learn from a request that comes."""
+        before_ms, self._arrived_ms = self._arrived_ms, at_ms
+        if before_ms is None:
+            return
+        between_ms = max(0.0, at_ms - before_ms)
+        weight = self._rules.weight if self._between_ms else 1.0
+        self._between_ms += weight * (between_ms - self._between_ms)
+        self._correction = None
 
     @property
     def correction(self) -> Correction:
@@ -154,6 +168,7 @@ class Calibration:
             decode_scale=scales[StepKind.DECODE],
             ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms(1.0)),
             tbt_margin_ms=self._floor.tbt_margin_ms + pass_ms,
+            arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
         )
 
 

@@ -71,7 +71,7 @@ class DecisionLog:
         try:
             self._descriptor = _opened(self.path)
             status = os.fstat(self._descriptor)
-            _check_ours(status)
+            _check_ours(status, self.path.parent.stat().st_uid)
             size = status.st_size  # 0 of a pipe or a terminal
             if size and _last_byte(self.path) != b"\n":  # a crash cut a line
                 os.write(self._descriptor, b"\n")
@@ -161,13 +161,17 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _check_ours(status: os.stat_result) -> None:
-    """Raises PermissionError for a file in which others can write what we are taken to have."""
-    if not stat.S_ISREG(status.st_mode):
+def _check_ours(file: os.stat_result, folder_uid: int) -> None:
+    """Raises PermissionError for a file in which others can write what we are taken to have.
+
+    Whoever owns the folder could put any file there; where users are mapped (containers, NFS) what
+    we make is his.
+    """
+    if not stat.S_ISREG(file.st_mode):
         return  # a pipe, a terminal
-    if status.st_uid != os.geteuid():
-        raise PermissionError(0, f"it belongs to user {status.st_uid}, expected {os.geteuid()}")
-    if status.st_mode & stat.S_IWOTH:
+    if file.st_uid not in (os.geteuid(), 0, folder_uid):
+        raise PermissionError(0, f"it belongs to user {file.st_uid}, expected {os.geteuid()}")
+    if file.st_mode & stat.S_IWOTH:
         raise PermissionError(0, "everybody may write to it")
 
 

@@ -16,7 +16,7 @@ What it does not know: when requests end, and what arrives next.
 import math
 
 from beam_runtime.emulator.compiler import compiled
-from beam_runtime.emulator.deadlines import due_ms
+from beam_runtime.emulator.deadlines import due_ms, joining_due_ms
 from beam_runtime.emulator.places import flight_slot
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
@@ -344,23 +344,30 @@ def hold_until_ms(
     """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
 
     In time is reckoned with a full microbatch, for what is in flight may join until then; and
-    each further microbatch goes one stage's time after the one before.
+    each further microbatch goes one stage's time after the one before. A microbatch that is not
+    full waits on for the next step to come back where its streams have the lead for that: they
+    go on together, in fewer steps.
     """
-    context_tokens = 0
+    context_tokens, joining_ms = 0, math.inf
     for at in range(state.engine.running):
         request = state.requests[state.places[at].running]
         if request.kind == READY or request.kind == DECODING:
             context_tokens += request.computed_tokens
+        if request.kind == READY:
+            joining_ms = min(joining_ms, joining_due_ms(request))
     full = decode_batch(group, context_tokens * group // state.engine.decoding)
     further = -(-state.engine.ready // group) - 1
     pace_end_ms = state.engine.ready_since_ms + setting.pace_ms
-    until_ms = now_ms
+    until_ms = behind_ms = now_ms
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
         travel_ms = finish_ms(state, full, until_ms, setting, setup, tables) - until_ms
-        latest_ms = state.engine.due_ms - setup.tbt_margin_ms - travel_ms
-        latest_ms -= further * travel_ms / setup.pp
-        until_ms = min(latest_ms, pace_end_ms)
+        behind_ms = setup.tbt_margin_ms + travel_ms + further * travel_ms / setup.pp
+        until_ms = min(state.engine.due_ms - behind_ms, pace_end_ms)
         if until_ms <= now_ms:
             break
+    if state.engine.ready < group and state.engine.flying > 0:
+        back_ms = state.flights[state.engine.flying_head].finish_ms
+        if back_ms <= min(joining_ms - behind_ms, pace_end_ms):
+            until_ms = max(until_ms, back_ms)
     return until_ms

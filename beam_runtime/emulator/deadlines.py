@@ -4,7 +4,7 @@
     tpot   first token + tokens since x SLO: a late token is made good by earlier ones
     e2e    as tpot, with what the first token left over shared among the tokens of an answer
 
-By tpot and e2e LEAD_TOKENS earlier than that.
+By tpot and e2e a stream's lead earlier than that: it grows from token to token.
 """
 
 import math
@@ -15,13 +15,12 @@ from beam_runtime.emulator.state import Records
 from beam_runtime.types import SAME_MS
 
 # By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
-# answer may end at any token.
-LEAD_TOKENS = 2
+# answer may end at any token. It is brought there by so much of a token with each.
+LEAD_TOKENS, LEAD_STEP = 4.0, 0.15
+# Of that it gives up all but this much to go on in one step with other decodes.
+KEPT_TOKENS = 1.0
 # A stream that needs so many tokens to make good what it is behind counts as lost.
 RECOVERY_TOKENS = 16
-# A first token that is lost already counts on by this much: a queue that is late now makes those
-# late that come after it.
-QUEUE = 0.1
 
 _breaks, _share_ms = compiled(breaks), compiled(share_ms)
 
@@ -32,8 +31,23 @@ def due_ms(request: Records) -> float:
     if request.slo_kind == GAP:
         due: float = request.last_token_ms + request.token_slo_ms
     else:
-        ahead = request.generated_tokens - LEAD_TOKENS
-        due = request.first_token_ms + ahead * request.token_slo_ms
+        due = ahead_due_ms(request, LEAD_TOKENS)
+    return due
+
+
+@compiled
+def joining_due_ms(request: Records) -> float:
+    """The same where it may wait for other decodes to go on with."""
+    if request.slo_kind == GAP:
+        return due_ms(request)
+    return ahead_due_ms(request, KEPT_TOKENS)
+
+
+@compiled
+def ahead_due_ms(request: Records, lead_tokens: float) -> float:
+    """When a mean's next token is due, so many tokens ahead of its SLO or on the way there."""
+    lead = min(lead_tokens, LEAD_STEP * request.generated_tokens)
+    due: float = request.first_token_ms + (request.generated_tokens - lead) * request.token_slo_ms
     return due
 
 
@@ -41,14 +55,24 @@ def due_ms(request: Records) -> float:
 def first_risk(excess_ms: float, margin_ms: float) -> float:
     """How likely a first token breaks its promise that is predicted so late, margin included.
 
-    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between: what may be
-    saved is worth saving, what is past saving buys little.
+    0 where the margin is kept, 1 from a margin beyond the SLO on, straight in between.
     """
     if excess_ms <= SAME_MS:
         return 0.0
-    share: float = excess_ms / max(2.0 * margin_ms, 1.0)
-    at_risk: float = min(1.0, share) + QUEUE * max(0.0, share - 1.0)
+    at_risk: float = min(1.0, excess_ms / max(2.0 * margin_ms, 1.0))
     return at_risk
+
+
+@compiled
+def queue_risk(prefill_ms: float, first_token_ms: float, setup: Records) -> float:
+    """How many of those to come will lose their first token to a queue so long.
+
+    First come, first served: whoever comes before the queue is down to what their SLO has room
+    for. So prompts whose own promise is broken still press, by those behind them.
+    """
+    late_ms = prefill_ms + setup.ttft_margin_ms - first_token_ms
+    lost: float = setup.arrivals_per_s * max(0.0, late_ms) / 1e3
+    return lost
 
 
 @compiled

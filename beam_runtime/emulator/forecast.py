@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
-from beam_runtime.emulator.deadlines import first_risk, stream_risk
+from beam_runtime.emulator.deadlines import first_risk, queue_risk, stream_risk
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
 from beam_runtime.emulator.promises import GAP
@@ -34,7 +34,8 @@ class Outcome(NamedTuple):
         ttft_row: whose that is.
         tbt_excess_ms: the same two for the stream: how late its tokens come, by its kind.
         tbt_row: see above.
-        broken: requests expected to lose a promise they still have (deadlines.py).
+        broken: requests expected to lose a promise they still have, those to come
+            included (deadlines.py).
         cycle_ms: time between tokens in the decode-only phase, if the horizon reaches it.
         steps: played.
         prompt_tokens: computed within the horizon.
@@ -83,7 +84,7 @@ def forecast(
     cycle_ms = after.cycle_ms if rest_ms > 0.0 else 0.0
     ttft_worst_ms, ttft_row = -math.inf, -1
     tbt_worst_ms, tbt_row = -math.inf, -1
-    broken = 0.0
+    broken = queue_risk(prefill_ms, prices.first_token_ms, setup)
     for row in range(state.engine.rows):
         request = state.requests[row]
         if request.broken == 1:

@@ -13,7 +13,8 @@ from beam_runtime.types import Correction, EngineLimits, Knobs, Rules
 SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
     "just_in_time ride_along give_way late_cuts_chunk pace min_chunk_tokens",
-    "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms",
+    "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
+    "arrivals_per_s",
 )
 # One record per quantity (latency, energy) and clock, named as cost_fit.FEATURES.
 ATTENTION = record_type("", " ".join(FEATURES))
@@ -121,6 +122,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         correction.decode_scale,
         correction.ttft_margin_ms,
         correction.tbt_margin_ms,
+        correction.arrivals_per_s,
     )
     return setup
 

@@ -140,6 +140,7 @@ class Prices(NamedTuple):
         standing_tokens_per_ms: the tokens it makes.
         window_ms: long enough for the slowest candidate.
         fastest_ms: the shortest time between two tokens that any setting gives them.
+        first_token_ms: the tightest TTFT SLO among them.
     """
 
     token_j: float
@@ -147,6 +148,7 @@ class Prices(NamedTuple):
     standing_tokens_per_ms: float
     window_ms: float
     fastest_ms: float
+    first_token_ms: float
 
 
 @compiled
@@ -196,15 +198,18 @@ def equal_work(
     if best_w == math.inf:
         best = steady(decoding, len(tables.idle_w) - 1, 1, 0.0, setup, tables)
         best_w = net_w(best, token_j)
-    pending_tokens = 0
+    pending_tokens, first_token_ms = 0, math.inf
     for row in range(state.engine.rows):
         request = state.requests[row]
+        first_token_ms = min(first_token_ms, request.ttft_slo_ms)
         pending_tokens += request.total_tokens - request.computed_tokens
     largest = setup.max_batched_tokens
     chunk = Batch(0, 0, 0, 0, largest, 0, largest * (largest + 1) / 2, 0, 0)
     slowest_ms = step_cost(MS, 0, chunk, tables) + setup.host_gap_ms
     window_ms = lookahead_ms + pending_tokens / largest * slowest_ms
-    return Prices(token_j, best_w, best.tokens_per_ms, window_ms, fastest_ms)
+    return Prices(
+        token_j, best_w, best.tokens_per_ms, window_ms, fastest_ms, first_token_ms
+    )  # fmt: skip
 
 
 @compiled

@@ -48,8 +48,6 @@ MISSES, TRIES = 3, 16
 SAME_VIOLATION = 0.005
 # What a step costs a play beside its requests, in requests.
 PER_STEP = 32
-# With prefill pending, how far a play's bad news counts for higher clocks of its line.
-TRUST = 0.25
 # What the search is doing: 1 to 3 of the docstring; then its last paragraph.
 CHEAPEST, LEAST_LATE, NO_WORSE, LOWER = range(4)
 
@@ -105,9 +103,9 @@ def best_of(
     prices = equal_work(start, given.lookahead_ms, grid.pace_shares, setup, tables)
     clear(grid, room)
     if prefill_pending(start, setup):
-        lines, trust = prepare_prefill(start, grid, prices, room, paper, setup, tables), TRUST
+        lines = prepare_prefill(start, grid, prices, room, paper, setup, tables)
     else:
-        lines, trust = prepare_decode(start, grid, prices, room, setup, tables), 1.0
+        lines = prepare_decode(start, grid, prices, room, setup, tables)
     tbt_ms = everyone(start, setup).tbt_ms
     ttft_ms = tightest_ttft_ms(start)
     best = nothing_yet()
@@ -120,7 +118,7 @@ def best_of(
         if phase == CHEAPEST:
             if work <= given.most_work and (misses < MISSES or feasible):
                 below = Bounds(best.energy_j if feasible else math.inf, 0.0, 0.0, math.inf)
-                line, clock = cheapest(lines, below, ttft_ms, tbt_ms, trust, room)
+                line, clock = cheapest(lines, below, ttft_ms, tbt_ms, room)
             if line < 0:
                 if feasible:
                     break
@@ -140,7 +138,7 @@ def best_of(
                     max(0.0, best.outcome.tbt_excess_ms),
                     room.entries[best.line, best.clock].slow_ms * ABOUT,
                 )
-                line, clock = cheapest(lines, below, ttft_ms, tbt_ms, trust, room)
+                line, clock = cheapest(lines, below, ttft_ms, tbt_ms, room)
             if line < 0:
                 phase, low, high = LOWER, -1, best.clock
         if phase == LOWER:

@@ -40,6 +40,8 @@ TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
 ABOUT = 1.015
 # A miss may shrink faster from clock to clock than it did so far, by this factor.
 STEEPER = 3.0
+# How far a play's bad news counts for higher clocks of its line.
+TRUST = 0.25
 # A measured table is monotone in the clock but for this.
 NOISE = 1.003
 
@@ -270,12 +272,12 @@ class Bounds(NamedTuple):
 
 @compiled
 def cheapest(
-    lines: int, below: Bounds, ttft_ms: float, tbt_ms: float, trust: float, room: Room
+    lines: int, below: Bounds, ttft_ms: float, tbt_ms: float, room: Room
 ) -> tuple[int, int]:
     """The open entry to play next, (line, clock); (-1, -1) if none is expected within ``below``.
 
     What a play taught about a line counts in full for lower clocks. For higher ones bad news
-    counts by ``trust`` and dearer not at all: being late, which made it dear, may be over there.
+    counts by TRUST and dearer not at all: being late, which made it dear, may be over there.
     """
     at_line, at_clock, least_j = -1, -1, below.energy_j
     for line in range(lines):
@@ -298,8 +300,8 @@ def cheapest(
                     continue
                 energy_j += min(one.energy_shift_j, 0.0) if higher else one.energy_shift_j
                 energy_j -= TRIED * abs(energy_j)
-                late_ms += trusted(one.ttft_shift_ms, higher, trust) - TRIED_DOUBT * ttft_ms
-                gap_ms += trusted(one.tbt_shift_ms, higher, trust) - TRIED_DOUBT * tbt_ms
+                late_ms += trusted(one.ttft_shift_ms, higher) - TRIED_DOUBT * ttft_ms
+                gap_ms += trusted(one.tbt_shift_ms, higher) - TRIED_DOUBT * tbt_ms
             in_time = late_ms <= below.ttft_excess_ms and gap_ms <= below.tbt_excess_ms
             if energy_j < least_j and in_time:
                 at_line, at_clock, least_j = line, clock, energy_j
@@ -307,9 +309,9 @@ def cheapest(
 
 
 @compiled
-def trusted(shift_ms: float, higher: bool, trust: float) -> float:
+def trusted(shift_ms: float, higher: bool) -> float:
     """Bad news about a line, at a higher clock."""
-    return shift_ms * trust if higher and shift_ms > 0.0 else shift_ms
+    return shift_ms * TRUST if higher and shift_ms > 0.0 else shift_ms
 
 
 @compiled

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
-from beam_runtime.emulator.deadlines import first_risk
+from beam_runtime.emulator.deadlines import first_risk, queue_risk
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
 from beam_runtime.emulator.schedule import admissible, held_blocks
@@ -272,7 +272,8 @@ def estimate(
     energy_j = active_j + tables.idle_w[clock] * (span_ms - lead_in_ms - pp * busy_ms) / 1e3
     energy_j += after.power_w * rest_ms / 1e3
     energy_j += settlement_j(prices, horizon_ms, decodes + after.tokens_per_ms * rest_ms)
-    worst_ms, broken = -math.inf, 0.0
+    worst_ms = -math.inf
+    broken = queue_risk(prefill_ms, prices.first_token_ms, setup)
     for number in range(sketch.firsts):
         first = paper.sheet[number]
         excess_ms = first.wait_excess_ms + first.share * total_ms

@@ -135,6 +135,7 @@ class _Plant:
         view.now_ms, view.state = now_ms, self.state
         arrived = int(self.plant.tally["next_arrival"][0])
         view.arrived_tokens = int(self.arrived_tokens[arrived - 1]) if arrived else 0
+        view.arrived_ms = self.workload.queued_ms[:arrived]
         view.returned = self._newly_returned(now_ms)
         knobs = self.policy.decide(view)
         if knobs is not view.knobs and knobs != view.knobs:

@@ -22,6 +22,7 @@ class View:
         returned: the steps that came back since the policy was last asked; of
             event_loop.STEP, the clock as an index.
         arrived_tokens: prompt tokens that have arrived so far.
+        arrived_ms: when each of those requests came to the engine.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class View:
         self.slo = slo
         self.kv_blocks = kv_blocks
         self.arrived_tokens = 0
+        self.arrived_ms: NDArray[np.float64] = np.zeros(0)
         self.knobs = knobs
         self.now_ms = 0.0
         self.clock_since_ms = float("-inf")

@@ -236,7 +236,8 @@ def _hold_until_ms(
     """When the ready decodes must go: at the end of the pace, or in time for the earliest due.
 
     In time is reckoned with a full microbatch, for what is in flight may join until then; and
-    each further microbatch goes one stage's time after the one before.
+    each further microbatch goes one stage's time after the one before. One that is not full
+    waits on for the next step to come back where its streams have the lead for that.
     """
     full = StepShape(
         decode_requests=group,
@@ -244,14 +245,20 @@ def _hold_until_ms(
     )
     further = -(-len(ready) // group) - 1
     pace_end_ms = min(last_token_ms(r, state) for r in ready) + knobs.pace_ms
-    until_ms = now_ms
+    until_ms = behind_ms = now_ms
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
         travel_ms = finish_ms(full, until_ms) - until_ms
-        latest_ms = due_ms(ready, state) - travel_ms - further * travel_ms / state.limits.pp
-        until_ms = min(latest_ms, pace_end_ms)
+        behind_ms = travel_ms + further * travel_ms / state.limits.pp
+        until_ms = min(due_ms(ready, state) - behind_ms, pace_end_ms)
         if until_ms <= now_ms:
             break
+    if len(ready) < group and state.in_flight:
+        joining_ms = min(promises.joining_due_ms(r, state) for r in ready)
+        latest_ms = joining_ms - state.correction.tbt_margin_ms - behind_ms
+        back_ms = state.in_flight[0].finish_ms
+        if back_ms <= min(latest_ms, pace_end_ms):
+            until_ms = max(until_ms, back_ms)
     return until_ms
 
 

@@ -30,6 +30,7 @@ from plain_promises import (
     first_risk,
     last_token_ms,
     late_after_ms,
+    queue_risk,
     stream_risk,
     tightest_ms,
     timed,
@@ -101,7 +102,8 @@ def forecast(
     cycle_ms = float(after.cycle_ms[clock]) if rest_ms > 0.0 else 0.0
     worst_tbt_ms = {name: max(gap, cycle_ms) for name, gap in played.worst_tbt_ms.items()}
     correction = state.correction
-    ttft, tbt, broken = {}, {}, 0.0
+    ttft, tbt = {}, {}
+    broken = queue_risk(prefill_ms, _everyone(state), correction)
     for request in _everyone(state):
         name = request.request_id
         if timed(request, state).broken:

@@ -4,8 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from beam_runtime.emulator.deadlines import LEAD_TOKENS, QUEUE, RECOVERY_TOKENS
-from beam_runtime.types import SAME_MS, RequestState, Slo, Snapshot, StreamKind
+from beam_runtime.emulator.deadlines import (
+    KEPT_TOKENS,
+    LEAD_STEP,
+    LEAD_TOKENS,
+    RECOVERY_TOKENS,
+)
+from beam_runtime.types import SAME_MS, Correction, RequestState, Slo, Snapshot, StreamKind
 
 
 def last_token_ms(request: RequestState, state: Snapshot) -> float:
@@ -22,8 +27,8 @@ def token_ms(request: RequestState) -> float:
     return max(left_ms, 1.0) / max(slo.answer_tokens - 1, 1)
 
 
-def due_ms(request: RequestState, state: Snapshot) -> float:
-    """When its next token would be late."""
+def due_ms(request: RequestState, state: Snapshot, lead_tokens: float = LEAD_TOKENS) -> float:
+    """When its next token would be late; a mean's, so many tokens ahead or on the way there."""
     if request.slo.kind is StreamKind.GAP:
         return last_token_ms(request, state) + request.slo.token_ms
     first_ms = request.first_token_ms
@@ -31,7 +36,13 @@ def due_ms(request: RequestState, state: Snapshot) -> float:
         on_time_ms = (request.generated_tokens - 1) * request.slo.token_ms
         first_ms = last_token_ms(request, state) - on_time_ms
         request = replace(request, first_token_ms=first_ms)
-    return first_ms + (request.generated_tokens - LEAD_TOKENS) * token_ms(request)
+    lead = min(lead_tokens, LEAD_STEP * request.generated_tokens)
+    return first_ms + (request.generated_tokens - lead) * token_ms(request)
+
+
+def joining_due_ms(request: RequestState, state: Snapshot) -> float:
+    """The same where it may wait for others to go on with."""
+    return due_ms(request, state, KEPT_TOKENS)
 
 
 def timed(request: RequestState, state: Snapshot) -> RequestState:
@@ -54,9 +65,15 @@ def tightest_ms(requests: Iterable[RequestState]) -> float:
 
 
 def first_risk(excess_ms: float, margin_ms: float) -> float:
-    """How likely a first token is lost, margin included, and what a late queue costs others."""
-    share = max(0.0, excess_ms) / max(2.0 * margin_ms, 1.0) if excess_ms > SAME_MS else 0.0
-    return min(1.0, share) + QUEUE * max(0.0, share - 1.0)
+    """How likely a first token is lost, margin included."""
+    return min(1.0, excess_ms / max(2.0 * margin_ms, 1.0)) if excess_ms > SAME_MS else 0.0
+
+
+def queue_risk(prefill_ms: float, requests: Iterable[RequestState], learnt: Correction) -> float:
+    """How many of those to come will lose their first token to a queue so long."""
+    first_token_ms = min((r.slo.ttft_ms for r in requests), default=math.inf)
+    late_ms = prefill_ms + learnt.ttft_margin_ms - first_token_ms
+    return learnt.arrivals_per_s * max(0.0, late_ms) / 1e3
 
 
 def stream_risk(

@@ -57,12 +57,13 @@ class Beam(Policy):
             self.rules = Rules.vanilla()
             return Knobs(int(view.cost.clocks_mhz[-1]), self.max_batched_tokens // 2)
         self._calibration = Calibration(view.limits.pp, self.correction)
+        self._arrivals = 0
         policy = self._policy or stance.policy
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
         return Knobs(int(view.cost.clocks_mhz[-1]), self._search.chunks[-1])
 
     def decide(self, view: View) -> Knobs:
-        """Learn from the steps that came back, then search."""
+        """Learn from the steps that came back and the requests that came, then search."""
         if self._hopeless:
             return view.knobs
         switched_ms = view.clock_since_ms + view.limits.clock_delay_ms
@@ -70,6 +71,9 @@ class Beam(Policy):
             # A step under way when the clock changed says nothing about either clock.
             if not step["issued_ms"] < switched_ms < step["finished_ms"]:
                 self._learn(step, view)
+        for arrived_ms in view.arrived_ms[self._arrivals :].tolist():
+            self._calibration.observe_arrival(arrived_ms)
+        self._arrivals = len(view.arrived_ms)
         self.correction = self._calibration.correction
         return self._search.decide(view.moment(self.correction)).knobs
 

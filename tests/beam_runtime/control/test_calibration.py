@@ -159,3 +159,23 @@ def test_first_tokens_that_come_late_widen_their_margin_only() -> None:
         calibration.observe_ttft(500.0, 580.0)
     assert calibration.correction.ttft_margin_ms == pytest.approx(80.0)
     assert calibration.correction.tbt_margin_ms == Correction().tbt_margin_ms
+
+
+def test_the_load_is_known_after_some_arrivals_and_follows_a_change() -> None:
+    calibration = Calibration(PP)
+    assert calibration.correction.arrivals_per_s == 0.0, "nobody is expected"
+    calibration.observe_arrival(0.0)
+    assert calibration.correction.arrivals_per_s == 0.0, "one does not make a rate"
+    for number in range(1, 300):
+        calibration.observe_arrival(number * 500.0)
+    assert calibration.correction.arrivals_per_s == pytest.approx(2.0)
+    for number in range(1, 300):
+        calibration.observe_arrival(149_500.0 + number * 100.0)
+    assert calibration.correction.arrivals_per_s == pytest.approx(10.0, rel=0.01)
+
+
+def test_arrivals_at_one_moment_or_out_of_order_give_a_finite_rate() -> None:
+    calibration = Calibration(PP)
+    for at_ms in (5.0, 5.0, 3.0, 5.0, 105.0):
+        calibration.observe_arrival(at_ms)
+    assert 0.0 < calibration.correction.arrivals_per_s < 1e6

@@ -263,8 +263,19 @@ def test_a_log_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
 def test_another_users_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.jsonl"
     path.touch()
-    mine = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
-    with pytest.raises(BeamError) as caught:
-        DecisionLog(path)
-    assert caught.value.cause == f"it belongs to user {mine}, expected {mine + 1}"
+    theirs, real = os.geteuid() + 7, os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        fields = list(real(descriptor))
+        fields[4] = theirs  # st_uid
+        return os.stat_result(fields)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fstat)
+        with pytest.raises(BeamError) as caught:
+            DecisionLog(path)
+    assert caught.value.cause == f"it belongs to user {theirs}, expected {os.geteuid()}"
+    # In a folder that is mapped to another user everything is his.
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    DecisionLog(path).close()

@@ -138,7 +138,11 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         clock_since_ms=draw(up_to(0.0, -40.0)),
         previous_clock_mhz=draw(st.sampled_from((None, *CLOCKS_MHZ))),
         correction=Correction(
-            draw(up_to(2.0, 0.5)), draw(up_to(2.0, 0.5)), draw(up_to(50.0)), draw(up_to(30.0))
+            draw(up_to(2.0, 0.5)),
+            draw(up_to(2.0, 0.5)),
+            draw(up_to(50.0)),
+            draw(up_to(30.0)),
+            draw(st.sampled_from((0.0, 2.5))),
         ),
     )
 

@@ -12,6 +12,7 @@ from beam_runtime.search.policy import Policy
 from beam_runtime.search.search import Search, chunk_candidates
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
+    Correction,
     EngineLimits,
     Knobs,
     RequestState,
@@ -146,9 +147,14 @@ def test_slack_is_spent_on_energy_and_lateness_on_speed(search: Search):
     assert slow.forecast.energy_j < fast.forecast.energy_j
 
 
+def hopeless(arrivals_per_s: float) -> Snapshot:
+    waiting = tuple(RequestState(f"w{i}", 3000, -800.0) for i in range(8))
+    learnt = Correction(arrivals_per_s=arrivals_per_s)
+    return Snapshot(0.0, LIMITS, Knobs(510, 64), (), waiting, correction=learnt)
+
+
 def test_where_nothing_keeps_the_slos_it_misses_least(search: Search):
-    hopeless = tuple(RequestState(f"w{i}", 3000, -800.0) for i in range(8))
-    state = Snapshot(0.0, LIMITS, Knobs(510, 64), (), hopeless)
+    state = hopeless(arrivals_per_s=2.0)
     decision = search(state)
     assert not decision.forecast.feasible
     assert "misses least" in decision.why
@@ -157,6 +163,12 @@ def test_where_nothing_keeps_the_slos_it_misses_least(search: Search):
     assert decision.forecast.broken <= fastest.broken + 0.05
     assert decision.forecast.broken < lazy.broken
     assert decision.forecast.energy_j < fastest.energy_j  # no more than needed: it is memory-bound
+
+
+def test_prompts_lost_already_press_by_those_behind_them_alone(search: Search):
+    alone, followed = search(hopeless(0.0)), search(hopeless(2.0))
+    assert alone.forecast.energy_j < followed.forecast.energy_j
+    assert alone.forecast.horizon_ms > followed.forecast.horizon_ms
 
 
 def test_a_token_lost_already_does_not_cost_full_clocks(search: Search):
