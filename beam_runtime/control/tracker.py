@@ -142,7 +142,8 @@ class Tracker:
             record = self._record(row)
             decode_requests += 1
             decode_context += int(record["computed_tokens"])
-            record["computed_tokens"] += 1
+            # Who decodes has its prompt computed, whichever chunk was not told of.
+            record["computed_tokens"] = max(record["computed_tokens"] + 1, record["total_tokens"])
             record["last_step"] = self._rows.next_step
             tokens_for.append(row)
         self._rows.issue(tokens_for)

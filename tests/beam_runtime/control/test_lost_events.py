@@ -98,6 +98,30 @@ def test_a_step_whose_return_is_lost(small_cost: StepCost, pp: int, lost: int | 
         assert 0.9 < correction.decode_scale < 1.1
 
 
+def test_who_decodes_after_a_lost_chunk_gets_tokens_and_is_forgotten_when_it_vanishes(
+    small_cost: StepCost,
+) -> None:
+    one = Served(small_cost)
+    with one.beam as beam:
+        beam.arrival("half told", 400)
+        beam.advance()
+        one.clock.advance(30.0)  # its chunk is issued and back: nobody says so
+        for _ in range(3):
+            beam.step_issued(["half told"])
+            one.step(StepShape(0, 0, 1, 401))
+        one.clock.advance(300.0)
+        beam.arrival("next", 10)
+        beam.advance()
+        (seen,) = one.states[-1].running
+        assert (seen.generated_tokens, seen.computed_tokens) == (3, 402)
+        for number in range(200):  # its completion is lost, too; others are served
+            one.prefill(f"r{number}")
+            beam.completion(f"r{number}")
+            one.clock.advance(100.0)
+        beam.advance()
+        assert "half told" not in {r.request_id for r in one.states[-1].running}
+
+
 @pytest.mark.parametrize("scheduled", [True, False])
 def test_requests_that_vanish_in_their_prefill_are_forgotten(
     small_cost: StepCost, scheduled: bool
