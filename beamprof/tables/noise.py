@@ -169,11 +169,30 @@ def outliers(
             sigma = np.fmax(_sigma(rest), found.sigma)
             if abs(off[column]) <= max(np.log1p(at_least), OUTLIER_SIGMAS * sigma * gain[column]):
                 break
-            if not _in_company(off[column], np.delete(found.off[:, column], line)):
+            told = abs(_off_the_line(np.log(values[line]), grid.clocks_mhz, column, off[column]))
+            alone = not _in_company(off[column], np.delete(found.off[:, column], line))
+            if alone and told > np.log1p(at_least):
                 clock_mhz = int(grid.clocks_mhz[column])
                 taken.append(Outlier(cell, clock_mhz, field, float(np.expm1(off[column]))))
             logs = _set_aside(logs, column)
     return sorted(taken, key=lambda outlier: -abs(np.log1p(outlier.off)))
+
+
+def _off_the_line(
+    logs: NDArray[np.float64], clocks_mhz: NDArray[np.int64], column: int, by_cubic: float
+) -> float:
+    """How far a row is off the power law through the next clock on either side.
+
+    Where memory begins to limit a pass the curve has a kink, which misleads the cubics beside it,
+    not this line. The first and the last clock have one side only: the cubic's word stands.
+    """
+    known = np.flatnonzero(np.isfinite(logs))
+    place = int(np.searchsorted(known, column))
+    if place in (0, len(known) - 1):
+        return by_cubic
+    beside = known[[place - 1, place + 1]]
+    line = np.interp(np.log(clocks_mhz[column]), np.log(clocks_mhz[beside]), logs[beside])
+    return float(logs[column] - line)
 
 
 def _in_company(off: float, others: NDArray[np.float64]) -> bool:
