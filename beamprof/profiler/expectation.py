@@ -23,8 +23,8 @@ LATENCY_BY_SHARE = (
     (1.0, 0.010),
 )
 # On a CPU passes of one shape differ by its caches, its other threads and its clock, which nobody
-# holds: `beam table check` found 7 to 11 % on held-out mixed cells of small models on two idle
-# cores, and several times that beside other work.
+# holds: a user's `beam table check` found 7 to 11 % on held-out mixed cells, and beside other work
+# it is several times that.
 CPU_LATENCY = 0.09
 # NVML's energy counter ticks every 100 ms on an A100: read at any two moments, one second is up to
 # 10 % wrong and five are 2 %. The backend reads from edge to edge of the ticks, which leaves how
