@@ -128,10 +128,11 @@ class Calibration:
 
     def observe_arrival(self, at_ms: float) -> None:
         """Learn from a request that comes."""
-        before_ms, self._arrived_ms = self._arrived_ms, at_ms
+        before_ms = self._arrived_ms
+        self._arrived_ms = at_ms if before_ms is None else max(before_ms, at_ms)
         if before_ms is None:
             return
-        between_ms = max(0.0, at_ms - before_ms)
+        between_ms = self._arrived_ms - before_ms
         weight = self._rules.weight if self._between_ms else 1.0
         self._between_ms += weight * (between_ms - self._between_ms)
         self._correction = None

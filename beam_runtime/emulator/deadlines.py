@@ -68,7 +68,8 @@ def queue_risk(prefill_ms: float, first_token_ms: float, setup: Records) -> floa
     """How many of those to come will lose their first token to a queue so long.
 
     First come, first served: whoever comes before the queue is down to what their SLO has room
-    for. So prompts whose own promise is broken still press, by those behind them.
+    for. So prompts whose own promise is broken still press, by those behind them. Nobody knows
+    the class of those to come: they are taken to be promised the tightest of those present.
     """
     late_ms = prefill_ms + setup.ttft_margin_ms - first_token_ms
     lost: float = setup.arrivals_per_s * max(0.0, late_ms) / 1e3

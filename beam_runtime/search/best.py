@@ -203,6 +203,7 @@ def play_one(
     noted.energy_j = energy_j
     noted.ttft_excess_ms = outcome.ttft_excess_ms
     noted.tbt_excess_ms = outcome.tbt_excess_ms
+    noted.broken = outcome.broken
     late = outcome.tbt_excess_ms > SAME_MS
     noted.missed_row = outcome.tbt_row if late else outcome.ttft_row
     return Choice(

@@ -66,7 +66,7 @@ ENTRY = record_type("status", "energy_j ttft_excess_ms broken tbt_excess_ms slow
 AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms")
 PLAY = record_type(
     "clock chunk_tokens microbatches pace missed_row",
-    "energy_j ttft_excess_ms tbt_excess_ms",
+    "energy_j ttft_excess_ms tbt_excess_ms broken",
 )
 
 

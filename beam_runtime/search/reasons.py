@@ -14,6 +14,7 @@ class Tried:
         energy_j: over equal work, with the price of a clock change.
         ttft_excess_ms: worst TTFT + margin - SLO.
         tbt_excess_ms: the same for TBT.
+        broken: requests expected to lose a promise, those to come included.
         request_id: whose SLO it misses, if it misses one.
     """
 
@@ -21,12 +22,13 @@ class Tried:
     energy_j: float
     ttft_excess_ms: float
     tbt_excess_ms: float
+    broken: float
     request_id: str | None
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps every SLO, margins included."""
-        return max(self.ttft_excess_ms, self.tbt_excess_ms) <= SAME_MS
+        """Whether it keeps every SLO, margins included, and nobody to come waits too long."""
+        return self.broken == 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def decision(found: Found, decided_ms: float, note: str = "") -> Decision:
 
 def _why(found: Found, alternatives: tuple[Alternative, ...]) -> str:
     forecast = found.forecast
-    if not forecast.feasible:
+    if forecast.broken > 0.0:
         worst = forecast.tbt_worst if forecast.tbt_excess_ms > SAME_MS else forecast.ttft_worst
         missed = _missed(forecast.ttft_excess_ms, forecast.tbt_excess_ms, worst)
         return f"nothing keeps every SLO; this misses least ({missed})"
@@ -76,13 +78,15 @@ def _why(found: Found, alternatives: tuple[Alternative, ...]) -> str:
 
 def _refused(tried: Tried, found: Found) -> str:
     more_j = tried.energy_j - found.energy_j
-    if tried.feasible or (not found.forecast.feasible and more_j >= 0.0):
+    if tried.feasible or (found.forecast.broken > 0.0 and more_j >= 0.0):
         return f"{more_j:+.1f} J"
     return _missed(tried.ttft_excess_ms, tried.tbt_excess_ms, tried.request_id)
 
 
 def _missed(ttft_excess_ms: float, tbt_excess_ms: float, request_id: str | None) -> str:
     late_tbt = tbt_excess_ms > SAME_MS
+    if not late_tbt and ttft_excess_ms <= SAME_MS:
+        return "whoever comes next waits too long behind the queue"
     excess_ms = tbt_excess_ms if late_tbt else ttft_excess_ms
     return (
         f"{'TBT' if late_tbt else 'TTFT'} of {request_id} {excess_ms:.0f} ms late, margin included"

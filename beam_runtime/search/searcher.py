@@ -174,12 +174,21 @@ class Searcher:
         played = self._room.plays[:plays]
         tried = []
         for number in np.argsort(played["energy_j"])[:MOST_TOLD].tolist():
-            clock, chunk_tokens, microbatches, pace, row, energy_j, ttft_ms, tbt_excess_ms = played[
-                number
-            ].item()
-            missed = moment.names[row] if row >= 0 else None
-            knobs = self._knobs(clock, chunk_tokens, microbatches, pace, tbt_ms)
-            tried.append(Tried(knobs, energy_j, ttft_ms, tbt_excess_ms, missed))
+            one = dict(zip(played.dtype.names or (), played[number].item(), strict=True))
+            row = one["missed_row"]
+            knobs = self._knobs(
+                one["clock"], one["chunk_tokens"], one["microbatches"], one["pace"], tbt_ms
+            )
+            tried.append(
+                Tried(
+                    knobs,
+                    one["energy_j"],
+                    one["ttft_excess_ms"],
+                    one["tbt_excess_ms"],
+                    one["broken"],
+                    moment.names[row] if row >= 0 else None,
+                )
+            )
         return tuple(tried)
 
 

@@ -171,6 +171,23 @@ def test_prompts_lost_already_press_by_those_behind_them_alone(search: Search):
     assert alone.forecast.horizon_ms > followed.forecast.horizon_ms
 
 
+def test_a_queue_too_long_for_those_to_come_is_the_reason_where_it_is(search: Search):
+    soon, later = Slo(ttft_ms=300.0), Slo(ttft_ms=1e6)
+    running = (
+        RequestState(
+            "d", 500, -900.0, soon, computed_tokens=500, generated_tokens=1, last_token_ms=0.0
+        ),
+    )
+    waiting = tuple(RequestState(f"w{i}", 3000, 0.0, later) for i in range(8))
+    learnt = Correction(arrivals_per_s=2.0)
+    state = Snapshot(0.0, LIMITS, Knobs(510, 64), running, waiting, correction=learnt)
+    decision = search(state)
+    assert decision.forecast.ttft_excess_ms < 0.0
+    assert "whoever comes next waits too long" in decision.why
+    assert decision.alternatives
+    assert not any("None" in a.refused for a in decision.alternatives)
+
+
 def test_a_token_lost_already_does_not_cost_full_clocks(search: Search):
     # Its gap is over the SLO whatever is done now; everybody else has time.
     late = decode("late", last_ms=-900.0, in_flight=True)
