@@ -12,9 +12,7 @@ pass's operators, and at all other clocks, which follow the device file's law, r
 ``modelled``. Energy is the device file's power over that time.
 """
 
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from beamprof.models.layers import Attention, MoeMlp
 from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
-from beamprof.tables.importers.summed import idle_row, pass_rows
+from beamprof.tables.importers.summed import summed_table
 from beamprof.unreadable import UNREADABLE, first_line
 
 ORIGIN = "https://github.com/ai-dynamo/aiconfigurator, measured operators"
@@ -92,35 +90,17 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
     device, model = resolve_device(overrides.device), resolve_model(overrides.model)
     stage = model.shard(overrides.tp or 1, overrides.pp or 1)
     operators = Operators(path, device, stage)
-    clocks = sorted({*device.clocks.profile_mhz, device.clocks.max_mhz})
-    rows = [
-        row for step in steps(model) for row in pass_rows(operators, device, stage, step, clocks)
-    ]
-    rows += [idle_row(device, stage, clock) for clock in clocks]
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns, told = summed_table(operators, device, model, stage, steps(model))
     modelled = int((columns["source"] == str(Source.MODELLED)).sum())
-    metadata = {
-        "model": model.name,
-        "model_shape": model.to_json(),
-        "precision": str(model.precision),
-        "tp": str(stage.tp),
-        "pp": str(stage.pp),
-        "stage_layers": str(stage.layers),
-        "dtype": model.dtype,
-        "device": device.name,
-        "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
-        "accuracy": f"sum of measured operators; device file: {device.accuracy}",
-        "engine": "vllm",
+    metadata = told | {
         "engine_version": operators.version,
-        "energy_source": "modelled",
         "allreduce": "imported" if stage.tp > 1 else "none (tp 1)",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "origin": overrides.origin or ORIGIN,
         "licence": overrides.licence or LICENCE,
     }
     notes = (
-        f"{modelled} of {len(rows)} rows are modelled: clocks other than {clocks[-1]} MHz, idle "
-        "power, and operators that nothing was measured near",
+        f"{modelled} of {len(columns['source'])} rows are modelled: clocks other than "
+        f"{device.clocks.max_mhz} MHz, idle power, and operators that nothing was measured near",
         "energy is the device file's power over the imported time; elementwise kernels are "
         "modelled",
     )

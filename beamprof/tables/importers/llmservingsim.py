@@ -6,11 +6,9 @@ tokens: norms, projections, RoPE, activation), attention (one chunk and equal de
 contexts), moe (by tokens and experts with work). Kernels alone: no launch gaps, no all-reduce.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from beamprof.models.layers import Attention, MoeMlp
 from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
 from beamprof.tables.importers.base import ImportedTable, ImportOverrides
-from beamprof.tables.importers.summed import idle_row, pass_rows
+from beamprof.tables.importers.summed import summed_table
 from beamprof.unreadable import UNREADABLE, first_line
 
 ORIGIN = "https://github.com/casys-kaist/LLMServingSim, measured operators"
@@ -60,38 +58,18 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
     model = resolve_model(overrides.model) if overrides.model else profiled_model(path, meta)
     stage = model.shard(overrides.tp or 1, overrides.pp or 1)
     operators = Operators(path, device, stage)
-    clocks = sorted({*device.clocks.profile_mhz, device.clocks.max_mhz})
-    rows = [
-        row
-        for step in operators.steps()
-        for row in pass_rows(operators, device, stage, step, clocks)
-    ]
-    rows += [idle_row(device, stage, clock) for clock in clocks]
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns, told = summed_table(operators, device, model, stage, operators.steps())
     modelled = int((columns["source"] == str(Source.MODELLED)).sum())
-    metadata = {
-        "model": model.name,
-        "model_shape": model.to_json(),
-        "precision": str(model.precision),
-        "tp": str(stage.tp),
-        "pp": str(stage.pp),
-        "stage_layers": str(stage.layers),
-        "dtype": model.dtype,
-        "device": device.name,
-        "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
+    metadata = told | {
         "gpu_name": meta.get("gpu", ""),
-        "accuracy": f"sum of measured operators; device file: {device.accuracy}",
-        "engine": "vllm",
         "engine_version": meta.get("vllm_version", ""),
-        "energy_source": "modelled",
         "allreduce": "none (tp 1)",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "origin": overrides.origin or ORIGIN,
         "licence": overrides.licence or LICENCE,
     }
     notes = (
-        f"{modelled} of {len(rows)} rows are modelled: clocks other than {clocks[-1]} MHz and idle "
-        "power",
+        f"{modelled} of {len(columns['source'])} rows are modelled: clocks other than "
+        f"{device.clocks.max_mhz} MHz and idle power",
         "energy is the device file's power over the imported time; gaps between kernels are not "
         "in the operators",
     )

@@ -4,9 +4,13 @@ Operators were measured at one clock, the highest: there a pass is their sum, im
 clock, and in power, it follows the device file, modelled.
 """
 
-from typing import Protocol
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source, StepShape
@@ -14,7 +18,7 @@ from beamprof.devices.device import Device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.gemm import Array
 from beamprof.devices.power import running_w, waiting_w
-from beamprof.models.shape import StageShape
+from beamprof.models.shape import ModelShape, StageShape
 
 
 class Summed(Protocol):
@@ -28,6 +32,32 @@ class Summed(Protocol):
     def pass_us(self, step: StepShape) -> tuple[float, bool]:
         """A pass at the highest clock, and whether only measured operators are in it."""
         ...
+
+
+def summed_table(
+    operators: Summed, device: Device, model: ModelShape, stage: StageShape,
+    steps: Iterable[StepShape],
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:  # fmt: skip
+    """Columns and metadata of such a table; its importer adds where the operators came from."""
+    clocks = sorted({*device.clocks.profile_mhz, device.clocks.max_mhz})
+    rows = [row for step in steps for row in pass_rows(operators, device, stage, step, clocks)]
+    rows += [idle_row(device, stage, clock) for clock in clocks]
+    metadata = {
+        "model": model.name,
+        "model_shape": model.to_json(),
+        "precision": str(model.precision),
+        "tp": str(stage.tp),
+        "pp": str(stage.pp),
+        "stage_layers": str(stage.layers),
+        "dtype": model.dtype,
+        "device": device.name,
+        "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
+        "accuracy": f"sum of measured operators; device file: {device.accuracy}",
+        "engine": "vllm",
+        "energy_source": "modelled",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, metadata
 
 
 def pass_rows(
