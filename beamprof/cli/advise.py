@@ -7,6 +7,7 @@ import typer
 
 from beamprof.cli.first_compile import say_if_first
 from beamprof.cli.opened import check_openable, open_page
+from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.cli.streams import load_table, one_on_stdout
 from beamprof.console import emit, note
 from beamprof.errors import OutputError, ReplayError
@@ -54,18 +55,10 @@ def command(
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", help="Mean output, with --rate.")
     ] = 150,
-    slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
-    slo_tbt: Annotated[
-        str | None,
-        typer.Option("--slo-tbt", "--slo-itl",
-                     help="Between tokens, 200ms or 200ms@99% [default: 200ms]."),
-    ] = None,
-    slo_tpot: Annotated[
-        str | None, typer.Option("--slo-tpot", help="Instead: a request's mean time per token.")
-    ] = None,
-    slo_e2e: Annotated[
-        str | None, typer.Option("--slo-e2e", help="Instead: time of the whole request.")
-    ] = None,
+    slo_ttft: SloTtft = "1s",
+    slo_tbt: SloTbt = None,
+    slo_tpot: SloTpot = None,
+    slo_e2e: SloE2e = None,
     chunk: Annotated[
         int,
         typer.Option("--max-num-batched-tokens", min=32, max=65536, help="Of vLLM, as it is now."),

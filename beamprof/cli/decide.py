@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
+from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.console import emit
 from beamprof.units import parse_duration_s, parse_power_w
 
@@ -31,21 +32,10 @@ def command(
         Path | None,
         typer.Option("--state", help="The state as JSON, with waits, caches and own SLOs."),
     ] = None,
-    slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
-    slo_tbt: Annotated[
-        str | None,
-        typer.Option(
-            "--slo-tbt",
-            "--slo-itl",
-            help="Every gap between tokens, or a share: 200ms@99% [default: 200ms].",
-        ),
-    ] = None,
-    slo_tpot: Annotated[
-        str | None, typer.Option("--slo-tpot", help="Instead: mean time per token.")
-    ] = None,
-    slo_e2e: Annotated[
-        str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")
-    ] = None,
+    slo_ttft: SloTtft = "1s",
+    slo_tbt: SloTbt = None,
+    slo_tpot: SloTpot = None,
+    slo_e2e: SloE2e = None,
     clock: Annotated[
         int | None, typer.Option("--clock", min=1, help="Clock now, MHz [default: the highest].")
     ] = None,

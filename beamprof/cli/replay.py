@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
+from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.cli.streams import check_folder, load_table, one_from_stdin
 from beamprof.console import emit, note
 from beamprof.replay.assumptions import Assumptions
@@ -55,21 +56,10 @@ def command(
             "lowest-feasible, beam-paper, beam[:no-RULE], oracle.",
         ),
     ] = DEFAULT_POLICIES,
-    slo_ttft: Annotated[str, typer.Option("--slo-ttft", help="Time to first token.")] = "1s",
-    slo_tbt: Annotated[
-        str | None,
-        typer.Option(
-            "--slo-tbt",
-            "--slo-itl",
-            help="Every gap between tokens, or a share: 200ms@99% [default: 200ms].",
-        ),
-    ] = None,
-    slo_tpot: Annotated[
-        str | None, typer.Option("--slo-tpot", help="Instead: mean time per token.")
-    ] = None,
-    slo_e2e: Annotated[
-        str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")
-    ] = None,
+    slo_ttft: SloTtft = "1s",
+    slo_tbt: SloTbt = None,
+    slo_tpot: SloTpot = None,
+    slo_e2e: SloE2e = None,
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,
