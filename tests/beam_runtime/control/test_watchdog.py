@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -160,6 +161,24 @@ def test_the_watch_goes_on_whatever_an_adapter_does() -> None:
     watchdog.close()
 
 
+@contextmanager
+def refused(cost: StepCost, limits: EngineLimits, error: ClockError) -> Iterator[Controller]:
+    """A controller after ten arrivals, or as many as it bore clocks that are refused so."""
+    actuator, now = FakeActuator(8), [0.0]
+    actuator.refuse = error
+    with Controller(
+        cost, limits, actuator=actuator, threads=False, now_ms=lambda: now[0],
+        search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
+    ) as beam:  # fmt: skip
+        for number in range(10):
+            if beam.status.reason:
+                break
+            now[0] += 10.0
+            beam.arrival(f"r{number}", 100)
+            beam.advance()
+        yield beam
+
+
 @pytest.mark.parametrize(
     ("error", "failures", "reason"),
     [
@@ -172,18 +191,7 @@ def test_the_watch_goes_on_whatever_an_adapter_does() -> None:
 def test_what_is_borne_goes_by_the_kind_of_error(
     small_cost: StepCost, limits: EngineLimits, error: ClockError, failures: int, reason: str
 ) -> None:
-    actuator, now = FakeActuator(8), [0.0]
-    actuator.refuse = error
-    with Controller(
-        small_cost, limits, actuator=actuator, threads=False, now_ms=lambda: now[0],
-        search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
-    ) as beam:  # fmt: skip
-        for number in range(10):
-            if beam.status.reason:
-                break
-            now[0] += 10.0
-            beam.arrival(f"r{number}", 100)
-            beam.advance()
+    with refused(small_cost, limits, error) as beam:
         assert beam.status.reason == reason
         assert beam.status.counts.clock_failures == failures
         assert not beam.orders.steering
@@ -193,16 +201,7 @@ def test_what_is_borne_goes_by_the_kind_of_error(
 def test_where_clocks_cannot_be_set_the_other_knobs_turn(
     small_cost: StepCost, limits: EngineLimits, error: ClockError
 ) -> None:
-    actuator, now = FakeActuator(8), [0.0]
-    actuator.refuse = error
-    with Controller(
-        small_cost, limits, actuator=actuator, threads=False, now_ms=lambda: now[0],
-        search=lambda state: Decision(Knobs(960, 256), NOTHING, ""),
-    ) as beam:  # fmt: skip
-        for number in range(10):
-            now[0] += 10.0
-            beam.arrival(f"r{number}", 100)
-            beam.advance()
+    with refused(small_cost, limits, error) as beam:
         assert beam.orders.steering
         assert beam.status.counts.clock_failures == 1
 
