@@ -214,8 +214,9 @@ def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]
 def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
     """Time constants: least squares of log(modelled / measured), all positive.
 
-    From fewer than FEW_CLOCKS the fall of the bandwidth with the clock cannot be told: it stays as
-    in the file, and one factor is fitted.
+    A handful of clocks does not tell the bandwidth at every knot: one's own device keeps its file's
+    fall with the clock, times a factor at the lowest and one at the highest of the measured clocks,
+    or, of fewer than FEW_CLOCKS, one factor.
     """
     knots = device.memory.clocks_mhz
     several = any(cell.stage.tp > 1 for cell in passes)
@@ -229,8 +230,9 @@ def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, f
         values = np.exp(x)
         constants: dict[str, object] = dict(zip(start_at, map(float, values), strict=False))
         bandwidth_tbps = values[len(start_at) :]
-        if few:
-            bandwidth_tbps = bandwidth_tbps * device.memory.bandwidth_tbps
+        if own:
+            factors = np.interp(knots, ends_mhz, bandwidth_tbps)
+            bandwidth_tbps = factors * device.memory.bandwidth_tbps
         constants["memory.bandwidth_tbps"] = tuple(map(float, bandwidth_tbps))
         return replaced(device, constants)
 
@@ -244,12 +246,10 @@ def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, f
             parts.append(np.log(modelled / cell.latency_ms[kept]))
         return np.concatenate(parts)
 
-    few = measured_clocks(passes) < FEW_CLOCKS
+    own, clocks = device.name not in TABLES, measured_clocks(passes)
+    ends_mhz = clocks[[0, -1]] if clocks.size >= FEW_CLOCKS else clocks[:1]
     shares = np.interp(np.linspace(0, 1, len(knots)), np.linspace(0, 1, 5), BANDWIDTH_SHARES)
-    if device.name in TABLES:
-        start_tbps = START_TBPS * shares
-    else:
-        start_tbps = np.ones(1) if few else np.array(device.memory.bandwidth_tbps)
+    start_tbps = np.ones(ends_mhz.size) if own else START_TBPS * shares
     start = np.log([*start_at.values(), *start_tbps])
     upper = np.full(start.size, np.inf)
     if start_at:
@@ -268,14 +268,15 @@ def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, f
         cost = fit.cost
     names = (*start_at, *(f"memory.bandwidth_tbps[{i}]" for i in range(len(knots))))
     errors = np.exp(fit.x) * _standard_errors(fit.jac, fit.fun)
-    if few:
-        errors = np.append(errors[:-1], errors[-1] * np.array(device.memory.bandwidth_tbps))
+    if own:
+        of_knots = np.interp(knots, ends_mhz, errors[len(start_at) :])
+        errors = np.append(errors[: len(start_at)], of_knots * device.memory.bandwidth_tbps)
     return build(fit.x), dict(zip(names, map(float, errors), strict=True))
 
 
-def measured_clocks(passes: list[Pass]) -> int:
-    """How many clocks, 15 MHz apart at least, the passes ran at."""
-    return np.unique(np.round(np.concatenate([cell.clocks_mhz for cell in passes]) / 15)).size
+def measured_clocks(passes: list[Pass]) -> Array:
+    """The clocks that the passes ran at, MHz, ascending, those within 15 MHz as one."""
+    return 15 * np.unique(np.round(np.concatenate([cell.clocks_mhz for cell in passes]) / 15))
 
 
 def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
@@ -296,7 +297,7 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
         device = replaced(device, dict(knee))
     # What one table cannot tell apart stays: a waiting GPU's clock tree, links.
     left_out = () if ours else ("power.clock_w_per_ghz", "power.link_w")
-    if measured_clocks(passes) < FEW_CLOCKS:
+    if measured_clocks(passes).size < FEW_CLOCKS:
         left_out += ("power.floor_w", "power.voltage_slope_per_ghz")
     start_at = {name: at for name, at in POWER.items() if name not in left_out}
 
