@@ -4,12 +4,19 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
 from beamprof.replay.sensitivity import Outcome
-from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
+from beamprof.report.page import (
+    block,
+    fitted_block,
+    heading,
+    next_command,
+    plain_table,
+    sentence,
+    wrote,
+)
 from beamprof.slo import stream_words
 from beamprof.units import format_duration, format_energy
 
@@ -36,8 +43,10 @@ def show_replay(
     fitted_block(console, _result(report), ("p99 s", "points", "energy", "of static"))
     heading(console, "Energy", "idling included until the trace ends")
     fitted_block(console, _energy(report), ("W", "J/token"))
-    heading(console, "Latency", "kept: % of requests, then percentage points beside vanilla")
-    fitted_block(console, _latency(report), ("", "TBT p50 ms", "TTFT p50 ms"))
+    heading(console, "Latency", "kept: of requests; points: percentage points beside vanilla")
+    fitted_block(
+        console, _latency(report), ("TTFT\npoints", "stream\npoints", "TBT\np50 ms", "TTFT\np50 ms")
+    )
     for name, setting in ((rung.metrics.policy, rung.setting) for rung in report.rungs):
         if setting:
             block(console, f"{name}: {setting}, by hindsight")
@@ -55,7 +64,7 @@ def show_replay(
     for reason, count in report.dropped.items():
         block(console, f"{count:,} {reason.replace('_', ' ')}")
     for path in report.paths:
-        console.print(Text("wrote ", "dim").append(str(path), "not dim"), soft_wrap=True)
+        wrote(console, path)
     next_command(console, following)
 
 
@@ -183,15 +192,18 @@ def _energy(report: ReplayReport) -> Table:
 def _latency(report: ReplayReport) -> Table:
     page = plain_table(
         ("policy",),
-        ("TTFT p50 ms", "p99 ms", "kept", "", "TBT p50 ms", "p99 ms", "stream kept", ""),
-    )
+        (
+            "TTFT\np50 ms", "TTFT\np99 ms", "TTFT\nkept %", "TTFT\npoints",
+            "TBT\np50 ms", "TBT\np99 ms", "stream\nkept %", "stream\npoints",
+        ),
+    )  # fmt: skip
     for rung in report.rungs:
         m, kept = rung.metrics, rung.metrics.attainment
         page.add_row(
             m.policy,
-            f"{m.ttft.p50_ms:.0f}", f"{m.ttft.p99_ms:.0f}",
+            f"{m.ttft.p50_ms:,.0f}", f"{m.ttft.p99_ms:,.0f}",
             f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
-            f"{m.tbt.p50_ms:.0f}", f"{m.tbt.p99_ms:.0f}",
+            f"{m.tbt.p50_ms:,.0f}", f"{m.tbt.p99_ms:,.0f}",
             f"{100 * kept.stream:.2f}", f"{rung.stream_points:+.2f}",
         )  # fmt: skip
     return page

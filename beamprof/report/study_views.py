@@ -8,12 +8,19 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from beamprof.replay.policies.registry import VANILLA
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure, row_slo
-from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
+from beamprof.report.page import (
+    block,
+    fitted_block,
+    heading,
+    next_command,
+    plain_table,
+    sentence,
+    wrote,
+)
 from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.units import format_duration
 
@@ -36,7 +43,7 @@ def show_study(result: StudyResult, console: Console) -> None:
         heading(console, Path(str(key[0])).name, f"SLO {slo}{noise}")
         fitted_block(console, _grid(rows), ("points",))
     if result.output:
-        console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
+        wrote(console, result.output)
         next_command(console, f"beam report {result.output}")
     else:
         next_command(console, "the same command again: what is done is not played again")
