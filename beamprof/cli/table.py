@@ -34,7 +34,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 
 @app.command()
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
-    """Show what is in a table: coverage, best clocks, frontier, doubts.
+    """Show what is in a table: coverage, best clocks, frontier, warnings.
 
     For example:  beam table inspect tables/a100-sxm4-80gb/llama3-70b/tp2-pp4.parquet
     """

@@ -1,4 +1,4 @@
-"""Should this table drive a controller? Every doubt measured, against a stated limit.
+"""Should this table drive a controller? Every ground for doubt measured, against a stated limit.
 
 The loader has refused what is broken (damaged, not finite, duplicated, in another unit). Here a
 table that loads is judged. The limits and why they are there:

@@ -278,5 +278,5 @@ def test_what_a_measured_table_missed_is_said_beside_what_was_expected(tmp_path:
     choice = dataclasses.replace(result.prepared.choice, backend="torch")
     prepared = dataclasses.replace(result.prepared, choice=choice)
     measured = dataclasses.replace(result, prepared=prepared)
-    profile_cli._render_result(measured, Console(file=said, width=100))
+    profile_cli._render_result(measured, None, Console(file=said, width=100))
     assert f"found: latency {100 * found.latency_mape:.1f} %" in said.getvalue()

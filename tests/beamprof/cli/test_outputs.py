@@ -314,7 +314,9 @@ def test_json_names_its_command_on_every_path(capsysbinary):
         answer = json.loads(out)
         assert answer["command"] == command
         assert answer["status"] in ("ok", "error")
-        assert answer["warnings"] == []
+        # The table that ships is modelled; nothing else here has a warning.
+        modelled = answer["status"] == "ok"
+        assert [one[:17] for one in answer["warnings"]] == ["modelled numbers,"] * modelled
 
 
 def test_an_interrupt_says_what_was_kept(monkeypatch, capsysbinary):
