@@ -8,7 +8,7 @@ time is what the modelled passes and the sampler's sort leave of the measured st
 flight over tokens per second); the GPU waits meanwhile, and sorts at its limit: power tells the two
 apart. Power is fitted at the measured step time, so that an error of the modelled time does not
 hide in it. --write puts the power constants into the device file; the engine's are printed for
-benchmarks/servers.py.
+benchmarks/server_steps.py.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import server_steps
 import servers
 from fitting.sections import replaced, write_constants
 
@@ -37,7 +38,7 @@ POWER = {  # constant: start, least, most
 # Dense servers do not tell SMs from DRAM; H200's operators do, and the die is the same.
 CARRIED = {"h100-sxm": ("h200-sxm", ("busy_w_per_ghz", "memory_w_per_tbps"))}
 GPU_BOUND = 0.4  # rows whose modelled passes are a smaller share of the step speak of the front end
-UNIT = servers.Engine(0.0, 0.0, 1.0)
+UNIT = server_steps.Engine(0.0, 0.0, 1.0)
 ENGINE = ((0.5, 0.01, 0.2), (0.0, 0.0, 0.0), (10.0, 0.2, 2.0))  # start, least, most
 LIMIT_SHARE = 0.985  # what boards at their limit read of it
 
@@ -46,7 +47,7 @@ LIMIT_SHARE = 0.985  # what boards at their limit read of it
 class Steps:
     """The measured steps that power and the engine's time are fitted to, in columns."""
 
-    servers: list[servers.Server]
+    servers: list[server_steps.Server]
     took_ms: np.ndarray
     busy_ms: np.ndarray  # the modelled passes and LM heads
     power_w: np.ndarray  # measured, of one GPU
@@ -62,23 +63,25 @@ def read_steps(data: Path, name: str, device: Device) -> Steps:
     for server, measured, gpu, _ in servers.mlenergy(data):
         if (gpu, server.model) not in servers.FITTED or server.device != name:
             continue
-        stage = servers.stage_of(server)
+        stage = server_steps.stage_of(server)
         took_ms = server.requests / measured["tokens/s"] * 1e3
-        bare = dataclasses.replace(server, engine=servers.Engine(0.0, 0.0, 0.0))
-        busy_ms = servers.predict(bare).mean_itl_ms
+        bare = dataclasses.replace(server, engine=server_steps.Engine(0.0, 0.0, 0.0))
+        busy_ms = server_steps.predict(bare).mean_itl_ms
         if busy_ms < GPU_BOUND * took_ms:
             continue
         decodes = round(server.requests)
         chunk = round(server.requests / server.output_tokens * server.prompt_tokens)
         step = StepShape(chunk, 0, decodes, round(decodes * server.context_tokens))
         uses.append(utilisation(device, stage, step, top, np.array([min(busy_ms, took_ms)])))
-        sorted_ms = servers.sorting_ms(dataclasses.replace(server, engine=UNIT), decodes)
+        sorted_ms = server_steps.sorting_ms(dataclasses.replace(server, engine=UNIT), decodes)
         numbers.append((took_ms, busy_ms, measured["power"] / server.tp, sorted_ms, decodes))
         kept.append(server)
     return Steps(kept, *np.array(numbers).reshape(-1, 5).T, uses)
 
 
-def modelled(device: Device, engine: servers.Engine, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
+def modelled(
+    device: Device, engine: server_steps.Engine, steps: Steps
+) -> tuple[np.ndarray, np.ndarray]:
     """Milliseconds of each step, and watts at its measured time."""
     top = np.array([float(device.clocks.max_mhz)])
     waits_ms = engine.step_ms + engine.request_ms * steps.decodes
@@ -87,19 +90,19 @@ def modelled(device: Device, engine: servers.Engine, steps: Steps) -> tuple[np.n
     running = np.array([min(float(running_w(device, top, use)[0]), most) for use in steps.uses])
     passes_ms = np.clip(steps.took_ms - sorts_ms, 0.0, steps.busy_ms)
     idle_ms = np.maximum(steps.took_ms - sorts_ms - passes_ms, 0.0)  # what is left over, it waits
-    joules = passes_ms * running + sorts_ms * servers.sorting_w(device)
+    joules = passes_ms * running + sorts_ms * server_steps.sorting_w(device)
     joules = joules + idle_ms * float(waiting_w(device, top)[0])
     return steps.busy_ms + waits_ms + sorts_ms, joules / steps.took_ms
 
 
 def fit(
     device: Device, bounds: dict[str, tuple[float, float, float]], steps: Steps
-) -> tuple[Device, servers.Engine]:
+) -> tuple[Device, server_steps.Engine]:
     """Least squares of the logarithms of time and power together."""
 
-    def build(x: np.ndarray) -> tuple[Device, servers.Engine]:
+    def build(x: np.ndarray) -> tuple[Device, server_steps.Engine]:
         values = dict(zip(bounds, map(float, np.exp(x[: len(bounds)])), strict=True))
-        return replaced(device, "power", values), servers.Engine(*map(float, x[len(bounds) :]))
+        return replaced(device, "power", values), server_steps.Engine(*map(float, x[len(bounds) :]))
 
     def residuals(x: np.ndarray) -> np.ndarray:
         times_ms, power_w = modelled(*build(x), steps)

@@ -30,7 +30,7 @@ class ModelledAllReduce:
 
     def latency_ms(self, tokens: int) -> float:
         """Time that they add to a pass of ``tokens`` new tokens; links do not follow the clock."""
-        one_us = allreduce_us(self.device, self.stage, tokens)
+        one_us = allreduce_us(self.device, self.stage, tokens, self.stage.tp)
         return one_us * PER_LAYER * self.stage.layers / 1e3
 
     def power_w(self, clock_mhz: float) -> float:

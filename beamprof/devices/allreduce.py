@@ -7,10 +7,10 @@ from beamprof.devices.gemm import Array
 from beamprof.models.shape import StageShape
 
 
-def allreduce_us(device: Device, stage: StageShape, tokens: int) -> float:
+def allreduce_us(device: Device, stage: StageShape, tokens: int, gpus: int) -> float:
     """Microseconds, by the bytes of the message: ``tokens`` hidden states."""
     message = tokens * stage.hidden_size * stage.activation_bytes
-    return float(message_us(device, stage.tp, np.array([float(message)]))[0])
+    return float(message_us(device, gpus, np.array([float(message)]))[0])
 
 
 def message_us(device: Device, gpus: int, message_bytes: Array) -> Array:

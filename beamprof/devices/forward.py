@@ -83,9 +83,9 @@ def reduces_us(device: Device, stage: StageShape, tokens: int) -> float:
     """Microseconds of a pass's all-reduces: two in each layer, and two between dp groups."""
     padded, total = padded_tokens(tokens), 0.0
     if stage.tp > 1:
-        total += allreduce_us(device, stage, padded)
+        total += allreduce_us(device, stage, padded, stage.tp)
     if stage.dp > 1:  # tokens go to the experts of other groups and come back
-        total += allreduce_us(device, stage, padded * stage.dp)
+        total += allreduce_us(device, stage, padded * stage.dp, stage.tp * stage.dp)
     return 2 * stage.layers * total
 
 

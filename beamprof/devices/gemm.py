@@ -108,25 +108,17 @@ def choose_kernels(device: Device, gemms: Gemms) -> Kernels:
     constants = device.gemm_kernels(gemms.form)
     if constants.dispatch:
         return _dispatched(constants, gemms)
+    columns = np.array(_candidates(constants), dtype=np.float64).T
+    tile_m, tile_n, splits = columns[:, :, None]
+    fits = (tile_m >= 64) | (gemms.tokens <= tile_m)  # tiles of 16 rows are made for a few tokens
+    tiles = Kernels(tile_m, tile_n, np.ones_like(splits)).tiles(gemms)
+    fits &= (splits == 1) | ((tiles < device.compute.sms) & (gemms.inputs / splits >= MIN_SPLIT_K))
+    which, row = np.nonzero(fits)
+    tried = Gemms(gemms.tokens[row], gemms.outputs[row], gemms.inputs[row], gemms.form)
     top_mhz = np.array([float(device.clocks.max_mhz)])
-    best = np.full(gemms.tokens.size, np.inf)
-    chosen = [np.zeros_like(best) for _ in range(3)]
-    for tile_m, tile_n, splits in _candidates(constants):
-        candidate = Kernels(*(np.full_like(best, value) for value in (tile_m, tile_n, splits)))
-        fits = np.full(best.size, True)
-        if tile_m < 64:
-            fits &= gemms.tokens <= tile_m  # tiles of 16 rows are made for a few tokens
-        if splits > 1:
-            fits &= candidate.tiles(gemms) / splits < device.compute.sms
-            fits &= gemms.inputs / splits >= MIN_SPLIT_K
-        if not fits.any():
-            continue
-        time_us = kernel_us(device, gemms, candidate, top_mhz)[:, 0]
-        better = fits & (time_us < best)
-        best = np.where(better, time_us, best)
-        for column, value in zip(chosen, (tile_m, tile_n, splits), strict=True):
-            column[better] = value
-    return Kernels(*chosen)
+    time_us = np.full(fits.shape, np.inf)
+    time_us[fits] = kernel_us(device, tried, Kernels(*columns[:, which]), top_mhz)[:, 0]
+    return Kernels(*columns[:, time_us.argmin(axis=0)])
 
 
 def _candidates(constants: GemmKernels) -> list[tuple[int, int, int]]:

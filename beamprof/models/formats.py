@@ -44,6 +44,9 @@ FORMATS: dict[str, Format] = {
         Format("int8_wo", 1 + 2 / 128, 2, "bfloat16", "8-bit integers, 16-bit arithmetic (W8A16)"),
         Format("int4", 0.5 + 2.5 / 128, 2, "bfloat16", "4-bit integers, 16-bit arithmetic (W4A16)"),
         Format("mxfp4", 0.5 + 1 / 32, 2, "bfloat16", "4-bit floats in blocks of 32 (MXFP4)"),
+        Format(
+            "mxfp4_fp8", 0.5 + 1 / 32, 1, "fp8", "MXFP4 weights, 8-bit inputs (MXFP8), Blackwell"
+        ),
         Format("nvfp4", 0.5 + 1 / 16, 0.5 + 1 / 16, "fp4", "4-bit floats in blocks of 16 (NVFP4)"),
     )
 }

@@ -175,16 +175,17 @@ class MoeMlp:
         """(outputs, inputs) of the GEMMs that all tokens pass: shared experts."""
         return DenseMlp(self.shared_size).projections(hidden) if self.shared_size else ()
 
-    def split(self, tp: int, ep: int) -> "MoeMlp":
-        """One GPU's share: by width over ``tp`` GPUs, or whole experts over ``ep``."""
-        width = self.intermediate_size if ep > 1 else self.intermediate_size // tp
+    def split(self, tp: int, ep: int, dp: int = 1) -> "MoeMlp":
+        """One GPU's share: by width over all ``tp dp`` GPUs, or whole experts over ``ep``."""
+        width = self.intermediate_size if ep > 1 else self.intermediate_size // (tp * dp)
         return dataclasses.replace(
             self, intermediate_size=width, shared_size=self.shared_size // tp, ep=ep
         )
 
-    def splits(self, tp: int, ep: int = 1) -> bool:
+    def splits(self, tp: int, ep: int = 1, dp: int = 1) -> bool:
         """Whether the GPUs get equal shares."""
-        by_expert = self.experts % ep == 0 if ep > 1 else self.intermediate_size % tp == 0
+        parts = tp * dp
+        by_expert = self.experts % ep == 0 if ep > 1 else self.intermediate_size % parts == 0
         return by_expert and self.shared_size % tp == 0
 
 
@@ -199,15 +200,16 @@ class Layer:
     mixer: Mixer
     mlp: Mlp
 
-    def split(self, tp: int, ep: int) -> "Layer":
+    def split(self, tp: int, ep: int, dp: int = 1) -> "Layer":
         """One GPU's share."""
-        mlp = self.mlp.split(tp, ep) if isinstance(self.mlp, MoeMlp) else self.mlp.split(tp)
+        mlp = self.mlp.split(tp, ep, dp) if isinstance(self.mlp, MoeMlp) else self.mlp.split(tp)
         return Layer(self.mixer.split(tp), mlp)
 
-    def splits(self, tp: int, ep: int = 1) -> bool:
+    def splits(self, tp: int, ep: int = 1, dp: int = 1) -> bool:
         """Whether the GPUs get equal shares."""
-        mlp = self.mlp.splits(tp, ep) if isinstance(self.mlp, MoeMlp) else self.mlp.splits(tp)
-        return self.mixer.splits(tp) and mlp
+        mlp = self.mlp
+        equal = mlp.splits(tp, ep, dp) if isinstance(mlp, MoeMlp) else mlp.splits(tp)
+        return self.mixer.splits(tp) and equal
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,8 +182,8 @@ class ModelShape:
         """The largest stage's shape on one GPU: the stage that paces a pipeline.
 
         ``tp`` GPUs of a stage, ``pp`` stages; ``ep`` GPUs share the experts, whole (1: experts are
-        cut by width like an MLP); ``dp`` groups of tp GPUs attend to requests of their own, with
-        ep = tp dp.
+        cut by width over all tp dp GPUs, as vLLM does without --enable-expert-parallel); ``dp``
+        groups of tp GPUs attend to requests of their own and share the experts.
 
         Raises:
             ModelShapeError: a split that the model does not take; the hint lists what it takes.
@@ -194,7 +194,7 @@ class ModelShape:
                     f"{flag} must be 1 or more, found {parts}", hint=f"try {flag} 1"
                 )
         self._check_ep(tp, ep, dp)
-        self._check_tp(tp, ep)
+        self._check_tp(tp, ep, dp)
         counts = stage_layers(self.layers, pp)
         if min(counts) < 1:
             raise ModelShapeError(
@@ -205,16 +205,16 @@ class ModelShape:
         stages, begin, decoder = [], 0, self.decoder
         for count in counts:
             layers = Counter(decoder[begin : begin + count])
-            groups = tuple(LayerGroup(n, layer.split(tp, ep)) for layer, n in layers.items())
+            groups = tuple(LayerGroup(n, layer.split(tp, ep, dp)) for layer, n in layers.items())
             stages.append(StageShape(tp, pp, self.hidden_size, groups, self.precision, ep, dp))
             begin += count
         return max(stages, key=lambda stage: (stage.layers, stage.weight_bytes))
 
-    def _check_tp(self, tp: int, ep: int) -> None:
-        if self._splits(tp, ep):
+    def _check_tp(self, tp: int, ep: int, dp: int) -> None:
+        if self._splits(tp, ep, dp):
             return
         most = self.heads
-        fits = [d for d in range(1, most + 1) if most % d == 0 and self._splits(d, ep)]
+        fits = [d for d in range(1, most + 1) if most % d == 0 and self._splits(d, ep, dp)]
         experts = next((k.layer.mlp for k in self.kinds if isinstance(k.layer.mlp, MoeMlp)), None)
         moe = f", experts {experts.intermediate_size} wide" if experts else ""
         blocks = " in fp8 blocks of 128" if "fp8_block" in self._formats else ""
@@ -225,12 +225,12 @@ class ModelShape:
             hint=f"--tp can be {', '.join(map(str, fits))}",
         )
 
-    def _splits(self, tp: int, ep: int) -> bool:
-        if not all(kind.layer.splits(tp, ep) for kind in self.kinds):
+    def _splits(self, tp: int, ep: int, dp: int) -> bool:
+        if not all(kind.layer.splits(tp, ep, dp) for kind in self.kinds):
             return False
         widths = []
         for kind in self.kinds:
-            mlp = kind.layer.split(tp, ep).mlp
+            mlp = kind.layer.split(tp, ep, dp).mlp
             form = self.precision.experts if isinstance(mlp, MoeMlp) else self.precision.mlp
             if form == "fp8_block":
                 widths.append(mlp.intermediate_size)
@@ -251,10 +251,10 @@ class ModelShape:
                 f"--ep {ep}: experts are spread over all {tp * dp} GPUs of a stage, or over none",
                 hint=f"--ep 1 or --ep {tp * dp}",
             )
-        if dp > 1 and ep == 1:
+        if dp > 1 and not experts:
             raise ModelShapeError(
-                f"--dp {dp} without experts spread over the groups is so many replicas",
-                hint=f"--ep {tp * dp}, or profile one replica without --dp",
+                f"--dp {dp} of a model without experts is so many replicas",
+                hint="profile one replica, without --dp",
             )
 
     @property

@@ -7,7 +7,7 @@ import pytest
 
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, device_names, resolve_device
-from beamprof.devices.forward import forward, pass_ms
+from beamprof.devices.forward import forward, pass_ms, reduces_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.errors import DeviceError
 from beamprof.models.formats import FORMATS
@@ -109,3 +109,25 @@ def test_a_device_without_experts_says_which_have_them() -> None:
     with pytest.raises(DeviceError, match="no constants for models with experts") as caught:
         pass_ms(none, registry()["qwen3-30b-a3b"].shard(1, 1), StepShape(8), TOP)
     assert "h100-sxm" in str(caught.value.hint)
+
+
+def test_groups_that_attend_alone_exchange_tokens_over_all_their_gpus() -> None:
+    model = registry()["qwen3-30b-a3b"]
+    alone, shared = model.shard(1, 1), model.shard(1, 1, dp=2)
+    step = StepShape(0, 0, 32, 32 * 500)
+    one_us, two_us = (pass_ms(H100, stage, step, TOP)[0] for stage in (alone, shared))
+    wide = model.shard(1, 1, dp=8)
+    assert two_us < one_us  # half of each expert is read; 64 tokens choose instead of 32
+    assert reduces_us(H100, wide, 32) > reduces_us(H100, shared, 32) > reduces_us(H100, alone, 32)
+
+
+def test_eight_bit_inputs_speed_chunks_up_and_small_batches_hardly() -> None:
+    b200, top = resolve_device("b200"), np.array([1965.0])
+    mlp = MoeMlp(experts=128, top_k=4, intermediate_size=2880)
+    chunk, few = (
+        [float(experts_us(b200, Routed.of(mlp, 2880, n), FORMATS[f], top)[0, 0])
+         for f in ("mxfp4", "mxfp4_fp8")]
+        for n in (8192, 8)
+    )  # fmt: skip
+    assert chunk[1] < 0.6 * chunk[0]
+    assert 0.6 * few[0] < few[1] < 1.2 * few[0]

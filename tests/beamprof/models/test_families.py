@@ -113,6 +113,16 @@ def test_experts_are_split_by_width_or_whole() -> None:
     assert model.shard(4, 1).weights == model.shard(4, 1, ep=4).weights
 
 
+def test_groups_that_attend_alone_share_experts_cut_by_width() -> None:
+    # vLLM with data-parallel attention and without --enable-expert-parallel.
+    model = registry()["qwen3-30b-a3b"]
+    layer = model.shard(2, 1, dp=2).only_layer()
+    assert isinstance(layer.mlp, MoeMlp)
+    assert isinstance(layer.mixer, Attention)
+    assert layer.mixer.heads == 16  # of 32 over tp
+    assert (layer.mlp.intermediate_size, layer.mlp.local_experts) == (192, 128)  # over tp dp
+
+
 @pytest.mark.parametrize(
     ("name", "split", "words"),
     [
