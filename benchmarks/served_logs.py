@@ -15,7 +15,8 @@ arrivals and lengths are replayed at the highest clock with vLLM's own rules, an
                   that has the expert and come back, which the operators do not hold
 
 The halves are of one run: the second begins with the queue that the first has left, predicted or
-observed. Requests of data-parallel engines are dealt in turn: the log does not say which engine had which.
+observed. Requests of data-parallel engines are dealt in turn: the log does not say which engine
+had which.
 """
 
 import argparse
