@@ -24,6 +24,18 @@ def h100(tmp_path_factory):
         ["table", "lookup", "TABLE", "--prefill", "256"],
         ["decide", "TABLE", "--waiting", "1500"],
         ["replay", "-t", "TABLE", "--trace", "x.csv", "--policy", "vanilla"],
+        [
+            "study",
+            "-t",
+            "TABLE",
+            "--traces",
+            "x.csv",
+            "--policies",
+            "vanilla",
+            "--workers",
+            "1",
+            "--force",
+        ],
     ],
     ids=lambda words: words[0] + words[1],
 )
