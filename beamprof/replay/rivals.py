@@ -159,7 +159,7 @@ class _Search:
 
     def __init__(self, trace: Trace, site: Site, slos: Sequence[Slo]) -> None:
         self._trace, self._site = trace, site
-        self._promised = [promised_slos(trace, slo) for slo in slos]
+        self._promised = [promised_slos(trace, slo, site.classes) for slo in slos]
         self.found: dict[tuple[int, int], tuple[Setting, ...]] = {}
 
     def play(self, clock_mhz: int, chunk_tokens: int) -> tuple[Setting, ...]:

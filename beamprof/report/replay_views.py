@@ -17,7 +17,7 @@ from beamprof.report.page import (
     sentence,
     wrote,
 )
-from beamprof.slo import stream_words
+from beamprof.slo import slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
@@ -25,6 +25,7 @@ from beamprof.units import format_duration, format_energy
 AS_GOOD_POINTS = 0.3
 # Where not even one in two requests is served as promised, energy is not the question.
 KEPT_AT_ALL = 0.5
+MOST_CLASSES = 4  # that a line has room for
 
 
 def show_replay(
@@ -41,6 +42,11 @@ def show_replay(
     )
     heading(console, "Result", "goodput: requests with every promise kept; energy of all GPUs")
     fitted_block(console, _result(report), ("p99 s", "points", "energy", "of static"))
+    if report.by_class:
+        heading(console, "Classes", "goodput % of each of the trace's slo_class")
+        block(console, _classes(report))
+        if len(report.by_class) > MOST_CLASSES:
+            block(console, f"and {len(report.by_class) - MOST_CLASSES} smaller ones: --json")
     heading(console, "Energy", "idling included until the trace ends")
     fitted_block(console, _energy(report), ("W", "J/token"))
     heading(console, "Latency", "kept: of requests; points: percentage points beside vanilla")
@@ -160,6 +166,20 @@ def _result(report: ReplayReport) -> Table:
             "oracle (bound)", "", "", format_energy(report.oracle_j),
             f"{report.oracle_j / vanilla:.3f}", f"{report.oracle_j / static:.3f}",
         )  # fmt: skip
+    return page
+
+
+def _classes(report: ReplayReport) -> Table:
+    """The classes of most requests; --json has all."""
+    shown = sorted(report.by_class, key=lambda one: -one.requests)[:MOST_CLASSES]
+    heads = (
+        f"{one.name or 'of none'}\n{slo_text(one.slo)}\n{one.requests:,} requests"
+        for one in shown
+    )  # fmt: skip
+    page = plain_table(("policy",), tuple(heads))
+    for rung in report.rungs:
+        policy = rung.metrics.policy
+        page.add_row(policy, *(f"{100 * one.goodput[policy]:.1f}" for one in shown))
     return page
 
 
