@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from beamprof import console
 from beamprof.cli.streams import (
@@ -18,6 +17,9 @@ from beamprof.cli.streams import (
     readable,
 )
 from beamprof.files import check_writable, is_stdout, is_stream
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="table",
@@ -331,11 +333,11 @@ def import_(
     )
 
 
-def _written(lines: Sequence[str], path: Path, following: str = "") -> Callable[[Console], None]:
+def _written(lines: Sequence[str], path: Path, following: str = "") -> Callable[["Console"], None]:
     """What was done, the file that came of it, and the next command."""
     from beamprof.report.page import next_command, wrote
 
-    def render(out: Console) -> None:
+    def render(out: "Console") -> None:
         for line in lines:
             out.print(line, markup=False, soft_wrap=True)
         wrote(out, path)
