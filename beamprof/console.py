@@ -8,10 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
-from rich.segment import Segment
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JSON_SCHEMA = "beam.cli/1"
 MAX_WIDTH = 100
@@ -28,44 +28,21 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-class _Printable(RenderHook):
-    """Whatever is printed, words out of files among it, moves no cursor."""
-
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Words(one) for one in renderables]
-
-
-class _Words:
-    def __init__(self, renderable: ConsoleRenderable) -> None:
-        self._renderable = renderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._renderable, options):
-            # A progress bar's own control codes are no words.
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-class _Console(Console):
-    """A Console that tells when its reader has gone; rich would exit by itself, with 1."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        """Let the command line end as other tools do."""
-        raise BrokenPipeError
-
-
-def stdout() -> Console:
+def stdout() -> "Console":
     """Results. Never wider than 100 columns; plain where there is no terminal."""
     return _console(stderr=False)
 
 
-def stderr() -> Console:
+def stderr() -> "Console":
     """Progress, notes, warnings and errors."""
     return _console(stderr=True)
 
 
-def _console(*, stderr: bool) -> Console:
-    console = _Console(stderr=stderr, highlight=False, soft_wrap=False)
-    console.push_render_hook(_Printable())
+def _console(*, stderr: bool) -> "Console":
+    # rich takes longer to import than the rest of `beam --help`.
+    from beamprof.printed import PrintedConsole
+
+    console = PrintedConsole(stderr=stderr, highlight=False, soft_wrap=False)
     asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     console.width = min(console.width, MAX_WIDTH) if asked else MAX_WIDTH
     return console
@@ -84,7 +61,7 @@ def warn(text: str) -> None:
 def emit(
     command: str,
     data: Any,
-    render: Callable[[Console], None],
+    render: Callable[["Console"], None],
     *,
     as_json: bool,
     status: str = "ok",

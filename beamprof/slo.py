@@ -2,6 +2,8 @@
 a mean time per token, or a time for the whole request.
 """
 
+from collections.abc import Sequence
+
 from beam_runtime.types import Slo, StreamKind
 from beamprof.errors import SweepError
 from beamprof.units import format_duration, parse_duration_s
@@ -48,6 +50,26 @@ def parse_slo(value: object, name: str) -> Slo:
             hint="for example 1s/200ms, 1s/200ms@99% or 1s/tpot=100ms",
         )
     return _slo(ttft.strip(), kind, text.strip(), f"{name}: TTFT", f"{name}: {kind.upper()}")
+
+
+def parse_classes(values: Sequence[str], flag: str) -> tuple[tuple[str, Slo], ...]:
+    """`batch=10s/500ms`, one for each class.
+
+    Raises:
+        SweepError: no name, no SLO, or a class twice.
+    """
+    found: dict[str, Slo] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name.strip() or "/" in name:
+            raise SweepError(
+                f"{flag}: expected NAME=TTFT/TBT, found {value!r}",
+                hint=f"for example {flag} batch=10s/500ms",
+            )
+        if name.strip() in found:
+            raise SweepError(f"{flag}: class {name.strip()!r} has two SLOs", hint="give it one")
+        found[name.strip()] = parse_slo(text, f"{flag} {name.strip()}")
+    return tuple(found.items())
 
 
 def slo_of(kind: StreamKind, ttft_ms: float, stream_ms: float, share: float = 1.0) -> Slo:

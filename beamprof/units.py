@@ -105,6 +105,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 86_400:,.0f} days"
 
 
+def format_ms(ms: float) -> str:
+    """A latency for people: 850 ms, 1,700 ms, then 11.1 s."""
+    return f"{ms + 0.0:,.0f} ms" if abs(ms) < 9999.5 else format_duration(ms / 1e3)
+
+
 def format_energy(joules: float) -> str:
     """An energy for people: 850 mJ, 66.1 J, 14 kJ, then 12 Wh, 1.2 kWh.
 

@@ -1,6 +1,10 @@
 """How far the replay can be trusted: measured nodes, row by row.
 
-    python benchmarks/fidelity.py --node 70b.parquet endtoend.csv [--node ...] [--json]
+    python benchmarks/fidelity.py --node 70b.parquet endtoend.csv [--node ...] [--log FOLDER ...]
+        [--json]
+
+A node is a sweep of Poisson minutes, a log what one server answered (see served_logs.py, which
+judges it); the last table has the errors of every source, what was fitted and what was not apart.
 
 Every measured row is a minute of Poisson arrivals at one locked clock. It is replayed over 20
 draws of arrivals and lengths (the authors' own draw is not known), and power, TTFT and TBT are
@@ -35,6 +39,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize_scalar
+from served_logs import TARGETS as LOG_TARGETS
+from served_logs import Errors, judge
+from served_logs import Judged as JudgedLog
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost, clock_index
@@ -344,22 +351,59 @@ def show(result: Fidelity, console: Console) -> None:
     console.print(f"TTFT means are over loads up to {TTFT_TPS:g} tokens/s\n")
 
 
+def show_all(nodes: Sequence[Fidelity], logs: Sequence[JudgedLog], console: Console) -> None:
+    """Every source in one table: a node's rows by their mean absolute error, a log's by its own."""
+    page = Table("source", "errors of", "power %", "TTFT %", "TBT or TPOT %", "TBT p90 %", box=None)
+    for node in nodes:
+        rows = [("all rows, nothing fitted", node.shipped)]
+        if node.fitted is not None:
+            rows.append(("rows held out of the fit", node.fitted))
+        for words, judged in rows:
+            page.add_row(node.node, words, *(f"{100 * judged.mape[name]:.1f}" for name in MEASURES))
+    for log in logs:
+        for words, found in log_rows(log):
+            page.add_row(log.log, words, "", f"{100 * found.ttft:+.1f}", f"{100 * found.tpot:+.1f}",
+                         "")  # fmt: skip
+    console.print(page)
+
+
+def log_rows(log: JudgedLog) -> tuple[tuple[str, Errors], ...]:
+    """What a log's errors are of, and they."""
+    return (
+        ("all requests, nothing fitted", log.operators),
+        ("first half, fitted", log.first),
+        ("second half, held out", log.second),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--node", required=True, nargs=2, type=Path, action="append", metavar=("TABLE", "CSV")
+        "--node", default=[], nargs=2, type=Path, action="append", metavar=("TABLE", "CSV")
     )
+    parser.add_argument("--log", default=[], type=Path, action="append", metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if not asked.node and not asked.log:
+        parser.error("name a --node or a --log")
     found = []
     for table, endtoend in asked.node:
         found.append(fidelity(PerfTable.load(table), endtoend, asked.seeds))
         if not asked.json:
             show(found[-1], Console(width=100))
+    logs = [judge(folder) for folder in asked.log]
     if asked.json:
-        print(json.dumps({"nodes": [asdict(one) for one in found], "targets": TARGETS}, indent=1))
+        print(json.dumps({
+            "nodes": [asdict(one) for one in found], "targets": TARGETS,
+            "logs": [asdict(one) for one in logs], "log_targets": LOG_TARGETS,
+        }, indent=1))  # fmt: skip
+    else:
+        show_all(found, logs, Console(width=120))
     reached = all(one.shipped.mape[name] <= TARGETS[name] for one in found for name in MEASURES)
+    for log in logs:
+        aims = LOG_TARGETS[log.kind].items()
+        reached = reached and all(abs(getattr(log.second, name)) <= aim for name, aim in aims)
     return 0 if reached else 1
 
 

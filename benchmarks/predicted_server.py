@@ -22,7 +22,7 @@ from beam_runtime.control.steering import SteeringRules
 
 MAX_TOKENS, MAX_DECODES, MAX_LEN = 64, 32, 1024
 # On a busy machine a late decision must not end the watching.
-# They only observe, but are to foretell as soon as one that steers.
+# They only observe, but are to predict as soon as one that steers.
 PATIENT = SteeringRules(observing_gap_ms=5.0, deadline_ms=2000.0, stall_ms=60_000.0)
 UNCALIBRATED = dataclasses.replace(
     PATIENT, calibration=CalibrationRules(weight=0.0, prior_steps=10**12)

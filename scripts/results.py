@@ -86,6 +86,8 @@ def steps_of(data: Path, work: Path, tables: Sequence[Path]) -> list[Step]:
     nodes: list[str] = []
     for path, (_, _, rows) in zip(tables, NODES, strict=True):
         nodes += ["--node", str(path), str(one_file(data, rows))]
+    for folder in sorted(path.parent for path in data.glob("served-rtxpro6000/*/vllm_meta.json")):
+        nodes += ["--log", str(folder)]
     one = ("--workers", "1")
     return [
         Step("sensitivity", (*replay, "--policy", "beam", "--sensitivity")),
@@ -294,6 +296,16 @@ def fidelity_text(answer: dict[str, Any]) -> str:
                 *(f"± {100 * luck[m]:.1f} %" for m in measures),
             )
         )
+    for log in answer["logs"]:
+        c = log["constants"]
+        words = f"fitted: {c['gap_ms']:g} ms, {c['exchange_us']:g} us a token"
+        for title, one in (
+            ("all requests, nothing fitted", log["operators"]),
+            (f"{words}; first half of the log, fitted", log["first"]),
+            (f"{words}; second half, held out", log["second"]),
+        ):
+            means = (f"{100 * one[name]:+.1f} %" for name in ("ttft", "tpot"))
+            rows.append((log["log"], title, "", *means, ""))
     targets = answer["targets"]
     rows.append(("to reach", "", *(f"{100 * targets[m]:.0f} %" for m in measures)))
     return (

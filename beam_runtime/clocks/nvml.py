@@ -195,7 +195,7 @@ class NvmlGpus:
     def _list_if_supported(
         self, function: str, at: int, read: Callable[[Any], Found]
     ) -> Found | None:
-        """What ``read`` makes of the answer; None where there is none, or an odd one."""
+        """What ``read`` makes of the answer; None where there is none, or one that cannot be."""
         try:
             return read(self._ask(function, at))
         except (TypeError, ValueError, AttributeError, IndexError):

@@ -22,7 +22,7 @@ def call(nvml: Any, function: str, gpu: str | int | None, *arguments: Any) -> An
         arguments: as NVML takes them.
 
     Raises:
-        ClockError: NVML's error, or whatever else an odd binding raises.
+        ClockError: NVML's error, or whatever else a faulty binding raises.
     """
     for name in (function, _OLDER_NAMES.get(function, function)):
         found = getattr(nvml, name, None)

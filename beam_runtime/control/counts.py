@@ -17,7 +17,7 @@ class Counts:
         clock_failures: clocks that could not be set, confirmed or released.
         falls: how often the engine was given its own settings back.
         backward_times: events older than one before them.
-        odd_times: events of another day, or of no time at all; taken to be of now.
+        wrong_times: events of another day, or of no time at all; taken to be of now.
         lost_requests: forgotten, as their end was not reported.
         lost_steps: taken as back, as others that need their tokens were issued.
         unknown_classes: requests of an SLO class that nobody defined.
@@ -32,7 +32,7 @@ class Counts:
     clock_failures: int = 0
     falls: int = 0
     backward_times: int = 0
-    odd_times: int = 0
+    wrong_times: int = 0
     lost_requests: int = 0
     lost_steps: int = 0
     unknown_classes: int = 0

@@ -117,7 +117,7 @@ class Observer:
     def absorb(self, event: Event, now_ms: float) -> None:
         """Take in one event, at ``now_ms`` or a little after."""
         if not now_ms - BEHIND_MS <= event.at_ms <= now_ms + AHEAD_MS:
-            self._counts.odd_times += 1
+            self._counts.wrong_times += 1
             event = event._replace(at_ms=now_ms)
         match event:  # the most frequent ones first
             case StepIssued(at_ms, decodes, chunks):

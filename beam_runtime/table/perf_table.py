@@ -358,12 +358,12 @@ def _check_rows(columns: Mapping[str, NDArray[Any]], tp: int, name: str) -> None
     tokens = columns["prefill_tokens"] + columns["decode_requests"]
     _refuse(forward & (tokens == 0), columns, "prefill_tokens", name)
     _check_duplicates(columns, name)
-    with np.errstate(over="ignore"):  # an infinite power is as odd as any
+    with np.errstate(over="ignore"):  # an infinite power is out of range too
         power_w = columns["energy_j"] / columns["latency_ms"] * 1e3 / tp
     low, high = PLAUSIBLE_GPU_POWER_W
-    odd = np.flatnonzero((power_w < low) | (power_w > high))
-    if odd.size:
-        row = int(odd[0])
+    implausible = np.flatnonzero((power_w < low) | (power_w > high))
+    if implausible.size:
+        row = int(implausible[0])
         raise TableError(
             f"{name}: row {row} means {power_w[row]:.4g} W per GPU, expected {low:g} to {high:g}",
             cause=f"energy_j = {columns['energy_j'][row]:.6g}, latency_ms = "

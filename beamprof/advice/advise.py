@@ -34,6 +34,8 @@ from beamprof.tables.leave_one_out import held_out_error
 
 SEQUENCES = (64, 128)
 NOBODY, SOME = 0.01, 0.9
+# Whoever needs so much longer than the load lasts cannot take it.
+OVERLOAD = 1.2
 _HOURS_A_YEAR = 8760
 # Clocks one after the other that keep fewer promises, or cost more, than one before: no lower one.
 _ENOUGH = 2
@@ -57,7 +59,8 @@ class Rung:
         commands: what to type.
         goodput: share of requests that keep all their SLOs.
         request_ms: mean time of a whole request; ttft_p99_ms, tbt_p50_ms: of its parts.
-        power_w: mean, of all GPUs of the replica.
+        power_w: mean, of all GPUs of the replica; of a load that is more than it can take, over
+            the time that it took.
         of_today: energy over today's.
         kwh_a_year, cost_a_year, co2_kg_a_year: if the load stays so; None where no price or
             carbon intensity was given.
@@ -83,9 +86,10 @@ class Advice:
 
     Attributes:
         model, device, tp, pp: what the table describes.
-        load: in words; requests, duration_s: of what was played.
+        load: in words; requests, duration_s: of what was played; played_s: until the last answer.
         slo: what is promised.
-        rungs: as it is, one clock, vLLM's flags, BEAM.
+        rungs: as it is, one clock, vLLM's flags, BEAM; the first alone where the highest clock
+            with the best chunk keeps nobody's SLOs: then there is nothing to save.
         observed: what the server itself saw, where it was asked.
         predicted_ttft_ms, predicted_tbt_ms: means of the first rung, to compare with it.
         energy_error: the table's, held out, as a share; None where it cannot be told.
@@ -102,6 +106,7 @@ class Advice:
     load: str
     requests: int
     duration_s: float
+    played_s: float
     slo: Slo
     rungs: tuple[Rung, ...]
     observed: Observed | None
@@ -167,7 +172,7 @@ def advise(
     """
     for name, value in (("--price", price_per_kwh), ("--carbon", co2_g_per_kwh)):
         if value is not None and not 0.0 <= value < 1e6:
-            raise ReplayError(f"{name} must be 0 or more", cause=f"found {value:g}")
+            raise ReplayError(f"{name} is 0 or more, and below a million", cause=f"found {value:g}")
     today = today or Today()
     slo = slo or Slo()
     options = replace(options or ReplayOptions(), slo=slo, max_num_seqs=today.max_num_seqs)
@@ -183,6 +188,7 @@ def advise(
     return Advice(
         model=table.model, device=table.device, tp=table.tp, pp=table.pp,
         load=load.words, requests=load.trace.requests, duration_s=load.trace.duration_s,
+        played_s=first.played_s,
         slo=slo, rungs=rungs, observed=load.observed,
         predicted_ttft_ms=first.ttft_ms, predicted_tbt_ms=first.tbt_ms,
         energy_error=None if error is None else error.energy_mape,
@@ -206,6 +212,7 @@ class _Outcome:
     """What came of a setting."""
 
     energy_j: float
+    played_s: float
     goodput: float
     request_ms: float
     ttft_ms: float
@@ -231,12 +238,14 @@ class _Search:
         now = _Setting(clocks[0], today.chunk_tokens, today.max_num_seqs)
         self._progress("as it is")
         least = self.play(now).goodput - AS_GOOD
-        self._progress("one clock")
-        one = self._cheapest(clocks, [now.chunk_tokens], now, least)
-        self._progress("vLLM's flags")
         chunks = sorted({*CHUNKS, now.chunk_tokens})
         # Another chunk may keep promises that today's breaks: then that is what is asked for.
         kept = max((replace(now, chunk_tokens=chunk) for chunk in chunks), key=self._goodness)
+        if self.play(kept).goodput < NOBODY:
+            return [("as it is", self.play(now), now)]
+        self._progress("one clock")
+        one = self._cheapest(clocks, [now.chunk_tokens], now, least)
+        self._progress("vLLM's flags")
         least = max(least, self.play(kept).goodput - AS_GOOD)
         start = one if self.play(one).goodput >= least else kept
         flags = self._cheapest(clocks, chunks, start, least)
@@ -297,6 +306,7 @@ def _outcome(played: Played) -> _Outcome:
     gaps_ms = played.tokens["gap_ms"]
     return _Outcome(
         energy_j=played.energy_j,
+        played_s=played.end_ms / 1e3,
         goodput=promises(played).goodput,
         request_ms=float((played.finish_ms - played.arrival_ms).mean()),
         ttft_ms=float(ttft_ms.mean()),
@@ -316,7 +326,9 @@ def _rung(
     price_per_kwh: float | None,
     co2_g_per_kwh: float | None,
 ) -> Rung:
-    power_w = outcome.energy_j / load.trace.duration_s
+    offered_s = load.trace.duration_s
+    taken = outcome.played_s <= OVERLOAD * offered_s
+    power_w = outcome.energy_j / (offered_s if taken else outcome.played_s)
     kwh = power_w * _HOURS_A_YEAR / 1e3
     return Rung(
         name=name,

@@ -20,6 +20,7 @@ from beamprof.traces.trace import Provenance, Trace, Transform, arrange
 REQUESTS = 600
 _SHORTEST_S, _LONGEST_S = 120.0, 1800.0
 MOST_RPS = 200.0
+FEWEST = 9  # requests: of fewer no share is worth a percentage
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,12 @@ def _duration_s(rate_rps: float) -> float:
             f"a rate lies above 0 and up to {MOST_RPS:g} requests/s for one replica",
             cause=f"found {rate_rps:g}",
             hint="--rate is what one engine gets: divide by the number of replicas",
+        )
+    if rate_rps * _LONGEST_S < FEWEST:
+        raise TraceError(
+            f"{rate_rps:g} requests/s are {rate_rps * 3600:.3g} in an hour: too few to judge by",
+            hint=f"{FEWEST / _LONGEST_S:g} requests/s at least; an idle server costs its idle "
+            "power, which beam table inspect shows",
         )
     return min(_LONGEST_S, max(_SHORTEST_S, REQUESTS / rate_rps))
 

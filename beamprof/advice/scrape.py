@@ -13,7 +13,7 @@ from pathlib import Path
 
 from beamprof.errors import ImportFormatError
 from beamprof.file_kind import kind_of
-from beamprof.files import read_twice
+from beamprof.files import is_stream, read_twice
 
 _LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([^\s]+)(?:\s+-?\d+)?")
 _LABEL = re.compile(r'\b(\w+)="((?:[^"\\]|\\.)*)"')
@@ -82,8 +82,8 @@ def read_scrape(source: str) -> Scrape:
     if re.match(r"https?://", source):
         return parse_scrape(_fetched(source), source, time.time())
     path = Path(source)
-    kind = kind_of(path) if source != "-" else "a text"
-    if kind in ("", "empty", "a directory"):
+    kind = kind_of(path) if source != "-" and not is_stream(path) else "text"
+    if kind not in ("text", "JSON", "CSV"):
         words = f"there is no file {path}" if not kind else f"{path} is {kind}"
         raise ImportFormatError(words, hint=_HINT)
     with read_twice(path) as file:
@@ -95,7 +95,7 @@ def read_scrape(source: str) -> Scrape:
             raise ImportFormatError(
                 f"{source} cannot be read as metrics", cause=str(error), hint=_HINT
             ) from None
-    return parse_scrape(text, source, at)
+    return parse_scrape(text, "standard input" if source == "-" else source, at)
 
 
 def _fetched(url: str) -> str:
@@ -135,10 +135,14 @@ def parse_scrape(text: str, source: str, now_s: float) -> Scrape:
     prompts, outputs = _histogram(lines, PROMPTS), _histogram(lines, OUTPUTS)
     if prompts is None or outputs is None:
         missing = PROMPTS if prompts is None else OUTPUTS
+        names = sorted({name for name, _, _ in lines})
+        vllms = any(name.startswith("vllm:") for name in names)
         raise ImportFormatError(
-            f"{source} has no {missing}: it is not vLLM's", cause="found "
-            + ", ".join(sorted({name for name, _, _ in lines})[:5]), hint=_HINT,
-        )  # fmt: skip
+            f"{source} has no {missing}"
+            + (": it is a part of vLLM's metrics" if vllms else ": it is not vLLM's"),
+            cause=f"found {', '.join(names[:5])}",
+            hint=f"the histograms of lengths are needed, whole; {_HINT}" if vllms else _HINT,
+        )
     if not prompts.count or not outputs.count or prompts.total < 1 or outputs.total < 1:
         raise ImportFormatError(
             f"{source}: the server has finished no request yet",

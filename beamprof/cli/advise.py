@@ -9,7 +9,7 @@ from beamprof.cli.first_compile import say_if_first
 from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.cli.streams import load_table, one_on_stdout
-from beamprof.console import emit, note
+from beamprof.console import emit, note, stderr
 from beamprof.errors import OutputError, ReplayError
 from beamprof.files import check_writable, is_stdout
 
@@ -102,6 +102,7 @@ def command(
         if table is not None
         else _modelled(model or served, device, tp or 1, pp or 1)
     )
+    _check_lengths(known.model, load)
     say_if_first("beamprof.replay")
     advice = advise(
         known, load, slo,
@@ -122,7 +123,9 @@ def command(
         warnings=advice.doubts if as_json else (),  # people read them below the ladder
     )
     if output is not None and not as_json:
-        note(f"wrote {output}")
+        from beamprof.report.page import wrote
+
+        wrote(stderr(), output)
     if show and output is not None:
         open_page(output)
     if not advice.keepable:
@@ -157,6 +160,25 @@ def _load(
     return load_from_rate(rate, input_tokens, output_tokens), ""
 
 
+def _check_lengths(model: str, load: "Load") -> None:
+    """Refuse requests that no server of this model would take.
+
+    Raises:
+        ReplayError: a request has more tokens than the model's context.
+    """
+    from beamprof.models.registry import registry, registry_name
+
+    name = registry_name(model)
+    most = None if name is None else registry()[name].max_model_len
+    longest = int((load.trace.input_tokens + load.trace.output_tokens).max())
+    if most is not None and longest > most:
+        raise ReplayError(
+            f"a request of this load has {longest:,} tokens, {name} takes {most:,}",
+            hint="shorter --input-tokens and --output-tokens; of a trace: beam trace import FILE "
+            f"--max-total-tokens {most} --over-limit drop",
+        )
+
+
 def _modelled(model: str | None, device: str | None, tp: int, pp: int) -> "PerfTable":
     """A table from the device's file; nothing is kept."""
     from beamprof.advice.modelled import modelled_table
@@ -169,7 +191,7 @@ def _modelled(model: str | None, device: str | None, tp: int, pp: int) -> "PerfT
     if device is None:
         raise ReplayError(
             f"advice on {model} needs a table or a GPU",
-            cause="metrics do not say what a server runs on",
+            cause="a model's name and its load do not say what it runs on",
             hint=f"--device, one of {', '.join(device_names())}; or --table FILE, measured there",
         )
     made = modelled_table(model, device, tp=tp, pp=pp)

@@ -1,6 +1,5 @@
 """Show a page that was written, where there is somebody to look at it."""
 
-import webbrowser
 from pathlib import Path
 
 from beamprof.console import warn
@@ -22,6 +21,8 @@ def check_openable(output: Path | None, *, show: bool) -> None:
 
 def open_page(path: Path) -> None:
     """Ask the desktop's browser; without one the page is still there."""
+    import webbrowser
+
     try:
         shown = webbrowser.open(path.resolve().as_uri())
     except (OSError, webbrowser.Error):

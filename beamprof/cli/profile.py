@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -228,17 +229,13 @@ def _run(request: "ProfileRequest", *, as_json: bool) -> None:
     # A stream cannot be gone on with: its journal ends with the command.
     with tempfile.TemporaryDirectory(prefix="beam-profile-") as folder:
         table = Path(folder) / "table.parquet"
-        _profile(
-            dataclasses.replace(request, output=table),
-            as_json=as_json,
-            stdout_taken=is_stdout(request.output),
-        )
+        _profile(dataclasses.replace(request, output=table), as_json=as_json, stream=request.output)
         if table.exists():
             with written_whole(request.output) as temporary:
                 shutil.copyfile(table, temporary)
 
 
-def _profile(request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = False) -> None:
+def _profile(request: "ProfileRequest", *, as_json: bool, stream: Path | None = None) -> None:
     from beamprof.cli.bar import Bar
     from beamprof.cli.progress import SweepProgress
     from beamprof.console import emit
@@ -251,6 +248,8 @@ def _profile(request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = F
     except KeyboardInterrupt:
         raise Interrupted(
             "finished trials are in the journal; run the same command again to go on"
+            if stream is None
+            else "nothing was kept; with --output FILE finished trials are"
         ) from None
     if result.follower:
         return
@@ -260,14 +259,14 @@ def _profile(request: "ProfileRequest", *, as_json: bool, stdout_taken: bool = F
     emit(
         "profile",
         _result_data(result),
-        lambda console: _render_result(result, console),
+        lambda console: _render_result(result, stream, console),
         as_json=as_json,
         status=status,
         warnings=[
             *(result.prepared.warnings if as_json else ()),
             *(f"not measured: {text}" for text in result.refused),
         ],
-        stdout_taken=stdout_taken,
+        stdout_taken=is_stdout(stream),
     )
     if status != "ok":
         raise typer.Exit(130 if status == "interrupted" else 1)
@@ -299,13 +298,19 @@ def _result_data(result: "ProfileResult") -> dict[str, Any]:
     }
 
 
-def _render_result(result: "ProfileResult", console: "Console") -> None:
-    from beamprof.report.page import fitted_block
+def _render_result(result: "ProfileResult", stream: Path | None, console: "Console") -> None:
+    from beamprof.report.page import fitted_block, next_command, wrote
     from beamprof.tables.leave_one_out import held_out_error
     from beamprof.units import format_duration
 
     prepared = result.prepared
     what = f"{prepared.model.name} tp{prepared.stage.tp} pp{prepared.stage.pp}"
+    if result.table is None and stream is not None:
+        console.print(
+            f"Stopped by {result.stopped_by}: nothing was kept; with --output FILE finished trials "
+            "are."
+        )
+        return
     if result.table is None:
         console.print(
             f"Stopped by {result.stopped_by}: {result.measured + result.resumed} trials of {what} "
@@ -336,10 +341,12 @@ def _render_result(result: "ProfileResult", console: "Console") -> None:
     if prepared.choice.device_file is not None and prepared.choice.modelled:
         console.print(f"on top of the model's: {prepared.choice.device_file.accuracy}",
                       markup=False)  # fmt: skip
-    console.print(f"wrote {prepared.output}", markup=False, soft_wrap=True)
-    console.print(f"wrote {prepared.journal} (every trial; may be deleted)", markup=False,
-                  soft_wrap=True)  # fmt: skip
-    console.print(f"next: beam table inspect {prepared.output}", markup=False, soft_wrap=True)
+    if stream is not None:
+        wrote(console, stream)
+        return
+    wrote(console, prepared.output)
+    wrote(console, prepared.journal, "(every trial; may be deleted)")
+    next_command(console, f"beam table inspect {quote(str(prepared.output))}")
 
 
 def _knee_grid(table: "PerfTable") -> Any:

@@ -25,7 +25,7 @@ DEFAULT_POLICIES = "vanilla,static:best,max-q,window-dvfs,beam-paper,beam,oracle
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
-    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
+    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e", "slo_class"),
     "What is true": (
         "assume",
         "plant_table",
@@ -60,6 +60,15 @@ def command(
     slo_tbt: SloTbt = None,
     slo_tpot: SloTpot = None,
     slo_e2e: SloE2e = None,
+    slo_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slo-class",
+            metavar="NAME=TTFT/TBT",
+            help="Of requests whose slo_class in the trace is NAME, e.g. batch=10s/500ms; again "
+            "for each class.",
+        ),
+    ] = None,
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,
@@ -142,13 +151,14 @@ def command(
     from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import import_words
-    from beamprof.slo import slo_from_flags
+    from beamprof.slo import parse_classes, slo_from_flags
     from beamprof.tables.doubts import doubts
     from beamprof.traces.importing import open_trace
 
     options = ReplayOptions.assuming(
         assume,
         slo=slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e),
+        classes=parse_classes(slo_class or (), "--slo-class"),
         noise=noise,
         seed=seed,
         smooth=smooth,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.opened import check_openable, open_page
-from beamprof.cli.streams import one_from_stdin, one_on_stdout, readable
+from beamprof.cli.streams import files_of, one_from_stdin, one_on_stdout, readable
 from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
 from beamprof.errors import ReportError
@@ -77,7 +77,7 @@ def command(
                 hint="beam replay --output FOLDER and beam study write what a report is made of",
             )
     if output is not None:
-        check_writable(output, force=force, inputs=paths)
+        check_writable(output, force=force, inputs=files_of(paths))
     asked = None if window is None else window_s(window)
     one_from_stdin(paths)
     with ExitStack() as kept:
@@ -105,12 +105,8 @@ def _file(path: Path, kept: ExitStack) -> Path:
 
 
 def _show(report: "WrittenReport", console: "Console") -> None:
-    from rich.text import Text
-
-    from beamprof.report.page import sentence
+    from beamprof.report.page import sentence, wrote
 
     for told in report.inputs:
         sentence(console, told.sentence)
-    size = f"({report.size_bytes / 1e3:,.0f} kB)"
-    line = Text("wrote ", "dim").append(str(report.path), "not dim").append(f" {size}", "dim")
-    console.print(line, soft_wrap=True)
+    wrote(console, report.path, f"({report.size_bytes / 1e3:,.0f} kB)")

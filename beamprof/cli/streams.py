@@ -10,6 +10,8 @@ from beamprof.errors import ImportFormatError, OutputError
 from beamprof.file_kind import kind_of
 from beamprof.files import STDIN, check_writable, is_stdout, is_stream, read_twice
 
+_PAGES = (".html", ".svg", ".png")
+
 if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
 
@@ -42,6 +44,15 @@ def check_folder(output: Path | None, *, force: bool, inputs: Sequence[Path]) ->
     for source in inputs:
         if source.parent.resolve() == output.resolve() and force:
             check_writable(output / source.name, force=True, inputs=[source])
+
+
+def files_of(inputs: Sequence[Path]) -> list[Path]:
+    """Every file that is read where a folder is named; pages, which nobody reads, left out."""
+    files: list[Path] = []
+    for path in inputs:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [file for file in inside if file.suffix not in _PAGES]
+    return files
 
 
 def one_from_stdin(paths: Sequence[Path | None]) -> None:

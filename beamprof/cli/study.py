@@ -1,6 +1,7 @@
 """`beam study`: a grid of replays, in parallel, resumable, into one file."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -205,10 +206,23 @@ def _run(
         lambda console: show_study(result, console),
         as_json=as_json,
         status=status,
-        warnings=failure_lines(result.failures),
+        warnings=[*failure_lines(result.failures), *_doubts(spec)],
     )
     if status != "ok":
         raise typer.Exit(130 if status == "interrupted" else 1)
+
+
+def _doubts(spec: "StudySpec") -> list[str]:
+    """Of the tables, each line once; a table that cannot be read is among the failures."""
+    from beam_runtime.errors import BeamError
+    from beamprof.cli.streams import load_table
+    from beamprof.tables.doubts import doubts
+
+    found: list[str] = []
+    for name in spec.tables:
+        with suppress(BeamError):
+            found += doubts(load_table(Path(name)))
+    return list(dict.fromkeys(found))
 
 
 def _data(result: "StudyResult") -> dict[str, Any]:

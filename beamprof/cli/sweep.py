@@ -1,6 +1,7 @@
 """`beam sweep`: what a sweep will do, and a file to start one's own from."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,10 +84,10 @@ def init(
         temporary.write_text(sweep_template(), "utf-8")
 
     def render(console: "Console") -> None:
-        console.print(f"wrote {path}", markup=False)
-        console.print(
-            f"next: edit it, then beam profile --model MODEL --sweep {path} --dry-run", markup=False
-        )
+        from beamprof.report.page import next_command, wrote
+
+        wrote(console, path)
+        next_command(console, f"beam profile --model MODEL --sweep {quote(str(path))} --dry-run")
 
     emit("sweep init", {"path": str(path)}, render, as_json=as_json, stdout_taken=is_stdout(path))
 

@@ -3,14 +3,23 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from beamprof import console
-from beamprof.cli.streams import check_source, load_table, one_from_stdin, one_on_stdout, readable
+from beamprof.cli.streams import (
+    check_source,
+    files_of,
+    load_table,
+    one_from_stdin,
+    one_on_stdout,
+    readable,
+)
 from beamprof.files import check_writable, is_stdout, is_stream
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="table",
@@ -27,7 +36,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 
 @app.command()
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
-    """Show what is in a table: coverage, best clocks, frontier, doubts.
+    """Show what is in a table: coverage, best clocks, frontier, warnings.
 
     For example:  beam table inspect tables/a100-sxm4-80gb/llama3-70b/tp2-pp4.parquet
     """
@@ -189,14 +198,11 @@ def merge(
     lines = [
         f"Merged {len(tables)} tables: {len(merged.table):,} rows, {merged.replaced_rows:,} older "
         "ones replaced.",
-        f"wrote {output}",
-        "",
-        f"next: beam table check {quote(str(output))}",
     ]
     console.emit(
         "table merge",
         data,
-        _lines(lines),
+        _written(lines, output, f"beam table check {quote(str(output))}"),
         as_json=as_json,
         warnings=merged.notes,
         stdout_taken=is_stdout(output),
@@ -237,14 +243,11 @@ def export(
         f"{count:,} {reason} left out: {file_format} has no place for them"
         for reason, count in written.left_out.items()
     ]
-    lines = [
-        f"Exported {written.rows:,} rows as {file_format}.",
-        f"wrote {written.output_path}",
-    ]
+    lines = [f"Exported {written.rows:,} rows as {file_format}."]
     console.emit(
         "table export",
         plain(written),
-        _lines(lines),
+        _written(lines, written.output_path),
         as_json=as_json,
         warnings=left_out,
         stdout_taken=is_stdout(output),
@@ -295,7 +298,7 @@ def import_(
         Path("stdin.parquet") if is_stream(source) else source.with_suffix(".parquet")
     )  # fmt: skip
     target = output or named
-    check_writable(target, force=force, inputs=[] if folder else [source])
+    check_writable(target, force=force, inputs=files_of([source]))
     with readable(source) as file:
         if not folder:
             check_source(file)
@@ -317,22 +320,28 @@ def import_(
     lines = [
         f"Imported {len(table):,} rows of {table.model} tp{table.tp} pp{table.pp} on "
         f"{table.device}; {done.dropped_rows:,} were marked as not valid and dropped.",
-        f"wrote {done.output_path}",
-        "",
-        f"next: beam table inspect {quote(str(done.output_path))}",
     ]
+    following = f"beam table inspect {quote(str(done.output_path))}"
     for text in done.notes:
         console.note(text)
     console.emit(
-        "table import", data, _lines(lines), as_json=as_json, stdout_taken=is_stdout(output)
+        "table import",
+        data,
+        _written(lines, done.output_path, following),
+        as_json=as_json,
+        stdout_taken=is_stdout(output),
     )
 
 
-def _lines(lines: Sequence[str]) -> Callable[[Console], None]:
-    """Plain lines; a long path is left whole, for it is there to be copied."""
+def _written(lines: Sequence[str], path: Path, following: str = "") -> Callable[["Console"], None]:
+    """What was done, the file that came of it, and the next command."""
+    from beamprof.report.page import next_command, wrote
 
-    def render(out: Console) -> None:
+    def render(out: "Console") -> None:
         for line in lines:
             out.print(line, markup=False, soft_wrap=True)
+        wrote(out, path)
+        if following:
+            next_command(out, following)
 
     return render

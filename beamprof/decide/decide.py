@@ -18,6 +18,7 @@ from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot, StreamKind
 from beamprof.decide.engine_state import StateSpec
+from beamprof.units import format_ms
 
 _REPEATS = 20
 _SAME_SHARE = 1e-3
@@ -192,9 +193,10 @@ def decide(
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
     state = replace(state, correction=stance.floor)
     decision = search(state)
-    best_j = decision.forecast.energy_j
-    chosen = _point(decision.knobs, decision.forecast, state, best_j)
-    points = [_point(knobs, one, state, best_j) for knobs, one in search.survey(state)]
+    switch_j = stance.policy.switch_j
+    best_j = _compared_j(decision.knobs, decision.forecast, state, switch_j)
+    chosen = _point(decision.knobs, decision.forecast, state, switch_j, best_j)
+    points = [_point(knobs, one, state, switch_j, best_j) for knobs, one in search.survey(state)]
     return Answer(
         table=f"{table.model} tp{table.tp} pp{table.pp} on {table.device}, "
         f"{' and '.join(table.sources)}",
@@ -253,7 +255,15 @@ def _order(point: Point) -> tuple[bool, float]:
     return (not point.feasible, point.energy_j if point.feasible else point.slo_used)
 
 
-def _point(knobs: Knobs, forecast: Forecast, state: Snapshot, best_j: float) -> Point:
+def _compared_j(knobs: Knobs, forecast: Forecast, state: Snapshot, switch_j: float) -> float:
+    """What the search compares by: the same work, and what a clock change has to save."""
+    changes = knobs.clock_mhz != state.knobs.clock_mhz
+    return forecast.energy_j + (switch_j if changes else 0.0)
+
+
+def _point(
+    knobs: Knobs, forecast: Forecast, state: Snapshot, switch_j: float, best_j: float
+) -> Point:
     slos = {r.request_id: r.slo for r in (*state.running, *state.waiting)}
     # A request whose first token lies beyond the horizon has no gap yet.
     gaps = {name: gap for name, gap in forecast.worst_tbt_ms.items() if gap > 0.0}
@@ -265,10 +275,11 @@ def _point(knobs: Knobs, forecast: Forecast, state: Snapshot, best_j: float) -> 
         used.append(1.0 + ttft_excess_ms / slos[forecast.ttft_worst].ttft_ms)
     if tbt_excess_ms is not None and forecast.tbt_worst is not None:
         used.append(1.0 + tbt_excess_ms / slos[forecast.tbt_worst].token_ms)
+    energy_j = _compared_j(knobs, forecast, state, switch_j)
     return Point(
         knobs=knobs,
-        energy_j=forecast.energy_j,
-        over_best=(forecast.energy_j - best_j) / abs(best_j) if best_j else 0.0,
+        energy_j=energy_j,
+        over_best=(energy_j - best_j) / abs(best_j) if best_j else 0.0,
         ttft_ms=_known(max(forecast.ttft_ms.values(), default=math.inf)),
         tbt_ms=tbt_ms,
         ttft_excess_ms=ttft_excess_ms,
@@ -298,7 +309,7 @@ def verdict(chosen: Point, points: list[Point], hopeless: str = "") -> str:
         least = min(keeping, key=lambda one: one.energy_j)
         return (
             f"misses {chosen.verdict}, though {len(keeping):,} of {len(points):,} settings keep "
-            f"every SLO, first {least.knobs.clock_mhz} MHz, chunk {least.knobs.chunk_tokens}"
+            f"every SLO, first {least.knobs.clock_mhz} MHz, chunk {least.knobs.chunk_tokens:,}"
         )
     if hopeless:
         return f"no setting keeps this SLO: {hopeless}"
@@ -358,9 +369,9 @@ def _verdict(forecast: Forecast, state: Snapshot) -> str:
         if not math.isfinite(excess_ms):
             missed.append(f"{said} not before another request ends ({whose})")
         elif over_ms[name] > SAME_MS:
-            missed.append(f"{said} {over_ms[name]:.0f} ms over ({whose})")
+            missed.append(f"{said} {format_ms(over_ms[name])} over ({whose})")
         else:
-            missed.append(f"{said} {excess_ms:.0f} ms into its margin ({whose})")
+            missed.append(f"{said} {format_ms(excess_ms)} into its margin ({whose})")
     return ", ".join(missed)
 
 

@@ -115,32 +115,39 @@ def resolve_device(name: str) -> Device:
                 f"cannot read the device file {name}", cause=str(error), hint=_known_hint()
             ) from None
         return parse_device(text, path.stem, name)
-    shipped = _shipped_name(name)
-    if shipped is None:
+    meant = _shipped_names(name)
+    if len(meant) == 1:
+        return _shipped(meant[0])
+    if meant:
         raise DeviceError(
-            f"unknown device {name!r}",
-            cause="no device file of that name ships with BEAM",
-            hint=_known_hint(),
+            f"device {name!r} may be {' or '.join(meant)}", hint=f"say which: --device {meant[0]}"
         )
-    return _shipped(shipped)
+    words = set(re.findall(r"[a-z]*\d\w*", name.lower()))
+    near = [known for known in device_names() if words & set(known.split("-"))]
+    raise DeviceError(
+        f"unknown device {name!r}",
+        cause="no device file of that name ships with BEAM",
+        hint=(f"did you mean {' or '.join(near)}? " if near else "") + _known_hint(),
+    )
 
 
-def _shipped_name(name: str) -> str | None:
-    """The file for a name as people write it: another case, spaces, a vendor; never a guess.
+def _shipped_names(name: str) -> list[str]:
+    """The files for a name as people write it: another case, spaces, a vendor; never a guess.
 
-    "H100" alone is one file as long as one file begins with it.
+    "H100" stands for every file whose name has H100 as its first words; "H20", another GPU, does
+    not stand for h200.
     """
     wanted = _letters(name)
-    if not wanted:
-        return None
-    by_letters = {_letters(known): known for known in device_names()}
-    if wanted in by_letters:
-        return by_letters[wanted]
-    by_nvml = {_letters(n): known for known in device_names() for n in _shipped(known).nvml_names}
-    if wanted in by_nvml:
-        return by_nvml[wanted]
-    begins = [known for letters, known in by_letters.items() if letters.startswith(wanted)]
-    return begins[0] if len(begins) == 1 else None
+    for known in device_names():
+        if wanted in {_letters(known), *map(_letters, _shipped(known).nvml_names)}:
+            return [known]
+    return [known for known in device_names() if wanted in _beginnings(known)]
+
+
+def _beginnings(known: str) -> set[str]:
+    """A file's name, cut after each of its words: a100, a100-sxm4."""
+    words = known.split("-")
+    return {_letters("".join(words[:count])) for count in range(1, len(words))}
 
 
 def _letters(name: str) -> str:

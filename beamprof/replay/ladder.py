@@ -11,7 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import Slo
 from beamprof.plain import plain
+from beamprof.replay.goodput import Kept, promises
 from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, new_tokens, servable_in_time
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
@@ -24,7 +26,7 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
-from beamprof.replay.promised import own_slos
+from beamprof.replay.promised import CLASS, check_classes, class_counts, own_slos
 from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
 from beamprof.replay.rivals import CHUNKS, Hindsight
@@ -62,6 +64,23 @@ _IN_A_NOTEBOOK = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class ClassGoodput:
+    """The requests of one SLO class.
+
+    Attributes:
+        name: empty for those of none.
+        slo: what they are promised, where they bring nothing of their own.
+        requests: how many.
+        goodput: by policy.
+    """
+
+    name: str
+    slo: Slo
+    requests: int
+    goodput: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ReplayReport:
     """The ladder of policies.
@@ -77,6 +96,7 @@ class ReplayReport:
         dropped: requests lost or changed on the way from the source, by reason.
         assumed: what the plant rests on, a few words each.
         paths: files written.
+        by_class: goodput of each SLO class of the trace, and of the requests of none.
     """
 
     model: str
@@ -93,6 +113,7 @@ class ReplayReport:
     dropped: dict[str, int]
     assumed: tuple[str, ...]
     paths: tuple[Path, ...] = ()
+    by_class: tuple[ClassGoodput, ...] = ()
 
     def __repr__(self) -> str:
         """The ladder on a line: energy over vanilla's, and goodput."""
@@ -161,11 +182,13 @@ def replay(
     if options.max_model_len is not None:
         trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
     plant_table = plant_table or table
+    check_classes(trace, dict(options.classes))
     site, assumed = site_of(table, plant_table, options)
     largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))
     possible = servable_in_time(trace, site, largest)
     hindsight = Hindsight(trace, site, table)
     measured: dict[str, Metrics] = {}
+    kept: dict[str, Kept] = {}
     frames: list[dict[str, pl.DataFrame]] = []
     for name in names:
         if name == ORACLE:
@@ -177,6 +200,7 @@ def replay(
             policy = playable[name]
         played = play(trace, policy, site)
         measured[name] = measure(played, possible)
+        kept[name] = promises(played).both
         if output is not None:
             frames.append(frames_of(played, trace.frame["request_id"]))
     asked_oracle = ORACLE in names
@@ -198,6 +222,7 @@ def replay(
         ),
         dropped=_dropped(trace),
         assumed=(*assumed, _prompts(trace, site), *_own(trace)),
+        by_class=_by_class(trace, site, kept),
     )
     if output is None:
         return report
@@ -226,6 +251,21 @@ def _rungs(measured: Mapping[str, Metrics], hindsight: Hindsight) -> tuple[Rung,
         )
         for name, one in measured.items()
     )
+
+
+def _by_class(trace: Trace, site: Site, kept: Mapping[str, Kept]) -> tuple[ClassGoodput, ...]:
+    """Each class by itself; nothing where the trace has none."""
+    if not class_counts(trace):
+        return ()
+    names = trace.frame[CLASS].fill_null("").to_numpy()
+    return tuple(
+        ClassGoodput(
+            name, site.classes.get(name, site.slo), int(mine.sum()),
+            {policy: float(both[mine].mean()) for policy, both in kept.items()},
+        )
+        for name in sorted(set(names.tolist()))
+        for mine in (names == name,)
+    )  # fmt: skip
 
 
 def _own(trace: Trace) -> tuple[str, ...]:

@@ -195,7 +195,7 @@ def servable_in_time(trace: Trace, site: Site, largest_step: int) -> NDArray[np.
     sizes = [int(edge) for edge in site.cost.edges_tokens if 1 <= edge < largest_step]
     chunks = (largest_step, *reversed(sizes))  # the likeliest to be in time first
     tokens = new_tokens(trace, site)
-    ttft_ms = promised_slos(trace, site.slo)["ttft_slo_ms"] - site.front_end_ms
+    ttft_ms = promised_slos(trace, site.slo, site.classes)["ttft_slo_ms"] - site.front_end_ms
     fits = np.zeros(trace.requests, dtype=np.bool_)
     for limit_ms in np.unique(ttft_ms).tolist():
         mine = ttft_ms == limit_ms

@@ -30,6 +30,7 @@ class ReplayOptions:
 
     Attributes:
         slo: of every request that brings none of its own.
+        classes: names of the trace's SLO classes, each with its SLO.
         noise: standard deviation of a step's time, as a share.
         seed: of the noise.
         smooth: the plant's table is smoothed along the clock; the policies' never is.
@@ -62,6 +63,7 @@ class ReplayOptions:
     over_limit: OverLimit = OverLimit.ERROR
     concurrency: int | None = None
     prefix_cache: bool = True
+    classes: tuple[tuple[str, Slo], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 1.0:

@@ -53,7 +53,7 @@ class _Plant:
         self.trace, self.policy, self.site = trace, policy, site
         self.limits = replace(site.limits, max_batched_tokens=policy.max_batched_tokens)
         _check_servable(trace, self.limits, site.kv_blocks)
-        self.promised = promised_slos(trace, site.slo)
+        self.promised = promised_slos(trace, site.slo, site.classes)
         self.prefixes = make_cache(
             trace, self.limits.block_size, site.kv_blocks, wanted=site.prefix_cache
         )

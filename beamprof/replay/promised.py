@@ -1,4 +1,10 @@
-"""What each request of a trace was promised: the replay's SLO, or its own where it brings one."""
+"""What each request of a trace was promised: the replay's SLO, its class's, or its own.
+
+A request's class is the trace's column slo_class; what a class is promised is said beside the
+replay's own SLO.
+"""
+
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
@@ -11,22 +17,24 @@ from beamprof.errors import ReplayError
 from beamprof.traces.trace import SLOS_MS, Trace
 
 _STREAM = {"tbt_ms", "tpot_ms", "e2e_ms"}
+CLASS = "slo_class"
 
 
-def promised_slos(trace: Trace, slo: Slo) -> Records:
+def promised_slos(trace: Trace, slo: Slo, classes: Mapping[str, Slo] | None = None) -> Records:
     """(R,) of REQUEST, its promises filled in.
 
-    A request's own TTFT stands in for the replay's, and its own promise of the stream for the
-    replay's, of whatever kind that is.
+    A class's SLO stands in for the replay's. A request's own TTFT stands in for either's, and its
+    own promise of the stream too, of whatever kind that is.
 
     Raises:
         ReplayError: a request brings two promises of its stream.
     """
     rows = records(trace.requests, REQUEST)
     promise(rows, slo)
-    for own, mine in _groups(trace):
+    for name, own, mine in _groups(trace, classes or {}):
         one = records(1, REQUEST)
-        promise(one, slo.revised(**own))  # type: ignore[arg-type]  # milliseconds, all of them
+        base = slo if name is None else (classes or {})[name]
+        promise(one, base.revised(**own))  # type: ignore[arg-type]  # milliseconds, all of them
         rows[mine] = one[0]
     return rows
 
@@ -39,17 +47,49 @@ def own_slos(trace: Trace) -> int:
     return int(trace.frame.select(pl.any_horizontal(pl.col(columns).is_not_null()).sum()).item())
 
 
-def _groups(trace: Trace) -> list[tuple[dict[str, float], NDArray[np.int64]]]:
-    """Requests by what they bring."""
+def check_classes(trace: Trace, classes: Mapping[str, Slo]) -> None:
+    """Refuse an SLO for a class that no request is of.
+
+    Raises:
+        ReplayError: the hint lists the classes that there are.
+    """
+    there = class_counts(trace)
+    unknown = [name for name in classes if name not in there]
+    if unknown:
+        raise ReplayError(
+            f"no request of this trace is of class {', '.join(unknown)}",
+            cause=f"its column slo_class has {', '.join(there)}" if there
+            else "it has no column slo_class",
+            hint="--slo-class NAME=TTFT/TBT names one of the trace's classes" if there
+            else "leave --slo-class out, or add the column to the trace",
+        )  # fmt: skip
+
+
+def class_counts(trace: Trace) -> dict[str, int]:
+    """Requests of each class of the trace, by name; those of none left out."""
+    if CLASS not in trace.frame.columns:
+        return {}
+    counted = trace.frame[CLASS].drop_nulls().value_counts().sort(CLASS)
+    return {str(name): int(count) for name, count in counted.iter_rows()}
+
+
+def _groups(
+    trace: Trace, classes: Mapping[str, Slo]
+) -> list[tuple[str | None, dict[str, float], NDArray[np.int64]]]:
+    """Requests by their class, where that has an SLO, and by what they bring."""
     columns = [name for name in SLOS_MS if name in trace.frame.columns]
-    if not columns:
+    known = classes and CLASS in trace.frame.columns
+    if not columns and not known:
         return []
-    numbered = trace.frame.select(columns).with_row_index("row")
-    found = []
-    for key, rows in numbered.group_by(columns, maintain_order=True):
+    label = pl.col(CLASS) if known else pl.lit(None, dtype=pl.String)
+    # A class without an SLO of its own is promised what the replay promises.
+    label = pl.when(label.is_in(list(classes))).then(label).alias(CLASS)
+    numbered = trace.frame.select(label, *columns).with_row_index("row")
+    found: list[tuple[str | None, dict[str, float], NDArray[np.int64]]] = []
+    for (name, *values), rows in numbered.group_by(CLASS, *columns, maintain_order=True):
         own = {
-            name.removeprefix("slo_"): float(value)
-            for name, value in zip(columns, key, strict=True)
+            column.removeprefix("slo_"): float(value)
+            for column, value in zip(columns, values, strict=True)
             if value is not None
         }
         if len(_STREAM & own.keys()) > 1:
@@ -60,6 +100,8 @@ def _groups(trace: Trace) -> list[tuple[dict[str, float], NDArray[np.int64]]]:
                 f"{' and '.join(f'slo_{name}' for name in sorted(_STREAM & own.keys()))}",
                 hint="leave one of slo_tbt_ms, slo_tpot_ms and slo_e2e_ms empty in each row",
             )
-        if own:
-            found.append((own, rows["row"].to_numpy().astype(np.int64)))
+        if own or name is not None:
+            found.append(
+                (None if name is None else str(name), own, rows["row"].to_numpy().astype(np.int64))
+            )
     return found

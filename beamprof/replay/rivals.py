@@ -45,7 +45,7 @@ class Setting:
     goodput: float
 
     def __str__(self) -> str:
-        return f"{self.clock_mhz} MHz, chunk {self.chunk_tokens}"
+        return f"{self.clock_mhz} MHz, chunk {self.chunk_tokens:,}"
 
     def policy(self, name: str) -> Static:
         """It, to be played again."""
@@ -61,7 +61,7 @@ class Limit:
     chunk_tokens: int
 
     def __str__(self) -> str:
-        return f"{self.limit_w:.0f} W a GPU, chunk {self.chunk_tokens}"
+        return f"{self.limit_w:.0f} W a GPU, chunk {self.chunk_tokens:,}"
 
     def policy(self, name: str) -> PowerLimit:
         """It, to be played."""
@@ -159,7 +159,7 @@ class _Search:
 
     def __init__(self, trace: Trace, site: Site, slos: Sequence[Slo]) -> None:
         self._trace, self._site = trace, site
-        self._promised = [promised_slos(trace, slo) for slo in slos]
+        self._promised = [promised_slos(trace, slo, site.classes) for slo in slos]
         self.found: dict[tuple[int, int], tuple[Setting, ...]] = {}
 
     def play(self, clock_mhz: int, chunk_tokens: int) -> tuple[Setting, ...]:

@@ -1,6 +1,7 @@
 """Where policies are played: the plant's table and the controller's, and what is assumed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Site:
         limits: of the engine; a policy may start it with another max_batched_tokens.
         kv_blocks: KV-cache blocks of the replica.
         slo: what every request is promised that brings no SLO of its own.
+        classes: what requests of a class are promised instead, by its name.
         prefix_cache: prompts that begin alike are computed once, where the trace says which do.
         noise: standard deviation of a step's time, as a share of it.
         seed: of the noise.
@@ -43,6 +45,7 @@ class Site:
     front_end_ms: float = 0.0
     concurrency: int | None = None
     prefix_cache: bool = True
+    classes: Mapping[str, Slo] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not np.array_equal(self.cost.clocks_mhz, self.believed.clocks_mhz):
@@ -96,6 +99,7 @@ def site_of(
         front_end_ms=options.front_end_ms,
         concurrency=options.concurrency,
         prefix_cache=options.prefix_cache,
+        classes=dict(options.classes),
     )
     return site, _assumed(options, another=plant_table is not table, waiting=waiting[0])
 

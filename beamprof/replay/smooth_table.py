@@ -1,4 +1,4 @@
-"""A table smoothed along the clock: the truth of a plant that nobody can harvest.
+"""A table smoothed along the clock: the truth of a simulated server, without noise to exploit.
 
 Measured points scatter from clock to clock (2.7 % on the 70B table, 10 % at worst). A policy that
 picks the cheapest of many noisy points, and is paid with the same points, is paid for the

@@ -183,6 +183,7 @@ def jobs_of(
 
 def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
     columns = asdict(options)
+    del columns["classes"]  # a study promises all requests of a cell the same
     slo = columns.pop("slo")
     return {
         "slo_ttft_ms": slo["ttft_ms"],

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beamprof.advice.advise import NOBODY, SOME, Advice, Rung
+from beamprof.advice.advise import NOBODY, OVERLOAD, SOME, Advice, Rung
 from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
 from beamprof.slo import stream_words
@@ -21,7 +21,8 @@ def show_advice(advice: Advice, console: Console) -> None:
     heading(console, "Ladder", "least effort first; goodput: requests that keep all their SLOs")
     optional = ("TTFT p99", "TBT p50", "W", "CO2 t/year", "kWh/year")
     fitted_block(console, _ladder(advice), optional)
-    heading(console, "What to type")
+    if advice.keepable:
+        heading(console, "What to type")
     for rung in advice.rungs[1:]:
         block(console, Text(f"{rung.name}: {rung.setting}"))
         for command in rung.commands:
@@ -37,7 +38,8 @@ def answer(advice: Advice) -> str:
     if not advice.keepable:
         return (
             f"Nothing keeps these SLOs on this load: at the highest clock "
-            f"{100 * today.goodput:.1f} % of requests do. More GPUs or looser SLOs, before energy."
+            f"{100 * today.goodput:.1f} % of requests do{_overload(advice)}. More GPUs or looser "
+            "SLOs, before energy."
         )
     most = max(rung.goodput for rung in advice.rungs)
     if advice.best is today and most < today.goodput + AS_GOOD:
@@ -45,7 +47,19 @@ def answer(advice: Advice) -> str:
             "Nothing saves energy and keeps as many promises as today, when "
             f"{100 * today.goodput:.1f} % of requests keep all their SLOs."
         )
-    return ". ".join(_one(rung, today) for rung in advice.rungs[1:]) + "."
+    one, flags, beam = advice.rungs[1:]
+    if flags.setting == one.setting:
+        said = [f"{_one(one, today)}; vLLM's flags add nothing", _one(beam, today)]
+    else:
+        said = [_one(rung, today) for rung in (one, flags, beam)]
+    return ". ".join(said) + "."
+
+
+def _overload(advice: Advice) -> str:
+    if advice.played_s <= OVERLOAD * advice.duration_s:
+        return ""
+    took, offered = format_duration(advice.played_s), format_duration(advice.duration_s)
+    return f", and {offered} of it take {took}: more than this server can do"
 
 
 def _one(rung: Rung, today: Rung) -> str:

@@ -1,17 +1,18 @@
 """A decision as people see it: the knobs, the promise, the space, and what was refused."""
 
+import re
 from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beam_runtime.search.explain import describe_knobs
+from beam_runtime.types import Knobs
 from beamprof.decide.decide import Answer, Point, Space
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
 from beamprof.slo import stream_words
-from beamprof.units import format_duration
+from beamprof.units import format_duration, format_energy, format_ms
 
 # More rows or columns than this do not fit a screen; every other one is left out evenly.
 MOST_CLOCKS = 24
@@ -24,7 +25,7 @@ LESSER = ("SLO used", "batches", "pace ms")
 def show_decision(answer: Answer, path: str, console: Console) -> None:
     """`beam decide`."""
     chosen = answer.chosen
-    sentence(console, f"{describe_knobs(chosen.knobs)}: {answer.verdict}.")
+    sentence(console, f"{knobs_in_words(chosen.knobs)}: {answer.verdict}.")
     block(console, _facts(answer))
     if len(answer.space.chunks) > 1 and answer.settings > 1:
         heading(
@@ -45,6 +46,16 @@ def show_decision(answer: Answer, path: str, console: Console) -> None:
         heading(console, "Frontier", "what more energy buys in slack; every SLO kept")
         fitted_block(console, _points(_evenly(answer.frontier, MOST_ROWS)), LESSER)
     next_command(console, f"beam table inspect {quote(path)}")
+
+
+def knobs_in_words(knobs: Knobs) -> str:
+    """The four settings."""
+    batches = "microbatch" if knobs.microbatches == 1 else "microbatches"
+    pace = f"pace {format_ms(knobs.pace_ms)}" if knobs.pace_ms else "no pace"
+    return (
+        f"{knobs.clock_mhz} MHz, chunk {knobs.chunk_tokens:,}, {knobs.microbatches} {batches}, "
+        f"{pace}"
+    )
 
 
 def space_picture(space: Space, chosen: Point, *, ascii_only: bool) -> Text:
@@ -89,7 +100,7 @@ def _facts(answer: Answer) -> Table:
     facts.show_header = False
     facts.add_row("table", answer.table)
     facts.add_row("state", answer.state)
-    facts.add_row("because", answer.why)
+    facts.add_row("because", _as_read(answer.why))
     first, stream = f"SLO {format_duration(answer.slo.ttft_ms / 1e3)}", stream_words(answer.slo)
     facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, first))
     facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, f"SLO {stream}"))
@@ -97,24 +108,35 @@ def _facts(answer: Answer) -> Table:
     per_token = answer.work.energy_per_token_j
     facts.add_row(
         "energy",
-        f"{chosen.energy_j:.0f} J for the same work as the others, a clock change included: by "
-        "this they are compared",
+        f"{format_energy(chosen.energy_j)} for the same work as the others, a clock change "
+        "included: by this they are compared",
     )
     facts.add_row(
         "in that",
-        f"{total_j:.0f} J within the {answer.horizon_ms:.0f} ms played ahead "
-        f"({answer.idle_energy_j:.0f} J idle)"
+        f"{format_energy(total_j)} within the {format_ms(answer.horizon_ms)} played ahead "
+        f"({format_energy(answer.idle_energy_j)} idle)"
         + ("" if per_token is None else f", {per_token:.3g} J per token"),
     )
-    facts.add_row("search", f"{answer.search_us:.0f} us over {answer.settings:,} settings")
+    facts.add_row(
+        "search", f"{format_duration(answer.search_us / 1e6)} over {answer.settings:,} settings"
+    )
     return facts
 
 
 def _promise(worst_ms: float | None, excess_ms: float | None, slo: str) -> str:
     if worst_ms is None or excess_ms is None:
         return f"nothing to promise ({slo})"
-    room = f"{-excess_ms:.0f} ms to spare" if excess_ms <= 0.0 else f"{excess_ms:.0f} ms too much"
-    return f"{worst_ms:.0f} ms at worst; {slo}, with its margin {room}"
+    # What rounds to nothing is no lack.
+    side = "to spare" if excess_ms < 0.5 else "too much"
+    return (
+        f"{format_ms(worst_ms)} at worst; {slo}, with its margin {format_ms(abs(excess_ms))} {side}"
+    )
+
+
+def _as_read(why: str) -> str:
+    """The search's reason, its long times and energies as people read them."""
+    why = re.sub(r"\b(\d{5,}) ms\b", lambda found: format_ms(float(found[1])), why)
+    return re.sub(r"\b(\d{4,}) J\b", lambda found: format_energy(float(found[1])), why)
 
 
 def _points(points: tuple[Point, ...]) -> Table:
@@ -124,7 +146,7 @@ def _points(points: tuple[Point, ...]) -> Table:
         "chunk",
         "batches",
         "pace ms",
-        "energy J",
+        "energy",
         "TTFT ms",
         "TBT ms",
         "SLO used",
@@ -136,10 +158,10 @@ def _points(points: tuple[Point, ...]) -> Table:
         knobs = point.knobs
         table.add_row(
             str(knobs.clock_mhz),
-            str(knobs.chunk_tokens),
+            f"{knobs.chunk_tokens:,}",
             str(knobs.microbatches),
-            f"{knobs.pace_ms:.0f}",
-            f"{point.energy_j:.0f} ({point.over_best:+.0%})",
+            f"{knobs.pace_ms:,.0f}",
+            f"{format_energy(point.energy_j)} ({point.over_best:+.0%})",
             _ms(point.ttft_ms),
             _ms(point.tbt_ms),
             f"{point.slo_used:.0%}",
@@ -150,7 +172,7 @@ def _points(points: tuple[Point, ...]) -> Table:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _more(console: Console, number: int) -> None:

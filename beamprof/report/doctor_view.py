@@ -8,7 +8,7 @@ from rich.text import Text
 
 from beamprof.doctor.checks import Check
 from beamprof.doctor.diagnose import Diagnosis
-from beamprof.report.page import block, heading, next_command, plain_table, sentence
+from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 
 
 def printable(text: str) -> Text:
@@ -30,7 +30,10 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
         facts.add_row("locks", "none on record: BEAM left no GPU locked")
     block(console, facts)
     heading(console, "GPUs")
-    block(console, _gpus(found) if found.gpus else Text(f"none: {found.no_gpus}"))
+    if found.gpus:
+        fitted_block(console, _gpus(found), ("UUID", "PCI", "counter", "power W"))
+    else:
+        block(console, Text(f"none: {found.no_gpus}"))
     heading(console, "Could BEAM control this machine?", "" if found.controls else "no")
     block(console, _checks(found.checks))
     if found.config is not None:
@@ -69,7 +72,7 @@ def _gpus(found: Diagnosis) -> Table:
     table = plain_table()
     for title in ("GPU", "name", "clock MHz", "offered MHz", "power W", "counter", "PCI", "UUID"):
         words = title in ("name", "counter", "PCI", "UUID")
-        table.add_column(title, justify="left" if words else "right")
+        table.add_column(title, justify="left" if words else "right", no_wrap=True)
     for gpu in found.gpus:
         offered = f"{gpu.lowest_mhz} to {gpu.highest_mhz} ({gpu.clocks})" if gpu.clocks else "-"
         tick = gpu.energy if gpu.tick_ms is None else f"every {gpu.tick_ms:.0f} ms"
@@ -89,10 +92,13 @@ def _gpus(found: Diagnosis) -> Table:
 
 
 def _checks(checks: Sequence[Check]) -> Table:
-    table = plain_table(("", "what", "found", "what helps"))
+    table = plain_table(("", "what"))
+    table.add_column("found, and what helps", overflow="fold")
     for check in checks:
         mark = {True: "ok", False: "NO", None: "note"}[check.ok]
-        table.add_row(mark, check.name, printable(check.found), printable(check.remedy))
+        table.add_row(mark, check.name, printable(check.found))
+        if check.remedy:
+            table.add_row("", "", printable(f"-> {check.remedy}"))
     return table
 
 

@@ -108,9 +108,10 @@ def _pictured(inputs: Sequence[tuple[Path, str]], output: Path, *, force: bool) 
         )
     if output.suffix == ".png":
         browser()  # before reading
-    report = load_replay(inputs[0][0]).report
+    saved = load_replay(inputs[0][0])
+    report, sources = saved.report, saved.record.plant_table.sources
     with written_whole(output, force=force) as temporary:
-        write_picture(report, temporary, png=output.suffix == ".png")
+        write_picture(report, temporary, png=output.suffix == ".png", sources=sources)
         size_bytes = temporary.stat().st_size
     return WrittenReport(output, size_bytes, (Told(*inputs[0], answer(report)),))
 

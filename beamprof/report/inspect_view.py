@@ -1,4 +1,4 @@
-"""`beam table inspect` as people see it: coverage, ridge, frontier, doubts."""
+"""`beam table inspect` as people see it: coverage, ridge, frontier, warnings."""
 
 from shlex import quote
 

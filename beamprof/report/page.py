@@ -1,13 +1,17 @@
 """The parts of a printed answer: one sentence first, sections, the next command last."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
+
+from beamprof.files import is_stdout, is_stream
 
 
 def plain_table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
@@ -47,10 +51,14 @@ def narrowed(table: Table, width: int, optional: Sequence[str]) -> tuple[Table, 
 
 def _needed(columns: Sequence[Column]) -> int:
     widths = [
-        max((cell_len(_plain(cell)) for cell in (column.header, *column.cells)), default=0)
+        max((_width(_plain(cell)) for cell in (column.header, *column.cells)), default=0)
         for column in columns
     ]
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
 
 
 def _plain(cell: RenderableType) -> str:
@@ -62,7 +70,7 @@ def fitted_block(console: Console, table: Table, optional: Sequence[str]) -> Non
     kept, left_out = narrowed(table, console.width - 2, optional)
     block(console, kept)
     if left_out:
-        names = ", ".join(dict.fromkeys(filter(None, left_out)))
+        names = ", ".join(head.replace("\n", " ") for head in left_out)
         block(console, Text(f"no room here for {names}: a wider terminal, or --json", "dim"))
 
 
@@ -83,7 +91,19 @@ def block(console: Console, content: RenderableType) -> None:
     console.print(Padding(content, (0, 0, 0, 2), expand=False))
 
 
+def wrote(console: Console, path: Path | str, size: str = "") -> None:
+    """A file that is there now. Of standard output nothing is said: whoever asked has it."""
+    if not is_stdout(Path(path)):
+        line = Text("wrote ", "dim").append(str(path), "not dim").append(size and f" {size}", "dim")
+        console.print(line, soft_wrap=True)
+
+
 def next_command(console: Console, command: str) -> None:
-    """What stands last. Never broken into lines: it is there to be copied."""
+    """What stands last. Never broken into lines: it is there to be copied.
+
+    What has gone through a pipe cannot be named again: then there is no such line.
+    """
+    if any(is_stream(Path(word)) for word in shlex.split(command)):
+        return
     console.print()
     console.print(Text("next: ", "dim").append(command, "not dim bold"), soft_wrap=True)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +16,11 @@ from re import findall
 
 from beamprof.errors import ReportError
 from beamprof.replay.ladder import ReplayReport, Rung
-from beamprof.replay.metrics import J_PER_KWH
 from beamprof.report.html.colours import colours
-from beamprof.report.html.number_words import percent, significant
+from beamprof.report.html.number_words import percent
 from beamprof.report.replay_views import answer
 from beamprof.slo import stream_words
-from beamprof.units import format_duration
+from beamprof.units import format_duration, format_energy
 
 PICTURES = (".svg", ".png")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -30,13 +30,15 @@ _LEFT_PX, _BAR_PX, _SECOND_PX = 150, 210, 530
 _SHARP = 2  # pixels of the PNG for one of the SVG
 
 
-def write_picture(report: ReplayReport, path: Path, *, png: bool) -> None:
-    """Write ``path`` as SVG, or as PNG.
+def write_picture(
+    report: ReplayReport, path: Path, *, png: bool, sources: Sequence[str] = ()
+) -> None:
+    """Write ``path`` as SVG, or as PNG; ``sources``: of the table that was played.
 
     Raises:
         ReportError: no browser to draw a PNG with.
     """
-    text, height_px = picture(report)
+    text, height_px = picture(report, sources)
     if png:
         _photograph(text, height_px, path)
     else:
@@ -58,7 +60,7 @@ def browser() -> str:
     )
 
 
-def picture(report: ReplayReport) -> tuple[str, int]:
+def picture(report: ReplayReport, sources: Sequence[str] = ()) -> tuple[str, int]:
     """The SVG, and its height in pixels."""
     css = colours(rung.metrics.policy for rung in report.rungs)
     colour_of = dict(findall(r"--(c\d): (#\w+);", (_page_css().split("@media"))[0]))
@@ -75,7 +77,7 @@ def picture(report: ReplayReport) -> tuple[str, int]:
         parts += _row(rung, y, longest_j, colour_of[css[rung.metrics.policy]])
         y += _ROW_PX
     y += 26
-    for line in textwrap.wrap(_ground(report), 132):
+    for line in textwrap.wrap(_ground(report, sources), 132):
         parts.append(_text(_MARGIN_PX, y, line, 12, fill="#565d68"))
         y += 17
     height_px = y + _MARGIN_PX - 17
@@ -91,7 +93,7 @@ def picture(report: ReplayReport) -> tuple[str, int]:
 def _row(rung: Rung, y: int, longest_j: float, colour: str) -> list[str]:
     m = rung.metrics
     kept_px, energy_px = _BAR_PX * m.goodput, _BAR_PX * m.energy_j / longest_j
-    words = f"{significant(m.energy_j / J_PER_KWH)} kWh · {rung.to_vanilla:.2f} of vanilla"
+    words = f"{format_energy(m.energy_j)} · {rung.to_vanilla:.2f} of vanilla"
     middle = y + 19
     return [
         _text(_LEFT_PX - 12, middle, m.policy, 14, weight=600, fill=colour, anchor="end"),
@@ -117,10 +119,11 @@ def _text(
     )
 
 
-def _ground(report: ReplayReport) -> str:
-    slo = report.options.slo
+def _ground(report: ReplayReport, sources: Sequence[str]) -> str:
+    slo, table = report.options.slo, " and ".join(sources)
     return (
-        f"Simulated by beam replay: {report.model} on {report.tp * report.pp} x {report.device}, "
+        f"Simulated by beam replay: {report.model} on {report.tp * report.pp} x {report.device}"
+        f"{f' (table: {table})' if table else ''}, "
         f"{report.requests:,} requests in {format_duration(report.duration_s)} of {report.trace}, "
         f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}; "
         + "; ".join(report.assumed)

@@ -4,13 +4,20 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
 from beamprof.replay.sensitivity import Outcome
-from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
-from beamprof.slo import stream_words
+from beamprof.report.page import (
+    block,
+    fitted_block,
+    heading,
+    next_command,
+    plain_table,
+    sentence,
+    wrote,
+)
+from beamprof.slo import slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
@@ -18,6 +25,7 @@ from beamprof.units import format_duration, format_energy
 AS_GOOD_POINTS = 0.3
 # Where not even one in two requests is served as promised, energy is not the question.
 KEPT_AT_ALL = 0.5
+MOST_CLASSES = 4  # that a line has room for
 
 
 def show_replay(
@@ -34,10 +42,17 @@ def show_replay(
     )
     heading(console, "Result", "goodput: requests with every promise kept; energy of all GPUs")
     fitted_block(console, _result(report), ("p99 s", "points", "energy", "of static"))
+    if report.by_class:
+        heading(console, "Classes", "goodput % of each of the trace's slo_class")
+        block(console, _classes(report))
+        if len(report.by_class) > MOST_CLASSES:
+            block(console, f"and {len(report.by_class) - MOST_CLASSES} smaller ones: --json")
     heading(console, "Energy", "idling included until the trace ends")
     fitted_block(console, _energy(report), ("W", "J/token"))
-    heading(console, "Latency", "kept: % of requests, then percentage points beside vanilla")
-    fitted_block(console, _latency(report), ("", "TBT p50 ms", "TTFT p50 ms"))
+    heading(console, "Latency", "kept: of requests; points: percentage points beside vanilla")
+    fitted_block(
+        console, _latency(report), ("TTFT\npoints", "stream\npoints", "TBT\np50 ms", "TTFT\np50 ms")
+    )
     for name, setting in ((rung.metrics.policy, rung.setting) for rung in report.rungs):
         if setting:
             block(console, f"{name}: {setting}, by hindsight")
@@ -55,7 +70,7 @@ def show_replay(
     for reason, count in report.dropped.items():
         block(console, f"{count:,} {reason.replace('_', ' ')}")
     for path in report.paths:
-        console.print(Text("wrote ", "dim").append(str(path), "not dim"), soft_wrap=True)
+        wrote(console, path)
     next_command(console, following)
 
 
@@ -154,6 +169,20 @@ def _result(report: ReplayReport) -> Table:
     return page
 
 
+def _classes(report: ReplayReport) -> Table:
+    """The classes of most requests; --json has all."""
+    shown = sorted(report.by_class, key=lambda one: -one.requests)[:MOST_CLASSES]
+    heads = (
+        f"{one.name or 'of none'}\n{slo_text(one.slo)}\n{one.requests:,} requests"
+        for one in shown
+    )  # fmt: skip
+    page = plain_table(("policy",), tuple(heads))
+    for rung in report.rungs:
+        policy = rung.metrics.policy
+        page.add_row(policy, *(f"{100 * one.goodput[policy]:.1f}" for one in shown))
+    return page
+
+
 def _sensitivity(outcomes: Sequence[Outcome]) -> Table:
     page = plain_table(
         ("assumption",),
@@ -183,15 +212,18 @@ def _energy(report: ReplayReport) -> Table:
 def _latency(report: ReplayReport) -> Table:
     page = plain_table(
         ("policy",),
-        ("TTFT p50 ms", "p99 ms", "kept", "", "TBT p50 ms", "p99 ms", "stream kept", ""),
-    )
+        (
+            "TTFT\np50 ms", "TTFT\np99 ms", "TTFT\nkept %", "TTFT\npoints",
+            "TBT\np50 ms", "TBT\np99 ms", "stream\nkept %", "stream\npoints",
+        ),
+    )  # fmt: skip
     for rung in report.rungs:
         m, kept = rung.metrics, rung.metrics.attainment
         page.add_row(
             m.policy,
-            f"{m.ttft.p50_ms:.0f}", f"{m.ttft.p99_ms:.0f}",
+            f"{m.ttft.p50_ms:,.0f}", f"{m.ttft.p99_ms:,.0f}",
             f"{100 * kept.ttft:.2f}", f"{rung.ttft_points:+.2f}",
-            f"{m.tbt.p50_ms:.0f}", f"{m.tbt.p99_ms:.0f}",
+            f"{m.tbt.p50_ms:,.0f}", f"{m.tbt.p99_ms:,.0f}",
             f"{100 * kept.stream:.2f}", f"{rung.stream_points:+.2f}",
         )  # fmt: skip
     return page

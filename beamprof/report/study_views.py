@@ -8,12 +8,19 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from beamprof.replay.policies.registry import VANILLA
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure, row_slo
-from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
+from beamprof.report.page import (
+    block,
+    fitted_block,
+    heading,
+    next_command,
+    plain_table,
+    sentence,
+    wrote,
+)
 from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.units import format_duration
 
@@ -33,10 +40,10 @@ def show_study(result: StudyResult, console: Console) -> None:
     for key, rows in result.frame.group_by(_GROUP, maintain_order=True):
         noise = f", noise {key[-1]:g}" if key[-1] else ""
         slo = row_slo(rows.row(0, named=True))
-        heading(console, Path(str(key[0])).name, f"SLO {slo}{noise}")
+        heading(console, str(key[0]), f"SLO {slo}{noise}")
         fitted_block(console, _grid(rows), ("points",))
     if result.output:
-        console.print(Text("wrote ", "dim").append(str(result.output), "not dim"), soft_wrap=True)
+        wrote(console, result.output)
         next_command(console, f"beam report {result.output}")
     else:
         next_command(console, "the same command again: what is done is not played again")
@@ -96,13 +103,20 @@ def _answer(result: StudyResult) -> str:
     of_vanilla, of_static, slower = (
         _known(best, name) for name in ("energy_to_vanilla", "energy_to_static", "slowdown")
     )
+    span = f" ({of_vanilla.min():.2f} to {of_vanilla.max():.2f})" if best.height > 1 else ""
     return (
-        f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy "
-        f"({of_vanilla.min():.2f} to {of_vanilla.max():.2f}) and {of_static.mean():.2f} of the "
-        f"best static setting's; its requests take {slower.mean():.2f} times as long as vanilla's; "
-        f"in {_as_good(best)} of {best.height} cells its goodput is at most {AS_GOOD_POINTS:g} "
-        "points under vanilla's."
+        f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy{span} "
+        f"and {of_static.mean():.2f} of the best static setting's; its requests take "
+        f"{slower.mean():.2f} times as long as vanilla's; {_beside_vanilla(best)}."
     )
+
+
+def _beside_vanilla(best: pl.DataFrame) -> str:
+    as_good = _as_good(best)
+    if best.height == 1 and not as_good:
+        return f"it keeps {-_known(best, 'goodput_points')[0]:.1f} points fewer promises"
+    cells = f"in {as_good} of {best.height} cells " if best.height > 1 else ""
+    return f"{cells}its goodput is at most {AS_GOOD_POINTS:g} points under vanilla's"
 
 
 def _best(frame: pl.DataFrame) -> pl.DataFrame | None:
@@ -129,13 +143,15 @@ def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:
 
 def _grid(rows: pl.DataFrame) -> Table:
     page = plain_table(
-        ("trace", "policy"), ("goodput", "of vanilla", "of static", "points", "request time")
+        ("trace", "policy"), ("goodput %", "of vanilla", "of static", "points", "request time")
     )
     last = ""
     for (trace, policy), seeds in rows.group_by("trace", "policy", maintain_order=True):
         name = Path(str(trace)).name
         numbers = [
-            _spread(_known(seeds, number), "+" if number.endswith("points") else "")
+            _spread(100 * _known(seeds, number), ".1f")
+            if number == "goodput"
+            else _spread(_known(seeds, number), "+.2f" if number.endswith("points") else ".3f")
             for number in _NUMBERS
         ]
         page.add_row("" if name == last else name, str(policy), *numbers)
@@ -143,10 +159,9 @@ def _grid(rows: pl.DataFrame) -> Table:
     return page
 
 
-def _spread(values: NDArray[np.float64], sign: str) -> str:
-    """Shares with three digits, points with a sign and two."""
+def _spread(values: NDArray[np.float64], form: str) -> str:
+    """The mean, and how far seeds are from it."""
     if not len(values):
         return "-"
-    digits = 2 if sign else 3
-    text = f"{values.mean():{sign}.{digits}f}"
-    return f"{text} ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else text
+    text = f"{values.mean():{form}}"
+    return f"{text} ± {values.std(ddof=1):{form.lstrip('+')}}" if len(values) > 1 else text

@@ -34,7 +34,7 @@ def show_check(check: TableCheck, path: str, console: Console) -> None:
         console,
         f"This table should not drive a controller: {', '.join(failed)}."
         if not check.drivable
-        else "This table can drive a controller."
+        else f"This table can drive a controller{'; it is modelled' * check.modelled}."
         if check.compared
         else "This table is consistent, but was never held against hardware: plan with it, and "
         "profile the server before a controller drives it.",

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from beamprof.report.page import fitted_block
+from beamprof.report.page import fitted_block, next_command, wrote
 from beamprof.traces.preparation import TraceReport
 from beamprof.traces.statistics import (
     LengthStatistics,
@@ -26,7 +26,7 @@ _YEAR_2000_S, _YEAR_2100_S = 946_684_800.0, 4_102_444_800.0
 BARS, BARS_ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
 
-def show_trace(report: TraceReport, next_command: str, console: Console) -> None:
+def show_trace(report: TraceReport, following: str, console: Console) -> None:
     """`beam trace import`, `generate` and `stats`."""
     numbers = report.statistics
     console.print(Text(_sentence(numbers), "bold"))
@@ -52,10 +52,8 @@ def show_trace(report: TraceReport, next_command: str, console: Console) -> None
     console.print()
     _block(console, _record(report.trace.provenance))
     for path in report.paths:
-        console.print(Text("wrote ", "dim").append(str(path), "not dim"), soft_wrap=True)
-    console.print()
-    line = Text("next: ", "dim").append(next_command, "not dim bold")
-    console.print(line, soft_wrap=True)
+        wrote(console, path)
+    next_command(console, following)
 
 
 def sparkline(values: NDArray[np.float64], bars: str) -> str:

@@ -1,4 +1,4 @@
-"""Should this table drive a controller? Every doubt measured, against a stated limit.
+"""Should this table drive a controller? Every ground for doubt measured, against a stated limit.
 
 The loader has refused what is broken (damaged, not finite, duplicated, in another unit). Here a
 table that loads is judged. The limits and why they are there:
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
-from beamprof.tables.doubts import doubts
+from beamprof.tables.doubts import compared
 from beamprof.tables.findings import (
     Finding,
     Limits,
@@ -84,6 +84,7 @@ class TableCheck:
         not_reached: rows whose clock fell below the lock, the power cap aside; None = unrecorded.
         findings: one per question, in the order of the module's list.
         compared: whether its numbers, or the model that made them, were held against hardware.
+        modelled: some of its numbers were not measured.
     """
 
     by_clock: tuple[ClockError, ...]
@@ -97,6 +98,7 @@ class TableCheck:
     not_reached: int | None
     findings: tuple[Finding, ...]
     compared: bool = True
+    modelled: bool = False
 
     @property
     def drivable(self) -> bool:
@@ -154,5 +156,6 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         holes=tuple(holes),
         not_reached=not_reached,
         findings=findings,
-        compared=not doubts(table),
+        compared=compared(table),
+        modelled="modelled" in table.sources,
     )

@@ -8,16 +8,28 @@ _MODELLED, _NEVER = "modelled", "never compared"
 
 
 def doubts(table: PerfTable) -> list[str]:
-    """A line where a table's numbers were not measured and their model not compared either.
+    """A line where a table's numbers were not measured: what their model was compared with.
 
     The words are the device file's own: of the device that the table names.
     """
     if _MODELLED not in table.sources:
         return []
-    try:
-        accuracy = resolve_device(table.device).accuracy
-    except DeviceError:
+    accuracy = _accuracy(table)
+    if accuracy is None:
         return [f"modelled numbers, of a device that this BEAM does not know ({table.device})"]
-    if _NEVER not in accuracy:
-        return []
-    return [f"modelled numbers: {table.device} is {accuracy}"]
+    return [f"modelled numbers, by {table.device}'s file: {accuracy}"]
+
+
+def compared(table: PerfTable) -> bool:
+    """Whether its numbers, or the model that they come from, were held against hardware."""
+    if _MODELLED not in table.sources:
+        return True
+    accuracy = _accuracy(table)
+    return accuracy is not None and _NEVER not in accuracy
+
+
+def _accuracy(table: PerfTable) -> str | None:
+    try:
+        return resolve_device(table.device).accuracy
+    except DeviceError:
+        return None

@@ -141,7 +141,7 @@ def judge_odd_clock(
 
 
 def judge_by_cell(errors: tuple[CellError, ...], limits: Limits) -> Finding:
-    """How well do cells foretell each other?"""
+    """How well do cells predict each other?"""
     name = "between cells"
     if not errors:
         return Finding(name, None, "no cell that others enclose")

@@ -1,4 +1,4 @@
-"""How well StepCost foretells rows that it was not shown.
+"""How well StepCost predicts rows that it was not shown.
 
 Leaving out a clock says what interpolation between clocks costs; the first and last clock cannot
 be judged, for nothing lies beyond them. Leaving out a cell says what the grid of tokens and

@@ -36,9 +36,10 @@ class RateCurve:
                 cause=f"found times {self.times_s} and rates {self.rates_rps}",
             )
         if (np.diff(times) < 0).any() or times[-1] <= 0 or (rates < 0).any():
+            listed = [f"{rate:g} at {at:g} s" for at, rate in zip(times, rates, strict=True)]
             raise TraceError(
-                "a rate curve's times ascend and its rates are 0 or more",
-                cause=f"found times {self.times_s} s and rates {self.rates_rps} requests/s",
+                "rates are 0 requests/s or more, at times that ascend from 0",
+                cause=f"found {', '.join(listed)}",
             )
 
     @property

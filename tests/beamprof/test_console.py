@@ -8,6 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from beamprof import console as ours
+from beamprof import printed
 from beamprof.cli.main import main
 
 ODD = "a\x1b[31mb\x07c\r\u202ed\x9b2J\ud800e\nf\tg"
@@ -27,7 +28,7 @@ def test_words_of_files_are_spelt_out(capsys: pytest.CaptureFixture[str]) -> Non
 def test_colours_and_bars_are_not_words() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system="standard", highlight=False)
-    console.push_render_hook(ours._Printable())
+    console.push_render_hook(printed._Printable())
     console.print(ODD, style="red", markup=False)
     assert out.getvalue().startswith("\x1b[31m") and SAID in out.getvalue()
     with Progress(console=console) as progress:

@@ -3,8 +3,8 @@
 It answers: from this state, with these knobs, when does each waiting request get its first
 token, how late do running requests get their next ones, and how many joules go by?
 
-This is the specification, in plain Python that a reader can follow. kernel.py is its compiled
-twin, held equal by a property test. ``play`` is a loop over two moves on a Snapshot,
+This is the specification, in plain Python that a reader can follow. beam_runtime.emulator is
+its compiled equal, held so by a property test. ``play`` is a loop over two moves on a Snapshot,
 
     issue(state, step)   the composer's step enters the pipeline
     finish(state)        the oldest step comes back, and its requests get their tokens

@@ -141,9 +141,9 @@ def test_a_context_called_cached_schedules_what_a_prefilled_one_does(tiny_llama:
     )
     assert len(cached) >= len(prefilled) >= 15
     # Decodes grow by one token from step to step of a cell, and by two from chunk to chunk of the
-    # prompts that are prefilled: every second step has a twin, in tokens, contexts and KV blocks.
-    twins = [batch for batch in cached if batch in prefilled]
-    assert len(twins) >= len(cached) // 2
+    # prompts that are prefilled: every second step has an equal, in tokens, contexts and KV blocks.
+    equals = [batch for batch in cached if batch in prefilled]
+    assert len(equals) >= len(cached) // 2
     for batch in cached:
         decodes = [one for one in batch if one[0] == 1]
         assert len(batch) == 1 + len(decodes) == 4

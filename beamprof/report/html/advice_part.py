@@ -55,7 +55,7 @@ def advice_part(advice: Advice) -> Part:
             Section("Ladder", "Least effort first.", Grid(
                 (), ("", *heads(advice)), tuple(tuple(cells(rung)) for rung in advice.rungs),
                 tuple(_COLOURS[rung.name] for rung in advice.rungs))),
-            Section("What to type", "", Facts(commands)),
+            *((Section("What to type", "", Facts(commands, typed=True)),) if commands else ()),
             Section("How far to trust it", "", Facts(grounds)),
         ),
     )  # fmt: skip

@@ -105,10 +105,11 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and what they are."""
+    """Names and what they are; ``typed``: commands, to be copied."""
 
     kind: ClassVar[str] = "facts"
     facts: tuple[tuple[str, str], ...]
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from beamprof.replay.ladder import ReplayReport, Rung
-from beamprof.replay.metrics import J_PER_KWH
 from beamprof.replay.record import Record, TableRecord
 from beamprof.replay.saved import SavedReplay
 from beamprof.report.html.bars import bar, parts_bar
@@ -24,7 +23,7 @@ from beamprof.report.html.part import (
 )
 from beamprof.report.replay_views import answer
 from beamprof.slo import stream_words
-from beamprof.units import format_duration
+from beamprof.units import format_duration, format_energy
 
 # A knob that stands at one value for so much of the time is not drawn.
 STILL_SHARE = 0.999
@@ -152,7 +151,7 @@ def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks: list[f
 
 def _energy_words(energy_j: float, to_vanilla: float, to_static: float) -> tuple[str, ...]:
     return (
-        f"{significant(energy_j / J_PER_KWH)} kWh",
+        format_energy(energy_j),
         f"{to_vanilla:.3f} of vanilla",
         f"{to_static:.3f} of static",
     )
@@ -220,7 +219,7 @@ def _parts(report: ReplayReport, css: dict[str, str]) -> Bars:
 
 
 def _part_words(kind: str, part_j: float, whole_j: float) -> str:
-    return f"{kind} {significant(part_j / J_PER_KWH)} kWh ({percent(part_j / whole_j, 0)})"
+    return f"{kind} {format_energy(part_j)} ({percent(part_j / whole_j, 0)})"
 
 
 def _knobs(report: ReplayReport, css: dict[str, str]) -> Drawings:

@@ -3,7 +3,8 @@
 One folder is one model on one GPU: config.json, operators_meta.yaml, and tables of one layer's
 operators in microseconds, operators_tp<T>_<family>.csv or tp<T>/<family>.csv. Families: dense (by
 tokens: norms, projections, RoPE, activation), attention (one chunk and equal decodes, by their
-contexts), moe (by tokens and experts with work). Kernels alone: no launch gaps, no all-reduce.
+contexts), moe (by tokens and experts with work), per_sequence (LM head and sampler, once a pass, by
+requests in it). Kernels alone: no launch gaps, no all-reduce.
 """
 
 import re
@@ -32,6 +33,10 @@ LICENCE = "MIT"
 # Operators of a layer: how often each stands in it; those in EITHER are there or experts are.
 ALWAYS = {"layernorm": 2, "qkv_proj": 1, "rotary_emb": 1, "o_proj": 1}
 SOMETIMES = {"qk_norm": 1}
+# Once in a pass, by its tokens.
+ONCE = ("embedding", "final_layernorm")
+# Once in a pass, by its requests: vLLM takes logits of every request, unfinished prompts too.
+PER_SEQUENCE = ("lm_head", "sampler")
 EITHER = {"gate_up_proj": 1, "act_fn": 1, "down_proj": 1}
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 LONGEST_US = 1e6  # of one operator of one layer
@@ -68,6 +73,7 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
         "licence": overrides.licence or LICENCE,
     }
     notes = (
+        *(() if operators.has_head else ("these operators hold no LM head and no sampler",)),
         f"{modelled} of {len(columns['source'])} rows are modelled: clocks other than "
         f"{device.clocks.max_mhz} MHz and idle power",
         "energy is the device file's power over the imported time; gaps between kernels are not "
@@ -148,11 +154,29 @@ class Operators:
             (count, *_curve(dense.filter(pl.col("layer") == name), "tokens"))
             for name, count in times.items()
         ]
+        self._once = [
+            _curve(dense.filter(pl.col("layer") == name), "tokens")
+            for name in ONCE
+            if name in names
+        ]
+        self._per_sequence = self._sequence_curves()
         self._moe = self._read("moe", "tokens", "activated_experts") if self._experts else None
         self._attention = {
             tuple(map(int, row[:4])): float(row[4])
             for row in self._read("attention", *ATTENTION).select(*ATTENTION, "time_us").iter_rows()
         }
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the LM head is among the operators."""
+        return bool(self._per_sequence)
+
+    def _sequence_curves(self) -> list[tuple[Array, Array]]:
+        if not any(file.is_file() for file in self._files("per_sequence")):
+            return []
+        frame = self._read("per_sequence", "layer", "sequences")
+        parts = (frame.filter(pl.col("layer") == name) for name in PER_SEQUENCE)
+        return [_curve(part, "sequences") for part in parts if len(part)]
 
     def steps(self) -> tuple[StepShape, ...]:
         """Passes whose attention was measured as it is, and whose tokens are within dense's."""
@@ -174,12 +198,21 @@ class Operators:
         layer_us += sum(count * np.interp(step.tokens, x, us) for count, x, us in self._dense)
         if self._experts is not None:
             layer_us += self._experts_us(self._experts, step.tokens)
-        return float(layer_us) * self.stage.layers, True
+        sequences = step.decode_requests + (step.prefill_tokens > 0)
+        once_us = sum(float(np.interp(step.tokens, x, us)) for x, us in self._once)
+        once_us += sum(float(np.interp(sequences, x, us)) for x, us in self._per_sequence)
+        return float(layer_us) * self.stage.layers + once_us, True
 
     def _experts_us(self, mlp: MoeMlp, tokens: int) -> float:
-        """Between the measured tokens and numbers of experts with work, both linearly."""
+        """Between the measured tokens and numbers of experts with work, both linearly.
+
+        Where ``ep`` GPUs share the experts, each has the tokens of all dp groups for its part of
+        them: as many rows as ``tokens dp / ep`` tokens of one GPU with all experts.
+        """
         assert self._moe is not None
-        active = expected_loads(tokens, mlp.experts, mlp.top_k, 1, SPREAD)[0]
+        asked = tokens * self.stage.dp
+        active = expected_loads(asked, mlp.experts, mlp.top_k, self.stage.ep, SPREAD)[0]
+        tokens = max(1, round(asked / self.stage.ep))
         curves = [
             (n, *_curve(part, "activated_experts"))
             for (n,), part in sorted(self._moe.group_by("tokens"), key=lambda item: item[0])
@@ -187,10 +220,14 @@ class Operators:
         at = [float(np.interp(active, experts, us)) for _, experts, us in curves]
         return float(np.interp(tokens, [float(str(n)) for n, _, _ in curves], at))
 
-    def _read(self, family: str, *columns: str) -> pl.DataFrame:
+    def _files(self, family: str) -> list[Path]:
+        """Where a family may lie, in either of the two layouts."""
         tp = self.stage.tp
-        files = [self._folder / f"operators_tp{tp}_{family}.csv"]
-        files.append(self._folder / f"tp{tp}" / f"{family}.csv")
+        flat = self._folder / f"operators_tp{tp}_{family}.csv"
+        return [flat, self._folder / f"tp{tp}" / f"{family}.csv"]
+
+    def _read(self, family: str, *columns: str) -> pl.DataFrame:
+        files = self._files(family)
         file = next((f for f in files if f.is_file()), None)
         if file is None:
             raise ImportFormatError(

@@ -1,5 +1,7 @@
 """Which formats there are, and which one a file is in."""
 
+import re
+
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importers import (
     aiperf,
@@ -89,12 +91,31 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
             hint="count tokens with the model's tokenizer, and write arrival_s, input_tokens and "
             "output_tokens",
         )
-    known = "; ".join(f"{importer.name}: {importer.columns}" for importer in IMPORTERS)
+    near, lacking = _nearest(sheet.columns)
+    names = ", ".join(importer.name for importer in IMPORTERS)
     raise ImportFormatError(
         f"{sheet.path}: no trace format has these columns",
         cause=f"found {_shown(sheet)}",
-        hint=f"expected one of {known}",
+        hint=(
+            f"nearest is {near.name}, which has {near.columns}"
+            + (f"; missing: {', '.join(lacking)}" if lacking else "")
+            if near is not None
+            else "a trace has the columns arrival_s, input_tokens and output_tokens at least"
+        )
+        + f"; known formats: {names}",
     )
+
+
+def _nearest(columns: tuple[str, ...]) -> tuple[Importer | None, list[str]]:
+    """The format that shares the most columns, and what it needs besides; None: none shares any."""
+
+    def shared(importer: Importer) -> int:
+        return len(set(re.findall(r"\w[\w ]*", importer.columns)) & set(columns))
+
+    best = max(reversed(IMPORTERS), key=shared)  # of equals the one that asks for least
+    if not shared(best):
+        return None, []
+    return best, [name for name in best.required if name not in columns]
 
 
 def _shown(sheet: Sheet) -> str:

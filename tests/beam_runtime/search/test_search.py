@@ -241,7 +241,7 @@ def test_nothing_is_paced_when_seats_grow_few():
     )
     assert roomy.knobs.pace_ms > 0.0
     assert tight.knobs == replace(roomy.knobs, pace_ms=0.0)
-    assert tight.forecast.energy_j > roomy.forecast.energy_j, "foretold of what is chosen"
+    assert tight.forecast.energy_j > roomy.forecast.energy_j, "predicted of what is chosen"
     assert f"{tight.forecast.energy_j:.0f} J" in tight.why
 
 

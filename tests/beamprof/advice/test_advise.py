@@ -58,6 +58,27 @@ def test_an_slo_that_nobody_can_keep_is_said_to_be_that() -> None:
     found = advise(PerfTable.load(TABLE), load, Slo(1.0, 200.0))
     assert not found.keepable
     assert answer(found).startswith("Nothing keeps these SLOs")
+    assert [rung.name for rung in found.rungs] == ["as it is"]  # and no clock to type
+
+
+def test_more_load_than_a_server_takes_is_said_to_be_that() -> None:
+    table = PerfTable.load(TABLE)
+    found = advise(table, load_from_rate(50.0, 4000, 20))
+    assert "more than this server can do" in answer(found)
+    # Not the energy of half an hour over the two minutes that were asked for.
+    most_w = max(row_j / row_ms * 1e3 for row_j, row_ms in zip(
+        table.columns["energy_j"], table.columns["latency_ms"], strict=True))  # fmt: skip
+    assert found.rungs[0].power_w <= 1.05 * most_w
+
+
+def test_flags_that_add_nothing_are_said_to(advice: Advice) -> None:
+    from dataclasses import replace
+
+    one = advice.rungs[1]
+    same = replace(advice, rungs=(advice.rungs[0], one, replace(one, name="vLLM's flags"),
+                                  advice.rungs[3]))  # fmt: skip
+    assert "vLLM's flags add nothing" in answer(same)
+    assert answer(same).count("instead of") == 2
 
 
 def test_flags_that_keep_more_promises_go_before_cheaper_ones_that_do_not() -> None:
@@ -152,6 +173,8 @@ def test_a_senseless_price_is_refused(price: float) -> None:
         ("--rate 1 --slo-tbt 200 --model llama3-8b --device h100", ""),
         ("--rate 1 -o - --json", "leave one"),
         ("--rate 1 --open", "--output advice.html"),
+        ("--rate 0.001 --model llama3-8b --device h100", "at least"),
+        ("--rate 1 --input-tokens 9000 --model llama3-8b --device h100", "--max-total-tokens 8192"),
         ("--rate 1 --open -o -", "leave --open"),
     ],
 )

@@ -135,6 +135,20 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
         read_scrape(address)
 
 
+def test_a_part_of_vllms_metrics_is_said_to_be_that() -> None:
+    with pytest.raises(ImportFormatError, match="a part of vLLM's metrics"):
+        scraped('vllm:prompt_tokens_total{engine="0"} 5\n')
+    with pytest.raises(ImportFormatError, match="it is not vLLM's"):
+        scraped("sglang:prompt_tokens_total 5\n")
+
+
+def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.txt"
+    table.write_bytes(b"PAR1\xa0\x00")
+    with pytest.raises(ImportFormatError, match="is a Parquet file"):
+        read_scrape(str(table))
+
+
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(ImportFormatError, match="no file"):
         read_scrape("nix.txt")

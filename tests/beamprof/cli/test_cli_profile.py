@@ -91,7 +91,7 @@ def test_a_budget_thins_the_plan_and_says_so(capsys: pytest.CaptureFixture[str])
         (["--clocks", "1.41"], "1.41 GHz", "write 1410"),
         (["--budget", "10"], "10 s or 10 ms?", "write 10s"),
         (["--assume-power", "65"], "65 W or 65 mW?", "write 65W"),
-        (["--device", "a100"], "unknown device 'a100'", "known devices"),
+        (["--device", "a101"], "unknown device 'a101'", "known devices"),
         (["--backend", "cuda"], "unknown backend 'cuda'", "modelled, torch"),
         (["--sweep", "quik"], "unknown sweep 'quik'", "known sweeps"),
         (["--output", "none/t.parquet"], "no directory none", "mkdir -p none"),
@@ -273,10 +273,10 @@ def test_what_a_measured_table_missed_is_said_beside_what_was_expected(tmp_path:
     found = held_out_error(result.table)
     assert found is not None
     said = io.StringIO()
-    profile_cli._render_result(result, Console(file=said, width=100))
+    profile_cli._render_result(result, None, Console(file=said, width=100))
     assert "found:" not in said.getvalue(), "a model is not found to be anything"
     choice = dataclasses.replace(result.prepared.choice, backend="torch")
     prepared = dataclasses.replace(result.prepared, choice=choice)
     measured = dataclasses.replace(result, prepared=prepared)
-    profile_cli._render_result(measured, Console(file=said, width=100))
+    profile_cli._render_result(measured, None, Console(file=said, width=100))
     assert f"found: latency {100 * found.latency_mape:.1f} %" in said.getvalue()

@@ -1,5 +1,6 @@
 """Narrow terminals: every column that carries the answer is there, and nothing is cut in a cell."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ POLICIES = ("vanilla", "static:best", "window-dvfs", "lowest-feasible", "beam-pa
 
 # What the answer is told by, for each command.
 ANSWERS = {
-    "replay -t t.parquet --trace x.csv --policy " + ",".join(POLICIES): (*POLICIES, "of vanilla"),
+    "replay -t t.parquet --trace x.csv --policy " + ",".join(POLICIES): (
+        *POLICIES, "of vanilla", "TTFT", "stream", "p99 ms",
+    ),
     "table lookup t.parquet --prefill 256": ("clock MHz", "latency ms", "energy J"),
     "table inspect t.parquet": ("best MHz", "energy", "time", "tokens"),
     "table check t.parquet": ("latency %", "energy %", "clock MHz"),
@@ -22,7 +25,7 @@ ANSWERS = {
         "step", "best MHz", "saves %", "256 decodes over 262,144",
     ),
     "profile --model llama3-8b --backend modelled --dry-run": ("cells", "would write"),
-    "decide t.parquet --waiting 1500": ("MHz", "chunk", "energy J", "TTFT ms", "TBT ms", "verdict"),
+    "decide t.parquet --waiting 1500": ("MHz", "chunk", "energy", "TTFT ms", "TBT ms", "verdict"),
 }  # fmt: skip
 
 
@@ -41,6 +44,18 @@ def test_the_answer_fits(tmp_path, monkeypatch, capsys, line, width):
     # Paths and commands are whole, to be copied.
     long = [text for text in out.splitlines() if len(text) > width]
     assert all(text.startswith(("next:", "wrote", "  would write")) for text in long)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_doctor_cuts_nothing(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)["data"]["checks"]
+    main(["doctor"])
+    out = "".join(capsys.readouterr().out.split())
+    for check in checks:
+        for words in (check["name"], check["found"], check["remedy"]):
+            assert "".join(words.split()) in out
 
 
 def test_what_a_narrow_terminal_leaves_out_is_named(tmp_path, monkeypatch, capsys):

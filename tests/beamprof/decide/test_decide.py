@@ -1,6 +1,7 @@
 """beam decide: the decision is the best of the space it shows, and the space is honest."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def test_nothing_feasible_is_cheaper(answer: Answer) -> None:
     least_j = min(one.energy_j for one in feasible)
     # How near the search comes to exhaustive search is tested with the search, on many states.
     assert answer.chosen.energy_j <= least_j * 1.05
+
+
+def test_one_energy_for_one_decision(answer: Answer) -> None:
+    assert f" {answer.chosen.energy_j:.0f} J" in answer.why
+    assert any(one.energy_j == answer.chosen.energy_j for one in answer.frontier)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "slo"), [("40x8000", "1s"), ("1500", "100s")]
+)  # fmt: skip
+def test_times_and_energies_are_written_as_people_read_them(
+    waiting: str, slo: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["decide", str(table), "--waiting", waiting, "--slo-ttft", slo, "--slo-tbt", "50s"])
+    said = capsys.readouterr().out
+    assert not re.search(r"\d{5,} (ms|us|J)\b|-0 ms", said)
 
 
 def test_every_cheaper_setting_says_why_it_was_refused(answer: Answer) -> None:

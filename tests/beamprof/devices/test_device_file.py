@@ -43,11 +43,22 @@ def test_names_as_people_write_them(written: str, name: str) -> None:
     assert resolve_device(written).name == name
 
 
-@pytest.mark.parametrize("written", ["a100", "h", "", "..", "h100/../x"])
+@pytest.mark.parametrize("written", ["h", "", "..", "h100/../x", "H20", "L40", "B20", "H10", "A10"])
 def test_unknown_device_lists_the_known(written: str) -> None:
     with pytest.raises(DeviceError, match="unknown device") as caught:
         resolve_device(written)
     assert A100 in str(caught.value.hint)
+
+
+def test_a_name_that_two_gpus_share_is_not_guessed() -> None:
+    with pytest.raises(DeviceError, match="may be a100-pcie-80gb or a100-sxm4-80gb"):
+        resolve_device("A100")
+
+
+def test_a_gpu_of_the_same_family_is_suggested() -> None:
+    with pytest.raises(DeviceError) as caught:
+        resolve_device("NVIDIA A100-PCIE-40GB")
+    assert "did you mean a100-pcie-80gb or a100-sxm4-80gb?" in str(caught.value.hint)
 
 
 def test_unknown_gpu_is_not_guessed() -> None:

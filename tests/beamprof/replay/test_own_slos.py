@@ -9,14 +9,19 @@ from replay_cases import make_trace, random_trace
 
 from beam_runtime.emulator.promises import E2E, GAP, TPOT
 from beam_runtime.types import Slo
-from beamprof.errors import ReplayError
+from beamprof.cli.main import main
+from beamprof.errors import ReplayError, SweepError
 from beamprof.replay.goodput import promises
 from beamprof.replay.ladder import replay
 from beamprof.replay.metrics import measure, servable_in_time
+from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.promised import own_slos, promised_slos
 from beamprof.replay.results import request_frame
+from beamprof.replay.saved import load_replay
+from beamprof.slo import parse_classes
+from beamprof.tables.table_file import write_table
 
 
 def with_columns(trace, **columns):
@@ -98,3 +103,89 @@ def test_the_report_says_how_many(table):
     own = with_columns(trace, slo_ttft_ms=[100.0] * 30 + [None] * 10)
     assert "30 of 40 requests with SLOs of their own" in replay(table, own, []).assumed
     assert not any("of their own" in words for words in replay(table, trace, []).assumed)
+
+
+def classed(trace, names):
+    frame = trace.frame.with_columns(pl.Series("slo_class", names, dtype=pl.String))
+    return trace.transformed(frame, "classes", {}, {})
+
+
+def test_a_class_stands_between_the_replays_promise_and_a_requests_own():
+    trace = with_columns(make_trace([(i, 10, 5) for i in range(5)], 5),
+                         slo_ttft_ms=[None, 50.0, None, None, 60.0])  # fmt: skip
+    trace = classed(trace, ["batch", "batch", "chat", None, None])
+    classes = {"batch": Slo(9000.0, 500.0, tbt_share=0.9), "chat": Slo(700.0, tpot_ms=80.0)}
+    rows = promised_slos(trace, Slo(1000.0, 200.0), classes)
+    assert rows["ttft_slo_ms"].tolist() == [9000.0, 50.0, 700.0, 1000.0, 60.0]
+    assert rows["stream_slo_ms"].tolist() == [500.0, 500.0, 80.0, 200.0, 200.0]
+    assert rows["slo_kind"].tolist() == [GAP, GAP, TPOT, GAP, GAP]
+    assert rows["tbt_share"].tolist() == [0.9, 0.9, 1.0, 1.0, 1.0]
+    # Without an SLO for it a class is promised what all are.
+    alone = promised_slos(trace, Slo(1000.0, 200.0), {"chat": classes["chat"]})
+    assert alone["ttft_slo_ms"].tolist() == [1000.0, 50.0, 700.0, 1000.0, 60.0]
+
+
+def test_each_class_has_its_goodput(table):
+    trace = random_trace(5, requests=60, rate=8.0)
+    trace = classed(trace, [("batch", "chat", None)[i % 3] for i in range(60)])
+    options = ReplayOptions(noise=0.0, classes=(("batch", Slo(1e-3, 200.0)),))
+    report = replay(table, trace, ["vanilla"], options)
+    found = {one.name: one for one in report.by_class}
+    assert {name: one.requests for name, one in found.items()} == {"batch": 20, "chat": 20, "": 20}
+    assert found["batch"].goodput["vanilla"] == 0.0, "nobody answers in a microsecond"
+    assert found["chat"].slo == options.slo
+    shares = [one.goodput["vanilla"] * one.requests for one in found.values()]
+    assert sum(shares) / 60 == pytest.approx(report.vanilla.goodput)
+
+
+def test_static_best_is_the_best_for_the_classes_too(table):
+    """Loose promises for all of a class may be kept at a lower clock."""
+    trace = classed(random_trace(5, requests=60, rate=8.0), ["batch"] * 60)
+    slo, classes = Slo(300.0, 150.0), (("batch", Slo(1e5, 1e4)),)
+    tight = replay(table, trace, ["vanilla"], ReplayOptions(slo=slo))
+    loose = replay(table, trace, ["vanilla"], ReplayOptions(slo=slo, classes=classes))
+    assert loose.static.metrics.energy_j < tight.static.metrics.energy_j
+    assert tight.static.metrics.goodput > 0.99
+    assert loose.static.metrics.goodput == 1.0
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_an_slo_for_a_class_that_nobody_is_of_is_refused(table, has_column):
+    trace = make_trace([(0, 10, 5)], 5)
+    trace = classed(trace, ["chat"]) if has_column else trace
+    options = ReplayOptions(classes=(("caht", Slo()),))
+    with pytest.raises(ReplayError, match="of class caht") as refused:
+        replay(table, trace, ["vanilla"], options)
+    assert ("chat" in refused.value.cause) is has_column
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["batch"], "NAME=TTFT/TBT"),
+        (["=1s/200ms"], "NAME=TTFT/TBT"),
+        (["1s/tpot=100ms"], "NAME=TTFT/TBT"),
+        (["a=1s/200ms", "a=2s/200ms"], "two SLOs"),
+        (["a=1s"], "TTFT/TBT"),
+        (["a=1/200ms"], "no unit"),
+    ],
+)
+def test_what_is_no_slo_of_a_class_is_refused(values, words):
+    with pytest.raises(SweepError, match=words):
+        parse_classes(values, "--slo-class")
+
+
+def test_classes_are_read_and_shown_on_the_command_line(tmp_path, monkeypatch, capsys, table):
+    monkeypatch.chdir(tmp_path)
+    write_table(table.columns, table.metadata, tmp_path / "t.parquet")
+    rows = [f"{i},{200 + i},{5},{'batch' if i % 2 else ''}" for i in range(10)]
+    text = "arrival_s,input_tokens,output_tokens,slo_class\n" + "\n".join(rows) + "\n"
+    (tmp_path / "x.csv").write_text(text)
+    words = ["replay", "-t", "t.parquet", "--trace", "x.csv", "--policy", "vanilla"]
+    assert main([*words, "--slo-class", "batch=10s/tpot=500ms", "-o", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "10s/tpot=500ms" in out
+    assert "5 requests" in out
+    assert main(["report", "run", "--json"]) == 0, "what was written is read again"
+    found = load_replay(tmp_path / "run").report.by_class
+    assert [(one.name, one.requests) for one in found] == [("", 5), ("batch", 5)]

@@ -1,4 +1,4 @@
-"""What the plant rests on: a table nobody can harvest, one waiting power, fitted constants."""
+"""What the simulated server rests on: a smoothed table, one waiting power, fitted constants."""
 
 import json
 from dataclasses import replace

@@ -39,6 +39,7 @@ def test_it_says_the_answer_and_what_it_stands_on(drawn, replayed):
     words = " ".join(one.text for one in drawn.iter(f"{SVG}text"))
     assert answer(report) in words
     assert "Simulated by beam replay" in words
+    assert f"(table: {' and '.join(load_replay(replayed).record.plant_table.sources)})" in words
     for assumption in report.assumed:
         assert assumption in words
 

@@ -1,10 +1,11 @@
-"""A modelled table that was never compared says so wherever it is used."""
+"""A modelled table says that it is one, and what its model was compared with, where it is used."""
 
 import json
 
 import pytest
 
 from beamprof.cli.main import main
+from beamprof.tables.table_file import write_table
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,18 @@ def h100(tmp_path_factory):
         ["table", "lookup", "TABLE", "--prefill", "256"],
         ["decide", "TABLE", "--waiting", "1500"],
         ["replay", "-t", "TABLE", "--trace", "x.csv", "--policy", "vanilla"],
+        [
+            "study",
+            "-t",
+            "TABLE",
+            "--traces",
+            "x.csv",
+            "--policies",
+            "vanilla",
+            "--workers",
+            "1",
+            "--force",
+        ],
     ],
     ids=lambda words: words[0] + words[1],
 )
@@ -36,10 +49,20 @@ def test_the_doubt_goes_with_the_table(h100, tmp_path, monkeypatch, capsys, word
     assert "never compared" in json.loads(capsys.readouterr().out)["warnings"][0]
 
 
-def test_a_table_of_a_compared_device_carries_none(capsys, tmp_path):
+def test_a_table_of_a_compared_device_says_with_what(capsys, tmp_path):
     path = tmp_path / "a100.parquet"
     words = ["--model", "llama3-8b", "--backend", "modelled", "--device", "a100-sxm4-80gb"]
     main(["profile", *words, "-o", str(path)])
     capsys.readouterr()
+    assert main(["table", "check", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    (warning,) = said["warnings"]
+    assert warning.startswith("modelled numbers, by a100-sxm4-80gb's file: latency")
+    assert (said["data"]["compared"], said["data"]["modelled"]) == (True, True)
+
+
+def test_a_measured_table_carries_none(capsys, tmp_path, small_table):
+    path = tmp_path / "small.parquet"
+    write_table(small_table.columns, small_table.metadata, path)
     main(["table", "check", str(path), "--json"])
     assert json.loads(capsys.readouterr().out)["warnings"] == []

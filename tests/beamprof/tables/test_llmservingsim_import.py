@@ -8,10 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.types import StepShape
 from beamprof.cli.main import app
+from beamprof.devices.device import resolve_device
 from beamprof.errors import ImportFormatError, OutputError
 from beamprof.models.registry import registry
 from beamprof.tables.importers import ImportOverrides
+from beamprof.tables.importers.llmservingsim import Operators
 from beamprof.tables.importing import import_table
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "served-rtxpro6000"
@@ -23,6 +26,7 @@ tp_degrees: [1, 2]
 DENSE = {"layernorm": 2.0, "qkv_proj": 30.0, "rotary_emb": 3.0, "o_proj": 20.0,
          "gate_up_proj": 100.0, "act_fn": 4.0, "down_proj": 60.0}  # fmt: skip
 TOKENS = (1, 16, 64, 256, 2048)
+EMBEDDING_US = 3.0  # once in a pass
 
 
 def profiled(folder: Path, model: str = "meta-llama/Llama-3.1-8B", **changes: Any) -> Path:
@@ -31,7 +35,7 @@ def profiled(folder: Path, model: str = "meta-llama/Llama-3.1-8B", **changes: An
     (folder / "operators_meta.yaml").write_text(META.format(model=model))
     rows = [(name, n, us * (1 + n / 100)) for name, us in DENSE.items() for n in TOKENS
             if name != changes.get("without")]  # fmt: skip
-    rows.append(("embedding", 1, 3.0))
+    rows.append(("embedding", 1, EMBEDDING_US))
     scale = changes.get("scale", 1.0)
     dense = pl.DataFrame(rows, schema=["layer", "tokens", "time_us"], orient="row")
     write(folder, "dense", dense.with_columns(pl.col("time_us") * scale), changes)
@@ -40,6 +44,11 @@ def profiled(folder: Path, model: str = "meta-llama/Llama-3.1-8B", **changes: An
     attention += [(16, 0, 16, 512, 99.0), (0, 0, 17, 300, 1.0)]  # the last is no step of ours
     names = ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"]
     write(folder, "attention", pl.DataFrame(attention, schema=names, orient="row"), changes)
+    if changes.get("head"):
+        heads = [(name, n, us + n) for name, us in (("lm_head", 700.0), ("sampler", 20.0))
+                 for n in (1, 256)]  # fmt: skip
+        frame = pl.DataFrame(heads, schema=["layer", "sequences", "time_us"], orient="row")
+        write(folder, "per_sequence", frame, changes)
     if changes.get("experts"):
         moe = [(n, e, 10.0 + 2.0 * e) for n in TOKENS for e in (8, 128) if e <= n * 8]
         frame = pl.DataFrame(moe, schema=["tokens", "activated_experts", "time_us"], orient="row")
@@ -77,14 +86,49 @@ def test_a_pass_is_the_sum_of_a_layers_operators(tmp_path: Path) -> None:
     table = imported(profiled(tmp_path / "m"), tmp_path / "t.parquet")
     layers = registry()["llama3.1-8b"].layers
     chunk = found_ms(table, prefill_tokens=16)
-    assert chunk == (pytest.approx(layers * (dense_us(16) + 21) / 1e3), "imported")
+    assert chunk == (pytest.approx((layers * (dense_us(16) + 21) + EMBEDDING_US) / 1e3), "imported")
     # Under the power limit a pass that goes on is slower than its operators were.
     assert found_ms(table, prefill_tokens=256)[0] > layers * (dense_us(256) + 261) / 1e3
     decodes = found_ms(table, decode_requests=16, decode_context_tokens=16 * 512)
-    expected = layers * (dense_us(16) + 5 + 16 * 512 / 1e3) / 1e3
+    expected = (layers * (dense_us(16) + 5 + 16 * 512 / 1e3) + EMBEDDING_US) / 1e3
     assert decodes == (pytest.approx(expected), "imported")
     mixed = found_ms(table, prefill_tokens=16, decode_requests=16, decode_context_tokens=16 * 512)
-    assert mixed == (pytest.approx(layers * (dense_us(32) + 99) / 1e3), "imported")
+    assert mixed == (pytest.approx((layers * (dense_us(32) + 99) + EMBEDDING_US) / 1e3), "imported")
+
+
+def test_the_lm_head_and_the_sampler_run_once_for_each_request(tmp_path: Path) -> None:
+    without = imported(profiled(tmp_path / "m"), tmp_path / "t.parquet")
+    with_head = imported(profiled(tmp_path / "n", head=True), tmp_path / "u.parquet")
+    for step, sequences in (
+        ({"prefill_tokens": 16}, 1),  # the logits of an unfinished prompt are computed, too
+        ({"decode_requests": 16, "decode_context_tokens": 16 * 512}, 16),
+        ({"prefill_tokens": 16, "decode_requests": 16, "decode_context_tokens": 16 * 512}, 17),
+    ):
+        more_ms = found_ms(with_head, **step)[0] - found_ms(without, **step)[0]
+        assert more_ms == pytest.approx((720 + 2 * sequences) / 1e3)
+
+
+def test_without_them_the_import_says_so(tmp_path: Path) -> None:
+    given = ImportOverrides()
+    for head in (False, True):
+        folder = profiled(tmp_path / f"m{head}", head=head)
+        done = import_table(folder, tmp_path / f"{head}.parquet", file_format="llmservingsim",
+                            overrides=given)  # fmt: skip
+        assert any("no LM head" in note for note in done.notes) is not head
+
+
+def test_experts_shared_by_engines_have_all_their_tokens_for_half_the_experts(
+    tmp_path: Path,
+) -> None:
+    folder = profiled(tmp_path / "m", "Qwen/Qwen3-30B-A3B-Instruct-2507", experts=True)
+    model, device = registry()["qwen3-30b-a3b"], resolve_device("rtx-pro-6000")
+    step = StepShape(0, 0, 64, 64 * 128)
+    alone, shared = (
+        Operators(folder, device, model.shard(1, 1, ep=count, dp=count)).pass_us(step)[0]
+        for count in (1, 2)
+    )
+    # Nearly all 128 experts have work, or all 64 of the half: 2 us each in every layer.
+    assert 2 * 48 < (alone - shared) / model.layers < 2 * 64
 
 
 def test_experts_cost_what_so_many_with_work_do(tmp_path: Path) -> None:
@@ -96,7 +140,9 @@ def test_experts_cost_what_so_many_with_work_do(tmp_path: Path) -> None:
     unchosen = {name: DENSE[name] for name in ("gate_up_proj", "act_fn", "down_proj")}
     fixed = [(dense_us(n) - sum(unchosen.values()) * (1 + n / 100)) + 5 + n * 128 / 1e3
              for n in (1, 64)]  # fmt: skip
-    experts = [ms * 1e3 / layers - us for ms, us in zip((one, many), fixed, strict=True)]
+    experts = [
+        (ms * 1e3 - EMBEDDING_US) / layers - us for ms, us in zip((one, many), fixed, strict=True)
+    ]
     assert experts[0] == pytest.approx(10 + 2 * 8)
     assert 10 + 2 * 115 < experts[1] < 10 + 2 * 128  # most of 128, as chance has it
 

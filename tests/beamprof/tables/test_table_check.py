@@ -161,7 +161,7 @@ def test_a_cell_that_is_wrong_at_every_clock(rows, seal):
     assert worst.error.latency_bias == pytest.approx(1 / 1.5 - 1, abs=0.05)
 
 
-def test_mixed_cells_that_the_fit_does_not_foretell(rows, seal):
+def test_mixed_cells_that_the_fit_does_not_predict(rows, seal):
     plant(rows, 1.2, "latency_ms", prefill_tokens=100)
     plant(rows, 1.2, "latency_ms", prefill_tokens=200)
     found = check_table(seal(rows))
