@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from served_load import Load, serve, steps_table
+from closed_loop import Load, grid, serve
 from server_steps import (
     DEVICES,
     ENGINES,
@@ -47,16 +47,18 @@ def play(server: Server) -> tuple[float, float]:
     """Mean TPOT and TTFT of a benchmark of ten requests for each client, milliseconds."""
     device, stage = resolve_device(server.device), stage_of(server)
     top = np.array([float(device.clocks.max_mhz)])
+    clients = max(1, round(server.requests / server.dp))
 
-    def step_ms(step: StepShape) -> float:
-        decodes = step.decode_requests
+    def step_ms(chunk: int, decodes: int) -> float:
+        pairs = chunk * (min(chunk, server.prompt_tokens) + 1) / 2
+        context = round(decodes * server.context_tokens)
+        step = StepShape(chunk, 0, decodes, context, prefill_pairs=pairs)
         host_ms = server.engine.step_ms + server.engine.request_ms * decodes
         passes_ms = float(busy_ms(device, stage, server, step, top)[0])
         return passes_ms + older_ms(server, stage) + host_ms + sorting_ms(server, decodes)
 
-    clients = max(1, round(server.requests / server.dp))
     load = Load(clients, round(server.prompt_tokens), round(server.output_tokens), STEP_TOKENS)
-    return serve(load, steps_table(device, shape_of(server.model), stage, load, step_ms))
+    return serve(load, grid(step_ms, STEP_TOKENS, clients))
 
 
 def served(data: Path) -> Iterator[Row]:

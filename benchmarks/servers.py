@@ -8,8 +8,8 @@ and TTFT, beside what aiconfigurator predicts for the same rows.
 N requests are always in flight. In mlenergy's steady state a step decodes for all of them and
 prefills the N/o prompts that take the places of those that finished (o = mean output length):
 their number in one step is taken as Poisson. A step is the layers, the LM head, the sampler's sort,
-and the host's time. Served configurations are played by the replay's plant in a closed
-loop, ten requests for each client (served_load.py).
+and the host's time. Served configurations are played client by client (closed_loop.py), ten
+requests each.
 
 Fitted: operators (scripts/fit_device.py); power, host time and the sort on the two models in
 FITTED (scripts/fit_servers.py), one constant of time each on those in OLDER, and three on served
