@@ -36,6 +36,7 @@ from fitting.sections import write_constants
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, resolve_device
@@ -65,7 +66,11 @@ LATENCY = {  # constant: where the fit starts
     "allreduce.latency_us": 6.0,
     "allreduce.bandwidth_gbps": 75.0,
 }
-BANDWIDTH_SHARES = (0.5, 0.6, 0.75, 0.9, 1.0)  # of the highest in the file: where its knots start
+BANDWIDTH_SHARES = (0.5, 0.6, 0.75, 0.9, 1.0)  # of the highest: where the knots start
+START_TBPS = 1.7  # the A100s' highest; one's own device starts from its file's
+# One table does not tell kernels from DRAM: a fit of both passes the data sheet's bandwidth. The
+# kernels are those of the same chip on the other board.
+SAME_CHIP = {"a100-pcie-80gb": SXM}
 POWER = {
     "power.floor_w": 75.0,
     "power.voltage_slope_per_ghz": 1.0,
@@ -87,8 +92,12 @@ FIXED = (
 # From here on a pass may run at its power cap: the clock it reached was not recorded.
 CAPPED_SHARE = 0.94
 OUTLIER_SCALE = 0.05  # relative errors beyond count linearly, not squared
-# Of the numeric derivative, relative: wide first, over the kinks where a tile choice flips.
-STEPS = (1e-1, 3e-2, 1e-2)
+# Of the numeric derivative, relative: wide first, over the kinks where a tile choice flips. One
+# cycle stops at the first kinks that it meets, so that any change of the model led elsewhere;
+# cycles are repeated until one gains nothing.
+STEPS = (1e-1, 3e-2, 1e-2, 3e-3)
+FEW_CLOCKS = 3  # fewer say nothing of what changes with the clock
+CYCLES, CONVERGED = 12, 1e-4
 IDLE_WEIGHT = 0.5  # of all idle readings together, against all passes together
 
 
@@ -203,15 +212,28 @@ def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]
 
 
 def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, float]]:
-    """Time constants: least squares of log(modelled / measured), all positive."""
+    """Time constants: least squares of log(modelled / measured), all positive.
+
+    A handful of clocks does not tell the bandwidth at every knot: one's own device keeps its file's
+    fall with the clock, times a factor at the lowest and one at the highest of the measured clocks,
+    or, of fewer than FEW_CLOCKS, one factor.
+    """
     knots = device.memory.clocks_mhz
     several = any(cell.stage.tp > 1 for cell in passes)
     start_at = {name: at for name, at in LATENCY.items() if several or name not in ALLREDUCE}
+    if device.name in SAME_CHIP:
+        sister, start_at = resolve_device(SAME_CHIP[device.name]), {}
+        kernels = {name: constant(sister, name) for name in LATENCY if name not in ALLREDUCE}
+        device = replaced(device, dict(kernels))
 
     def build(x: Array) -> Device:
         values = np.exp(x)
         constants: dict[str, object] = dict(zip(start_at, map(float, values), strict=False))
-        constants["memory.bandwidth_tbps"] = tuple(map(float, values[len(start_at) :]))
+        bandwidth_tbps = values[len(start_at) :]
+        if own:
+            factors = np.interp(knots, ends_mhz, bandwidth_tbps)
+            bandwidth_tbps = factors * device.memory.bandwidth_tbps
+        constants["memory.bandwidth_tbps"] = tuple(map(float, bandwidth_tbps))
         return replaced(device, constants)
 
     def residuals(x: Array) -> Array:
@@ -224,21 +246,37 @@ def fit_latency(device: Device, passes: list[Pass]) -> tuple[Device, dict[str, f
             parts.append(np.log(modelled / cell.latency_ms[kept]))
         return np.concatenate(parts)
 
+    own, clocks = device.name not in TABLES, measured_clocks(passes)
+    ends_mhz = clocks[[0, -1]] if clocks.size >= FEW_CLOCKS else clocks[:1]
     shares = np.interp(np.linspace(0, 1, len(knots)), np.linspace(0, 1, 5), BANDWIDTH_SHARES)
-    highest = round(device.memory.bandwidth_tbps[-1], 1)
-    start = np.log([*start_at.values(), *(highest * shares)])
+    start_tbps = np.ones(ends_mhz.size) if own else START_TBPS * shares
+    start = np.log([*start_at.values(), *start_tbps])
     upper = np.full(start.size, np.inf)
-    upper[0] = 0.0  # an efficiency
+    if start_at:
+        upper[0] = 0.0  # an efficiency
     x = np.minimum(start, upper - 1e-6)
-    for step in STEPS:
-        fit = least_squares(
-            residuals, x, bounds=(-np.inf, upper), loss="soft_l1", f_scale=OUTLIER_SCALE,
-            diff_step=step, max_nfev=30,
-        )  # fmt: skip
-        x = fit.x
+    cost = np.inf
+    for _ in range(CYCLES):
+        for step in STEPS:
+            fit = least_squares(
+                residuals, x, bounds=(-np.inf, upper), loss="soft_l1", f_scale=OUTLIER_SCALE,
+                diff_step=step, max_nfev=30,
+            )  # fmt: skip
+            x = fit.x
+        if fit.cost > cost * (1 - CONVERGED):
+            break
+        cost = fit.cost
     names = (*start_at, *(f"memory.bandwidth_tbps[{i}]" for i in range(len(knots))))
     errors = np.exp(fit.x) * _standard_errors(fit.jac, fit.fun)
+    if own:
+        of_knots = np.interp(knots, ends_mhz, errors[len(start_at) :])
+        errors = np.append(errors[: len(start_at)], of_knots * device.memory.bandwidth_tbps)
     return build(fit.x), dict(zip(names, map(float, errors), strict=True))
+
+
+def measured_clocks(passes: list[Pass]) -> Array:
+    """The clocks that the passes ran at, MHz, ascending, those within 15 MHz as one."""
+    return 15 * np.unique(np.round(np.concatenate([cell.clocks_mhz for cell in passes]) / 15))
 
 
 def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, dict[str, float]]:
@@ -247,7 +285,9 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
     idle_mhz, idle_w = read_idle(data) if ours else (np.zeros(0), np.zeros(0))
     uses = []
     for cell in passes:
-        step = dataclasses.replace(cell.step, decode_context_tokens=0)  # KV cache in L2
+        step = cell.step
+        if device.name in TABLES:
+            step = dataclasses.replace(step, decode_context_tokens=0)  # their KV cache lay in L2
         use = utilisation(device, cell.stage, step, cell.clocks_mhz, cell.latency_ms)
         uses.append((cell, use, cell.energy_j / cell.latency_ms * 1e3 / cell.stage.tp))
     readings = sum(cell.clocks_mhz.size for cell in passes)
@@ -257,6 +297,8 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
         device = replaced(device, dict(knee))
     # What one table cannot tell apart stays: a waiting GPU's clock tree, links.
     left_out = () if ours else ("power.clock_w_per_ghz", "power.link_w")
+    if measured_clocks(passes).size < FEW_CLOCKS:
+        left_out += ("power.floor_w", "power.voltage_slope_per_ghz")
     start_at = {name: at for name, at in POWER.items() if name not in left_out}
 
     def build(x: Array) -> Device:
@@ -376,9 +418,13 @@ def main() -> int:
     if not asked.table and not (asked.data / "measured-a100").is_dir():
         print(f"error: no measured-a100 in {asked.data}\nhint: --data", file=sys.stderr)
         return 2
-    committed = resolve_device(asked.device)
-    own = bool(asked.table)
-    passes = read_beam_tables(asked.table) if own else read_tables(asked.data, asked.device)
+    try:
+        committed = resolve_device(asked.device)
+        own = read_beam_tables(asked.table)
+    except BeamError as error:
+        print(f"error: {error.message}\nhint: {error.hint or '--table TABLE'}", file=sys.stderr)
+        return 2
+    passes = own or read_tables(asked.data, asked.device)
     if asked.held_out:
         held_out(committed, passes, asked.data)
         return 0
