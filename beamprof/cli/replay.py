@@ -82,7 +82,7 @@ def command(
     ] = Assumptions.VALIDATED,
     smooth: Annotated[
         bool | None,
-        typer.Option("--smooth/--no-smooth", help="Smooth the plant's table along the clock."),
+        typer.Option("--smooth/--no-smooth", help="Smooth that table along the clock."),
     ] = None,
     noise: Annotated[
         float | None, typer.Option("--noise", help="Deviation of a step's time, as a share.")

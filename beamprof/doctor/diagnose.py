@@ -18,6 +18,7 @@ from beam_runtime.errors import ClockError
 from beamprof.doctor.checks import Check, checks
 from beamprof.doctor.config_checks import config_checks
 from beamprof.doctor.gpus import Gpu, find_gpus, reason
+from beamprof.settings import user_config
 
 # What the two halves use, and what uses them.
 PACKAGES = ("beamprof", "numpy", "numba", "pyarrow", "nvidia-ml-py", "torch", "vllm")
@@ -61,6 +62,8 @@ class Diagnosis:
         record: where that is.
         record_error: why the record cannot be read; empty where it can.
         checks: what has to hold for BEAM to control this machine, and whether it does.
+        user_file: the user's own settings; None where there is no such file.
+        variables: names of BEAM_* variables that are set; what a token is stays unsaid.
         config: the beam.toml that was asked about; None where none was.
         config_checks: the same of it.
     """
@@ -77,6 +80,8 @@ class Diagnosis:
     record: str
     record_error: str
     checks: tuple[Check, ...]
+    user_file: str | None = None
+    variables: tuple[str, ...] = ()
     config: str | None = None
     config_checks: tuple[Check, ...] = ()
 
@@ -118,6 +123,7 @@ def diagnose(
     state = state or StateFile()
     locks, record_error = _locks(state, restore_orphans)
     driver, gpus, no_gpus = find_gpus(nvml)
+    user = user_config(os.environ)
     held = [gpu for lock in locks if lock.state != "released" for gpu in lock.gpus]
     return Diagnosis(
         python=platform.python_version(),
@@ -134,6 +140,8 @@ def diagnose(
         record=str(state.path),
         record_error=record_error,
         checks=checks(driver, gpus, no_gpus, held, nvml),
+        user_file=None if user is None else str(user),
+        variables=tuple(sorted(name for name in os.environ if name.startswith("BEAM_"))),
         config=None if config is None else str(config),
         config_checks=() if config is None else config_checks(config, gpus),
     )

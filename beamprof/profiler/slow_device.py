@@ -53,7 +53,7 @@ def check_budget(plan: Plan, stage: StageShape, place: str, budget_s: float, nam
         raise SweepError(
             f"{name} cannot be measured on this {place.upper()} within {format_duration(budget_s)}",
             cause=cause,
-            hint=f"--budget {_minutes(total_s)}m, a smaller --max-tokens or model, or --backend "
+            hint=f"--budget {_asked(total_s)}, a smaller --max-tokens or model, or --backend "
             "modelled, which needs no measuring",
         )
     return f"budget: {format_duration(budget_s)} may not be held: {cause}"
@@ -80,8 +80,10 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def _minutes(seconds: float) -> int:
-    """Enough of them, rounded up to what people write."""
+def _asked(seconds: float) -> str:
+    """Enough time, rounded up to what people write: 7m, 45m, 90m, 10h."""
     minutes = int(seconds / 60) + 1
+    if minutes > 120:
+        return f"{-(-minutes // 60)}h"
     step = 1 if minutes < 10 else 5 if minutes < 60 else 30
-    return -(-minutes // step) * step
+    return f"{-(-minutes // step) * step}m"

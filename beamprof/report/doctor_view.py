@@ -26,6 +26,8 @@ def show_diagnosis(found: Diagnosis, console: Console) -> None:
     facts.add_row("packages", ", ".join(versions))
     facts.add_row("driver", found.driver or "none")
     facts.add_row("clocks", printable(found.clocks))
+    own = [found.user_file or "no ~/.config/beam/config.toml", *found.variables]
+    facts.add_row("settings", printable(", ".join(own)))
     if not found.locks and not found.record_error:
         facts.add_row("locks", "none on record: BEAM left no GPU locked")
     block(console, facts)

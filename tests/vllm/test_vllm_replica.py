@@ -83,6 +83,7 @@ def test_clocks_are_left_alone_where_it_is_not_clear_whose_gpus_they_are(
     assert f"replica {rank}" in line
 
 
+@pytest.mark.filterwarnings("default")  # of vLLM and torch, where it is imported first
 def test_vllm_s_own_configuration_still_tells_the_rank() -> None:
     pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
     from vllm.config import ParallelConfig

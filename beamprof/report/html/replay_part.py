@@ -22,7 +22,7 @@ from beamprof.report.html.part import (
     Section,
 )
 from beamprof.report.replay_views import answer
-from beamprof.slo import stream_words
+from beamprof.slo import slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
 # A knob that stands at one value for so much of the time is not drawn.
@@ -74,6 +74,11 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
             "Idle: GPU time that no pass covers.", _parts(report, css),
         ),
     ]  # fmt: skip
+    if report.by_class:
+        sections.insert(1, Section(
+            "By SLO class", "Goodput of the requests of each class of the trace.",
+            _classes(report, css),
+        ))  # fmt: skip
     knobs = _knobs(report, css)
     if knobs.drawings:
         sections.append(
@@ -84,6 +89,17 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
     )
     sentence = answer(report).replace("(-", "(\N{MINUS SIGN}")
     return Part(_kicker(report), sentence, _standing(saved.record), tuple(sections))
+
+
+def _classes(report: ReplayReport, css: dict[str, str]) -> Grid:
+    names = [rung.metrics.policy for rung in report.rungs]
+    heads = (
+        f"{one.name or 'of none'} {slo_text(one.slo)} ({one.requests:,})" for one in report.by_class
+    )
+    rows = (
+        (name, *(percent(one.goodput[name]) for one in report.by_class)) for name in names
+    )  # fmt: skip
+    return Grid((), ("policy", *heads), tuple(rows), tuple(css[name] for name in names))
 
 
 def _kicker(report: ReplayReport) -> str:

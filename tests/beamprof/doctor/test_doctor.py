@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from beam_runtime.clocks.claims import claim
 from beam_runtime.clocks.file_gpus import FileGpus
@@ -14,6 +15,7 @@ from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 from beamprof.cli.main import main
 from beamprof.doctor.diagnose import diagnose
+from beamprof.report.doctor_view import show_diagnosis
 
 PACKAGE_ROOT = Path(__file__).parents[3]
 
@@ -54,6 +56,29 @@ def test_gpus_are_listed(state: StateFile) -> None:
     assert found.well
     assert nvml.locked == [None, None]
     assert not {call for call in nvml.calls if "Set" in call or "Reset" in call}
+
+
+def test_the_users_own_settings_are_named(
+    state: StateFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nvml = FakeNvml(fake_gpus(1))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert diagnose(state=state, nvml=nvml).user_file is None
+    file = tmp_path / "beam/config.toml"
+    file.parent.mkdir()
+    file.write_text('[profile]\nbudget = "5m"\n')
+    monkeypatch.setenv("BEAM_TOKEN", "a secret")
+    found = diagnose(state=state, nvml=nvml)
+    assert found.user_file == str(file)
+    assert "BEAM_TOKEN" in found.variables
+    show_diagnosis(found, Console(width=100))
+    out = "".join(capsys.readouterr().out.split())
+    assert str(file) in out
+    assert "BEAM_TOKEN" in out
+    assert "asecret" not in out
 
 
 def test_no_driver_is_no_failure(state: StateFile) -> None:

@@ -189,3 +189,6 @@ def test_classes_are_read_and_shown_on_the_command_line(tmp_path, monkeypatch, c
     assert main(["report", "run", "--json"]) == 0, "what was written is read again"
     found = load_replay(tmp_path / "run").report.by_class
     assert [(one.name, one.requests) for one in found] == [("", 5), ("batch", 5)]
+    page = (tmp_path / "run/report.html").read_text("utf-8")
+    assert "By SLO class" in page
+    assert "batch 10s/tpot=500ms (5)" in page
