@@ -1,5 +1,6 @@
 """The nouns that every room shares: frozen, slotted, with units in their names."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -125,9 +126,13 @@ class Slo:
         e2e_ms: from arrival to the last token.
         tbt_share: of a request's gaps that must be within tbt_ms.
         answer_tokens: how long an answer e2e_ms is planned for.
+        least_tokens_per_s: how fast its tokens shall come at least. This and the next are limits
+            on saving, no promises that goodput counts: where even the fastest setting is slower,
+            nothing is lost.
+        max_slowdown: how many times as long it may take as at the fastest setting.
 
     Raises:
-        ValueError: a time or a share that is none, or two kinds of streaming at once.
+        ValueError: a time, a share or a limit that is none, or two kinds of streaming at once.
     """
 
     ttft_ms: float = 1000.0
@@ -136,6 +141,8 @@ class Slo:
     e2e_ms: float | None = None
     tbt_share: float = 1.0
     answer_tokens: int = ASSUMED_ANSWER_TOKENS
+    least_tokens_per_s: float | None = None
+    max_slowdown: float | None = None
 
     def __post_init__(self) -> None:
         given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]
@@ -150,6 +157,11 @@ class Slo:
             raise ValueError(f"tbt_share is above 0 and at most 1, found {self.tbt_share}")
         if not self.answer_tokens >= 1:
             raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
+        floor, slowdown = self.least_tokens_per_s, self.max_slowdown
+        if floor is not None and not 0.0 < floor < math.inf:
+            raise ValueError(f"least_tokens_per_s is a number above 0, found {floor}")
+        if slowdown is not None and not 1.0 <= slowdown < math.inf:
+            raise ValueError(f"max_slowdown is a factor of 1 or more, found {slowdown}")
 
     def revised(
         self,
@@ -160,6 +172,8 @@ class Slo:
         e2e_ms: float | None = None,
         tbt_share: float | None = None,
         answer_tokens: int | None = None,
+        least_tokens_per_s: float | None = None,
+        max_slowdown: float | None = None,
     ) -> "Slo":
         """The same with these in its place; another kind of streaming replaces its own."""
         if tbt_ms is tpot_ms is e2e_ms is None:
@@ -171,6 +185,8 @@ class Slo:
             e2e_ms,
             self.tbt_share if tbt_share is None else tbt_share,
             self.answer_tokens if answer_tokens is None else answer_tokens,
+            self.least_tokens_per_s if least_tokens_per_s is None else least_tokens_per_s,
+            self.max_slowdown if max_slowdown is None else max_slowdown,
         )
 
     @property

@@ -23,6 +23,8 @@ def promise(record: Records, slo: Slo) -> None:
     record["ttft_slo_ms"], record["stream_slo_ms"] = slo.ttft_ms, slo.stream_ms
     record["token_slo_ms"], record["tbt_share"] = slo.token_ms, slo.tbt_share
     record["slo_kind"], record["answer_tokens"] = _KINDS[slo.kind], slo.answer_tokens
+    record["least_tokens_per_s"] = slo.least_tokens_per_s or 0.0
+    record["max_slowdown"] = slo.max_slowdown or 0.0
 
 
 def promised(record: Records) -> Slo:
@@ -35,6 +37,8 @@ def promised(record: Records) -> Slo:
         target_ms if kind == E2E else None,
         float(record["tbt_share"]),
         int(record["answer_tokens"]),
+        float(record["least_tokens_per_s"]) or None,
+        float(record["max_slowdown"]) or None,
     )
 
 

@@ -60,7 +60,7 @@ class Choice(NamedTuple):
         clock: index of its clock.
         chunk_tokens: of a step.
         microbatches: to split decodes into.
-        pace: index of its pace's share.
+        pace_ms: how long a ready decode batch may be held.
         energy_j: over equal work, with the price of a clock change.
         violation: requests expected to lose a promise; 0 where all margins are kept.
         plays: how many were made.
@@ -72,7 +72,7 @@ class Choice(NamedTuple):
     clock: int
     chunk_tokens: int
     microbatches: int
-    pace: int
+    pace_ms: float
     energy_j: float
     violation: float
     plays: int
@@ -148,8 +148,8 @@ def best_of(
 
         on_first = not best.first_room
         one = play_one(
-            first if on_first else second, on_first, start, line, clock, plays, tbt_ms, prices,
-            grid, room, setup, tables,
+            first if on_first else second, on_first, start, line, clock, plays, prices, grid,
+            room, setup, tables,
         )  # fmt: skip
         plays += 1
         work += one.outcome.steps * (start.engine.rows + PER_STEP)
@@ -176,21 +176,20 @@ def best_of(
 
 @compiled
 def play_one(
-    state: State, on_first: bool, start: State, line: int, clock: int, plays: int, tbt_ms: float,
-    prices: Prices, grid: Grid, room: Room, setup: Records, tables: Tables,
+    state: State, on_first: bool, start: State, line: int, clock: int, plays: int, prices: Prices,
+    grid: Grid, room: Room, setup: Records, tables: Tables,
 ) -> Choice:  # fmt: skip
     """Play one entry and note it."""
     given = grid.given
     one = room.lines[line]
-    microbatches, pace = one.microbatches, one.pace
+    microbatches, pace_ms = one.microbatches, room.entries[line, clock].pace_ms
     if microbatches == 0:
-        microbatches, pace = room.after[clock].microbatches, room.after[clock].pace
+        microbatches, pace_ms = room.after[clock].microbatches, room.after[clock].pace_ms
     asked = clock == given.asked_clock
     switch_ms = given.effective_ms if asked else given.now_ms + given.delay_ms
     setting = Setting(
-        clock, given.current_clock, switch_ms, one.chunk_tokens, microbatches,
-        grid.pace_shares[pace] * tbt_ms,
-    )  # fmt: skip
+        clock, given.current_clock, switch_ms, one.chunk_tokens, microbatches, pace_ms
+    )
     outcome = forecast(
         state, start, setting, given.now_ms, given.lookahead_ms, prices, setup, tables
     )
@@ -199,7 +198,7 @@ def play_one(
     room.entries[line, clock].status = CLOSED
     noted = room.plays[plays]
     noted.clock, noted.chunk_tokens = clock, one.chunk_tokens
-    noted.microbatches, noted.pace = microbatches, pace
+    noted.microbatches, noted.pace_ms = microbatches, pace_ms
     noted.energy_j = energy_j
     noted.ttft_excess_ms = outcome.ttft_excess_ms
     noted.tbt_excess_ms = outcome.tbt_excess_ms
@@ -207,8 +206,8 @@ def play_one(
     late = outcome.tbt_excess_ms > SAME_MS
     noted.missed_row = outcome.tbt_row if late else outcome.ttft_row
     return Choice(
-        line, clock, one.chunk_tokens, microbatches, pace, energy_j, outcome.broken, plays + 1,
-        on_first, outcome,
+        line, clock, one.chunk_tokens, microbatches, pace_ms, energy_j, outcome.broken,
+        plays + 1, on_first, outcome,
     )  # fmt: skip
 
 
@@ -226,14 +225,14 @@ def better(one: Choice, best: Choice, least: float) -> bool:
 def nothing_yet() -> Choice:
     """Worse than anything."""
     outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0.0, 0.0, 0, 0, 0.0)
-    return Choice(-1, -1, 0, 0, 0, math.inf, math.inf, 0, True, outcome)
+    return Choice(-1, -1, 0, 0, 0.0, math.inf, math.inf, 0, True, outcome)
 
 
 @compiled
 def with_plays(best: Choice, plays: int) -> Choice:
     """The same, with how many plays it took."""
     return Choice(
-        best.line, best.clock, best.chunk_tokens, best.microbatches, best.pace, best.energy_j,
+        best.line, best.clock, best.chunk_tokens, best.microbatches, best.pace_ms, best.energy_j,
         best.violation, plays, best.first_room, best.outcome,
     )  # fmt: skip
 
@@ -252,7 +251,7 @@ def tightest_ttft_ms(state: State) -> float:
 def exhaustive(
     first: State, start: State, grid: Grid, room: Room, setup: Records, tables: Tables
 ) -> Choice:
-    """Play every candidate: what ``search`` is measured against."""
+    """Play every candidate, limits on saving aside: what ``search`` is measured against."""
     return best_of_all(
         opened(first),
         opened(start),
@@ -285,10 +284,10 @@ def best_of_all(
                 for pace in range(len(grid.pace_shares)):
                     one.microbatches, one.pace = microbatches, pace
                     for clock in range(len(tables.idle_w)):
+                        room.entries[0, clock].pace_ms = grid.pace_shares[pace] * tbt_ms
                         played = play_one(
-                            state, True, start, 0, clock, 0, tbt_ms, prices, grid, room,
-                            setup, tables,
-                        )  # fmt: skip
+                            state, True, start, 0, clock, 0, prices, grid, room, setup, tables
+                        )
                         least = min(least, played.violation)
                         if better(played, best, least):
                             best = played

@@ -30,6 +30,7 @@ from beam_runtime.search.sketch import (
     legal_chunk,
     line_up,
 )
+from beam_runtime.search.slowdown import held_ms, slowdown_now
 from beam_runtime.types import SAME_MS
 
 # How far an estimated energy may be off before its line was played, and after: shares.
@@ -62,11 +63,11 @@ LINE = record_type(
     # Of that play: less the estimates; by how much its miss shrinks per clock, and that miss.
     "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms",
 )
-ENTRY = record_type("status", "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms")
-AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms")
+ENTRY = record_type("status", "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms pace_ms")
+AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms pace_ms")
 PLAY = record_type(
-    "clock chunk_tokens microbatches pace missed_row",
-    "energy_j ttft_excess_ms tbt_excess_ms broken",
+    "clock chunk_tokens microbatches missed_row",
+    "pace_ms energy_j ttft_excess_ms tbt_excess_ms broken",
 )
 
 
@@ -132,7 +133,9 @@ def prepare_prefill(
         lead_in_ms += max(0.0, free_ms - now_ms)
     first_ms = max(0.0, state.stage_free_ms[0] - now_ms)
     clocks = len(tables.idle_w)
-    choose_steady(later, prices, grid, room, setup, tables)
+    slowdown = slowdown_now(state, prices.fastest_ms, setup)
+    limit_ms = slowdown * prices.fastest_ms
+    choose_steady(later, limit_ms, prices, grid, room, setup, tables)
     prompts = line_up(state, paper, setup)
     before, pending_tokens = 0, 0
     for number in range(prompts):
@@ -163,6 +166,7 @@ def prepare_prefill(
                 grid.given.lookahead_ms, prices, paper, setup, tables,
             )  # fmt: skip
             note_estimate(line, clock, found, grid, room)
+        close_slow(line, line + 1, slowdown, room)
     return len(grid.chunks)
 
 
@@ -171,6 +175,21 @@ def close(line: int, room: Room) -> None:
     """No entry of this line is a candidate."""
     for clock in range(room.entries.shape[1]):
         room.entries[line, clock].status = CLOSED
+
+
+@compiled
+def close_slow(first: int, end: int, slowdown: float, room: Room) -> None:
+    """Of these lines, entries slower than a limit allows: so many times the time of the fastest."""
+    fastest_ms = math.inf
+    for line in range(first, end):
+        for clock in range(room.entries.shape[1]):
+            if room.entries[line, clock].status == OPEN:
+                fastest_ms = min(fastest_ms, room.entries[line, clock].slow_ms)
+    for line in range(first, end):
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.status == OPEN and entry.slow_ms > slowdown * fastest_ms + SAME_MS:
+                entry.status = CLOSED
 
 
 @compiled
@@ -187,8 +206,9 @@ def note_estimate(line: int, clock: int, found: Estimate, grid: Grid, room: Room
 
 @compiled
 def choose_steady(
-    decoding: Decoding, prices: Prices, grid: Grid, room: Room, setup: Records, tables: Tables
-) -> None:
+    decoding: Decoding, limit_ms: float, prices: Prices, grid: Grid, room: Room, setup: Records,
+    tables: Tables,
+) -> None:  # fmt: skip
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for clock in range(len(tables.idle_w)):
         room.after[clock].late_ms = room.after[clock].net_w = math.inf
@@ -200,7 +220,7 @@ def choose_steady(
             apart = round_of(passes, batch, clock, setup, tables)
             together = round_of(fewer, larger, clock, setup, tables)
             for pace in range(len(grid.pace_shares)):
-                pace_ms = grid.pace_shares[pace] * decoding.tbt_ms
+                pace_ms = held_ms(grid.pace_shares[pace] * decoding.tbt_ms, together, limit_ms)
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables
                 )
@@ -208,7 +228,7 @@ def choose_steady(
                 late_ms = max(0.0, over_ms)
                 cycle_w = net_w(cycle, prices.token_j)
                 if late_ms < best.late_ms or (late_ms == best.late_ms and cycle_w < best.net_w):
-                    best.microbatches, best.pace = microbatches, pace
+                    best.microbatches, best.pace, best.pace_ms = microbatches, pace, pace_ms
                     best.late_ms, best.net_w = late_ms, cycle_w
                     best.power_w = cycle.active_w + cycle.idle_w
                     best.tokens_per_ms = cycle.tokens_per_ms
@@ -223,6 +243,8 @@ def prepare_decode(
     lookahead_ms = grid.given.lookahead_ms
     chunk_tokens = legal_chunk(state.engine.decoding, grid.given.chunk_tokens, setup)
     pace_tbt_ms = everyone(state, setup).tbt_ms
+    slowdown = slowdown_now(state, prices.fastest_ms, setup)
+    limit_ms = slowdown * prices.fastest_ms
     paces = len(grid.pace_shares)
     for microbatches in range(1, setup.pp + 1):
         passes, batch = split(decoding, max(microbatches, decoding.groups))
@@ -237,7 +259,8 @@ def prepare_decode(
                 line = (microbatches - 1) * paces + pace
                 one, entry = room.lines[line], room.entries[line, clock]
                 one.chunk_tokens, one.microbatches, one.pace = chunk_tokens, microbatches, pace
-                pace_ms = grid.pace_shares[pace] * pace_tbt_ms
+                pace_ms = held_ms(grid.pace_shares[pace] * pace_tbt_ms, together, limit_ms)
+                entry.pace_ms = pace_ms
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables
                 )
@@ -251,6 +274,7 @@ def prepare_decode(
                 if same or microbatches < grid.given.least_microbatches:
                     entry.status = CLOSED
     lines: int = setup.pp * paces
+    close_slow(0, lines, slowdown, room)
     return lines
 
 

@@ -87,12 +87,9 @@ class Searcher:
                 cause="the prompts that wait take more steps than are looked ahead",
             )
         played = self._first if choice.first_room else self._second
-        tbt_ms = self.tightest_tbt_ms(moment)
-        knobs = self._knobs(
-            choice.clock, choice.chunk_tokens, choice.microbatches, choice.pace, tbt_ms
-        )
+        knobs = self._knobs(choice.clock, choice.chunk_tokens, choice.microbatches, choice.pace_ms)
         forecast = unpack(choice.outcome, played, moment)
-        tried = self._tried(choice.plays, moment, tbt_ms)
+        tried = self._tried(choice.plays, moment)
         return Found(knobs, forecast, choice.energy_j, choice.violation, tried)
 
     def best_of_all(self, moment: Moment) -> Found:
@@ -101,10 +98,7 @@ class Searcher:
         choice = best.exhaustive(
             self._first, moment.state, self._grid, self._room, self._setup(moment), self._tables
         )
-        knobs = self._knobs(
-            choice.clock, choice.chunk_tokens, choice.microbatches, choice.pace,
-            self.tightest_tbt_ms(moment),
-        )  # fmt: skip
+        knobs = self._knobs(choice.clock, choice.chunk_tokens, choice.microbatches, choice.pace_ms)
         return Found(knobs, self.forecast(moment, knobs), choice.energy_j, choice.violation, ())
 
     def forecast(self, moment: Moment, knobs: Knobs) -> Forecast:
@@ -163,13 +157,10 @@ class Searcher:
             self._corrected = corrected = moment.correction, setup
         return corrected[1]
 
-    def _knobs(
-        self, clock: int, chunk_tokens: int, microbatches: int, pace: int, tbt_ms: float
-    ) -> Knobs:
-        pace_ms = float(self._grid.pace_shares[pace]) * tbt_ms
-        return Knobs(self._clock_mhz[clock], int(chunk_tokens), int(microbatches), pace_ms)
+    def _knobs(self, clock: int, chunk_tokens: int, microbatches: int, pace_ms: float) -> Knobs:
+        return Knobs(self._clock_mhz[clock], int(chunk_tokens), int(microbatches), float(pace_ms))
 
-    def _tried(self, plays: int, moment: Moment, tbt_ms: float) -> tuple[Tried, ...]:
+    def _tried(self, plays: int, moment: Moment) -> tuple[Tried, ...]:
         """The cheapest that were played."""
         played = self._room.plays[:plays]
         tried = []
@@ -177,7 +168,7 @@ class Searcher:
             one = dict(zip(played.dtype.names or (), played[number].item(), strict=True))
             row = one["missed_row"]
             knobs = self._knobs(
-                one["clock"], one["chunk_tokens"], one["microbatches"], one["pace"], tbt_ms
+                one["clock"], one["chunk_tokens"], one["microbatches"], one["pace_ms"]
             )
             tried.append(
                 Tried(

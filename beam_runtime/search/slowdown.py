@@ -1,0 +1,51 @@
+"""Limits that people set on saving: so many tokens per second, or at most so much slower.
+
+Both come to one number: how many times as long as at the fastest setting a token, or a prompt's
+prefill, may take now. The fastest setting always keeps it, so a limit leaves something to choose
+from, breaks no promise and lets nobody starve, at any load.
+
+    paces     held no longer than what a round without hold leaves of the limit
+    clocks    those at which even without hold it takes longer are no candidates
+"""
+
+import math
+
+from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.state import Records, State
+from beam_runtime.emulator.steady import Round
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import EngineLimits, Slo, StepShape
+
+
+@compiled
+def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
+    """The tightest limit of those present; inf without one, and 1 where it cannot be kept."""
+    slowdown = math.inf
+    for row in range(min(state.engine.rows, setup.max_num_seqs)):
+        request = state.requests[row]
+        if request.max_slowdown > 0.0:
+            slowdown = min(slowdown, request.max_slowdown)
+        if request.least_tokens_per_s > 0.0:
+            slowdown = min(slowdown, 1e3 / request.least_tokens_per_s / fastest_ms)
+    return max(1.0, slowdown)
+
+
+@compiled
+def held_ms(pace_ms: float, one: Round, limit_ms: float) -> float:
+    """A pace cut to what such a round leaves of the limit."""
+    return min(pace_ms, max(0.0, limit_ms - one.cycle_ms))
+
+
+def out_of_reach(cost: StepCost, limits: EngineLimits, slo: Slo) -> str:
+    """Why no setting gives its floor of tokens per second, in words; empty where one may."""
+    if slo.least_tokens_per_s is None:
+        return ""
+    alone_ms = float(cost.latency_ms(StepShape(decode_requests=1)).min())
+    cycle_ms = limits.pp * (alone_ms + limits.host_gap_ms) + (limits.pp - 1) * limits.transfer_ms
+    most_per_s = 1e3 / cycle_ms
+    if slo.least_tokens_per_s <= most_per_s:
+        return ""
+    return (
+        f"{slo.least_tokens_per_s:g} tokens/s are asked for, a request alone gets "
+        f"{most_per_s:.1f} at the fastest clock: it is served as fast as that goes"
+    )
