@@ -220,7 +220,10 @@ def choose_steady(
             apart = round_of(passes, batch, clock, setup, tables)
             together = round_of(fewer, larger, clock, setup, tables)
             for pace in range(len(grid.pace_shares)):
-                pace_ms = held_ms(grid.pace_shares[pace] * decoding.tbt_ms, together, limit_ms)
+                pace_ms = held_ms(
+                    grid.pace_shares[pace] * decoding.tbt_ms, decoding.groups, microbatches, apart,
+                    together, limit_ms,
+                )  # fmt: skip
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables
                 )
@@ -259,7 +262,10 @@ def prepare_decode(
                 line = (microbatches - 1) * paces + pace
                 one, entry = room.lines[line], room.entries[line, clock]
                 one.chunk_tokens, one.microbatches, one.pace = chunk_tokens, microbatches, pace
-                pace_ms = held_ms(grid.pace_shares[pace] * pace_tbt_ms, together, limit_ms)
+                pace_ms = held_ms(
+                    grid.pace_shares[pace] * pace_tbt_ms, decoding.groups, microbatches, apart,
+                    together, limit_ms,
+                )  # fmt: skip
                 entry.pace_ms = pace_ms
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables

@@ -31,9 +31,16 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
 
 
 @compiled
-def held_ms(pace_ms: float, one: Round, limit_ms: float) -> float:
-    """A pace cut to what such a round leaves of the limit."""
-    return min(pace_ms, max(0.0, limit_ms - one.cycle_ms))
+def held_ms(
+    pace_ms: float, groups: int, microbatches: int, apart: Round, together: Round, limit_ms: float
+) -> float:
+    """A pace cut to what a round leaves of the limit.
+
+    More groups than asked for are first held for as long as it takes them to merge: that is once,
+    and a merged round costs far less. The next decision finds them merged.
+    """
+    merges_ms = apart.cycle_ms * (1.0 - 1.0 / groups) if groups > microbatches else 0.0
+    return min(pace_ms, max(merges_ms, limit_ms - together.cycle_ms))
 
 
 def out_of_reach(cost: StepCost, limits: EngineLimits, slo: Slo) -> str:
