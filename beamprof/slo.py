@@ -1,8 +1,11 @@
 """SLOs as people write them: `1s` to the first token, then `200ms`, `200ms@99%` between tokens,
-a mean time per token, or a time for the whole request.
+a mean time per token, or a time for the whole request; behind it what may limit saving: `8tok/s` at
+least, `1.5x` as slow at most.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from beam_runtime.types import Slo, StreamKind
 from beamprof.errors import SweepError
@@ -10,15 +13,21 @@ from beamprof.units import format_duration, parse_duration_s
 
 _KINDS = {"tbt": StreamKind.GAP, "itl": StreamKind.GAP, "tpot": StreamKind.TPOT,
           "e2e": StreamKind.E2E}  # fmt: skip
+_TOKENS = "tok/s"
 
 
 def slo_from_flags(
-    ttft: str, tbt: str | None = None, tpot: str | None = None, e2e: str | None = None
+    ttft: str,
+    tbt: str | None = None,
+    tpot: str | None = None,
+    e2e: str | None = None,
+    least_tokens_per_s: float | None = None,
+    max_slowdown: float | None = None,
 ) -> Slo:
-    """The SLO of --slo-ttft and at most one of --slo-tbt, --slo-tpot, --slo-e2e.
+    """The SLO of --slo-ttft and at most one of --slo-tbt, --slo-tpot, --slo-e2e, and its limits.
 
     Raises:
-        SweepError: two kinds of streaming at once, or text that is none.
+        SweepError: two kinds of streaming at once, text that is none, or a limit that is none.
     """
     given = {"tbt": tbt, "tpot": tpot, "e2e": e2e}
     said = {kind: text for kind, text in given.items() if text is not None}
@@ -30,16 +39,23 @@ def slo_from_flags(
             "request: --slo-e2e",
         )
     kind, text = next(iter(said.items()), ("tbt", "200ms"))
-    return _slo(ttft, kind, text, "--slo-ttft", f"--slo-{kind}")
+    slo = _slo(ttft, kind, text, "--slo-ttft", f"--slo-{kind}")
+    floor, slowdown = least_tokens_per_s, max_slowdown
+    return replace(
+        slo,
+        least_tokens_per_s=None if floor is None else _floor(floor, "--least-tokens-per-s"),
+        max_slowdown=None if slowdown is None else _slowdown(slowdown, "--max-slowdown"),
+    )
 
 
 def parse_slo(value: object, name: str) -> Slo:
-    """`1s/200ms`, `1s/200ms@99%`, `1s/tpot=100ms` or `1s/e2e=30s`.
+    """`1s/200ms`, `1s/200ms@99%`, `1s/tpot=100ms` or `1s/e2e=30s`; `1s/200ms/8tok/s/1.5x`.
 
     Raises:
         SweepError: anything else.
     """
     ttft, slash, rest = value.partition("/") if isinstance(value, str) else ("", "", "")
+    rest, limits = _limits(rest, name)
     kind, equals, text = rest.partition("=")
     if not equals:
         kind, text = "tbt", rest
@@ -49,7 +65,9 @@ def parse_slo(value: object, name: str) -> Slo:
             f"{name}: expected TTFT/TBT, TTFT/tpot=TIME or TTFT/e2e=TIME, found {value!r}",
             hint="for example 1s/200ms, 1s/200ms@99% or 1s/tpot=100ms",
         )
-    return _slo(ttft.strip(), kind, text.strip(), f"{name}: TTFT", f"{name}: {kind.upper()}")
+    slo = _slo(ttft.strip(), kind, text.strip(), f"{name}: TTFT", f"{name}: {kind.upper()}")
+    floor, slowdown = limits.get("least_tokens_per_s"), limits.get("max_slowdown")
+    return slo.revised(least_tokens_per_s=floor, max_slowdown=slowdown)
 
 
 def parse_classes(values: Sequence[str], flag: str) -> tuple[tuple[str, Slo], ...]:
@@ -85,8 +103,24 @@ def slo_text(slo: Slo) -> str:
     """As parse_slo reads it."""
     first, target = _exact(slo.ttft_ms), _exact(slo.stream_ms)
     if slo.tbt_ms is None:
-        return f"{first}/{slo.kind}={target}"
-    return f"{first}/{target}" + (f"@{100 * slo.tbt_share:g}%" if slo.tbt_share < 1.0 else "")
+        return f"{first}/{slo.kind}={target}{_limit_text(slo)}"
+    share = f"@{100 * slo.tbt_share:g}%" if slo.tbt_share < 1.0 else ""
+    return f"{first}/{target}{share}{_limit_text(slo)}"
+
+
+def _limit_text(slo: Slo) -> str:
+    floor = "" if slo.least_tokens_per_s is None else f"/{slo.least_tokens_per_s:g}{_TOKENS}"
+    return floor + ("" if slo.max_slowdown is None else f"/{slo.max_slowdown:g}x")
+
+
+def limit_words(slo: Slo) -> str:
+    """Its limits on saving: `at least 8 tokens/s, at most 1.5 times as slow`; empty without."""
+    floor, slowdown = slo.least_tokens_per_s, slo.max_slowdown
+    words = [
+        "" if floor is None else f"at least {floor:g} tokens/s",
+        "" if slowdown is None else f"at most {slowdown:g} times as slow",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _exact(ms: float) -> str:
@@ -109,6 +143,50 @@ def _slo(ttft: str, kind: str, text: str, ttft_name: str, name: str) -> Slo:
         share = _share(percent, kind, name, text)
     stream_ms = parse_duration_s(time.strip(), name) * 1e3
     return slo_of(_KINDS[kind], parse_duration_s(ttft, ttft_name) * 1e3, stream_ms, share)
+
+
+def _limits(rest: str, name: str) -> tuple[str, dict[str, float]]:
+    """What is promised of the stream, and the limits behind it."""
+    stream, *parts = rest.replace(_TOKENS, "tok").split("/")
+    limits: dict[str, float] = {}
+    for part in (one.strip() for one in parts):
+        if part.endswith("tok"):
+            key, limit = "least_tokens_per_s", _floor(part.removesuffix("tok"), name)
+        elif part.endswith("x"):
+            key, limit = "max_slowdown", _slowdown(part.removesuffix("x"), name)
+        else:
+            raise SweepError(
+                f"{name}: expected a limit such as 8tok/s or 1.5x, found {part!r}",
+                hint="for example 1s/200ms/8tok/s/1.5x",
+            )
+        if key in limits:
+            raise SweepError(f"{name}: a limit is given twice", cause=f"found {rest!r}")
+        limits[key] = limit
+    return stream, limits
+
+
+def _floor(value: float | str, name: str) -> float:
+    number = _number(value)
+    if not 0.0 < number < math.inf:
+        raise SweepError(f"{name}: expected tokens per second above 0, found {value!r}")
+    return number
+
+
+def _slowdown(value: float | str, name: str) -> float:
+    number = _number(value)
+    if not 1.0 <= number < math.inf:
+        raise SweepError(
+            f"{name}: expected a factor of 1 or more, found {value!r}",
+            hint="1.5: at most one and a half times as long as at the fastest setting",
+        )
+    return number
+
+
+def _number(value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def _share(percent: str, kind: str, name: str, text: str) -> float:

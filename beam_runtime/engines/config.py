@@ -10,6 +10,8 @@
     [slo]                                  # what every request is promised
     ttft_ms = 1000
     tbt_ms = 200
+    max_slowdown = 1.5                     # limits on saving: at most so much slower than the
+    least_tokens_per_s = 8                 # fastest setting, and at least so fast a stream
 
     [slo.batch]                            # a class of its own, named by requests
     ttft_ms = 10000
@@ -221,7 +223,8 @@ class _Reader:
 
     def _slo(self, raw: dict[str, Any], key: str, default: Slo) -> Slo:
         times = ("ttft_ms", "tbt_ms", "tpot_ms", "e2e_ms")
-        self._known(raw, f"{key}.", (*times, "tbt_share", "answer_tokens"))
+        limits = ("least_tokens_per_s", "max_slowdown")
+        self._known(raw, f"{key}.", (*times, "tbt_share", "answer_tokens", *limits))
         streaming = [name for name in times[1:] if name in raw]
         if len(streaming) > 1:
             raise self._refuse(key, "one kind of streaming", " and ".join(streaming))
@@ -232,7 +235,17 @@ class _Reader:
         tokens = raw.get("answer_tokens")
         if tokens is not None and (type(tokens) is not int or tokens < 1):
             raise self._refuse(f"{key}.answer_tokens", "1 token or more", tokens)
-        return default.revised(**ms, tbt_share=share, answer_tokens=tokens)
+        floor = self._positive(raw, limits[0], f"{key}.{limits[0]}", "tokens per second")
+        slowdown = self._positive(raw, limits[1], f"{key}.{limits[1]}", "a factor")
+        if slowdown is not None and slowdown < 1.0:
+            raise self._refuse(f"{key}.max_slowdown", "a factor of 1 or more", slowdown)
+        return default.revised(
+            **ms,
+            tbt_share=share,
+            answer_tokens=tokens,
+            least_tokens_per_s=floor,
+            max_slowdown=slowdown,
+        )
 
     def _positive(self, raw: dict[str, Any], name: str, key: str, unit: str) -> float | None:
         value = raw.get(name)

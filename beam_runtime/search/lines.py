@@ -63,7 +63,10 @@ LINE = record_type(
     # Of that play: less the estimates; by how much its miss shrinks per clock, and that miss.
     "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms",
 )
-ENTRY = record_type("status", "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms pace_ms")
+ENTRY = record_type(
+    "status too_slow",  # too_slow: a limit that people set forbids it
+    "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms pace_ms",
+)
 AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms pace_ms")
 PLAY = record_type(
     "clock chunk_tokens microbatches missed_row",
@@ -112,6 +115,7 @@ def clear(grid: Grid, room: Room) -> None:
         for clock in range(room.entries.shape[1]):
             wanted = grid.given.only_clock == -1 or grid.given.only_clock == clock
             room.entries[line, clock].status = OPEN if wanted else CLOSED
+            room.entries[line, clock].too_slow = 0
 
 
 @compiled
@@ -189,7 +193,7 @@ def close_slow(first: int, end: int, slowdown: float, room: Room) -> None:
         for clock in range(room.entries.shape[1]):
             entry = room.entries[line, clock]
             if entry.status == OPEN and entry.slow_ms > slowdown * fastest_ms + SAME_MS:
-                entry.status = CLOSED
+                entry.status, entry.too_slow = CLOSED, 1
 
 
 @compiled

@@ -12,7 +12,7 @@ Which point wins, in this order:
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -141,15 +141,20 @@ class Search:
         return Decision(knobs, rest, why, (), moment.now_ms)
 
     def survey(self, state: Snapshot) -> Iterator[tuple[Knobs, Forecast]]:
-        """Every candidate with its forecast: for pictures and checks, not for serving."""
+        """Every candidate that limits allow, with its forecast: for pictures, not for serving."""
         moment = Moment.of(state)
-        tbt_ms = self._searcher.tightest_tbt_ms(moment)
-        for clock_mhz in self.cost.clocks_mhz.tolist():
-            for chunk in self.chunks:
-                for microbatches in range(self._least_microbatches, self.limits.pp + 1):
-                    for share in PACE_SHARES:
-                        knobs = Knobs(clock_mhz, chunk, microbatches, share * tbt_ms)
-                        yield knobs, self._searcher.forecast(moment, knobs)
+        if moment.requests:
+            self._searcher.search(moment)
+        microbatches = range(self._least_microbatches, self.limits.pp + 1)
+        for clock, chunk, groups, pace in product(
+            range(len(self.cost.clocks_mhz)), range(len(self.chunks)), microbatches,
+            range(len(PACE_SHARES)),
+        ):  # fmt: skip
+            pace_ms = self._searcher.held_ms(moment, clock, chunk, groups, pace)
+            if pace_ms is not None:
+                clock_mhz = int(self.cost.clocks_mhz[clock])
+                knobs = Knobs(clock_mhz, self.chunks[chunk], groups, pace_ms)
+                yield knobs, self._searcher.forecast(moment, knobs)
 
     def forecast(self, state: Snapshot | Moment, knobs: Knobs) -> Forecast:
         """What to expect of these knobs."""

@@ -119,6 +119,30 @@ class Searcher:
         )  # fmt: skip
         return unpack(outcome, self._first, moment)
 
+    def held_ms(
+        self, moment: Moment, clock: int, chunk: int, microbatches: int, pace: int
+    ) -> float | None:
+        """What limits leave of a pace, after a search of this moment; None: it is too slow.
+
+        Args:
+            moment: that was searched.
+            clock: index of the clock.
+            chunk: index of the chunk size.
+            microbatches: their number.
+            pace: index of the pace's share.
+        """
+        pace_ms = float(self._grid.pace_shares[pace]) * self.tightest_tbt_ms(moment)
+        requests = moment.state.requests[: len(moment.names)]
+        if not (requests["max_slowdown"].any() or requests["least_tokens_per_s"].any()):
+            return pace_ms
+        prefill = self._room.lines["microbatches"][0] == 0
+        line = chunk if prefill else (microbatches - 1) * len(self._grid.pace_shares) + pace
+        entry = self._room.entries[line, clock]
+        if entry["too_slow"]:
+            return None
+        left_ms = self._room.after[clock]["pace_ms"] if prefill else entry["pace_ms"]
+        return min(pace_ms, float(left_ms))
+
     def tightest_tbt_ms(self, moment: Moment) -> float:
         """What pace shares are shares of."""
         seated = min(len(moment.names), self._limits.max_num_seqs)

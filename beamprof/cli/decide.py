@@ -6,13 +6,20 @@ from typing import Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
-from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
+from beamprof.cli.promised import LeastTokens, MaxSlowdown, SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.console import emit
 from beamprof.units import parse_duration_s, parse_power_w
 
 GROUPS = {
     "The state": ("waiting", "running", "state", "clock"),
-    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e"),
+    "What was promised": (
+        "slo_ttft",
+        "slo_tbt",
+        "slo_tpot",
+        "slo_e2e",
+        "least_tokens_per_s",
+        "max_slowdown",
+    ),
     "The engine": ("max_chunk", "max_num_seqs", "host_gap", "idle_power"),
     "What comes of it": ("as_json",),
 }
@@ -36,6 +43,8 @@ def command(
     slo_tbt: SloTbt = None,
     slo_tpot: SloTpot = None,
     slo_e2e: SloE2e = None,
+    least_tokens_per_s: LeastTokens = None,
+    max_slowdown: MaxSlowdown = None,
     clock: Annotated[
         int | None, typer.Option("--clock", min=1, help="Clock now, MHz [default: the highest].")
     ] = None,
@@ -79,7 +88,7 @@ def command(
             "--state says it all: leave --waiting, --running and --clock out",
             hint="or leave --state out",
         )
-    slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
+    slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e, least_tokens_per_s, max_slowdown)
     gap_ms = None if host_gap is None else parse_duration_s(host_gap, "--host-gap") * 1e3
     idle_w = None if idle_power is None else parse_power_w(idle_power, "--idle-power")
     one_from_stdin([table, state])

@@ -17,3 +17,13 @@ SloTpot = Annotated[
     str | None, typer.Option("--slo-tpot", help="Instead: a request's mean time per token.")
 ]
 SloE2e = Annotated[str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")]
+LeastTokens = Annotated[
+    float | None,
+    typer.Option("--least-tokens-per-s", help="No saving that makes a stream slower than this."),
+]
+MaxSlowdown = Annotated[
+    float | None,
+    typer.Option(
+        "--max-slowdown", help="Nor one that takes longer than so many times the fastest setting."
+    ),
+]

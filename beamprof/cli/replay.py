@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
-from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
+from beamprof.cli.promised import LeastTokens, MaxSlowdown, SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.cli.streams import check_folder, load_table, one_from_stdin
 from beamprof.console import emit, note
 from beamprof.replay.assumptions import Assumptions
@@ -25,7 +25,15 @@ DEFAULT_POLICIES = "vanilla,static:best,max-q,window-dvfs,beam-paper,beam,oracle
 
 GROUPS = {
     "What to play": ("table", "trace", "policy", "model", "tp", "pp"),
-    "What was promised": ("slo_ttft", "slo_tbt", "slo_tpot", "slo_e2e", "slo_class"),
+    "What was promised": (
+        "slo_ttft",
+        "slo_tbt",
+        "slo_tpot",
+        "slo_e2e",
+        "slo_class",
+        "least_tokens_per_s",
+        "max_slowdown",
+    ),
     "What is true": (
         "assume",
         "plant_table",
@@ -60,6 +68,8 @@ def command(
     slo_tbt: SloTbt = None,
     slo_tpot: SloTpot = None,
     slo_e2e: SloE2e = None,
+    least_tokens_per_s: LeastTokens = None,
+    max_slowdown: MaxSlowdown = None,
     slo_class: Annotated[
         list[str] | None,
         typer.Option(
@@ -157,7 +167,7 @@ def command(
 
     options = ReplayOptions.assuming(
         assume,
-        slo=slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e),
+        slo=slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e, least_tokens_per_s, max_slowdown),
         classes=parse_classes(slo_class or (), "--slo-class"),
         noise=noise,
         seed=seed,

@@ -11,6 +11,7 @@ from typing import Self
 
 from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
+from beam_runtime.search.slowdown import out_of_reach
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
@@ -18,6 +19,7 @@ from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot, StreamKind
 from beamprof.decide.engine_state import StateSpec
+from beamprof.slo import limit_words
 from beamprof.units import format_ms
 
 _REPEATS = 20
@@ -115,7 +117,8 @@ class Answer:
         cheaper: settings of less energy that were refused, the cheapest first, one per clock.
         frontier: settings that keep every SLO and that no other beats both in energy and in slack.
         space: all of it.
-        settings: points in the space.
+        settings: points in the space, of those that limits allow.
+        limits: on saving, in words; empty without.
         search_us: median time of the decision.
         notes: what had to be assumed.
     """
@@ -137,6 +140,7 @@ class Answer:
     settings: int
     search_us: float
     notes: tuple[str, ...] = ()
+    limits: str = ""
 
 
 def limits_of(
@@ -189,6 +193,8 @@ def decide(
     notes: list[str] = []
     cost = with_idle_power(smoothed(StepCost.from_table(table)), idle_power_w, notes.append)
     stance = stance_for(cost, limits, slo)
+    if floor := out_of_reach(cost, limits, slo):
+        notes.append(floor)
     search = Search(cost, limits, rules=stance.rules, policy=stance.policy)
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
     state = replace(state, correction=stance.floor)
@@ -216,6 +222,7 @@ def decide(
         settings=len(points),
         search_us=_median_us(search, state),
         notes=tuple(notes),
+        limits=limit_words(slo),
     )
 
 

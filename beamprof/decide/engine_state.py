@@ -40,12 +40,15 @@ class SloSpec(_Strict):
     tbt_ms: Promise | None = None
     tpot_ms: Promise | None = None
     e2e_ms: Promise | None = None
+    least_tokens_per_s: Promise | None = None
+    max_slowdown: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] | None = None
 
     def over(self, default: Slo) -> Slo:
         """The default, with these in its place."""
         return default.revised(
-            ttft_ms=self.ttft_ms, tbt_ms=self.tbt_ms, tpot_ms=self.tpot_ms, e2e_ms=self.e2e_ms
-        )
+            ttft_ms=self.ttft_ms, tbt_ms=self.tbt_ms, tpot_ms=self.tpot_ms, e2e_ms=self.e2e_ms,
+            least_tokens_per_s=self.least_tokens_per_s, max_slowdown=self.max_slowdown,
+        )  # fmt: skip
 
 
 class WaitingSpec(_Strict):

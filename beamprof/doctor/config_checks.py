@@ -7,6 +7,7 @@ from pathlib import Path
 from beam_runtime.clocks.places import node_of
 from beam_runtime.engines.config import EmbeddedConfig
 from beam_runtime.errors import BeamError
+from beam_runtime.search.slowdown import out_of_reach
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
@@ -71,6 +72,8 @@ def _slos(config: EmbeddedConfig, table: PerfTable | None) -> Iterator[Check]:
     promised |= {f"slo.{name}": slo for name, slo in config.classes.items()}
     for name, slo in promised.items():
         hopeless = stance_for(cost, limits, slo).hopeless
+        if floor := out_of_reach(cost, limits, slo):
+            yield Check(f"{name}.least_tokens_per_s", None, floor, "ask for fewer")
         yield Check(
             name, not hopeless, slo_text(slo) + (f": {hopeless}" if hopeless else ""),
             "promise more time, or serve on faster GPUs" if hopeless else "",

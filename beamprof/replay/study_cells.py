@@ -55,7 +55,8 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "model": pl.String(), "device": pl.String(), "tp": pl.Int64(), "pp": pl.Int64(),
     "trace": pl.String(), "trace_sha256": pl.String(), "trace_source": pl.String(),
     "slo_ttft_ms": pl.Float64(), "slo_kind": pl.String(), "slo_stream_ms": pl.Float64(),
-    "slo_tbt_share": pl.Float64(), "slo_answer_tokens": pl.Int64(), "policy": pl.String(),
+    "slo_tbt_share": pl.Float64(), "slo_answer_tokens": pl.Int64(),
+    "slo_least_tokens_per_s": pl.Float64(), "slo_max_slowdown": pl.Float64(), "policy": pl.String(),
     "noise_share": pl.Float64(), "seed": pl.Int64(), "smooth": pl.Boolean(),
     "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
@@ -191,6 +192,8 @@ def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
         "slo_stream_ms": options.slo.stream_ms,
         "slo_tbt_share": slo["tbt_share"],
         "slo_answer_tokens": slo["answer_tokens"],
+        "slo_least_tokens_per_s": slo["least_tokens_per_s"],
+        "slo_max_slowdown": slo["max_slowdown"],
         "noise_share": columns.pop("noise"),
         **columns,
         "over_limit": str(options.over_limit),
@@ -200,7 +203,9 @@ def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
 def row_slo(row: Mapping[str, Any]) -> str:
     """The SLO of a study's row as parse_slo reads it."""
     kind, stream_ms = StreamKind(row["slo_kind"]), row["slo_stream_ms"]
-    return slo_text(slo_of(kind, row["slo_ttft_ms"], stream_ms, row["slo_tbt_share"]))
+    slo = slo_of(kind, row["slo_ttft_ms"], stream_ms, row["slo_tbt_share"])
+    floor, slowdown = row["slo_least_tokens_per_s"], row["slo_max_slowdown"]
+    return slo_text(slo.revised(least_tokens_per_s=floor, max_slowdown=slowdown))
 
 
 def _options(spec: StudySpec) -> Iterable[ReplayOptions]:

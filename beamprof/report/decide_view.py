@@ -104,6 +104,8 @@ def _facts(answer: Answer) -> Table:
     first, stream = f"SLO {format_duration(answer.slo.ttft_ms / 1e3)}", stream_words(answer.slo)
     facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, first))
     facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, f"SLO {stream}"))
+    if answer.limits:
+        facts.add_row("limits", f"{answer.limits}; slower settings are left out")
     total_j = answer.active_energy_j + answer.idle_energy_j
     per_token = answer.work.energy_per_token_j
     facts.add_row(

@@ -17,7 +17,7 @@ from beamprof.report.page import (
     sentence,
     wrote,
 )
-from beamprof.slo import slo_text, stream_words
+from beamprof.slo import limit_words, slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
@@ -42,6 +42,8 @@ def show_replay(
     )
     heading(console, "Result", "goodput: requests with every promise kept; energy of all GPUs")
     fitted_block(console, _result(report), ("p99 s", "points", "energy", "of static"))
+    for words in limits_met(report):
+        block(console, words)
     if report.by_class:
         heading(console, "Classes", "goodput % of each of the trace's slo_class")
         block(console, _classes(report))
@@ -72,6 +74,21 @@ def show_replay(
     for path in report.paths:
         wrote(console, path)
     next_command(console, following)
+
+
+def limits_met(report: ReplayReport) -> tuple[str, ...]:
+    """Each limit on saving, and what the policies that follow it came to."""
+    promised = (("", report.options.slo), *report.options.classes)
+    limits = [f"{name} {words}".strip() for name, slo in promised if (words := limit_words(slo))]
+    if not limits:
+        return ()
+    came = "; ".join(
+        f"{rung.metrics.policy} took {rung.slowdown:.2f} times vanilla's mean request time, at "
+        f"{rung.metrics.tokens_per_s_user:.1f} tokens/s"
+        for rung in report.rungs
+        if rung.metrics.policy.partition(":")[0] == "beam"
+    )
+    return (f"limits: {'; '.join(limits)}" + (f". All requests: {came}" if came else ""),)
 
 
 def cached_words(report: ReplayReport) -> str:

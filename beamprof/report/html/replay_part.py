@@ -21,7 +21,7 @@ from beamprof.report.html.part import (
     Part,
     Section,
 )
-from beamprof.report.replay_views import answer
+from beamprof.report.replay_views import answer, limits_met
 from beamprof.slo import slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
@@ -46,7 +46,7 @@ def replay_part(saved: SavedReplay, window: Window) -> Part:
             "Goodput, and what readers get", "Goodput: requests with every promise kept; broken "
             "line: the most that is kept without BEAM; points are percentage points beside "
             "vanilla. Request: from sending to the last token. Tokens per second: of one answer, "
-            "as its reader sees it.", _goodput(report, css),
+            + " ".join(("as its reader sees it.", *limits_met(report))), _goodput(report, css),
         ),
         Section(
             "Energy", "All GPUs, passes and idling, until the trace ends. Broken line: the best "
