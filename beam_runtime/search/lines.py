@@ -192,7 +192,7 @@ def close_slow(first: int, end: int, slowdown: float, room: Room) -> None:
     for line in range(first, end):
         for clock in range(room.entries.shape[1]):
             entry = room.entries[line, clock]
-            if entry.status == OPEN and entry.slow_ms > slowdown * fastest_ms + SAME_MS:
+            if entry.slow_ms > slowdown * fastest_ms + SAME_MS:
                 entry.status, entry.too_slow = CLOSED, 1
 
 

@@ -69,12 +69,13 @@ class Space:
     Attributes:
         clocks_mhz: ascending.
         chunks: ascending, tokens.
-        best: for each clock and chunk (clocks first) the best of all microbatches and paces.
+        best: for each clock and chunk (clocks first) the best of all microbatches and paces;
+            None where limits leave none.
     """
 
     clocks_mhz: tuple[int, ...]
     chunks: tuple[int, ...]
-    best: tuple[tuple[Point, ...], ...]
+    best: tuple[tuple[Point | None, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,9 @@ def space(points: list[Point]) -> Space:
     clocks = tuple(sorted({clock for clock, _ in best}))
     chunks = tuple(sorted({chunk for _, chunk in best}))
     return Space(
-        clocks, chunks, tuple(tuple(best[clock, chunk] for chunk in chunks) for clock in clocks)
+        clocks,
+        chunks,
+        tuple(tuple(best.get((clock, chunk)) for chunk in chunks) for clock in clocks),
     )
 
 

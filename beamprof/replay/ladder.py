@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from beam_runtime.search.slowdown import out_of_reach
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
 from beamprof.plain import plain
@@ -221,7 +222,7 @@ def replay(
             else None
         ),
         dropped=_dropped(trace),
-        assumed=(*assumed, _prompts(trace, site), *_own(trace)),
+        assumed=(*assumed, _prompts(trace, site), *_own(trace), *_floors(site)),
         by_class=_by_class(trace, site, kept),
     )
     if output is None:
@@ -272,6 +273,12 @@ def _own(trace: Trace) -> tuple[str, ...]:
     """How many requests bring their own SLO."""
     own = own_slos(trace)
     return (f"{own:,} of {trace.requests:,} requests with SLOs of their own",) if own else ()
+
+
+def _floors(site: Site) -> tuple[str, ...]:
+    """Floors of tokens per second that no setting gives."""
+    every = (site.slo, *site.classes.values())
+    return tuple(filter(None, (out_of_reach(site.cost, site.limits, slo) for slo in every)))
 
 
 def _prompts(trace: Trace, site: Site) -> str:

@@ -32,7 +32,7 @@ def show_decision(answer: Answer, path: str, console: Console) -> None:
             console, "Search space", "MHz against tokens of a chunk; best microbatches and pace"
         )
         block(console, space_picture(answer.space, chosen, ascii_only=console.options.ascii_only))
-        block(console, _legend(ascii_only=console.options.ascii_only))
+        block(console, _legend(answer, ascii_only=console.options.ascii_only))
     # Where promises are lost anyway, what loses more of them for less energy is no offer.
     if answer.cheaper and not chosen.lost:
         heading(
@@ -72,9 +72,11 @@ def space_picture(space: Space, chosen: Point, *, ascii_only: bool) -> Text:
     return picture
 
 
-def _cell(point: Point, chosen: bool, ascii_only: bool) -> tuple[str, str]:
+def _cell(point: Point | None, chosen: bool, ascii_only: bool) -> tuple[str, str]:
     if chosen:
         return f"{BEST_ASCII if ascii_only else BEST:>7}", "bold bright_white"
+    if point is None:
+        return f"{'slow':>7}", "dim"
     if not point.feasible:
         missed = [part.partition(" ")[0] for part in point.verdict.split(", ")]
         return f"{'both' if len(missed) > 1 else missed[0]:>7}", "dim"
@@ -83,8 +85,8 @@ def _cell(point: Point, chosen: bool, ascii_only: bool) -> tuple[str, str]:
     return f"{f'+{over:.0%}':>7}", SHADE_STYLES[shade]
 
 
-def _legend(*, ascii_only: bool) -> Text:
-    return (
+def _legend(answer: Answer, *, ascii_only: bool) -> Text:
+    legend = (
         Text(BEST_ASCII if ascii_only else BEST, "bold bright_white")
         .append(" chosen   ", "not bold default")
         .append("+3%", SHADE_STYLES[1])
@@ -92,6 +94,9 @@ def _legend(*, ascii_only: bool) -> Text:
         .append("TTFT TBT both", "dim")
         .append(" which SLO is missed")
     )
+    if answer.limits:
+        legend.append("   slow", "dim").append(" beyond the limit")
+    return legend
 
 
 def _facts(answer: Answer) -> Table:

@@ -32,6 +32,8 @@ def test_a_number_that_is_no_time_and_no_power(tmp_path: Path, field: str, value
         ("ttft_ms = 700\ne2e_ms = 9000\nanswer_tokens = 80",
          Slo(700.0, e2e_ms=9000.0, answer_tokens=80)),
         ("tbt_ms = 150\ntbt_share = 0.99", Slo(1000.0, 150.0, tbt_share=0.99)),
+        ("max_slowdown = 1.5\nleast_tokens_per_s = 8",
+         Slo(least_tokens_per_s=8.0, max_slowdown=1.5)),
     ],
 )  # fmt: skip
 def test_each_kind_of_streaming_can_be_promised(tmp_path: Path, slo: str, expected: Slo) -> None:
@@ -48,6 +50,10 @@ def test_each_kind_of_streaming_can_be_promised(tmp_path: Path, slo: str, expect
         ("answer_tokens = 0", "1 token or more"),
         ("answer_tokens = 2.5", "1 token or more"),
         ("tpop_ms = 90", "tpop_ms"),
+        ("max_slowdown = 0.9", "slo.max_slowdown must be a factor of 1 or more"),
+        ("max_slowdown = nan", "slo.max_slowdown"),
+        ("least_tokens_per_s = 0", "slo.least_tokens_per_s must be tokens per second above 0"),
+        ("least_tokens_per_s = -8", "slo.least_tokens_per_s"),
     ],
 )
 def test_a_promise_that_contradicts_is_refused(tmp_path: Path, slo: str, said: str) -> None:

@@ -211,3 +211,28 @@ def test_the_verdict_says_whether_only_a_margin_is_used_up(
             assert chosen["ttft_ms"] <= ttft_ms
             assert "into its margin" in data["verdict"]
     assert seen == {(True, False), (False, False), (False, True)}
+
+
+@pytest.mark.parametrize("running", ["8x600", ""])
+def test_a_limit_is_shown_and_what_it_forbids_is_no_offer(
+    running: str, small_table: PerfTable, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = Slo(5000.0, 400.0, max_slowdown=1.2)
+    free = decide(small_table, state_of("1500", running), slo=Slo(5000.0, 400.0))
+    found = decide(small_table, state_of("1500", running), slo=limited)
+    assert found.limits == "at most 1.2 times as slow"
+    assert found.chosen.knobs.clock_mhz > free.chosen.knobs.clock_mhz
+    assert found.settings < free.settings
+    assert min(one.knobs.clock_mhz for one in found.frontier) > free.chosen.knobs.clock_mhz
+    asked = ["decide", str(table), "--waiting", "1500", "--slo-ttft", "5s", "--slo-tbt", "400ms"]
+    assert main([*asked, "--max-slowdown", "1.2"]) == 0
+    shown = capsys.readouterr().out
+    assert "at most 1.2 times as slow; slower settings are left out" in shown
+    assert main([*asked, "--max-slowdown", "0.9"]) == 2
+    assert "--max-slowdown: expected a factor of 1 or more" in capsys.readouterr().err
+
+
+def test_a_floor_out_of_reach_is_said(small_table: PerfTable) -> None:
+    found = decide(small_table, state_of("", "8x600"), slo=Slo(least_tokens_per_s=1e5))
+    assert any("a request alone gets" in note for note in found.notes)
+    assert found.chosen.feasible

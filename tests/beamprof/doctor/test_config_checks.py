@@ -88,3 +88,10 @@ def test_the_exit_code_is_the_files(folder, capsys):
     assert main(["doctor", "--config", str(good)]) == 2
     assert "there is no field tabel" in capsys.readouterr().err
     assert main(["doctor", "--config", str(Path(folder, "nix.toml"))]) == 2
+
+
+def test_a_floor_above_the_fastest_clock_is_said_and_stops_nobody(folder):
+    found = looked(folder, 'table = "t.parquet"\n[slo]\nleast_tokens_per_s = 100000')
+    check = found["slo.least_tokens_per_s"]
+    assert check.ok is None and "a request alone gets" in check.found
+    assert found["slo"].ok and found["slo"].found == "1s/200ms/100000tok/s"

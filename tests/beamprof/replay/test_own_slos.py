@@ -20,6 +20,7 @@ from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.promised import own_slos, promised_slos
 from beamprof.replay.results import request_frame
 from beamprof.replay.saved import load_replay
+from beamprof.report.replay_views import limits_met
 from beamprof.slo import parse_classes
 from beamprof.tables.table_file import write_table
 
@@ -123,6 +124,33 @@ def test_a_class_stands_between_the_replays_promise_and_a_requests_own():
     # Without an SLO for it a class is promised what all are.
     alone = promised_slos(trace, Slo(1000.0, 200.0), {"chat": classes["chat"]})
     assert alone["ttft_slo_ms"].tolist() == [1000.0, 50.0, 700.0, 1000.0, 60.0]
+
+
+def test_a_limit_of_all_or_of_a_class_makes_streams_faster(table, site):
+    trace = classed(random_trace(7, requests=60, rate=2.0), ["chat"] * 60)
+    where = replace(site, slo=Slo(2000.0, 400.0))
+    limited = Slo(2000.0, 400.0, max_slowdown=1.5)
+    free = play(trace, policy_named("beam", table), where)
+    of_all = play(trace, policy_named("beam", table), replace(where, slo=limited))
+    of_class = play(trace, policy_named("beam", table), replace(where, classes={"chat": limited}))
+    assert of_all.tokens["gap_ms"].mean() < 0.6 * free.tokens["gap_ms"].mean()
+    assert of_class.tokens["gap_ms"].mean() == of_all.tokens["gap_ms"].mean()
+    assert promises(of_all).goodput >= promises(free).goodput
+    assert of_all.energy_j > free.energy_j
+
+
+def test_a_limit_is_said_with_what_came_of_it(table, tmp_path, capsys):
+    path, rows = tmp_path / "t.parquet", random_trace(1)
+    write_table(table.columns, table.metadata, path)
+    limited = Slo(least_tokens_per_s=1e5, max_slowdown=1.5)
+    report = replay(table, rows, ["beam"], ReplayOptions(slo=limited))
+    (words,) = limits_met(report)
+    assert "at least 100000 tokens/s, at most 1.5 times as slow. All requests: beam took" in words
+    assert f"{report.rungs[-1].slowdown:.2f} times vanilla's mean request time" in words
+    assert any("a request alone gets" in text for text in report.assumed)
+    free = replay(table, rows, ["beam"], ReplayOptions())
+    assert limits_met(free) == ()
+    assert report.rungs[-1].slowdown < free.rungs[-1].slowdown
 
 
 def test_each_class_has_its_goodput(table):
