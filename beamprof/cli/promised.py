@@ -27,3 +27,12 @@ MaxSlowdown = Annotated[
         "--max-slowdown", help="Nor one that takes longer than so many times the fastest setting."
     ),
 ]
+SloClass = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slo-class",
+        metavar="NAME=TTFT/TBT",
+        help="Of requests whose slo_class in the trace is NAME, e.g. batch=10s/500ms; again "
+        "for each class.",
+    ),
+]
