@@ -99,9 +99,9 @@ class Part:
 def _code(*, controls: bool) -> str:
     """Hash of what a fixed setting depends on, and with ``controls`` what decisions do too."""
     runtime, ours = Path(beam_runtime.__file__).parent, Path(beamprof.__file__).parent
-    rooms = ("emulator", "table", *(("search", "control") if controls else ()))
+    rooms = ("types", "emulator", "table", *(("search", "control") if controls else ()))
     folders = [*(runtime / room for room in rooms), ours / "replay", ours / "devices"]
-    digest = hashlib.sha256((runtime / "types.py").read_bytes())
+    digest = hashlib.sha256()
     for folder in folders:
         for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.toml"))):
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())

@@ -135,8 +135,8 @@ class _PackageCache(FunctionCache):  # type: ignore[misc]
 
 def _sources() -> str:
     package = Path(__file__).parents[1]
-    files = [package / "types.py"]
-    for room in ("emulator", "search"):
+    files: list[Path] = []
+    for room in ("types", "emulator", "search"):
         files += sorted((package / room).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -1,0 +1,38 @@
+"""The nouns that every room shares: frozen, slotted, with units in their names."""
+
+from beam_runtime.types.decision import Alternative, Decision, Forecast
+from beam_runtime.types.knobs import Knobs, Rules
+from beam_runtime.types.origin import Origin, Source
+from beam_runtime.types.same_time import SAME_MS
+from beam_runtime.types.slo import ASSUMED_ANSWER_TOKENS, Slo, StreamKind
+from beam_runtime.types.snapshot import (
+    Correction,
+    EngineLimits,
+    Phase,
+    RequestState,
+    Snapshot,
+    StepInFlight,
+)
+from beam_runtime.types.step_shape import StepShape, chunk_pairs
+
+__all__ = [
+    "ASSUMED_ANSWER_TOKENS",
+    "SAME_MS",
+    "Alternative",
+    "Correction",
+    "Decision",
+    "EngineLimits",
+    "Forecast",
+    "Knobs",
+    "Origin",
+    "Phase",
+    "RequestState",
+    "Rules",
+    "Slo",
+    "Snapshot",
+    "Source",
+    "StepInFlight",
+    "StepShape",
+    "StreamKind",
+    "chunk_pairs",
+]

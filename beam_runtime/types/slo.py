@@ -1,0 +1,96 @@
+"""What a request was promised: its first token, and one kind of streaming."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class StreamKind(StrEnum):
+    """What is promised of the tokens after the first."""
+
+    GAP = "gap"  # every gap between two tokens, or a stated share of them
+    TPOT = "tpot"  # the mean time per token: a late one is made good by earlier ones
+    E2E = "e2e"  # the whole request
+
+
+# Where nobody says how long an answer will be, an e2e promise is planned for this many tokens.
+ASSUMED_ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What one request was promised: its first token, and one kind of streaming.
+
+    Attributes:
+        ttft_ms: from arrival to first token.
+        tbt_ms: between two tokens; 200 where no other kind is given, None where one is.
+        tpot_ms: mean time per token after the first (DistServe, MLPerf).
+        e2e_ms: from arrival to the last token.
+        tbt_share: of a request's gaps that must be within tbt_ms.
+        answer_tokens: how long an answer e2e_ms is planned for.
+
+    Raises:
+        ValueError: a time or a share that is none, or two kinds of streaming at once.
+    """
+
+    ttft_ms: float = 1000.0
+    tbt_ms: float | None = None
+    tpot_ms: float | None = None
+    e2e_ms: float | None = None
+    tbt_share: float = 1.0
+    answer_tokens: int = ASSUMED_ANSWER_TOKENS
+
+    def __post_init__(self) -> None:
+        given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]
+        if len(given) > 1:
+            raise ValueError("an SLO has one kind of streaming: tbt_ms, tpot_ms or e2e_ms")
+        if not given:
+            object.__setattr__(self, "tbt_ms", 200.0)
+            given = [200.0]
+        if not (self.ttft_ms > 0.0 and given[0] > 0.0):
+            raise ValueError(f"an SLO is a time above 0, found {self.ttft_ms} and {given[0]} ms")
+        if not 0.0 < self.tbt_share <= 1.0:
+            raise ValueError(f"tbt_share is above 0 and at most 1, found {self.tbt_share}")
+        if not self.answer_tokens >= 1:
+            raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
+
+    def revised(
+        self,
+        *,
+        ttft_ms: float | None = None,
+        tbt_ms: float | None = None,
+        tpot_ms: float | None = None,
+        e2e_ms: float | None = None,
+        tbt_share: float | None = None,
+        answer_tokens: int | None = None,
+    ) -> "Slo":
+        """The same with these in its place; another kind of streaming replaces its own."""
+        if tbt_ms is tpot_ms is e2e_ms is None:
+            tbt_ms, tpot_ms, e2e_ms = self.tbt_ms, self.tpot_ms, self.e2e_ms
+        return Slo(
+            self.ttft_ms if ttft_ms is None else ttft_ms,
+            tbt_ms,
+            tpot_ms,
+            e2e_ms,
+            self.tbt_share if tbt_share is None else tbt_share,
+            self.answer_tokens if answer_tokens is None else answer_tokens,
+        )
+
+    @property
+    def kind(self) -> StreamKind:
+        """Which streaming part is meant."""
+        if self.tbt_ms is not None:
+            return StreamKind.GAP
+        return StreamKind.TPOT if self.tpot_ms is not None else StreamKind.E2E
+
+    @property
+    def stream_ms(self) -> float:
+        """The target of its kind."""
+        return self.tbt_ms or self.tpot_ms or self.e2e_ms or 0.0  # one of them is above 0
+
+    @property
+    def token_ms(self) -> float:
+        """What it leaves for each token after the first, before that one is out."""
+        if self.e2e_ms is None:
+            return self.stream_ms
+        left_ms = max(self.e2e_ms - self.ttft_ms, 0.5 * self.e2e_ms)
+        return left_ms / max(self.answer_tokens - 1, 1)

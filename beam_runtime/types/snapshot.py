@@ -1,0 +1,179 @@
+"""The engine at one moment: the form for people, JSON and tests.
+
+BEAM itself holds it in columns (emulator/state.py).
+"""
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from beam_runtime.types.knobs import Knobs
+from beam_runtime.types.slo import Slo
+
+
+class Phase(StrEnum):
+    """Where a request stands in its life."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What was learnt while serving: factors on predicted step time, margins, and the load.
+
+    Attributes:
+        prefill_scale: measured over predicted latency of steps that carry prefill.
+        decode_scale: the same for decode-only steps.
+        ttft_margin_ms: predicted TTFT must stay this far inside its SLO.
+        tbt_margin_ms: predicted TBT must stay this far inside its SLO.
+        arrivals_per_s: requests that come; 0 = nobody is expected.
+    """
+
+    prefill_scale: float = 1.0
+    decode_scale: float = 1.0
+    ttft_margin_ms: float = 20.0
+    tbt_margin_ms: float = 15.0
+    arrivals_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What does not change while an engine runs.
+
+    Attributes:
+        pp: pipeline stages, the only one without a default.
+        block_size: tokens of one KV-cache block.
+        max_num_seqs: requests that may run at the same time.
+        max_batched_tokens: tokens of the largest step that the engine was started for.
+        max_model_len: longest prompt and answer together, tokens.
+        max_steps_in_flight: vLLM's batch queue: pp (which 0 stands for), or pp + 1 with async
+            scheduling.
+        host_gap_ms: time per stage and step that no pass covers; about 5.5 ms on a measured
+            node (benchmarks/fidelity.py); calibration takes what is missing for a slow table.
+        transfer_ms: sending a step's activations from one stage to the next.
+        clock_delay_ms: from asking for a clock to running at it; NVML takes 7 to 35 ms.
+
+    Raises:
+        ValueError: a count below 1 or a time below 0.
+    """
+
+    pp: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_batched_tokens: int = 512
+    max_model_len: int = 1 << 30
+    max_steps_in_flight: int = 0
+    host_gap_ms: float = 0.0
+    transfer_ms: float = 0.0
+    clock_delay_ms: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.max_steps_in_flight == 0:
+            object.__setattr__(self, "max_steps_in_flight", self.pp)
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name.endswith("_ms") else 1
+            if not value >= least:
+                raise ValueError(f"{field.name} must be {least} or more, found {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """One request as the engine sees it.
+
+    Attributes:
+        request_id: the engine's name for it.
+        prompt_tokens: tokens of its prompt.
+        arrival_ms: when it arrived, on the snapshot's time axis.
+        slo: what it was promised.
+        computed_tokens: tokens with a place in the KV cache, those of issued steps included.
+        generated_tokens: tokens it has been given so far.
+        cached_tokens: tokens that a prefix cache holds; computed on admission as far as they
+            fill KV blocks, but for the last one of prompt and answer.
+        first_token_ms: when it got its first token.
+        last_token_ms: when it got its latest token.
+        steps_ahead: steps that have to come back until none in flight holds anything of it;
+            a preempted request is passed over until then.
+        unheld_tokens: of the cached ones, those in KV blocks that no request ahead of it in
+            the engine's order holds: admission takes these from the free blocks.
+        broken: a promise to it is broken for good: goodput counts it no more.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    arrival_ms: float
+    slo: Slo = Slo()
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+    steps_ahead: int = 0
+    unheld_tokens: int = 0
+    broken: bool = False
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens still to be computed: 1 for a ready decode, 0 while its step is in flight."""
+        return self.prompt_tokens + self.generated_tokens - self.computed_tokens
+
+    @property
+    def phase(self) -> Phase:
+        """Waiting, prefilling (also after a preemption) or decoding."""
+        if self.computed_tokens == 0:
+            return Phase.WAITING
+        if self.generated_tokens > 0 and self.pending_tokens <= 1:
+            return Phase.DECODE
+        return Phase.PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that was issued and has not come back.
+
+    Attributes:
+        finish_ms: when its tokens are expected.
+        request_ids: the requests that get a token then (decodes, and prompts whose last
+            chunk is in the step).
+    """
+
+    finish_ms: float
+    request_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine at one moment: all that a decision depends on.
+
+    Attributes:
+        now_ms: the moment; all times of the snapshot are on this axis.
+        limits: what does not change.
+        knobs: the settings in force (clock_mhz is the one asked for last).
+        running: admitted requests, in the engine's order.
+        waiting: requests not admitted, first come first.
+        in_flight: issued steps, oldest first.
+        stage_free_ms: for each stage, when it finishes the last step issued so far; all of
+            them free by default.
+        free_blocks: KV-cache blocks that nobody holds, those included that a prefix cache
+            could give back.
+        clock_since_ms: when knobs.clock_mhz was asked for.
+        previous_clock_mhz: the clock that GPUs run at until the change took effect;
+            None where knobs.clock_mhz is in effect.
+        correction: what calibration learnt so far.
+    """
+
+    now_ms: float
+    limits: EngineLimits
+    knobs: Knobs
+    running: tuple[RequestState, ...] = ()
+    waiting: tuple[RequestState, ...] = ()
+    in_flight: tuple[StepInFlight, ...] = ()
+    stage_free_ms: tuple[float, ...] = ()
+    free_blocks: int = 1 << 30
+    clock_since_ms: float = float("-inf")
+    previous_clock_mhz: int | None = None
+    correction: Correction = Correction()
+
+    def __post_init__(self) -> None:
+        if not self.stage_free_ms:
+            object.__setattr__(self, "stage_free_ms", (float("-inf"),) * self.limits.pp)
