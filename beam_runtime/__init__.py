@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from beam_runtime.control.decision_log import DecisionLog, read_log
     from beam_runtime.control.orders import EngineAdapter, Orders
     from beam_runtime.control.status import Status
-    from beam_runtime.control.steering import SteeringRules
+    from beam_runtime.control.steering_rules import SteeringRules
     from beam_runtime.errors import BeamError, ClockError, CoverageError, TableError
     from beam_runtime.search.explain import explain
     from beam_runtime.search.policy import Policy
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Controller": "control.controller",
     "Status": "control.status",
-    "SteeringRules": "control.steering",
+    "SteeringRules": "control.steering_rules",
     "EngineAdapter": "control.orders",
     "Orders": "control.orders",
     "Search": "search.search",

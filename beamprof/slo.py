@@ -72,6 +72,11 @@ def parse_classes(values: Sequence[str], flag: str) -> tuple[tuple[str, Slo], ..
     return tuple(found.items())
 
 
+def classes_text(classes: Sequence[tuple[str, Slo]]) -> str:
+    """As parse_classes reads each of them, with commas."""
+    return ",".join(f"{name}={slo_text(slo)}" for name, slo in classes)
+
+
 def slo_of(kind: StreamKind, ttft_ms: float, stream_ms: float, share: float = 1.0) -> Slo:
     """An SLO by its kind; ``share`` is of gaps and counts for those only."""
     if kind is StreamKind.TPOT:
@@ -90,7 +95,7 @@ def slo_text(slo: Slo) -> str:
 
 
 def _exact(ms: float) -> str:
-    return f"{ms / 1e3:g}s" if ms >= 1e3 else f"{ms:g}ms"
+    return f"{ms / 1e3:.12g}s" if ms >= 1e3 else f"{ms:.12g}ms"
 
 
 def stream_words(slo: Slo) -> str:

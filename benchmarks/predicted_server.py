@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_runtime.control.calibration import CalibrationRules
-from beam_runtime.control.steering import SteeringRules
+from beam_runtime.control.steering_rules import SteeringRules
 
 MAX_TOKENS, MAX_DECODES, MAX_LEN = 64, 32, 1024
 # On a busy machine a late decision must not end the watching.

@@ -38,7 +38,7 @@ from beam_runtime.control.controller import Controller
 from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.control.fallback import FallbackRules
 from beam_runtime.control.orders import Orders
-from beam_runtime.control.steering import SteeringRules
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.search.search import Search
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.perf_table import PerfTable

@@ -45,7 +45,8 @@ from beam_runtime.control.opening import Opening
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches, open_clocks, open_cost, open_table
 from beam_runtime.control.status import Status
-from beam_runtime.control.steering import Steering, SteeringRules
+from beam_runtime.control.steering import Steering
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.control.watchdog import Watchdog
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError, TableError

@@ -44,13 +44,13 @@ class Searches:
     Attributes:
         steered: finds the best knobs for a moment.
         unlocked: the same at the highest clock only; taken where clocks cannot be set.
-        foretell_own: what to expect of the engine's own settings; None = nobody can say.
+        predict_own: what to expect of the engine's own settings; None = nobody can say.
         next_step: the compiled composer, for an engine that asks before each step; its own.
     """
 
     steered: Searcher
     unlocked: Searcher
-    foretell_own: Callable[[Moment], Forecast] | None
+    predict_own: Callable[[Moment], Forecast] | None
     next_step: "NextStep | None" = None
 
 
@@ -206,14 +206,14 @@ def open_searches(
         clocks: whether they can be set.
         composer: whether to open the compiled composer, too.
     """
-    foretell_own = None if given else open_own(cost, limits, own)
+    predict_own = None if given else open_own(cost, limits, own)
     next_step = open_next_step(cost, limits) if composer else None
     if not clocks:
         search = open_search(_unlocked(cost), limits, stance, given)
-        return Searches(search, search, foretell_own, next_step)
+        return Searches(search, search, predict_own, next_step)
     # The second is made when it is needed: the day may never come.
     unlocked = _lazily(lambda: open_search(_unlocked(cost), limits, stance, given))
-    return Searches(open_search(cost, limits, stance, given), unlocked, foretell_own, next_step)
+    return Searches(open_search(cost, limits, stance, given), unlocked, predict_own, next_step)
 
 
 def open_search(
@@ -240,12 +240,12 @@ def open_own(
 
     player = Player(cost, limits, Rules.vanilla(), (own.chunk_tokens,), (0.0,), LOOKAHEAD_MS)
 
-    def foretell(moment: Moment) -> Forecast:
+    def predict(moment: Moment) -> Forecast:
         return player.forecast(moment, own)
 
     # Compiled here, so that no request ever waits for it.
-    foretell(warm_up(limits, own.chunk_tokens, own.clock_mhz))
-    return foretell
+    predict(warm_up(limits, own.chunk_tokens, own.clock_mhz))
+    return predict
 
 
 def open_next_step(cost: StepCost | TableError, limits: EngineLimits) -> "NextStep | None":

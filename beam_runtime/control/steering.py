@@ -9,10 +9,10 @@ a table, a search or a clock does; it falls back.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from beam_runtime.control.calibration import Calibration, CalibrationRules
+from beam_runtime.control.calibration import Calibration
 from beam_runtime.control.conditions import conditions
 from beam_runtime.control.counts import Counts
 from beam_runtime.control.decision_log import DecisionLog, decision_fields, forecast_fields
@@ -29,10 +29,12 @@ from beam_runtime.control.events import (
     StepFinished,
     StepIssued,
 )
-from beam_runtime.control.fallback import Fallback, FallbackRules, Fault
+from beam_runtime.control.fallback import Fallback, Fault
+from beam_runtime.control.in_force import OrdersInForce
 from beam_runtime.control.observer import Observer
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import (
     ClockHangsError,
@@ -43,40 +45,12 @@ from beam_runtime.errors import (
 )
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Rules, Slo
+from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Slo
 
 _LOG = logging.getLogger("beam_runtime")
 
 _OBSERVES = "BEAM was asked to observe"
 _UNOPENED = "warming up: the search is not open yet"
-
-
-@dataclass(frozen=True, slots=True)
-class SteeringRules:
-    """How often, how long, how far.
-
-    Attributes:
-        least_gap_ms: between two decisions; what happens in between is taken in together.
-        observing_gap_ms: the same while observing: nobody waits for what it finds, and each
-            look takes the interpreter's lock from the engine.
-        refresh_ms: a decision this old is made anew while there are requests; an observer
-            makes none sooner, only forecasts.
-        deadline_ms: a decision that took longer describes an engine that is gone.
-        stall_ms: steps in flight and none back for this long: the engine hangs.
-        resync_ms: how often an adapter is asked for the engine's own view.
-        coverage: how far beyond its largest measured batch and context a table is believed.
-        calibration, fallback: see there.
-    """
-
-    least_gap_ms: float = 5.0
-    observing_gap_ms: float = 100.0
-    refresh_ms: float = 250.0
-    deadline_ms: float = 20.0
-    stall_ms: float = 5_000.0
-    resync_ms: float = 1_000.0
-    coverage: float = 2.0
-    calibration: CalibrationRules = field(default_factory=CalibrationRules)
-    fallback: FallbackRules = field(default_factory=FallbackRules)
 
 
 class Steering:
@@ -144,9 +118,7 @@ class Steering:
         self._sets_clocks = sets_clocks
         self._release_failed = False
         self._decided_ms = self._chosen_ms = self._resynced_ms = float("-inf")
-        self.orders = Orders(
-            own, Rules.vanilla(), steering=False, why=self._waiting or "nothing decided yet"
-        )
+        self._in_force = OrdersInForce(own, engine, self._waiting or "nothing decided yet")
         if isinstance(cost, TableError):
             self._fell(self._fallback.condition(Fault.TABLE, str(cost), now_ms()))
 
@@ -181,7 +153,7 @@ class Steering:
             return
         self._waiting = why
         if self._fallback.steering and self.orders.why != why:
-            self._publish(self._own_orders(why))
+            self._publish(self._in_force.engines_own(why))
 
     def opened(self, searches: Searches, stance: Stance) -> None:
         """Here they are, for this stance: decide by it from now on."""
@@ -212,14 +184,18 @@ class Steering:
         self._hung = f"a decision has not come back for {lasted_s:.1f} s"
         _LOG.warning("the engine has its own settings: %s", self._hung)
         self._want_clock(None)
-        self.orders = self._own_orders(self._hung)
-        self._publish(self.orders)
+        self._publish(self._in_force.engines_own(self._hung))
 
     def stop(self) -> None:
         """The engine has its own settings from now on."""
-        self._publish(self._own_orders("BEAM has been stopped"))
+        self._publish(self._in_force.engines_own("BEAM has been stopped"))
 
     # What others may ask
+
+    @property
+    def orders(self) -> Orders:
+        """What is in force."""
+        return self._in_force.orders
 
     @property
     def reason(self) -> str:
@@ -328,12 +304,12 @@ class Steering:
 
     def _decide(self, searches: Searches, now_ms: float) -> None:
         moment = self._seen.moment(now_ms, self.orders.knobs)
-        own = searches.foretell_own if self._observing else None
+        own = searches.predict_own if self._observing else None
         fresh = (
             self.orders.decision is not None and now_ms - self._chosen_ms < self.rules.refresh_ms
         )
         if own is not None and fresh:
-            self._foretell(own, moment)
+            self._predict(own, moment)
             return
         self._chosen_ms = now_ms
         search = searches.steered if self._sets_clocks else searches.unlocked
@@ -354,9 +330,10 @@ class Steering:
         self._fallback.succeeded(Fault.LATE)
         self.counts.decisions += 1
         self._seen.predicted_ttft_ms = expected.ttft_ms
-        orders = (
-            self._own_orders(_OBSERVES) if self._observing else self._in_force(decision, moment)
-        )
+        if self._observing:
+            orders = self._in_force.engines_own(_OBSERVES)
+        else:
+            orders = self._steered(decision, moment)
         self._publish(
             replace(orders, correction=moment.correction, decision=decision, expected=expected)
         )
@@ -367,7 +344,7 @@ class Steering:
                 fields["own"] = forecast_fields(expected)
             self._log.write("decision", now_ms, **fields)
 
-    def _foretell(self, own: Callable[[Moment], Forecast], moment: Moment) -> None:
+    def _predict(self, own: Callable[[Moment], Forecast], moment: Moment) -> None:
         """Between an observer's decisions: what to expect of the engine, and nothing else."""
         try:
             expected = own(moment)
@@ -375,30 +352,23 @@ class Steering:
             self._unsearched(error, moment.now_ms)
             return
         self._seen.predicted_ttft_ms = expected.ttft_ms
-        number = self.orders.number + 1
         correction = moment.correction
-        self._publish(replace(self.orders, correction=correction, expected=expected, number=number))
+        self._publish(replace(self.orders, correction=correction, expected=expected))
 
     def _unsearched(self, error: Exception, now_ms: float) -> None:
         self.counts.failed_searches += 1
         _LOG.debug("no decision", exc_info=error)
         self._failed(Fault.SEARCH, f"{type(error).__name__}: {error}", now_ms)
 
-    def _in_force(self, decision: Decision, moment: Moment) -> Orders:
+    def _steered(self, decision: Decision, moment: Moment) -> Orders:
         clock_mhz = decision.knobs.clock_mhz
         if self._sets_clocks and self._seen.clock.ask(clock_mhz, moment.now_ms):
             self._want_clock(clock_mhz)
-        return Orders(
-            decision.knobs, self._stance.rules, steering=True, why=decision.why,
-            number=self.orders.number + 1,
-        )  # fmt: skip
+        return Orders(decision.knobs, self._stance.rules, steering=True, why=decision.why)
 
     def _publish(self, orders: Orders) -> None:
-        self.orders = orders
-        if self._engine is None:
-            return
         try:
-            self._engine.apply(orders)
+            self._in_force.publish(orders)
         except Exception as error:
             if orders.steering:
                 detail = f"{type(error).__name__}: {error}"
@@ -422,11 +392,7 @@ class Steering:
     def _give_back(self, why: str) -> None:
         self._seen.clock.ask(self._own.clock_mhz, self._seen.last_ms)
         self._want_clock(None)
-        self._publish(self._own_orders(why))
-
-    def _own_orders(self, why: str) -> Orders:
-        number = self.orders.number + 1
-        return Orders(self._own, Rules.vanilla(), steering=False, why=why, number=number)
+        self._publish(self._in_force.engines_own(why))
 
     def _write(self, kind: str, at_ms: float, **fields: Any) -> None:
         if self._log is not None:

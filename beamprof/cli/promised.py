@@ -17,3 +17,12 @@ SloTpot = Annotated[
     str | None, typer.Option("--slo-tpot", help="Instead: a request's mean time per token.")
 ]
 SloE2e = Annotated[str | None, typer.Option("--slo-e2e", help="Instead: the whole request.")]
+SloClass = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slo-class",
+        metavar="NAME=TTFT/TBT",
+        help="Of requests whose slo_class in the trace is NAME, e.g. batch=10s/500ms; again "
+        "for each class.",
+    ),
+]

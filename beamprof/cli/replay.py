@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.first_compile import say_if_first
-from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
+from beamprof.cli.promised import SloClass, SloE2e, SloTbt, SloTpot, SloTtft
 from beamprof.cli.streams import check_folder, load_table, one_from_stdin
 from beamprof.console import emit, note
 from beamprof.replay.assumptions import Assumptions
@@ -60,15 +60,7 @@ def command(
     slo_tbt: SloTbt = None,
     slo_tpot: SloTpot = None,
     slo_e2e: SloE2e = None,
-    slo_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--slo-class",
-            metavar="NAME=TTFT/TBT",
-            help="Of requests whose slo_class in the trace is NAME, e.g. batch=10s/500ms; again "
-            "for each class.",
-        ),
-    ] = None,
+    slo_class: SloClass = None,
     plant_table: Annotated[
         Path | None, typer.Option("--plant-table", help="What is true, where it is another table.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beamprof.cli.promised import SloClass
 from beamprof.errors import OutputError
 from beamprof.files import STDIN, check_writable, is_stream
 from beamprof.replay.assumptions import Assumptions
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from beamprof.replay.study_spec import StudySpec
 
 GROUPS = {
-    "The grid": ("tables", "traces", "slos", "policies", "noises", "seeds"),
+    "The grid": ("tables", "traces", "slos", "slo_class", "policies", "noises", "seeds"),
     "Every cell": (
         "assume",
         "host_gap",
@@ -46,6 +47,7 @@ def command(
     slos: Annotated[
         str | None, typer.Option("--slos", "--slo", help="TTFT/TBT, ... [default: 1s/200ms].")
     ] = None,
+    slo_class: SloClass = None,
     policies: Annotated[
         str | None, typer.Option("--policies", "--policy", help="Names as in beam replay.")
     ] = None,
@@ -114,6 +116,7 @@ def command(
         "tables": tables or None,
         "traces": traces or None,
         "slos": slos,
+        "slo_class": slo_class or None,
         "policies": policies,
         "noises": noises,
         "seeds": seeds,

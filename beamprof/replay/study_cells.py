@@ -35,11 +35,11 @@ from beamprof.replay.policies.registry import (
     VANILLA,
     policy_named,
 )
-from beamprof.replay.promised import promised_slos
+from beamprof.replay.promised import check_classes, promised_slos
 from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
-from beamprof.slo import slo_of, slo_text
+from beamprof.slo import classes_text, slo_of, slo_text
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -55,7 +55,8 @@ PROVENANCE: Mapping[str, pl.DataType] = {
     "model": pl.String(), "device": pl.String(), "tp": pl.Int64(), "pp": pl.Int64(),
     "trace": pl.String(), "trace_sha256": pl.String(), "trace_source": pl.String(),
     "slo_ttft_ms": pl.Float64(), "slo_kind": pl.String(), "slo_stream_ms": pl.Float64(),
-    "slo_tbt_share": pl.Float64(), "slo_answer_tokens": pl.Int64(), "policy": pl.String(),
+    "slo_tbt_share": pl.Float64(), "slo_answer_tokens": pl.Int64(), "slo_classes": pl.String(),
+    "policy": pl.String(),
     "noise_share": pl.Float64(), "seed": pl.Int64(), "smooth": pl.Boolean(),
     "host_gap_ms": pl.Float64(), "front_end_ms": pl.Float64(),
     "idle_power_w": pl.Float64(), "clock_delay_ms": pl.Float64(), "kv_blocks": pl.Int64(),
@@ -142,8 +143,8 @@ def jobs_of(
         traces: likewise.
 
     Raises:
-        ReplayError: a policy that no table knows, options that make no sense, or a request with
-            two promises of one stream.
+        ReplayError: a policy that no table knows, a class that no trace has, options that make
+            no sense, or a request with two promises of one stream.
     """
     names = tuple(dict.fromkeys((VANILLA, STATIC_BEST, *spec.policies)))
     _check_names(names, tables)
@@ -151,6 +152,7 @@ def jobs_of(
     hashes = [trace.sha256() for trace in traces]
     for trace, slo in itertools.product(traces, spec.slos):
         promised_slos(trace, slo)  # refused here, and not in each of its cells
+    _check_classes(spec, traces)
     jobs = []
     for path, table in zip(spec.tables, tables, strict=True):
         largest = _largest_step(names, table)
@@ -183,7 +185,7 @@ def jobs_of(
 
 def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
     columns = asdict(options)
-    del columns["classes"]  # a study promises all requests of a cell the same
+    del columns["classes"]
     slo = columns.pop("slo")
     return {
         "slo_ttft_ms": slo["ttft_ms"],
@@ -191,6 +193,7 @@ def _columns_of_options(options: ReplayOptions) -> dict[str, Any]:
         "slo_stream_ms": options.slo.stream_ms,
         "slo_tbt_share": slo["tbt_share"],
         "slo_answer_tokens": slo["answer_tokens"],
+        "slo_classes": classes_text(options.classes),
         "noise_share": columns.pop("noise"),
         **columns,
         "over_limit": str(options.over_limit),
@@ -210,6 +213,7 @@ def _options(spec: StudySpec) -> Iterable[ReplayOptions]:
                 yield ReplayOptions.assuming(
                     spec.assumptions,
                     slo=slo,
+                    classes=spec.classes,
                     noise=noise,
                     seed=seed,
                     host_gap_ms=spec.host_gap_ms,
@@ -247,6 +251,19 @@ def _check_names(names: Sequence[str], tables: Sequence[PerfTable]) -> None:
             except ReplayError as error:
                 refusals.append(error)
         if len(refusals) == len(tables):
+            raise refusals[0]
+
+
+def _check_classes(spec: StudySpec, traces: Sequence[Trace]) -> None:
+    """Likewise a class that no trace has; a trace may be without some of them."""
+    for name, slo in spec.classes:
+        refusals = []
+        for trace in traces:
+            try:
+                check_classes(trace, {name: slo})
+            except ReplayError as error:
+                refusals.append(error)
+        if len(refusals) == len(traces):
             raise refusals[0]
 
 

@@ -3,6 +3,7 @@
     tables = ["70b.parquet"]                       what the policies know, and what is true
     traces = ["evening.csv", "burst.parquet"]
     slos = ["1s/200ms", "1s/tpot=100ms"]           TTFT/TBT, or another kind of streaming
+    slo_class = ["batch=10s/500ms"]                of the traces' classes, in every cell
     policies = ["vanilla", "static:best", "beam"]
     noises = [0.0, 0.03]                           without them, as the assumptions have it
     seeds = "0:4:1"
@@ -21,7 +22,7 @@ from beamprof.files import there_is, user_path
 from beamprof.replay.assumptions import Assumptions
 from beamprof.replay.options import ReplayOptions
 from beamprof.settings import Setting, a_name, resolve, template, whole
-from beamprof.slo import parse_slo
+from beamprof.slo import parse_classes, parse_slo
 from beamprof.traces.policies import OverLimit
 from beamprof.units import parse_duration_s, parse_power_w
 
@@ -40,6 +41,7 @@ class StudySpec:
     tables: tuple[Path, ...]
     traces: tuple[Path, ...]
     slos: tuple[Slo, ...]
+    classes: tuple[tuple[str, Slo], ...]
     policies: tuple[str, ...]
     noises: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -77,6 +79,10 @@ def _paths(value: object, name: str) -> tuple[Path, ...]:
         parts = [text] if there_is(user_path(a_name(text, name))) else text.split(",")
         found += [user_path(a_name(part, name)) for part in parts]
     return tuple(dict.fromkeys(found))
+
+
+def _classes(value: object, name: str) -> tuple[tuple[str, Slo], ...]:
+    return parse_classes(_list_of(a_name)(value, name), name)
 
 
 def _ms(value: object, name: str) -> float:
@@ -131,6 +137,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("slos", "slos", _list_of(parse_slo), (Slo(),),
             "promises: TTFT/TBT, TTFT/TBT@SHARE%, TTFT/tpot=TIME or TTFT/e2e=TIME",
             '["1s/200ms", "1s/tpot=100ms"]'),
+    Setting("slo_class", "classes", _classes, (),
+            "what requests of a class are promised instead: NAME=TTFT/TBT",
+            '["batch=10s/500ms"]'),
     Setting("policies", "policies", _list_of(a_name), USUAL_POLICIES,
             "as in beam replay; vanilla and static:best are always among them",
             '["vanilla", "static:best", "beam"]'),

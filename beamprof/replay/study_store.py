@@ -25,6 +25,7 @@ _PLACE = (
     "slo_ttft_ms",
     "slo_kind",
     "slo_stream_ms",
+    "slo_classes",
     "noise_share",
     "seed",
 )

@@ -13,7 +13,7 @@ from plain_emulator import forecast
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.control.orders import Orders
-from beam_runtime.control.steering import SteeringRules
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.errors import ClockError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
@@ -347,7 +347,7 @@ def test_an_observer_looks_less_often(
         wait_for(lambda: pauses_s[-1:] == [rules.least_gap_ms / 1e3])
 
 
-def test_an_observer_foretells_the_engine_s_own_settings(
+def test_an_observer_predicts_the_engine_s_own_settings(
     small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator, tmp_path: Path
 ) -> None:
     log = DecisionLog(tmp_path / "decisions.jsonl")
@@ -372,7 +372,7 @@ def test_an_observer_foretells_the_engine_s_own_settings(
     assert all("own" in record for record in decided)
 
 
-def test_an_observer_decides_less_often_than_it_foretells(
+def test_an_observer_decides_less_often_than_it_predicts(
     small_cost: StepCost, limits: EngineLimits, tmp_path: Path
 ) -> None:
     now_ms = [0.0]

@@ -157,7 +157,7 @@ def test_the_child_compiles_what_this_process_will_ask_for(
     pickle.loads(pickle.dumps(charge))()
     with jit.from_disk_only():
         opened = charge()
-    assert opened.foretell_own is not None
+    assert opened.predict_own is not None
     assert opened.next_step is not None
 
 

@@ -15,7 +15,7 @@ from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.fallback import FallbackRules
 from beam_runtime.control.orders import EngineAdapter, Orders
-from beam_runtime.control.steering import SteeringRules
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.errors import TableError
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.actuator import FakeActuator

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_runtime.errors import TableError
-from beam_runtime.table.perf_table import MOST_ROWS, PerfTable
+from beam_runtime.table.parquet import MOST_ROWS
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import COLUMNS
 from beamprof.tables.table_file import write_table
 

@@ -61,12 +61,22 @@ def test_attainment_counts_requests_and_tokens(played):
     assert kept.impossible == 10
 
 
+def test_power_under_overload_is_over_the_time_that_was_played(table, site):
+    """The play runs on far past the trace's end: no GPU draws more than in a pass all along."""
+    burst = make_trace([(0.01 * i, 400, 40) for i in range(60)], 1)
+    late = play(burst, policy_named("static:1000", table), site)
+    assert late.end_ms > 3 * late.duration_ms
+    m = measure(late, np.ones(60, dtype=bool))
+    in_pass_w = late.active_energy_j / (late.busy_ms / 1e3) * late.pp
+    assert 0.5 * in_pass_w < m.mean_power_w <= in_pass_w * (1 + 1e-9)
+
+
 def test_energy_in_every_unit_and_shares_of_time_add_up(played):
     m = measure(played, np.ones(80, dtype=bool))
     tokens = played.output_tokens.sum()
     assert m.energy_j == pytest.approx(m.prefill_energy_j + m.decode_energy_j + m.idle_energy_j)
     assert m.energy_kwh * 3.6e6 == pytest.approx(m.energy_j)
-    assert m.mean_power_w * played.duration_ms / 1e3 == pytest.approx(m.energy_j)
+    assert m.mean_power_w * played.end_ms / 1e3 == pytest.approx(m.energy_j)
     assert m.j_per_token * tokens == pytest.approx(m.energy_j)
     assert m.j_per_request * 80 == pytest.approx(m.energy_j)
     for shares in (m.clock_share, m.chunk_share, m.microbatches_share, m.pace_share):

@@ -15,7 +15,9 @@ from replay_cases import CLOCKS_MHZ, make_table, make_trace, random_trace
 from beam_runtime import emulator
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
-from beamprof.errors import OutputError, ReplayError
+from beam_runtime.types import Slo
+from beamprof.cli.main import main
+from beamprof.errors import OutputError, ReplayError, SweepError
 from beamprof.interrupt import Stop
 from beamprof.replay import study as study_module
 from beamprof.replay import study_cells
@@ -121,6 +123,47 @@ def test_a_study_says_what_replay_says(files, here):
         oracle = rows.row(by_predicate=pl.col("policy") == "oracle", named=True)
         assert oracle["energy_j"] == report.oracle_j
         assert oracle["ttft_mean_ms"] is None
+
+
+def with_classes(trace, names):
+    frame = trace.frame.with_columns(pl.Series("slo_class", names, dtype=pl.String))
+    return trace.transformed(frame, "classes", {}, {})
+
+
+def test_a_class_is_promised_what_replay_promises_it(files, here):
+    names = [("batch", None)[i % 2] for i in range(40)]
+    trace = with_classes(random_trace(2, rate=8.0), names)
+    save_trace(trace, files / "two.parquet", force=True)
+    spec = grid(files, slo_class=["batch=1ms/1ms"])
+    result = study(spec, files / "s.parquet")
+    options = ReplayOptions.assuming(spec.assumptions, classes=(("batch", Slo(1.0, 1.0)),))
+    report = replay(PerfTable.load(files / "t.parquet"), trace, ["vanilla"], options)
+    rows = result.frame.filter(policy="vanilla")
+    classless, classed = rows["goodput"].to_list()
+    assert classed == report.vanilla.goodput <= 0.5 < classless
+    assert set(rows["slo_classes"]) == {"batch=1ms/1ms"}
+    other = study(grid(files), files / "s.parquet", force=True)
+    assert other.kept == 0, "another promise is another cell"
+
+
+def test_a_class_that_no_trace_has_is_refused(files, here):
+    with pytest.raises(ReplayError, match="of class interactive"):
+        study(grid(files, slo_class="interactive=1s/200ms"), files / "s.parquet")
+    with pytest.raises(SweepError, match="--slo-class: expected NAME=TTFT/TBT"):
+        grid(files, slo_class="1s/200ms")
+
+
+def test_the_command_line_takes_classes_as_replay_does(files, capsys):
+    one = files / "one.parquet"
+    save_trace(with_classes(random_trace(1), ["a", "b"] * 20), one, force=True)
+    code = main([
+        "study", "-t", str(files / "t.parquet"), "--trace", str(one),
+        "--slo-class", "a=2s/300ms", "--slo-class", "b=3s/tpot=100ms", "--policy", "vanilla",
+        "-o", str(files / "s.parquet"), "-j", "1", "--json",
+    ])  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["data"]["rows"]
+    assert code == 0
+    assert {row["slo_classes"] for row in rows} == {"a=2s/300ms,b=3s/tpot=100ms"}
 
 
 def test_every_metric_has_a_column():
