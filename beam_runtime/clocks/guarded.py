@@ -20,6 +20,7 @@ from beam_runtime.clocks.claims import change, give_up, restore, take, turn, unl
 from beam_runtime.clocks.evidence import foreign_clocks, free_clock_mhz
 from beam_runtime.clocks.give_back import give_back, in_words, not_ours
 from beam_runtime.clocks.guard import HEARTBEAT_S, Guard
+from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.presence import Presence
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
@@ -221,6 +222,8 @@ class GuardedActuator:
         change(self._state, lease)
         guard.about_to_set(clock_mhz)
         self._lease, self._setting = lease, True
+        if isinstance(self._actuator, NvmlGpus):
+            self._actuator.moved = guard.moved
         try:
             self._actuator.set(clock_mhz)
         finally:

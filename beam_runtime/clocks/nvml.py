@@ -46,6 +46,10 @@ REASONS: dict[int, str] = {
 }
 
 
+def _nobody_asks() -> None:
+    """Nobody wants to hear how far a set is."""
+
+
 class NvmlGpus:
     """A replica's GPUs. A ClockActuator, and an EnergyCounter (beam_runtime.clocks.energy).
 
@@ -66,6 +70,7 @@ class NvmlGpus:
         self._uuids: tuple[str, ...] = ()
         self._offered_mhz: tuple[int, ...] | None = None
         self._touched: set[int] = set()  # positions of GPUs that may be locked by us
+        self.moved: Callable[[], None] = _nobody_asks  # told after each GPU of a set or release
         self._open = False
         self._start()
         try:
@@ -123,6 +128,7 @@ class NvmlGpus:
                 # Noted first: a call that fails may have taken effect.
                 self._touched.add(at)
                 self._ask("nvmlDeviceSetGpuLockedClocks", at, clock_mhz, clock_mhz)
+                self.moved()
 
     def read_back(self) -> tuple[ClockReading, ...]:
         """SM clock and clock-event reasons of each GPU; reasons None where it has none to tell."""
@@ -144,6 +150,7 @@ class NvmlGpus:
                 self._touched.discard(at)
             except ClockError as error:
                 failures.append(error)
+            self.moved()
         if failures:
             raise failures[0]
 

@@ -42,7 +42,8 @@ class Memory:
 
     Attributes:
         lease: the clocks that it may have in force.
-        setting_since_s: when the set began that has not returned; None where none is under way.
+        setting_since_s: when the set began that has not returned, or last moved on to another
+            GPU; None where none is under way.
         quit: it has ended cleanly.
     """
 
@@ -58,6 +59,8 @@ class Memory:
             self.lease = replace(
                 self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False
             )
+            self.setting_since_s = time.monotonic()
+        elif word == "moved" and self.setting_since_s is not None:
             self.setting_since_s = time.monotonic()
         elif word == "returned":
             self.setting_since_s = None
@@ -76,7 +79,7 @@ class Watch:
         lease: of the owner, as it is now.
         pipe: file descriptor of its messages.
         heartbeat_timeout_s: silence that counts as hung, while something is locked.
-        hang_s: how long a set may take.
+        hang_s: how long a set may take, or stay with one GPU where it tells of each.
         answer: file descriptor for what is said back; None = nobody listens.
         wake: file descriptor that is readable once this process was told to end.
     """
@@ -264,7 +267,7 @@ def main() -> int:
             lease,
             0,
             float(charge["heartbeat_timeout_s"]),
-            hang_s=spec.set_limit_s,
+            hang_s=spec.hang_s,
             answer=1,
             wake=_on_sigterm(),
         )
