@@ -2,9 +2,9 @@
 
     scale    measured over predicted step time, one factor per kind of step, exponentially
              weighted, held inside [0.5, 2]
-    margin   the 99 % quantile of the error that remains over the last steps, as seen through
-             the present scale: however noise bends the scale, the margin makes up for it, so
-             that noise never loosens an SLO
+    margin   the error that remains over the last steps, as seen through the present scale: of
+             first tokens its 99 % quantile, of streams what lets 99 % of requests keep every
+             gap. However noise bends the scale, the margin makes up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
     load     how many requests come per second, over about the last 32
@@ -16,11 +16,14 @@ tenant, a hot GPU) it does not know.
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.types import Correction
+
+_GAUSS = NormalDist()
 
 
 class StepKind(StrEnum):
@@ -35,7 +38,7 @@ class CalibrationRules:
     """How fast to learn, and how careful to be.
 
     Attributes:
-        share: of predictions that the margins put on the safe side.
+        share: of requests that the margins put on the safe side.
         weight: of the newest step in its kind's scale, and of the newest time between two
             arrivals: 1/33 forgets half in 23 of them.
         prior_steps: how many steps the table's own word counts for at first.
@@ -98,16 +101,20 @@ class Calibration:
         self._ttft = _Window(self._rules)
         self._arrived_ms: float | None = None
         self._between_ms = 0.0
+        self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._correction: Correction | None = self._floor
 
-    def observe_step(self, kind: StepKind, predicted_ms: float, observed_ms: float) -> Drift | None:
+    def observe_step(
+        self, kind: StepKind, predicted_ms: float, observed_ms: float, decodes: int = 0
+    ) -> Drift | None:
         """Learn from one step.
 
         Args:
             kind: what it carried.
             predicted_ms: one stage's pass as the table has it, without any correction.
             observed_ms: the same as it came out; host gap and transfer taken off.
+            decodes: requests that got a token after their first from it.
 
         Returns:
             Drift, when this step completes the third drifting window of its kind.
@@ -117,6 +124,7 @@ class Calibration:
         observed_ms = min(max(0.0, observed_ms), self._rules.outlier * predicted_ms)
         self._scales[kind].observe(predicted_ms, observed_ms)
         self._steps[kind].observe(predicted_ms, observed_ms)
+        self._gaps += decodes
         self._correction = None
         return self._drifts[kind].observe(predicted_ms, observed_ms)
 
@@ -130,6 +138,8 @@ class Calibration:
         """Learn from a request that comes."""
         before_ms = self._arrived_ms
         self._arrived_ms = at_ms if before_ms is None else max(before_ms, at_ms)
+        kept = 1.0 - self._rules.weight
+        self._requests, self._gaps = kept * self._requests + 1.0, kept * self._gaps
         if before_ms is None:
             return
         between_ms = self._arrived_ms - before_ms
@@ -168,9 +178,19 @@ class Calibration:
             prefill_scale=scales[StepKind.PREFILL],
             decode_scale=scales[StepKind.DECODE],
             ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms(1.0)),
-            tbt_margin_ms=self._floor.tbt_margin_ms + pass_ms,
+            tbt_margin_ms=max(self._floor.tbt_margin_ms, self._wider() * pass_ms),
             arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
         )
+
+    def _wider(self) -> float:
+        """How much wider than the quantile of a step's error is what a share of requests needs.
+
+        With n gaps a request, a share q of requests needs q^(1/n) of its gaps in time (control.md).
+        No window holds enough steps to show that quantile: the tail is taken to be a Gaussian's.
+        """
+        gaps = max(1.0, self._gaps / self._requests if self._requests else 1.0)
+        share = self._rules.share
+        return _GAUSS.inv_cdf(share ** (1.0 / gaps)) / _GAUSS.inv_cdf(share)
 
 
 class _Scale:

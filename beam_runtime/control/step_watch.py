@@ -83,7 +83,10 @@ class StepWatch:
         if predicted_ms is None:
             return None
         return self._calibration.observe_step(
-            expected.kind, predicted_ms, measured.stage_ms - self._limits.host_gap_ms
+            expected.kind,
+            predicted_ms,
+            measured.stage_ms - self._limits.host_gap_ms,
+            expected.shape.decode_requests,
         )
 
     def lost(self) -> None:

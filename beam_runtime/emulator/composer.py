@@ -302,12 +302,32 @@ def in_time(
         else:
             misses = middle
     if fits > 0:
+        if mixed.preempted == 0:
+            fits = most_per_ms(state, mixed, fits, setting, setup, tables)
         cut = fill(state, mixed.decodes + fits, all_shown, True, setup)
         return STEP, now_ms, cut
     if riding > 0:
         return STEP, now_ms, fill(state, riding, all_shown, False, setup)
     # Decodes in flight could not follow a chunk in time.
     return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed
+
+
+@compiled
+def most_per_ms(
+    state: State, mixed: Batch, fits: int, setting: Setting, setup: Records, tables: Tables
+) -> int:
+    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time.
+
+    A pass takes longer by stairs (GEMM tiles): just above one, fewer tokens get more done.
+    """
+    best_tokens, best_per_ms, tokens = fits, 0.0, fits
+    while tokens > 0:
+        cut = shortened(state, mixed, mixed.chunk_tokens - tokens)
+        per_ms = tokens / (pass_ms(setting.clock, cut, setup, tables) + setup.host_gap_ms)
+        if per_ms > best_per_ms:
+            best_tokens, best_per_ms = tokens, per_ms
+        tokens = (mixed.decodes + tokens - 1) // CUT_TOKENS * CUT_TOKENS - mixed.decodes
+    return best_tokens
 
 
 @compiled

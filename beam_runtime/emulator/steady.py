@@ -99,10 +99,11 @@ def steady_of(
 ) -> Cycle:  # fmt: skip
     """From the rounds of the groups there are and of those asked for.
 
-    A hold long enough lets the last group catch up with the first: they go on together.
+    They go on together where the first can be held until the next is back, a stage's time later,
+    and is in time all the same.
     """
-    groups = max(microbatches, decoding.groups)
-    merges = setup.pace and pace_ms >= apart.cycle_ms * (1.0 - 1.0 / groups)
+    held_ms = min(pace_ms, decoding.tbt_ms - setup.tbt_margin_ms - together.cycle_ms)
+    merges = setup.pace and held_ms >= apart.cycle_ms / setup.pp
     return paced(decoding, clock, together if merges else apart, pace_ms, setup, tables)
 
 

@@ -4,23 +4,20 @@ The controller, `beam decide` and the replay's `beam` all take theirs from here,
 replay shows is what an engine gets.
 
 The numbers were found on one hour of one trace with one table (ServeGen 19-20 h, the published
-Llama-3 70B table): a TTFT margin that leaves room for prompts not yet arrived, a TBT margin that
-only noise needs to be wider, and chunks just above the half of the largest step, where a prompt's
-chunk still fits beside all the decodes that ride in it. benchmarks/energy.py shows what they give
-elsewhere.
+Llama-3 70B table): a TTFT margin that leaves room for prompts not yet arrived, and a TBT margin
+that only noise needs to be wider. benchmarks/energy_grid.py shows what they give elsewhere.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beam_runtime.search.policy import Policy
+from beam_runtime.search.search import chunk_candidates
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape, StreamKind
 
 # Shares of the SLO; calibration widens them.
 TTFT_MARGIN, TBT_MARGIN = 0.15, 0.025
-# In 32nds of the largest step that is of use.
-CHUNKS_32 = (8, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 28, 32)
 # Passes are looked at in steps of so many tokens: GEMM tiles are no finer.
 STEP_TOKENS = 16
 
@@ -74,8 +71,10 @@ def stance_for(
     if slo.kind is not StreamKind.GAP:  # a chunk may be longer than a token's time
         in_time = longest
     largest = min(longest, max(in_time * 4 // 3, 4 * rules.min_chunk_tokens))
-    chunks = tuple(max(1, share * largest // 32) for share in CHUNKS_32)
-    policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
+    policy = Policy(first_token_ms=first_token_ms)
+    useful = replace(limits, max_batched_tokens=largest)
+    chunks = chunk_candidates(cost, useful, rules, policy.most_chunks)
+    policy = replace(policy, chunk_tokens=chunks)
     return Stance(rules, policy, floor, _hopeless(cost, limits, slo, rules))
 
 

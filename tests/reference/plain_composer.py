@@ -46,6 +46,8 @@ Finish = Callable[[StepShape, float], float]
 
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
+# All steps in flight are back by then.
+LATER_MS = 1e7
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +167,29 @@ def _in_time(
         else:
             misses = middle
     if fits:
+        if not mixed.preempted:
+            fits = _most_per_ms(mixed, fits, riding, state, finish_ms)
         return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
     if riding:
         return _decode_only(state, riding, len(riding))
     return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+
+
+def _most_per_ms(
+    mixed: Step, fits: int, riding: Sequence[RequestState], state: Snapshot, finish_ms: Finish
+) -> int:
+    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time."""
+    decodes = len(mixed.decodes)
+
+    def per_ms(tokens: int) -> float:
+        step = fill(state, decodes + tokens, riding, prefill=True)
+        # A step that finds every stage free takes as long as its passes.
+        travel_ms = finish_ms(step.shape, LATER_MS) - LATER_MS
+        return tokens / (travel_ms - (state.limits.pp - 1) * state.limits.transfer_ms)
+
+    stairs = range(decodes + fits - 1, decodes, -1)
+    sizes = [fits, *(n - decodes for n in stairs if n % CUT_TOKENS == 0)]
+    return max(sizes, key=per_ms)
 
 
 def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish) -> float:

@@ -118,9 +118,10 @@ def steady(
     groups = max(microbatches, decoding.groups)
     cycle_ms, busy_ms, pass_j = _round(decoding, groups, cost, limits, correction)
     if rules.pace and groups > microbatches:
-        # A hold this long lets the last group catch up with the first: they go on together.
-        merged = pace_ms >= cycle_ms * (1.0 - 1.0 / groups)
+        # The first is held until the next is back, a stage's time later, if that is in time.
         one = _round(decoding, microbatches, cost, limits, correction)
+        longest_ms = decoding.tbt_ms - correction.tbt_margin_ms - one[0]
+        merged = np.minimum(pace_ms, longest_ms) >= cycle_ms / limits.pp
         cycle_ms = np.where(merged, one[0], cycle_ms)
         busy_ms = np.where(merged, one[1], busy_ms)
         pass_j = np.where(merged, one[2], pass_j)

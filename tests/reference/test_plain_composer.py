@@ -241,6 +241,15 @@ class TestLateCutsChunk:
         found = step(self.late, finish_ms=takes(0.4))
         assert 100 - 16 <= found.shape.tokens <= 100
 
+    def test_of_what_is_in_time_it_is_cut_to_what_gives_the_most_tokens_per_ms(self):
+        def in_stairs(shape: StepShape, issue_ms: float) -> float:
+            """128 tokens take 20 ms, 200 take 38, more are late."""
+            stairs = ((128, 20.0), (200, 38.0), (10**6, 60.0))
+            return issue_ms + next(ms for most, ms in stairs if shape.tokens <= most)
+
+        found = step(self.late, finish_ms=in_stairs)
+        assert (found.decodes, found.chunks) == (("d",), (("p", 127),))
+
     def test_where_no_chunk_is_in_time_decodes_go_alone(self):
         found = step(self.late, finish_ms=takes(3.0))  # 40 ms are 13 tokens
         assert (found.decodes, found.chunks) == (("d",), ())

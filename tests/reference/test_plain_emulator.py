@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plain_composer import Hold
 from plain_emulator import Forecast, forecast
-from plain_steady import EqualWork
+from plain_steady import Decoding, EqualWork, steady
 
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
@@ -169,6 +169,16 @@ def test_unpaced_microbatches_each_pay_a_pass():
     two = ask(state, Knobs(1000, 100, microbatches=2), lookahead_ms=208.0)
     assert one.active_energy_j == pytest.approx(208.0 / 20.8 * 2 * 2.04)  # 4 at a time, both stages
     assert two.active_energy_j == pytest.approx(208.0 / 20.4 * 2 * 2 * 2.02)  # 2 and 2
+
+
+def test_groups_go_on_together_where_the_first_can_wait_for_the_next_in_time():
+    decoding = Decoding(requests=4, context_tokens=0, tbt_ms=50.0, groups=2)
+    found = steady(decoding, 1, 500.0, COST, limits(pp=2), NO_MARGIN, Rules())
+    slow, fast = found.active_power_w
+    # At 1000 MHz 50 ms leave 29 beside a token's way, and the next group is 10 behind.
+    assert fast == pytest.approx(2 * 2.04 / 0.050)
+    # At 500 MHz they leave 8, and it is 20 behind: each of the two goes on alone.
+    assert slow == pytest.approx(2 * 2 * 1.01 / 0.050)
 
 
 def test_what_cannot_be_admitted_is_blocked_and_does_not_count():

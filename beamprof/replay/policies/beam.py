@@ -87,7 +87,8 @@ class Beam(Policy):
         )
         kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
         predicted_ms = float(view.cost.latency_ms(shape)[int(step["clock"])])
-        self._calibration.observe_step(kind, predicted_ms, float(step["busy_ms"]) / view.limits.pp)
+        observed_ms = float(step["busy_ms"]) / view.limits.pp
+        self._calibration.observe_step(kind, predicted_ms, observed_ms, shape.decode_requests)
 
 
 def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> Stance:

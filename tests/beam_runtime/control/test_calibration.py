@@ -179,3 +179,29 @@ def test_arrivals_at_one_moment_or_out_of_order_give_a_finite_rate() -> None:
     for at_ms in (5.0, 5.0, 3.0, 5.0, 105.0):
         calibration.observe_arrival(at_ms)
     assert calibration.correction.arrivals_per_s == pytest.approx(10.0), "100 ms, not 102"
+
+
+def test_longer_answers_need_a_wider_margin_of_streams_but_none_of_first_tokens() -> None:
+    def after(gaps_each: int) -> Correction:
+        """300 requests, of which as many steps hold that each has so many gaps."""
+        random = np.random.default_rng(3)
+        calibration = Calibration(PP, Correction(tbt_margin_ms=0.0))
+        for number in range(300):
+            calibration.observe_arrival(number * 100.0)
+            observed_ms = 20.0 * random.normal(1.0, 0.03)
+            calibration.observe_step(StepKind.DECODE, 20.0, observed_ms, decodes=gaps_each)
+        return calibration.correction
+
+    alone, short, long = after(1), after(10), after(1000)
+    # Of a Gaussian error: 99 % of gaps lie below 2.33 sigma, 0.99^(1/1000) of them below 4.27.
+    assert long.tbt_margin_ms / alone.tbt_margin_ms == pytest.approx(4.27 / 2.33, rel=0.02)
+    assert alone.tbt_margin_ms < short.tbt_margin_ms < long.tbt_margin_ms
+    assert alone.ttft_margin_ms == pytest.approx(long.ttft_margin_ms)
+
+
+def test_what_the_errors_ask_for_takes_the_place_of_the_least_margin_and_not_on_top_of_it() -> None:
+    little, large = (Calibration(PP, Correction(tbt_margin_ms=ms)) for ms in (1.0, 500.0))
+    for calibration in (little, large):
+        feed(calibration, StepKind.DECODE, 1.0, 300, noise=0.1)
+    assert little.correction.tbt_margin_ms > 10.0
+    assert large.correction.tbt_margin_ms == 500.0

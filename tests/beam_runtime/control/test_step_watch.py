@@ -27,9 +27,11 @@ class Pupil(Calibration):
         super().__init__(pp)
         self.ratios: list[float] = []
 
-    def observe_step(self, kind: StepKind, predicted_ms: float, observed_ms: float) -> Drift | None:
+    def observe_step(
+        self, kind: StepKind, predicted_ms: float, observed_ms: float, decodes: int = 0
+    ) -> Drift | None:
         self.ratios.append(observed_ms / predicted_ms)
-        return super().observe_step(kind, predicted_ms, observed_ms)
+        return super().observe_step(kind, predicted_ms, observed_ms, decodes)
 
 
 @dataclass(frozen=True, slots=True)
