@@ -96,12 +96,14 @@ class GuardedActuator:
         """As the wrapped actuator's; a lock that shows is noted as confirmed."""
         readings = self._actuator.read_back()
         lease = self._lease
+        bare = tuple(replace(one, reasons=()) for one in readings)  # excused, it shows no lock
         shows = (
             os.getpid() == self._owner.pid
             and lease is not None
             and lease.clock_mhz is not None
             and not lease.confirmed
-            and not foreign_clocks(lambda: _bare(readings), [lease.clock_mhz], sleep_s=_no_pause)
+            # One reading is enough to show a lock.
+            and not foreign_clocks(lambda: bare, [lease.clock_mhz], sleep_s=lambda _: None)
         )
         if shows and not self._setting:
             self._confirm()
@@ -392,12 +394,3 @@ def _release_recorded(spec: ActuatorSpec, holding: Holding, state: StateFile) ->
     if failures:
         raise failures[0]
     return others
-
-
-def _bare(readings: tuple[ClockReading, ...]) -> tuple[ClockReading, ...]:
-    """Without their excuses: what is excused shows no lock."""
-    return tuple(replace(one, reasons=()) for one in readings)
-
-
-def _no_pause(seconds: float) -> None:
-    """One reading is enough to show a lock."""

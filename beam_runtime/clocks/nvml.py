@@ -46,10 +46,6 @@ REASONS: dict[int, str] = {
 }
 
 
-def _nobody_asks() -> None:
-    """Nobody wants to hear how far a set is."""
-
-
 class NvmlGpus:
     """A replica's GPUs. A ClockActuator, and an EnergyCounter (beam_runtime.clocks.energy).
 
@@ -70,7 +66,7 @@ class NvmlGpus:
         self._uuids: tuple[str, ...] = ()
         self._offered_mhz: tuple[int, ...] | None = None
         self._touched: set[int] = set()  # positions of GPUs that may be locked by us
-        self.moved: Callable[[], None] = _nobody_asks  # told after each GPU of a set or release
+        self.moved: Callable[[], None] = lambda: None  # told after each GPU of a set or release
         self._open = False
         self._start()
         try:
