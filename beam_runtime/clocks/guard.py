@@ -128,6 +128,11 @@ class Guard:
             if self._ended:
                 raise self.ended_error()
 
+    def moved(self) -> None:
+        """One GPU of the set that is under way is done: it does not hang."""
+        with self._talking:
+            self._say("moved")
+
     def returned(self) -> None:
         """The set has returned, or raised."""
         with self._talking:

@@ -20,6 +20,7 @@ from beam_runtime.clocks.claims import change, give_up, restore, take, turn, unl
 from beam_runtime.clocks.evidence import foreign_clocks, free_clock_mhz
 from beam_runtime.clocks.give_back import give_back, in_words, not_ours
 from beam_runtime.clocks.guard import HEARTBEAT_S, Guard
+from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.presence import Presence
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
@@ -95,12 +96,14 @@ class GuardedActuator:
         """As the wrapped actuator's; a lock that shows is noted as confirmed."""
         readings = self._actuator.read_back()
         lease = self._lease
+        bare = tuple(replace(one, reasons=()) for one in readings)  # excused, it shows no lock
         shows = (
             os.getpid() == self._owner.pid
             and lease is not None
             and lease.clock_mhz is not None
             and not lease.confirmed
-            and not foreign_clocks(lambda: _bare(readings), [lease.clock_mhz], sleep_s=_no_pause)
+            # One reading is enough to show a lock.
+            and not foreign_clocks(lambda: bare, [lease.clock_mhz], sleep_s=lambda _: None)
         )
         if shows and not self._setting:
             self._confirm()
@@ -221,6 +224,8 @@ class GuardedActuator:
         change(self._state, lease)
         guard.about_to_set(clock_mhz)
         self._lease, self._setting = lease, True
+        if isinstance(self._actuator, NvmlGpus):
+            self._actuator.moved = guard.moved
         try:
             self._actuator.set(clock_mhz)
         finally:
@@ -389,12 +394,3 @@ def _release_recorded(spec: ActuatorSpec, holding: Holding, state: StateFile) ->
     if failures:
         raise failures[0]
     return others
-
-
-def _bare(readings: tuple[ClockReading, ...]) -> tuple[ClockReading, ...]:
-    """Without their excuses: what is excused shows no lock."""
-    return tuple(replace(one, reasons=()) for one in readings)
-
-
-def _no_pause(seconds: float) -> None:
-    """One reading is enough to show a lock."""

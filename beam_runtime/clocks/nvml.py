@@ -66,6 +66,7 @@ class NvmlGpus:
         self._uuids: tuple[str, ...] = ()
         self._offered_mhz: tuple[int, ...] | None = None
         self._touched: set[int] = set()  # positions of GPUs that may be locked by us
+        self.moved: Callable[[], None] = lambda: None  # told after each GPU of a set or release
         self._open = False
         self._start()
         try:
@@ -123,6 +124,7 @@ class NvmlGpus:
                 # Noted first: a call that fails may have taken effect.
                 self._touched.add(at)
                 self._ask("nvmlDeviceSetGpuLockedClocks", at, clock_mhz, clock_mhz)
+                self.moved()
 
     def read_back(self) -> tuple[ClockReading, ...]:
         """SM clock and clock-event reasons of each GPU; reasons None where it has none to tell."""
@@ -144,6 +146,7 @@ class NvmlGpus:
                 self._touched.discard(at)
             except ClockError as error:
                 failures.append(error)
+            self.moved()
         if failures:
             raise failures[0]
 

@@ -101,6 +101,16 @@ class ActuatorSpec:
         on_nodes = ZEUSD_LIMIT_S if len(self._places()) > 1 else 0.0
         return on_nodes + 0.6 + 0.2 * gpus
 
+    @property
+    def hang_s(self) -> float:
+        """How long a set may go without moving on before it counts as hung.
+
+        NVML's tells of each GPU (NvmlGpus.moved), so eight may not hang for longer than one.
+        """
+        if self.kind is ActuatorKind.NVML and len(self._places()) == 1:
+            return replace(self, gpus=self.gpus[:1]).set_limit_s
+        return self.set_limit_s
+
     def _open_releaser(self) -> Releaser:
         try:
             return self._open_local()

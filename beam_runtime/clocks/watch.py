@@ -22,7 +22,7 @@ from beam_runtime.clocks.guard import READY
 from beam_runtime.clocks.holding import parse_holding
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import node_of
-from beam_runtime.clocks.spec import ActuatorSpec
+from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 
@@ -42,7 +42,8 @@ class Memory:
 
     Attributes:
         lease: the clocks that it may have in force.
-        setting_since_s: when the set began that has not returned; None where none is under way.
+        setting_since_s: when the set began that has not returned, or last moved on to another
+            GPU; None where none is under way.
         quit: it has ended cleanly.
     """
 
@@ -58,6 +59,8 @@ class Memory:
             self.lease = replace(
                 self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False
             )
+            self.setting_since_s = time.monotonic()
+        elif word == "moved" and self.setting_since_s is not None:
             self.setting_since_s = time.monotonic()
         elif word == "returned":
             self.setting_since_s = None
@@ -76,7 +79,7 @@ class Watch:
         lease: of the owner, as it is now.
         pipe: file descriptor of its messages.
         heartbeat_timeout_s: silence that counts as hung, while something is locked.
-        hang_s: how long a set may take.
+        hang_s: how long a set may take, or stay with one GPU where it tells of each.
         answer: file descriptor for what is said back; None = nobody listens.
         wake: file descriptor that is readable once this process was told to end.
     """
@@ -199,18 +202,28 @@ def release(
     lease: Holding,
     open_some: Callable[[Sequence[str]], Sequence[Releaser]],
     *,
+    at_once: int = 1,
     sleep_s: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Give the owner's GPUs back if they are still its own; False when that failed for some.
 
     Each machine's GPUs go free by themselves, and off the record then; what does not answer is
-    asked again after a pause, and stays on record.
+    asked again after a pause, and stays on record. With ``at_once`` above 1 so many go side by
+    side: a hung owner sits on the turn of each GPU, and each is waited for.
     """
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
     # This machine's driver may hang: the others come first.
     left = sorted(releasers, key=lambda one: not any(map(node_of, one.gpus)))
     for pause_s in (0.0, *_RELEASE_PAUSES_S):
         sleep_s(pause_s)
-        left = [one for one in left if not _released(one, state, lease, open_some)]
+        with ThreadPoolExecutor(at_once) as hands:
+            tries = {hands.submit(_released, one, state, lease, open_some): one for one in left}
+            for done in as_completed(tries):
+                if done.result():
+                    # One at a time: the record has one lock for all, and little patience.
+                    _strike(state, lease, tries[done].gpus)
+                    left.remove(tries[done])
         if not left:
             return True
     return False
@@ -232,7 +245,6 @@ def _released(
                 give_back(releaser, lease, state, open_some, orphans=True)
             except Exception:  # whatever it is: it is tried again, and stays on record
                 return False
-        _strike(state, lease, releaser.gpus)
     return True
 
 
@@ -264,7 +276,7 @@ def main() -> int:
             lease,
             0,
             float(charge["heartbeat_timeout_s"]),
-            hang_s=spec.set_limit_s,
+            hang_s=spec.hang_s,
             answer=1,
             wake=_on_sigterm(),
         )
@@ -283,9 +295,11 @@ def main() -> int:
     def open_some(gpus: Sequence[str]) -> Sequence[Releaser]:
         return spec.on(gpus).open_releasers()
 
-    done = release(releasers, state, watch.memory.lease, open_some)
+    # Sites' commands and a daemon are asked for one GPU after the other.
+    at_once = len(releasers) if spec.kind is ActuatorKind.NVML else 1
+    done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
     if not watch.told_to_end and watch.linger():
-        done = release(releasers, state, watch.memory.lease, open_some)
+        done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
     state.presence(lease.generation).unlink(missing_ok=True)
     return 0 if done else 1
 

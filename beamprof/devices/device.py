@@ -122,8 +122,9 @@ def resolve_device(name: str) -> Device:
         raise DeviceError(
             f"device {name!r} may be {' or '.join(meant)}", hint=f"say which: --device {meant[0]}"
         )
-    words = set(re.findall(r"[a-z]*\d\w*", name.lower()))
-    near = [known for known in device_names() if words & set(known.split("-"))]
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    models = {word for word in words if not word.isalpha()}
+    near = [known for known in device_names() if models & set(known.split("-"))]
     raise DeviceError(
         f"unknown device {name!r}",
         cause="no device file of that name ships with BEAM",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -317,6 +318,40 @@ class TestRelease:
         actuator = FakeActuator()
         assert give_all_back(actuator, bench.state, of(Owner.current(), None))
         assert actuator.calls == []
+
+    def test_gpus_go_side_by_side(self, bench: Bench) -> None:
+        """Each waits until both are at it, and the one that fails keeps the other no longer."""
+        both = threading.Barrier(2, timeout=PATIENCE_S)
+
+        class Met(FakeActuator):
+            def __init__(self, gpu: str, failures: int) -> None:
+                super().__init__()
+                self._gpus, self.failures, self.tries = (gpu,), failures, 0
+
+            def release(self, *, orphans: bool = False) -> None:
+                self.tries += 1
+                if self.tries == 1:
+                    both.wait()
+                if self.tries <= self.failures:
+                    raise ClockError("timeout")
+                super().release(orphans=orphans)
+
+        me = Owner.current()
+        one, other = Met("GPU-fake-0", 0), Met("GPU-fake-1", 1)
+        gpus = (*one.gpus, *other.gpus)
+        claim(bench.state, me, gpus, "nvml", 1005, generation=1)
+        on_record: list[tuple[str, ...]] = []
+
+        def pause(seconds: float) -> None:
+            on_record.extend(lease.gpus for lease in bench.state.read())
+
+        assert release(
+            [one, other], bench.state, of(me, 1005, gpus), lambda gpus: [], at_once=2,
+            sleep_s=pause,
+        )  # fmt: skip
+        assert (one.tries, other.tries) == (1, 2)
+        assert on_record == [gpus, other.gpus], "each is off the record when it is free"
+        assert bench.state.read() == ()
 
     def test_it_tries_again(self, bench: Bench) -> None:
         class Slow(FakeActuator):

@@ -50,6 +50,19 @@ def test_unknown_device_lists_the_known(written: str) -> None:
     assert A100 in str(caught.value.hint)
 
 
+def test_a_name_of_a_million_letters_is_refused_as_any_other() -> None:
+    """Looking for words in it takes one pass; one for each letter would not end today."""
+    with pytest.raises(DeviceError, match="unknown device"):
+        resolve_device("x" * 1_000_000)
+
+
+@pytest.mark.parametrize("written", ["my a100 card", "vendor_A100_40gb", "sxm4-a100!"])
+def test_a_model_within_a_name_gives_the_hint(written: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        resolve_device(written)
+    assert "did you mean a100-pcie-80gb or a100-sxm4-80gb?" in str(caught.value.hint)
+
+
 def test_a_name_that_two_gpus_share_is_not_guessed() -> None:
     with pytest.raises(DeviceError, match="may be a100-pcie-80gb or a100-sxm4-80gb"):
         resolve_device("A100")
