@@ -10,14 +10,15 @@ Which point wins, in this order:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.emulator.steady import PACE_SHARES
+from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
 from beam_runtime.search.reasons import Found, decision
 from beam_runtime.search.searcher import Searcher
@@ -160,35 +161,6 @@ class Search:
         """What to expect of these knobs."""
         moment = state if isinstance(state, Moment) else Moment.of(state)
         return self._searcher.forecast(moment, knobs)
-
-
-def chunk_candidates(
-    cost: StepCost, limits: EngineLimits, rules: Rules, most: int
-) -> tuple[int, ...]:
-    """Chunk sizes on the edges of the table's staircase, where a token costs least.
-
-    The edge just behind a step is never worth it: those where a token costs more energy than at
-    the edge before are left out, at the middle clock. If too many remain, they are thinned
-    evenly.
-    """
-    largest = limits.max_batched_tokens
-    edges = [int(e) for e in cost.edges_tokens if rules.min_chunk_tokens * 2 <= e <= largest]
-    middle = len(cost.clocks_mhz) // 2
-
-    def token_j(tokens: int) -> float:
-        return float(cost.energy_j(StepShape(prefill_tokens=tokens))[middle]) / tokens
-
-    kept = [e for before, e in pairwise([0, *edges]) if not before or token_j(e) <= token_j(before)]
-    if not kept or kept[-1] != largest:
-        kept.append(largest)
-    return tuple(_thinned(kept, most))
-
-
-def _thinned(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly, with the first and the last."""
-    if len(values) <= most:
-        return list(values)
-    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
 
 
 def warm_up(limits: EngineLimits, chunk_tokens: int, clock_mhz: int) -> Moment:

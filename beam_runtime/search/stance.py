@@ -11,8 +11,8 @@ that only noise needs to be wider. benchmarks/energy_grid.py shows what they giv
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
-from beam_runtime.search.search import chunk_candidates
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape, StreamKind
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from beam_runtime.emulator.moment import Moment
+from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
-from beam_runtime.search.search import Search, chunk_candidates
+from beam_runtime.search.search import Search
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Correction,
