@@ -171,7 +171,23 @@ def prepare_prefill(
             )  # fmt: skip
             note_estimate(line, clock, found, grid, room)
         close_slow(line, line + 1, slowdown, room)
+    cut_like_others(len(grid.chunks), room)
     return len(grid.chunks)
+
+
+@compiled
+def cut_like_others(lines: int, room: Room) -> None:
+    """A chunk that is cut costs no more than one that need not be: the composer cuts to that."""
+    for clock in range(room.entries.shape[1]):
+        least_j = math.inf
+        for line in range(lines):
+            entry = room.entries[line, clock]
+            if entry.status != OPEN:
+                continue
+            if entry.tbt_excess_ms < 0.0:
+                least_j = min(least_j, entry.energy_j)
+            elif entry.tbt_excess_ms == 0.0:
+                entry.energy_j = min(entry.energy_j, least_j)
 
 
 @compiled
