@@ -39,9 +39,9 @@ def measure(name: str, states: int) -> dict[str, float]:
     """In the child: the search with one constant off."""
     import decision
 
-    from beam_runtime.search import best, lines
+    from beam_runtime.search import best, next_play
 
-    for module in (best, lines):
+    for module in (best, next_play):
         if name in OFF and hasattr(module, name):
             setattr(module, name, OFF[name])
     cost = decision.StepCost.from_table(decision.published_table())

@@ -1,6 +1,7 @@
 """The search over clock x chunk x microbatches x pace, in one compiled call.
 
-Every candidate has an estimate (lines.py). They are played in the order of estimated energy:
+Every candidate has an estimate (lines.py). They are played in the order of estimated energy
+(next_play.py):
 
 1. play the cheapest entry that is estimated to keep every SLO;
 2. its play corrects the estimates of its line; if it breaks an SLO, so will lower clocks of
@@ -24,18 +25,20 @@ from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Records, State
 from beam_runtime.emulator.steady import Prices, equal_work, everyone
 from beam_runtime.search.lines import (
-    ABOUT,
     CLOSED,
-    Bounds,
     Grid,
     Room,
-    cheapest,
     clear,
+    prepare_decode,
+    prepare_prefill,
+)
+from beam_runtime.search.next_play import (
+    ABOUT,
+    Bounds,
+    cheapest,
     drop_slower,
     learn,
     least_late,
-    prepare_decode,
-    prepare_prefill,
     reopen,
 )
 from beam_runtime.search.sketch import Paper, legal_chunk

@@ -1,0 +1,160 @@
+"""Which entry of the lines to play next, and what a play teaches about the others of its line."""
+
+import math
+from typing import NamedTuple
+
+from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.forecast import Outcome
+from beam_runtime.search.lines import CLOSED, DROPPED, OPEN, Grid, Room
+from beam_runtime.types import SAME_MS
+
+# How far an estimated energy may be off before its line was played, and after: shares.
+UNTRIED, TRIED = 0.02, 0.0005
+# The same for TTFT and TBT, in shares of their SLO; a sketch knows little about TBT.
+TTFT_DOUBT, TBT_DOUBT, TRIED_DOUBT = 0.15, 0.4, 0.01
+# The fastest entries of a line: those whose time is within this factor.
+ABOUT = 1.015
+# A miss may shrink faster from clock to clock than it did so far, by this factor.
+STEEPER = 3.0
+# How far a play's bad news counts for higher clocks of its line.
+TRUST = 0.25
+# A measured table is monotone in the clock but for this.
+NOISE = 1.003
+
+
+class Bounds(NamedTuple):
+    """What an entry has to be expected to stay below to be worth a play.
+
+    Attributes:
+        energy_j: of the best so far.
+        ttft_excess_ms: lateness that is accepted.
+        tbt_excess_ms: the same for TBT.
+        slow_ms: the time that a clock is slower by than another.
+    """
+
+    energy_j: float
+    ttft_excess_ms: float
+    tbt_excess_ms: float
+    slow_ms: float
+
+
+@compiled
+def cheapest(
+    lines: int, below: Bounds, ttft_ms: float, tbt_ms: float, room: Room
+) -> tuple[int, int]:
+    """The open entry to play next, (line, clock); (-1, -1) if none is expected within ``below``.
+
+    What a play taught about a line counts in full for lower clocks. For higher ones bad news
+    counts by TRUST and dearer not at all: being late, which made it dear, may be over there.
+    """
+    at_line, at_clock, least_j = -1, -1, below.energy_j
+    for line in range(lines):
+        one = room.lines[line]
+        played = one.played_clock
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.status != OPEN or entry.slow_ms > below.slow_ms:
+                continue
+            energy_j = entry.energy_j
+            late_ms, gap_ms = entry.ttft_excess_ms, entry.tbt_excess_ms
+            if played < 0:
+                energy_j -= UNTRIED * abs(energy_j)
+                late_ms -= TTFT_DOUBT * ttft_ms
+                gap_ms -= TBT_DOUBT * tbt_ms
+            else:
+                higher = clock > played
+                shrinks_ms = STEEPER * one.shrinks_ms * (clock - played)
+                if higher and shrinks_ms > 0.0 and one.missed_ms > shrinks_ms:
+                    continue
+                energy_j += min(one.energy_shift_j, 0.0) if higher else one.energy_shift_j
+                energy_j -= TRIED * abs(energy_j)
+                late_ms += trusted(one.ttft_shift_ms, higher) - TRIED_DOUBT * ttft_ms
+                gap_ms += trusted(one.tbt_shift_ms, higher) - TRIED_DOUBT * tbt_ms
+            in_time = late_ms <= below.ttft_excess_ms and gap_ms <= below.tbt_excess_ms
+            if energy_j < least_j and in_time:
+                at_line, at_clock, least_j = line, clock, energy_j
+    return at_line, at_clock
+
+
+@compiled
+def trusted(shift_ms: float, higher: bool) -> float:
+    """Bad news about a line, at a higher clock."""
+    return shift_ms * TRUST if higher and shift_ms > 0.0 else shift_ms
+
+
+@compiled
+def least_late(
+    lines: int, limit: float, requests: int, tbt_ms: float, grid: Grid, room: Room
+) -> tuple[int, int]:
+    """Of the entries that are about as fast as their line can be, the least late, by estimate."""
+    at_line, at_clock, least = -1, -1, limit
+    only = grid.given.only_clock
+    for line in range(lines):
+        one = room.lines[line]
+        fastest_ms = math.inf
+        for clock in range(room.entries.shape[1]):
+            slow_ms = room.entries[line, clock].slow_ms
+            if (only == -1 or only == clock) and slow_ms > 0.0:
+                fastest_ms = min(fastest_ms, slow_ms)
+        fast_ms = fastest_ms * ABOUT
+        played = one.played_clock
+        tried = played >= 0 and room.entries[line, played].slow_ms <= fast_ms
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.status == CLOSED or entry.slow_ms > fast_ms:
+                continue
+            late = entry.broken
+            late += requests * max(0.0, entry.tbt_excess_ms) / tbt_ms
+            # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
+            late += 1e-3 * tried + 1e-6 * one.pace + 1e-9 * entry.slow_ms
+            if late < least:
+                at_line, at_clock, least = line, clock, late
+    return at_line, at_clock
+
+
+@compiled
+def reopen(room: Room) -> None:
+    """Nothing keeps the SLOs: what was dropped for missing them is no worse for that."""
+    for line in range(len(room.lines)):
+        for clock in range(room.entries.shape[1]):
+            if room.entries[line, clock].status == DROPPED:
+                room.entries[line, clock].status = OPEN
+
+
+@compiled
+def drop_slower(line: int, clock: int, grid: Grid, room: Room) -> None:
+    """An entry broke an SLO: those of its line that are clearly slower will too.
+
+    The clock in force is spared: it alone needs no change, and so no delay.
+    """
+    limit_ms = room.entries[line, clock].slow_ms * NOISE
+    for other in range(room.entries.shape[1]):
+        entry = room.entries[line, other]
+        spared = other == grid.given.asked_clock
+        if entry.status == OPEN and entry.slow_ms > limit_ms and not spared:
+            entry.status = DROPPED
+
+
+@compiled
+def learn(line: int, clock: int, energy_j: float, outcome: Outcome, room: Room) -> None:
+    """Correct a line's estimates by what one of its entries came to."""
+    one, entry = room.lines[line], room.entries[line, clock]
+    # How fast a miss shrinks from clock to clock, once two of them are known.
+    missed_ms = max(outcome.ttft_excess_ms, outcome.tbt_excess_ms)
+    steps = clock - one.played_clock
+    if one.played_clock >= 0 and steps > 0 and one.missed_ms > 0.0:
+        one.shrinks_ms = max(one.shrinks_ms, (one.missed_ms - missed_ms) / steps)
+    one.missed_ms = max(0.0, missed_ms)
+    one.played_clock = clock
+    one.energy_shift_j = energy_j - entry.energy_j
+    one.ttft_shift_ms = learnt(outcome.ttft_excess_ms, entry.ttft_excess_ms)
+    one.tbt_shift_ms = learnt(outcome.tbt_excess_ms, entry.tbt_excess_ms)
+
+
+@compiled
+def learnt(played_ms: float, estimated_ms: float) -> float:
+    """By how much to shift estimates; a setting in time says nothing bad about others."""
+    if played_ms == -math.inf or estimated_ms == -math.inf:
+        return 0.0
+    shift_ms = played_ms - estimated_ms
+    return shift_ms if played_ms > SAME_MS else min(0.0, shift_ms)
