@@ -81,8 +81,8 @@ class Calibration:
 
     Args:
         pp: stages that a token passes; one step's error comes back in each of them.
-        floor: margins for what no step's error shows (jitter of hosts and clocks), to which
-            the table's error comes on top; its scales are the start.
+        floor: margins for what no step's error shows (jitter of hosts and clocks): of first tokens
+            the table's error comes on top, of streams they are the least; its scales are the start.
         rules: how to learn.
     """
 

@@ -37,7 +37,8 @@ def held_ms(
     """A pace cut to what a round leaves of the limit.
 
     More groups than asked for are first held for as long as it takes them to merge: that is once,
-    and a merged round costs far less. The next decision finds them merged.
+    and a merged round costs far less. The next decision finds them merged. Where they lie next to
+    each other a stage's time is enough (steady_of); spread over the round they need all of this.
     """
     merges_ms = apart.cycle_ms * (1.0 - 1.0 / groups) if groups > microbatches else 0.0
     return min(pace_ms, max(merges_ms, limit_ms - together.cycle_ms))

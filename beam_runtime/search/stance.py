@@ -71,10 +71,9 @@ def stance_for(
     if slo.kind is not StreamKind.GAP:  # a chunk may be longer than a token's time
         in_time = longest
     largest = min(longest, max(in_time * 4 // 3, 4 * rules.min_chunk_tokens))
-    policy = Policy(first_token_ms=first_token_ms)
     useful = replace(limits, max_batched_tokens=largest)
-    chunks = chunk_candidates(cost, useful, rules, policy.most_chunks)
-    policy = replace(policy, chunk_tokens=chunks)
+    chunks = chunk_candidates(cost, useful, rules, Policy().most_chunks)
+    policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
     return Stance(rules, policy, floor, _hopeless(cost, limits, slo, rules))
 
 
