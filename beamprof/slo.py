@@ -173,7 +173,10 @@ def _limits(rest: str, name: str) -> tuple[str, dict[str, float]]:
 def _floor(value: float | str, name: str) -> float:
     number = _number(value)
     if not 0.0 < number < math.inf:
-        raise SweepError(f"{name}: expected tokens per second above 0, found {value!r}")
+        raise SweepError(
+            f"{name}: expected tokens per second above 0, found {value!r}",
+            hint="8: no stream gets slower than eight tokens a second for the sake of energy",
+        )
     return number
 
 
