@@ -16,11 +16,9 @@ from beam_runtime.types import SAME_MS
 
 # By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
 # answer may end at any token. It is brought there by so much of a token with each.
-LEAD_TOKENS, LEAD_STEP = 4.0, 0.15
+LEAD_TOKENS, LEAD_STEP = 8.0, 0.2
 # Of that it gives up all but this much to go on in one step with other decodes.
 KEPT_TOKENS = 1.0
-# A stream that needs so many tokens to make good what it is behind counts as lost.
-RECOVERY_TOKENS = 16
 
 _breaks, _share_ms = compiled(breaks), compiled(share_ms)
 
@@ -81,16 +79,17 @@ def stream_risk(request: Records, excess_ms: float, margin_ms: float, fastest_ms
     """The same of a stream.
 
     A gap that is a margin beyond its SLO is lost. A mean that is behind is made good by later
-    tokens, as far as the engine can give them faster, and lost if the answer ends before.
+    tokens, as far as the engine can give them faster, and lost if the answer ends before: at any
+    token, as likely as answers of the assumed length do. So nobody is given up, however late.
     """
     if excess_ms <= SAME_MS:
         return 0.0
     if request.slo_kind == GAP:
-        lost: float = excess_ms / max(2.0 * margin_ms, 1.0)
+        lost: float = min(1.0, excess_ms / max(2.0 * margin_ms, 1.0))
     else:
-        spare_ms = max(request.token_slo_ms - fastest_ms, 1.0)
-        lost = excess_ms / spare_ms / RECOVERY_TOKENS
-    return min(1.0, lost)
+        behind_tokens = excess_ms / max(request.token_slo_ms - fastest_ms, 1.0)
+        lost = 1.0 - math.exp(-behind_tokens / request.answer_tokens)
+    return lost
 
 
 @compiled

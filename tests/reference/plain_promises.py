@@ -8,7 +8,6 @@ from beam_runtime.emulator.deadlines import (
     KEPT_TOKENS,
     LEAD_STEP,
     LEAD_TOKENS,
-    RECOVERY_TOKENS,
 )
 from beam_runtime.types import SAME_MS, Correction, RequestState, Slo, Snapshot, StreamKind
 
@@ -84,7 +83,8 @@ def stream_risk(
         return 0.0
     if slo.kind is StreamKind.GAP:
         return min(1.0, excess_ms / max(2.0 * margin_ms, 1.0))
-    return min(1.0, excess_ms / max(of_token_ms - fastest_ms, 1.0) / RECOVERY_TOKENS)
+    behind_tokens = excess_ms / max(of_token_ms - fastest_ms, 1.0)
+    return 1.0 - math.exp(-behind_tokens / slo.answer_tokens)
 
 
 def late_after_ms(

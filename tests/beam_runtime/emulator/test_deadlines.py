@@ -9,6 +9,7 @@ from beam_runtime.emulator.deadlines import KEPT_TOKENS, LEAD_STEP, LEAD_TOKENS
 from beam_runtime.emulator.deadlines import due_ms as _due_ms
 from beam_runtime.emulator.deadlines import joining_due_ms as _joining_due_ms
 from beam_runtime.emulator.deadlines import queue_risk as _queue_risk
+from beam_runtime.emulator.deadlines import stream_risk as _stream_risk
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.emulator.setup import make_setup
 from beam_runtime.emulator.state import Records
@@ -31,6 +32,11 @@ def joining_due_ms(requests: Records) -> float:
 @numba.njit
 def queue_risk(queue_ms: float, first_token_ms: float, setup: Records) -> float:
     return _queue_risk(queue_ms, first_token_ms, setup[0])
+
+
+@numba.njit
+def stream_risk(requests: Records, excess_ms: float, margin_ms: float, fastest_ms: float) -> float:
+    return _stream_risk(requests[0], excess_ms, margin_ms, fastest_ms)
 
 
 def stream(slo: Slo, tokens: int) -> Records:
@@ -67,3 +73,21 @@ def test_who_comes_behind_a_queue_longer_than_the_slo_is_lost(queue_ms, per_s, l
     setup = make_setup(LIMITS, Rules(), learnt)
     assert queue_risk(queue_ms, 1000.0, setup) == pytest.approx(lost)
     assert queue_risk(queue_ms, math.inf, setup) == 0.0, "nobody was promised a first token"
+
+
+def test_a_mean_far_behind_is_not_given_up_and_a_long_answer_makes_more_good() -> None:
+    """20 ms of each token make good what it is behind: 1 s is 50 tokens, 10 s are 500."""
+    of_256, of_1024 = (
+        stream(Slo(tpot_ms=100.0, answer_tokens=tokens), 50) for tokens in (256, 1024)
+    )
+    assert stream_risk(of_256, 0.0, 5.0, 80.0) == 0.0
+    assert stream_risk(of_256, 1e3, 5.0, 80.0) == pytest.approx(1.0 - math.exp(-50 / 256))
+    assert stream_risk(of_1024, 1e3, 5.0, 80.0) == pytest.approx(1.0 - math.exp(-50 / 1024))
+    late, later = stream_risk(of_256, 1e4, 5.0, 80.0), stream_risk(of_256, 1.1e4, 5.0, 80.0)
+    assert late < later < 1.0, "whoever is far behind is worth a faster clock all the same"
+
+
+def test_a_gap_is_lost_a_margin_beyond_its_slo() -> None:
+    gap = stream(Slo(tbt_ms=100.0), 50)
+    assert stream_risk(gap, 5.0, 5.0, 80.0) == pytest.approx(0.5)
+    assert stream_risk(gap, 50.0, 5.0, 80.0) == 1.0
