@@ -17,17 +17,15 @@ import math
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.deadlines import due_ms, joining_due_ms
-from beam_runtime.emulator.places import flight_slot
+from beam_runtime.emulator.in_time import Due, ahead_due_ms, finish_ms, kept, tokens_in_time
 from beam_runtime.emulator.promises import GAP
-from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending, shortened
-from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, pass_ms
+from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending
+from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch
 from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State
 from beam_runtime.types import SAME_MS
 
 # What compose answers.
 HOLD, STEP = range(2)
-# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
-CUT_TOKENS = 16
 # A prompt that has waited for so many times its TTFT SLO is served as vLLM would. Twice costs 2
 # points of goodput on Azure's conversations at 120 ms to 200 ms; never lets prompts starve.
 OVERDUE_SLOS = 5.0
@@ -69,7 +67,7 @@ def compose(
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
         cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms)
         if mixed.chunk_tokens > 0 and cuts:
-            return in_time(state, mixed, riding, now_ms, setting, setup, tables)
+            return cut_in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:
             return STEP, now_ms, mixed
     if ready == 0:
@@ -147,24 +145,6 @@ def refresh_due(state: State) -> None:
         request = state.requests[state.places[at].running]
         if request.kind == READY:
             note_ready(state, request)
-
-
-@compiled
-def finish_ms(
-    state: State, batch: Batch, issue_ms: float, setting: Setting, setup: Records, tables: Tables
-) -> float:
-    """When the step would be back, were it issued then (play.py draws it)."""
-    after_ms = pass_ms(setting.clock, batch, setup, tables)
-    before_ms = after_ms
-    if setting.clock_before != setting.clock:
-        before_ms = pass_ms(setting.clock_before, batch, setup, tables)
-    ready_ms, end_ms = issue_ms, issue_ms
-    for free_ms in state.stage_free_ms:
-        start_ms = max(ready_ms, free_ms)
-        one_ms = before_ms if start_ms < setting.switch_ms else after_ms
-        end_ms = start_ms + (one_ms + setup.host_gap_ms)
-        ready_ms = end_ms + setup.transfer_ms
-    return end_ms
 
 
 @compiled
@@ -277,7 +257,7 @@ def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
 
 
 @compiled
-def in_time(
+def cut_in_time(
     state: State, mixed: Batch, riding: int, now_ms: float, setting: Setting, setup: Records,
     tables: Tables,
 ) -> tuple[int, float, Batch]:  # fmt: skip
@@ -286,75 +266,17 @@ def in_time(
     Those in flight count as well: they can only be in a step after this one. Only gaps count: by
     tpot and e2e a late token is made good by others, and prompts that made way would starve.
     """
-    ahead_ms = ahead_due_ms(state) - setup.tbt_margin_ms + SAME_MS
-    if kept(state, mixed, riding, ahead_ms, now_ms, setting, setup, tables):
+    due = Due(ahead_due_ms(state), setup.wide_margin_ms)
+    if kept(state, mixed, riding, due, now_ms, setting, setup, tables):
         return STEP, now_ms, mixed
     all_shown = riding == state.engine.ready
-    fits, misses = 0, mixed.chunk_tokens
-    while misses - fits > CUT_TOKENS:
-        middle = (fits + misses) // 2
-        if mixed.preempted == 0:
-            cut = shortened(state, mixed, mixed.chunk_tokens - middle)
-        else:
-            cut = fill(state, mixed.decodes + middle, all_shown, True, setup)
-        if kept(state, cut, riding, ahead_ms, now_ms, setting, setup, tables):
-            fits = middle
-        else:
-            misses = middle
+    fits = tokens_in_time(state, mixed, riding, due, now_ms, setting, setup, tables)
     if fits > 0:
-        if mixed.preempted == 0:
-            fits = most_per_ms(state, mixed, fits, setting, setup, tables)
-        cut = fill(state, mixed.decodes + fits, all_shown, True, setup)
-        return STEP, now_ms, cut
+        return STEP, now_ms, fill(state, mixed.decodes + fits, all_shown, True, setup)
     if riding > 0:
         return STEP, now_ms, fill(state, riding, all_shown, False, setup)
     # Decodes in flight could not follow a chunk in time.
     return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed
-
-
-@compiled
-def most_per_ms(
-    state: State, mixed: Batch, fits: int, setting: Setting, setup: Records, tables: Tables
-) -> int:
-    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time.
-
-    A pass takes longer by stairs (GEMM tiles): just above one, fewer tokens get more done.
-    """
-    best_tokens, best_per_ms, tokens = fits, 0.0, fits
-    while tokens > 0:
-        cut = shortened(state, mixed, mixed.chunk_tokens - tokens)
-        per_ms = tokens / (pass_ms(setting.clock, cut, setup, tables) + setup.host_gap_ms)
-        if per_ms > best_per_ms:
-            best_tokens, best_per_ms = tokens, per_ms
-        tokens = (mixed.decodes + tokens - 1) // CUT_TOKENS * CUT_TOKENS - mixed.decodes
-    return best_tokens
-
-
-@compiled
-def kept(
-    state: State, step: Batch, riding: int, ahead_ms: float, now_ms: float, setting: Setting,
-    setup: Records, tables: Tables,
-) -> bool:  # fmt: skip
-    """Whether all decodes can be in time if this step goes now."""
-    back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
-    if riding > 0 and back_ms > state.engine.gap_due_ms - setup.tbt_margin_ms + SAME_MS:
-        return False
-    followed: bool = back_ms + (back_ms - now_ms) / setup.pp <= ahead_ms
-    return followed
-
-
-@compiled
-def ahead_due_ms(state: State) -> float:
-    """When the first decode in flight will be late with its next token."""
-    first_ms = math.inf
-    for number in range(state.engine.flying):
-        slot = flight_slot(state, number)
-        back_ms = state.flights[slot].finish_ms
-        for member in range(state.flights[slot].tokens):
-            request = state.requests[state.members[slot, member]]
-            if request.slo_kind == GAP:
-                first_ms = min(first_ms, back_ms + request.token_slo_ms)
-    return first_ms
 
 
 @compiled
@@ -382,7 +304,7 @@ def hold_until_ms(
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
         travel_ms = finish_ms(state, full, until_ms, setting, setup, tables) - until_ms
-        behind_ms = setup.tbt_margin_ms + travel_ms + further * travel_ms / setup.pp
+        behind_ms = setup.wide_margin_ms + travel_ms + further * travel_ms / setup.pp
         until_ms = min(state.engine.due_ms - behind_ms, pace_end_ms)
         if until_ms <= now_ms:
             break

@@ -102,7 +102,7 @@ def steady_of(
     They go on together where the first can be held until the next is back, a stage's time later,
     and is in time all the same.
     """
-    held_ms = min(pace_ms, decoding.tbt_ms - setup.tbt_margin_ms - together.cycle_ms)
+    held_ms = min(pace_ms, decoding.tbt_ms - setup.wide_margin_ms - together.cycle_ms)
     merges = setup.pace and held_ms >= apart.cycle_ms / setup.pp
     return paced(decoding, clock, together if merges else apart, pace_ms, setup, tables)
 
@@ -116,7 +116,7 @@ def paced(
         return Cycle(0.0, 0.0, tables.idle_w[clock] * setup.pp, 0.0)
     cycle_ms = one.cycle_ms
     if setup.pace and pace_ms > 0.0:
-        allowed_ms = decoding.tbt_ms - setup.tbt_margin_ms
+        allowed_ms = decoding.tbt_ms - setup.wide_margin_ms
         cycle_ms = min(max(cycle_ms, allowed_ms), cycle_ms + pace_ms)
     return Cycle(
         cycle_ms,

@@ -21,6 +21,8 @@ from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
 from beam_runtime.emulator.composer import OVERDUE_SLOS
+from beam_runtime.emulator.in_time import WIDE_SHARE
+from beam_runtime.emulator.setup import WIDER
 from beam_runtime.types import (
     SAME_MS,
     Knobs,
@@ -129,6 +131,7 @@ def _give_way(
     that its steps are equally long.
     """
     budget, next_ms = mixed.budget_tokens, _step_after_ms(mixed, state, now_ms, finish_ms)
+    next_ms += state.correction.tbt_margin_ms
     pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
     riders = max(pressed, -(-decoding // state.limits.pp))
     riding = _earliest_due(ready, riders, state)
@@ -148,27 +151,36 @@ def _in_time(
 ) -> Step | Hold:
     """The step with as much of its chunk as lets every decode be in time.
 
-    Those in flight count as well: they can only be in a step after this one.
+    Those in flight count as well: they can only be in a step after this one. A wide margin is
+    kept, unless a narrow one leaves many more tokens.
     """
-    ahead_ms = _ahead_due_ms(state) + SAME_MS
-    ready_ms = gap_due_ms([r for r in _decoding(state) if new_tokens(r, state)], state)
+    narrow_ms = state.correction.tbt_margin_ms
+    wide_ms = WIDER * narrow_ms
 
-    def kept(step: Step) -> bool:
-        late = riding and finish_ms(step.shape, now_ms) > ready_ms + SAME_MS
+    def kept(step: Step, margin_ms: float) -> bool:
+        ahead_ms = _ahead_due_ms(state) - margin_ms + SAME_MS
+        ready_ms = gap_due_ms([r for r in _decoding(state) if new_tokens(r, state)], state)
+        late = riding and finish_ms(step.shape, now_ms) > ready_ms - margin_ms + SAME_MS
         return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
 
-    if kept(mixed):
-        return mixed
-    fits, misses = 0, mixed.shape.prefill_tokens
-    while misses - fits > CUT_TOKENS:
-        middle = (fits + misses) // 2
-        if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True)):
-            fits = middle
-        else:
-            misses = middle
-    if fits:
-        if not mixed.preempted:
+    def fitting(margin_ms: float) -> int:
+        fits, misses = 0, mixed.shape.prefill_tokens
+        while misses - fits > CUT_TOKENS:
+            middle = (fits + misses) // 2
+            if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True), margin_ms):
+                fits = middle
+            else:
+                misses = middle
+        if fits and not mixed.preempted:
             fits = _most_per_ms(mixed, fits, riding, state, finish_ms)
+        return fits
+
+    if kept(mixed, wide_ms):
+        return mixed
+    narrow = mixed.shape.prefill_tokens if kept(mixed, narrow_ms) else fitting(narrow_ms)
+    wide = fitting(wide_ms)
+    fits = wide if wide >= WIDE_SHARE * narrow else narrow
+    if fits:
         return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
     if riding:
         return _decode_only(state, riding, len(riding))
@@ -199,7 +211,7 @@ def _step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish
 
 
 def _ahead_due_ms(state: Snapshot) -> float:
-    """When the first request in flight would be late with its next token, margin included."""
+    """When the first request in flight would be late with its next token."""
     everyone = (*state.running, *state.waiting) if state.in_flight else ()
     slo_ms = {r.request_id: r.slo.tbt_ms for r in everyone if r.slo.tbt_ms is not None}
     latest = (
@@ -208,7 +220,7 @@ def _ahead_due_ms(state: Snapshot) -> float:
         for name in step.request_ids
         if name in slo_ms
     )
-    return min(latest, default=math.inf) - state.correction.tbt_margin_ms
+    return min(latest, default=math.inf)
 
 
 def _decodes_alone(
@@ -270,15 +282,15 @@ def _hold_until_ms(
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
         travel_ms = finish_ms(full, until_ms) - until_ms
-        behind_ms = travel_ms + further * travel_ms / state.limits.pp
+        behind_ms = WIDER * state.correction.tbt_margin_ms + travel_ms
+        behind_ms += further * travel_ms / state.limits.pp
         until_ms = min(due_ms(ready, state) - behind_ms, pace_end_ms)
         if until_ms <= now_ms:
             break
     if len(ready) < group and state.in_flight:
         joining_ms = min(promises.joining_due_ms(r, state) for r in ready)
-        latest_ms = joining_ms - state.correction.tbt_margin_ms - behind_ms
         back_ms = state.in_flight[0].finish_ms
-        if back_ms <= min(latest_ms, pace_end_ms):
+        if back_ms <= min(joining_ms - behind_ms, pace_end_ms):
             until_ms = max(until_ms, back_ms)
     return until_ms
 
@@ -291,9 +303,8 @@ def chunk_budget(chunk_tokens: int, decoding: int, state: Snapshot, rules: Rules
 
 
 def due_ms(decodes: Iterable[RequestState], state: Snapshot) -> float:
-    """When the first of these decodes would be late, margin included."""
-    latest = min((promises.due_ms(r, state) for r in decodes), default=math.inf)
-    return latest - state.correction.tbt_margin_ms
+    """When the first of these decodes would be late."""
+    return min((promises.due_ms(r, state) for r in decodes), default=math.inf)
 
 
 def gap_due_ms(decodes: Iterable[RequestState], state: Snapshot) -> float:

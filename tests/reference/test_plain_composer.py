@@ -250,6 +250,16 @@ class TestLateCutsChunk:
         found = step(self.late, finish_ms=in_stairs)
         assert (found.decodes, found.chunks) == (("d",), (("p", 127),))
 
+    @pytest.mark.parametrize(("upper_ms", "tokens"), [(37.0, 256), (39.0, 256), (41.0, 64)])
+    def test_the_margin_is_wide_unless_the_chunk_falls_off_a_stair_for_it(self, upper_ms, tokens):
+        def in_stairs(shape: StepShape, issue_ms: float) -> float:
+            """64 tokens take 20 ms; 40 are left with the margin, 38 with the wide one."""
+            return issue_ms + (20.0 if shape.tokens <= 64 else upper_ms)
+
+        found = step(self.late, finish_ms=in_stairs)
+        assert found.decodes == ("d",)
+        assert found.shape.tokens == pytest.approx(tokens, abs=16)
+
     def test_where_no_chunk_is_in_time_decodes_go_alone(self):
         found = step(self.late, finish_ms=takes(3.0))  # 40 ms are 13 tokens
         assert (found.decodes, found.chunks) == (("d",), ())
@@ -284,9 +294,9 @@ class TestPace:
 
     def test_ready_decodes_are_held_until_the_earliest_is_due(self):
         held = state(decode("a", last_ms=-20.0), decode("b", last_ms=-5.0))
-        # due at -20 + 200 - 10 (margin); the pass takes 30
-        assert hold(held, self.paced, finish_ms=takes(0.0, 30.0)).until_ms == pytest.approx(140.0)
-        both = step(held, self.paced, now_ms=140.0, finish_ms=takes(0.0, 30.0))
+        # due at -20 + 200 - 12 (the wide margin); the pass takes 30
+        assert hold(held, self.paced, finish_ms=takes(0.0, 30.0)).until_ms == pytest.approx(138.0)
+        both = step(held, self.paced, now_ms=138.0, finish_ms=takes(0.0, 30.0))
         assert both.decodes == ("a", "b")
 
     def test_a_pace_ends_before_the_due_time(self):
@@ -298,18 +308,18 @@ class TestPace:
         def slower_later(_: StepShape, issue_ms: float) -> float:
             return issue_ms + (10.0 if issue_ms < 25.0 else 30.0)
 
-        assert hold(state(decode("a")), self.paced, finish_ms=slower_later).until_ms == 160.0
+        assert hold(state(decode("a")), self.paced, finish_ms=slower_later).until_ms == 158.0
 
     def test_it_reckons_with_those_in_flight_that_may_join(self):
         flying = RequestState("f", 100, 0.0, computed_tokens=101, generated_tokens=1)
         found = hold(state(decode("a"), flying), self.paced, finish_ms=takes(10.0))
-        assert found.until_ms == pytest.approx(190.0 - 20.0)
+        assert found.until_ms == pytest.approx(188.0 - 20.0)
 
     def test_microbatches_behind_the_first_go_in_time_too(self):
         held = state(*(decode(f"d{i}") for i in range(4)))
         knobs = Knobs(1410, 256, microbatches=2, pace_ms=1000.0)
         # the second microbatch goes one stage's time (40 / 4) after the first
-        assert hold(held, knobs, finish_ms=takes(0.0, 40.0)).until_ms == pytest.approx(140.0)
+        assert hold(held, knobs, finish_ms=takes(0.0, 40.0)).until_ms == pytest.approx(138.0)
 
     def test_switched_off_nothing_is_held(self):
         assert step(state(decode("a")), self.paced, rules=Rules(pace=False)).decodes == ("a",)

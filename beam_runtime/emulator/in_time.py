@@ -1,0 +1,134 @@
+"""Whether a step's decodes are in time, and how much of its chunk lets them be."""
+
+import math
+from typing import NamedTuple
+
+from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.places import flight_slot
+from beam_runtime.emulator.promises import GAP
+from beam_runtime.emulator.schedule import fill, shortened
+from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
+from beam_runtime.emulator.state import Records, State
+from beam_runtime.types import SAME_MS
+
+# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
+CUT_TOKENS = 16
+# The wide margin is kept where a chunk cut to it holds this share of what the other would leave.
+WIDE_SHARE = 0.97
+
+
+class Due(NamedTuple):
+    """When decodes have to be back.
+
+    Attributes:
+        ahead_ms: the first of those in flight is late with its next token.
+        margin_ms: to be kept before that, and before those that ride are late.
+    """
+
+    ahead_ms: float
+    margin_ms: float
+
+
+@compiled
+def finish_ms(
+    state: State, batch: Batch, issue_ms: float, setting: Setting, setup: Records, tables: Tables
+) -> float:
+    """When the step would be back, were it issued then (play.py draws it)."""
+    after_ms = pass_ms(setting.clock, batch, setup, tables)
+    before_ms = after_ms
+    if setting.clock_before != setting.clock:
+        before_ms = pass_ms(setting.clock_before, batch, setup, tables)
+    ready_ms, end_ms = issue_ms, issue_ms
+    for free_ms in state.stage_free_ms:
+        start_ms = max(ready_ms, free_ms)
+        one_ms = before_ms if start_ms < setting.switch_ms else after_ms
+        end_ms = start_ms + (one_ms + setup.host_gap_ms)
+        ready_ms = end_ms + setup.transfer_ms
+    return end_ms
+
+
+@compiled
+def tokens_in_time(
+    state: State, mixed: Batch, riding: int, wide: Due, now_ms: float, setting: Setting,
+    setup: Records, tables: Tables,
+) -> int:  # fmt: skip
+    """Of a chunk that is too long for the wide margin, how many tokens go; 0 if none can.
+
+    A step's decodes are lost together, so the margin is wide, unless that costs prompts much: a
+    chunk may fall off one of the table's stairs for a millisecond.
+    """
+    least = Due(wide.ahead_ms, setup.tbt_margin_ms)
+    tokens = mixed.chunk_tokens
+    if not kept(state, mixed, riding, least, now_ms, setting, setup, tables):
+        tokens = fitting(state, mixed, riding, least, now_ms, setting, setup, tables)
+    wide_tokens = fitting(state, mixed, riding, wide, now_ms, setting, setup, tables)
+    return wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens
+
+
+@compiled
+def fitting(
+    state: State, mixed: Batch, riding: int, due: Due, now_ms: float, setting: Setting,
+    setup: Records, tables: Tables,
+) -> int:  # fmt: skip
+    """Tokens of a chunk cut to what is in time."""
+    all_shown = riding == state.engine.ready
+    fits, misses = 0, mixed.chunk_tokens
+    while misses - fits > CUT_TOKENS:
+        middle = (fits + misses) // 2
+        if mixed.preempted == 0:
+            cut = shortened(state, mixed, mixed.chunk_tokens - middle)
+        else:
+            cut = fill(state, mixed.decodes + middle, all_shown, True, setup)
+        if kept(state, cut, riding, due, now_ms, setting, setup, tables):
+            fits = middle
+        else:
+            misses = middle
+    if fits > 0 and mixed.preempted == 0:
+        fits = most_per_ms(state, mixed, fits, setting, setup, tables)
+    return fits
+
+
+@compiled
+def most_per_ms(
+    state: State, mixed: Batch, fits: int, setting: Setting, setup: Records, tables: Tables
+) -> int:
+    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time.
+
+    A pass takes longer by stairs (GEMM tiles): just above one, fewer tokens get more done.
+    """
+    best_tokens, best_per_ms, tokens = fits, 0.0, fits
+    while tokens > 0:
+        cut = shortened(state, mixed, mixed.chunk_tokens - tokens)
+        per_ms = tokens / (pass_ms(setting.clock, cut, setup, tables) + setup.host_gap_ms)
+        if per_ms > best_per_ms:
+            best_tokens, best_per_ms = tokens, per_ms
+        tokens = (mixed.decodes + tokens - 1) // CUT_TOKENS * CUT_TOKENS - mixed.decodes
+    return best_tokens
+
+
+@compiled
+def kept(
+    state: State, step: Batch, riding: int, due: Due, now_ms: float, setting: Setting,
+    setup: Records, tables: Tables,
+) -> bool:  # fmt: skip
+    """Whether all decodes can be in time if this step goes now."""
+    back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
+    if riding > 0 and back_ms > state.engine.gap_due_ms - due.margin_ms + SAME_MS:
+        return False
+    next_ms = back_ms + (back_ms - now_ms) / setup.pp
+    followed: bool = next_ms <= due.ahead_ms - due.margin_ms + SAME_MS
+    return followed
+
+
+@compiled
+def ahead_due_ms(state: State) -> float:
+    """When the first decode in flight will be late with its next token."""
+    first_ms = math.inf
+    for number in range(state.engine.flying):
+        slot = flight_slot(state, number)
+        back_ms = state.flights[slot].finish_ms
+        for member in range(state.flights[slot].tokens):
+            request = state.requests[state.members[slot, member]]
+            if request.slo_kind == GAP:
+                first_ms = min(first_ms, back_ms + request.token_slo_ms)
+    return first_ms
