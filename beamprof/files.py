@@ -7,7 +7,6 @@ are written into, never replaced. Nor is a symbolic link: the file that it point
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -131,7 +130,7 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     target = path if stream else _target(path)
     folder = Path(tempfile.gettempdir()) if stream else target.parent
     # A name near the limit of the file system leaves no room for more.
-    temporary = folder / f".{target.name[:80]}.{secrets.token_hex(4)}.tmp"
+    temporary = folder / f".{target.name[:80]}.{os.urandom(4).hex()}.tmp"
     try:
         yield temporary
         if stream:
