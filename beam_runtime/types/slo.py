@@ -27,7 +27,8 @@ class Slo:
         tpot_ms: mean time per token after the first (DistServe, MLPerf).
         e2e_ms: from arrival to the last token.
         tbt_share: of a request's gaps that must be within tbt_ms.
-        answer_tokens: how long an answer e2e_ms is planned for.
+        answer_tokens: how long an answer is taken to be: e2e_ms is planned for it, and by tpot_ms
+            and e2e_ms a stream that is behind has about so many tokens to make it good.
         least_tokens_per_s: how fast its tokens shall come at least. This and the next are limits
             on saving, no promises that goodput counts: where even the fastest setting is slower,
             nothing is lost.
