@@ -157,6 +157,11 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 def errors(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Of (forecast, actual) pairs; a pair without a forecast is counted apart."""
     told = np.array([pair for pair in pairs if np.isfinite(pair[0])], dtype=float)
+    if not len(told):
+        sys.exit(
+            "no request had a forecast: steps were so far from the table that it was given up.\n"
+            "hint: run it again when nothing else uses this machine's cores"
+        )
     relative = told[:, 0] / told[:, 1] - 1
     return {
         "mape": float(np.abs(relative).mean()),
