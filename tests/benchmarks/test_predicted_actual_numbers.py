@@ -70,3 +70,8 @@ def test_an_excerpt_keeps_its_trace_s_burstiness(tmp_path: Path) -> None:
     theirs = np.diff(open_trace(TRACE).arrival_s[:200])
     assert ours.std() / ours.mean() == pytest.approx(theirs.std() / theirs.mean())
     assert max(r.prompt_tokens + r.output_tokens for r in requests) <= 1024
+
+
+def test_without_any_forecast_it_says_so_and_ends() -> None:
+    with pytest.raises(SystemExit, match="no request had a forecast"):
+        benchmark.errors([(math.nan, 1.0), (math.nan, 2.0)])
