@@ -15,7 +15,8 @@ from beam_runtime.emulator.state import Records
 from beam_runtime.types import SAME_MS
 
 # By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
-# answer may end at any token. It is brought there by so much of a token with each.
+# answer may end at any token. It is brought there by so much of a token with each. What other
+# leads gave on parts of five traces stands in docs/how-it-works.md, "By tpot".
 LEAD_TOKENS, LEAD_STEP = 8.0, 0.2
 # Of that it gives up all but this much to go on in one step with other decodes.
 KEPT_TOKENS = 1.0

@@ -13,7 +13,8 @@ from beam_runtime.types import SAME_MS
 
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
 CUT_TOKENS = 16
-# The wide margin is kept where a chunk cut to it holds this share of what the other would leave.
+# The wide margin is kept where a chunk cut to it holds this share of what the other would leave:
+# a stair of the table costs more, a millisecond on a slope less (docs/how-it-works.md).
 WIDE_SHARE = 0.97
 
 
@@ -57,10 +58,10 @@ def tokens_in_time(
     A step's decodes are lost together, so the margin is wide, unless that costs prompts much: a
     chunk may fall off one of the table's stairs for a millisecond.
     """
-    least = Due(wide.ahead_ms, setup.tbt_margin_ms)
+    narrow = Due(wide.ahead_ms, setup.tbt_margin_ms)
     tokens = mixed.chunk_tokens
-    if not kept(state, mixed, riding, least, now_ms, setting, setup, tables):
-        tokens = fitting(state, mixed, riding, least, now_ms, setting, setup, tables)
+    if not kept(state, mixed, riding, narrow, now_ms, setting, setup, tables):
+        tokens = fitting(state, mixed, riding, narrow, now_ms, setting, setup, tables)
     wide_tokens = fitting(state, mixed, riding, wide, now_ms, setting, setup, tables)
     return wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens
 
