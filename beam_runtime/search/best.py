@@ -35,6 +35,7 @@ from beam_runtime.search.lines import (
 from beam_runtime.search.next_play import (
     ABOUT,
     Bounds,
+    at_risk,
     cheapest,
     drop_slower,
     learn,
@@ -167,8 +168,11 @@ def best_of(
             phase = CHEAPEST
             continue
         misses += 1
-        if phase == CHEAPEST:
-            drop_slower(line, clock, grid, room)
+        if phase == LEAST_LATE:
+            estimated = at_risk(room.entries[line, clock], start.engine.running, tbt_ms)
+            room.lines[line].risk_shift = one.violation - estimated
+        if phase in (CHEAPEST, LEAST_LATE):
+            drop_slower(line, clock, lines, grid, room)
         if phase == LOWER:
             if one.violation <= least + SAME_VIOLATION:
                 high = clock

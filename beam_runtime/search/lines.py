@@ -47,7 +47,8 @@ LINE = record_type(
     "chunk_tokens microbatches pace "  # 0 microbatches: as is best after the prefill
     "played_clock",  # the last one, -1 without
     # Of that play: less the estimates; by how much its miss shrinks per clock, and that miss.
-    "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms",
+    "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms "
+    "risk_shift",  # requests lost at one of the fastest clocks, less the estimate
 )
 ENTRY = record_type(
     "status too_slow",  # too_slow: a limit that people set forbids it
@@ -97,7 +98,7 @@ def clear(grid: Grid, room: Room) -> None:
         one = room.lines[line]
         one.played_clock = -1
         one.energy_shift_j = one.ttft_shift_ms = one.tbt_shift_ms = 0.0
-        one.shrinks_ms = one.missed_ms = 0.0
+        one.shrinks_ms = one.missed_ms = one.risk_shift = 0.0
         for clock in range(room.entries.shape[1]):
             wanted = grid.given.only_clock == -1 or grid.given.only_clock == clock
             room.entries[line, clock].status = OPEN if wanted else CLOSED

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.forecast import Outcome
+from beam_runtime.emulator.state import Records
 from beam_runtime.search.lines import CLOSED, DROPPED, OPEN, Grid, Room
 from beam_runtime.types import SAME_MS
 
@@ -103,13 +104,19 @@ def least_late(
             entry = room.entries[line, clock]
             if entry.status == CLOSED or entry.slow_ms > fast_ms:
                 continue
-            late = entry.broken
-            late += requests * max(0.0, entry.tbt_excess_ms) / tbt_ms
+            late = at_risk(entry, requests, tbt_ms) + one.risk_shift
             # Of equals a line not tried at such a clock yet, the shortest pace, the fastest.
             late += 1e-3 * tried + 1e-6 * one.pace + 1e-9 * entry.slow_ms
             if late < least:
                 at_line, at_clock, least = line, clock, late
     return at_line, at_clock
+
+
+@compiled
+def at_risk(entry: Records, requests: int, tbt_ms: float) -> float:
+    """How many requests an entry is expected to lose, before its line was played."""
+    risk: float = entry.broken + requests * max(0.0, entry.tbt_excess_ms) / tbt_ms
+    return risk
 
 
 @compiled
@@ -122,17 +129,25 @@ def reopen(room: Room) -> None:
 
 
 @compiled
-def drop_slower(line: int, clock: int, grid: Grid, room: Room) -> None:
+def drop_slower(line: int, clock: int, lines: int, grid: Grid, room: Room) -> None:
     """An entry broke an SLO: those of its line that are clearly slower will too.
 
+    So will those of as many microbatches that are held no shorter: holding makes nothing earlier.
     The clock in force is spared: it alone needs no change, and so no delay.
     """
+    one = room.lines[line]
     limit_ms = room.entries[line, clock].slow_ms * NOISE
-    for other in range(room.entries.shape[1]):
-        entry = room.entries[line, other]
-        spared = other == grid.given.asked_clock
-        if entry.status == OPEN and entry.slow_ms > limit_ms and not spared:
-            entry.status = DROPPED
+    for other in range(lines):
+        held = room.lines[other]
+        decoding = one.microbatches > 0 and held.microbatches == one.microbatches
+        if other != line and not (decoding and held.pace > one.pace):
+            continue
+        for at in range(room.entries.shape[1]):
+            entry = room.entries[other, at]
+            spared = at == grid.given.asked_clock
+            slower = entry.slow_ms > limit_ms or (other != line and at == clock)
+            if entry.status == OPEN and slower and not spared:
+                entry.status = DROPPED
 
 
 @compiled

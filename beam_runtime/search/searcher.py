@@ -16,7 +16,7 @@ from beam_runtime.search.sketch import RIDERS, SHEET, Paper
 from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules
 
-MOST_PLAYS = 48
+MOST_PLAYS = 96
 # Of the plays, how many a decision tells of.
 MOST_TOLD = 5
 # Steps times requests that one decision may play: about a millisecond.
