@@ -45,9 +45,10 @@ GRID = record_type(
 )
 LINE = record_type(
     "chunk_tokens microbatches pace "  # 0 microbatches: as is best after the prefill
-    "played_clock",  # the last one, -1 without
+    "played_clock kept_clock",  # the last one; the lowest that kept the SLOs; -1 without
     # Of that play: less the estimates; by how much its miss shrinks per clock, and that miss.
     "energy_shift_j ttft_shift_ms tbt_shift_ms shrinks_ms missed_ms "
+    "played_ttft_ms played_tbt_ms kept_ttft_ms kept_tbt_ms "  # excess at these two clocks
     "risk_shift",  # requests lost at one of the fastest clocks, less the estimate
 )
 ENTRY = record_type(
@@ -96,7 +97,7 @@ def clear(grid: Grid, room: Room) -> None:
     """Forget the last search."""
     for line in range(len(room.lines)):
         one = room.lines[line]
-        one.played_clock = -1
+        one.played_clock = one.kept_clock = -1
         one.energy_shift_j = one.ttft_shift_ms = one.tbt_shift_ms = 0.0
         one.shrinks_ms = one.missed_ms = one.risk_shift = 0.0
         for clock in range(room.entries.shape[1]):
@@ -285,9 +286,12 @@ def prepare_decode(
                 energy_j += settlement_j(prices, lookahead_ms, tokens)
                 found = Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms)
                 note_estimate(line, clock, found, grid, room)
-                # A longer pace that the SLO cuts to the same cycle is the same setting.
+                # A longer pace that the SLO cuts to the same cycle is the same setting, and so
+                # are more microbatches than requests.
                 same = pace > 0 and room.entries[line - 1, clock].energy_j == entry.energy_j
-                if same or microbatches < grid.given.least_microbatches:
+                least = grid.given.least_microbatches
+                same = same or microbatches > max(least, decoding.requests)
+                if same or microbatches < least:
                     entry.status = CLOSED
     lines: int = setup.pp * paces
     close_slow(0, lines, slowdown, room)

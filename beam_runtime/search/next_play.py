@@ -64,13 +64,18 @@ def cheapest(
                 gap_ms -= TBT_DOUBT * tbt_ms
             else:
                 higher = clock > played
-                shrinks_ms = STEEPER * one.shrinks_ms * (clock - played)
-                if higher and shrinks_ms > 0.0 and one.missed_ms > shrinks_ms:
-                    continue
+                if higher and clock < one.kept_clock:
+                    late_ms, gap_ms = between(line, clock, room)
+                else:
+                    shrinks_ms = STEEPER * one.shrinks_ms * (clock - played)
+                    if higher and shrinks_ms > 0.0 and one.missed_ms > shrinks_ms:
+                        continue
+                    late_ms += trusted(one.ttft_shift_ms, higher)
+                    gap_ms += trusted(one.tbt_shift_ms, higher)
                 energy_j += min(one.energy_shift_j, 0.0) if higher else one.energy_shift_j
                 energy_j -= TRIED * abs(energy_j)
-                late_ms += trusted(one.ttft_shift_ms, higher) - TRIED_DOUBT * ttft_ms
-                gap_ms += trusted(one.tbt_shift_ms, higher) - TRIED_DOUBT * tbt_ms
+                late_ms -= TRIED_DOUBT * ttft_ms
+                gap_ms -= TRIED_DOUBT * tbt_ms
             in_time = late_ms <= below.ttft_excess_ms and gap_ms <= below.tbt_excess_ms
             if energy_j < least_j and in_time:
                 at_line, at_clock, least_j = line, clock, energy_j
@@ -81,6 +86,21 @@ def cheapest(
 def trusted(shift_ms: float, higher: bool) -> float:
     """Bad news about a line, at a higher clock."""
     return shift_ms * TRUST if higher and shift_ms > 0.0 else shift_ms
+
+
+@compiled
+def between(line: int, clock: int, room: Room) -> tuple[float, float]:
+    """(TTFT, TBT) excess of a clock between the last one played and one that kept the SLOs."""
+    one = room.lines[line]
+    kept_ms = room.entries[line, one.kept_clock].slow_ms
+    played_ms = room.entries[line, one.played_clock].slow_ms
+    share = (room.entries[line, clock].slow_ms - kept_ms) / max(played_ms - kept_ms, SAME_MS)
+    ttft_ms, tbt_ms = one.kept_ttft_ms, one.kept_tbt_ms
+    if ttft_ms > -math.inf:
+        ttft_ms += share * (one.played_ttft_ms - ttft_ms)
+    if tbt_ms > -math.inf:
+        tbt_ms += share * (one.played_tbt_ms - tbt_ms)
+    return ttft_ms, tbt_ms
 
 
 @compiled
@@ -161,6 +181,10 @@ def learn(line: int, clock: int, energy_j: float, outcome: Outcome, room: Room) 
         one.shrinks_ms = max(one.shrinks_ms, (one.missed_ms - missed_ms) / steps)
     one.missed_ms = max(0.0, missed_ms)
     one.played_clock = clock
+    one.played_ttft_ms, one.played_tbt_ms = outcome.ttft_excess_ms, outcome.tbt_excess_ms
+    if outcome.broken == 0.0 and (one.kept_clock < 0 or clock < one.kept_clock):
+        one.kept_clock = clock
+        one.kept_ttft_ms, one.kept_tbt_ms = outcome.ttft_excess_ms, outcome.tbt_excess_ms
     one.energy_shift_j = energy_j - entry.energy_j
     one.ttft_shift_ms = learnt(outcome.ttft_excess_ms, entry.ttft_excess_ms)
     one.tbt_shift_ms = learnt(outcome.tbt_excess_ms, entry.tbt_excess_ms)
