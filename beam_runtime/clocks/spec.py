@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COMMAND_TIMEOUT_S = 5.0
 # A set, and twice giving back what it did, at 1.5 s of silence each (zeusd_client.py).
 ZEUSD_LIMIT_S = 6.0
+# One GPU's lock by NVML: 7-35 ms (design/device-model.md), and 200 ms were seen.
+LOCK_LIMIT_S = 0.5
 
 
 class ActuatorKind(StrEnum):
@@ -89,8 +91,7 @@ class ActuatorSpec:
     def set_limit_s(self) -> float:
         """How long a set may take before it counts as hung.
 
-        A lock takes 7-35 ms a GPU (design/device-model.md), and 200 ms were seen; a daemon and a
-        site's command have limits of their own.
+        By NVML one GPU after the other; a daemon and a site's command have limits of their own.
         """
         gpus = max(1, len(self.gpus))
         match self.kind:
@@ -105,10 +106,11 @@ class ActuatorSpec:
     def hang_s(self) -> float:
         """How long a set may go without moving on before it counts as hung.
 
-        NVML's tells of each GPU (NvmlGpus.moved), so eight may not hang for longer than one.
+        NVML's tells of each GPU (NvmlGpus.moved), so eight may not hang for longer than one: with
+        what it takes to free them, their clocks are back within a second (design/safety.md).
         """
         if self.kind is ActuatorKind.NVML and len(self._places()) == 1:
-            return replace(self, gpus=self.gpus[:1]).set_limit_s
+            return LOCK_LIMIT_S
         return self.set_limit_s
 
     def _open_releaser(self) -> Releaser:

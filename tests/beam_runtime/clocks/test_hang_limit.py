@@ -91,7 +91,9 @@ def test_moving_without_a_set_begins_none() -> None:
 @pytest.mark.parametrize("count", [1, 2, 8, 72])
 def test_many_gpus_may_hang_no_longer_than_one(count: int) -> None:
     spec = ActuatorSpec(ActuatorKind.NVML, tuple(f"GPU-{at}" for at in range(count)))
-    assert spec.hang_s == spec.on(spec.gpus[:1]).set_limit_s < 1.0
+    assert spec.hang_s == spec.on(spec.gpus[:1]).hang_s
+    # A lock was seen to take 0.2 s, and eight GPUs are freed in 0.4 s.
+    assert 2 * 0.2 <= spec.hang_s <= 1.0 - 0.4
     assert spec.set_limit_s >= spec.hang_s
 
 

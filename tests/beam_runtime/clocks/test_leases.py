@@ -401,7 +401,7 @@ def test_a_child_that_is_forked_in_the_middle_of_a_set_ends_and_touches_nothing(
         while not outcomes:
             time.sleep(0.01)
         setter.want(735)
-        time.sleep(0.2)  # of the second that the set takes
+        time.sleep(0.1)  # of the third of a second that the set takes
         child = os.fork()
         if child == 0:
             if sys.argv[1] == "exit":
@@ -412,7 +412,7 @@ def test_a_child_that_is_forked_in_the_middle_of_a_set_ends_and_touches_nothing(
                 os._exit(0)
             time.sleep(60)
         if sys.argv[1] == "SIGTERM":
-            time.sleep(0.2)
+            time.sleep(0.1)
             os.kill(child, signal.SIGTERM)
         print(os.waitpid(child, 0)[1], flush=True)
         while len(outcomes) < 2:
@@ -420,7 +420,7 @@ def test_a_child_that_is_forked_in_the_middle_of_a_set_ends_and_touches_nothing(
         print(outcomes[1].error, flush=True)
         input()
     """
-    bench.board.script("nvmlDeviceSetGpuLockedClocks", delay_s=0.6)
+    bench.board.script("nvmlDeviceSetGpuLockedClocks", delay_s=0.35)
     process = bench.start(program, how)
     assert bench.heard(process) == ("15" if how == "SIGTERM" else "0")
     assert bench.heard(process) == "None"
