@@ -74,6 +74,8 @@ METADATA_KEYS: dict[str, str] = {
     "model_shape": "JSON of the whole model's shape (beamprof.models.shape.ModelShape)",
     "tp": "tensor-parallel GPUs of a stage",
     "pp": "pipeline stages",
+    "ep": "GPUs that share a layer's experts whole, where more than one",
+    "dp": "groups of tp GPUs that share the experts, where more than one; the rows are one group's",
     "stage_layers": "decoder layers of the stage",
     "dtype": "weights and activations, e.g. bfloat16",
     "precision": "formats of weights by class of tensor and of the KV cache, where quantised",

@@ -158,7 +158,7 @@ class VllmBackend(MeasuringBackend):
 
     def _options(self, folder: Path, layers: int) -> dict[str, Any]:
         needs = envelope(self._steps)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"enable_expert_parallel": self.stage.ep > 1}
         if self._place == "cpu":
             more["enforce_eager"] = True  # vLLM compiles CPU kernels with a compiler of the host's
         elif len(self._layers) > 1:

@@ -27,6 +27,7 @@ GROUPS = {
         "tp",
         "pp",
         "ep",
+        "dp",
         "dtype",
         "kv_cache_dtype",
         "device",
@@ -48,6 +49,9 @@ def command(
     pp: Annotated[int | None, typer.Option(help="Pipeline stages [default: 1].")] = None,
     ep: Annotated[
         int | None, typer.Option(help="GPUs that share a layer's experts whole [default: 1].")
+    ] = None,
+    dp: Annotated[
+        int | None, typer.Option(help="Data-parallel groups that share them [default: 1].")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of what is not quantised [default: as engines choose].")
@@ -120,6 +124,7 @@ def command(
         "tp": tp,
         "pp": pp,
         "ep": ep,
+        "dp": dp,
         "dtype": dtype,
         "kv_cache_dtype": kv_cache_dtype,
         "backend": backend,

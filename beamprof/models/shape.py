@@ -36,6 +36,13 @@ class StageShape:
     dp: int = 1
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What a table says of it; ep and dp only where there are several."""
+        several = {name: count for name, count in (("ep", self.ep), ("dp", self.dp)) if count > 1}
+        layout = {"tp": self.tp, "pp": self.pp, **several, "stage_layers": self.layers}
+        return {name: str(count) for name, count in layout.items()}
+
+    @property
     def layers(self) -> int:
         """Decoder layers of the stage."""
         return sum(group.count for group in self.groups)

@@ -70,9 +70,7 @@ def table_metadata(
     return {
         "model": model.name,
         "model_shape": model.to_json(),
-        "tp": str(stage.tp),
-        "pp": str(stage.pp),
-        "stage_layers": str(stage.layers),
+        **stage.metadata,
         "dtype": model.dtype,
         "precision": str(model.precision),
         "sweep": json.dumps(sweep),

@@ -118,6 +118,8 @@ def _obstacle_to_vllm(stage: StageShape) -> str:
         return "vLLM is not installed here: through it the engine's own steps would be measured"
     if started_ranks() > 1:
         return "torchrun started this; vLLM starts its own workers"
+    if stage.dp > 1:
+        return f"vLLM is profiled with one data-parallel group, not {stage.dp}"
     gpus = _torch_sees_gpus()
     if gpus < stage.tp:
         return f"vLLM needs {stage.tp} GPUs for tp {stage.tp}, {gpus} can be seen"
@@ -137,6 +139,12 @@ def _check_vllm(stage: StageShape) -> None:
             "vLLM starts its tensor-parallel workers itself",
             cause="torchrun started this process",
             hint=f"the same without torchrun: beam profile --backend vllm --tp {stage.tp} ...",
+        )
+    if stage.dp > 1:
+        raise BackendError(
+            f"the vllm backend profiles one data-parallel group, not {stage.dp}",
+            cause="it steps one engine, and the others would have to step with it",
+            hint="model it: --backend modelled",
         )
 
 

@@ -93,12 +93,13 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     if spec.kv_cache_dtype != "auto":
         quantised = model.precision.with_kv(spec.kv_cache_dtype)
         model = dataclasses.replace(model, quantised=quantised)
-    stage = model.shard(spec.tp, spec.pp, spec.ep)
+    stage = model.shard(spec.tp, spec.pp, spec.ep, spec.dp)
     choice = choice or choose_backend(spec, model, stage)
     limits = grid_limits(spec, model, stage, choice)
     plan, measured_plan, thinned = _plans(spec, limits, choice)
+    groups = f"-dp{spec.dp}" if spec.dp > 1 else ""
     output = request.output or Path(
-        f"{model.name}-tp{spec.tp}-pp{spec.pp}-{choice.clocks.device}.parquet"
+        f"{model.name}-tp{spec.tp}-pp{spec.pp}{groups}-{choice.clocks.device}.parquet"
     )
     check_writable(output, force=request.force)
     slow = ""
@@ -150,6 +151,11 @@ def shape_notes(model: ModelShape, stage: StageShape) -> list[str]:
         notes.append(
             f"attention: a sliding window of {windows[0]} tokens in {count} of {model.layers} "
             "layers"
+        )
+    if stage.dp > 1:
+        notes.append(
+            f"data parallel: the table is of one of {stage.dp} groups (tp {stage.tp}), while the "
+            "others do as much as it does"
         )
     if model.layers % stage.pp:
         notes.append(
@@ -225,6 +231,7 @@ def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[s
         "tp": str(spec.tp),
         "pp": str(spec.pp),
         "ep": str(spec.ep),
+        "dp": str(spec.dp),
         "backend": prepared.choice.backend,
         **{key: environment.get(key, "") for key in fixed},
         "device_file": hashlib.sha256(device_file.encode()).hexdigest()[:12],

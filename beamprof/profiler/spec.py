@@ -26,6 +26,7 @@ class SweepSpec:
     tp: int
     pp: int
     ep: int
+    dp: int
     dtype: str | None
     kv_cache_dtype: str
     backend: str | None
@@ -52,6 +53,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ep", "ep", whole(1), 1,
             "GPUs that share a layer's experts whole; with 1 they are cut by width like an MLP",
             "2"),
+    Setting("dp", "dp", whole(1), 1,
+            "groups of tp GPUs with requests of their own that share a layer's experts", "2"),
     Setting("dtype", "dtype", a_name, None,
             "what is not quantised is served in this; as engines choose, 16 bit", '"bfloat16"'),
     Setting("kv_cache_dtype", "kv_cache_dtype", a_name, "auto",

@@ -151,9 +151,9 @@ def _split(
 
 def _differences(a: PerfTable, b: PerfTable) -> list[str]:
     found = [
-        f"{field} {a.metadata[field]} against {b.metadata[field]}"
-        for field in ("tp", "pp", "stage_layers")
-        if a.metadata[field] != b.metadata[field]
+        f"{field} {a.metadata.get(field, '1')} against {b.metadata.get(field, '1')}"
+        for field in ("tp", "pp", "ep", "dp", "stage_layers")
+        if a.metadata.get(field) != b.metadata.get(field)
     ]
     mine, other = _shape(a), _shape(b)
     if mine and other:
