@@ -6,6 +6,9 @@ a note says so. Whatever would change the cost and is not understood is refused 
 """
 
 import json
+import tomllib
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from beamprof.models.shape import ModelShape
 
 DTYPES = ("bfloat16", "float16", "float32")
 TEXT = ("text_config", "llm_config", "thinker_config", "language_config")
+# What a model's size hangs on, of the fields that a nested config may leave out (defaults.toml).
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim")  # fmt: skip
 TOWERS = ("vision_config", "audio_config", "vision_tower_config")
 
 
@@ -131,10 +137,28 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
             cause="BEAM knows decoders of these kinds: " + ", ".join(sorted(FAMILIES)),
             hint=f"known architectures: {', '.join(ARCHITECTURES)}",
         )
+    if inner is None:
+        return text, family, ()
     towers = [key.removesuffix("_config") for key in TOWERS if whole.has(key)]
     what = f"its {' and '.join(towers)} part" if towers else "whatever stands around it"
-    notes = (f"only the text decoder is counted, {what} left out",) if inner is not None else ()
-    return text, family, notes
+    filled, notes = _filled(text, family)
+    return filled, family, (f"only the text decoder is counted, {what} left out", *notes)
+
+
+def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
+    """A nested config holds only what differs from its class: the rest is as transformers has it.
+
+    A field that is there and null stays null.
+    """
+    missing = {k: v for k, v in _defaults().get(family, {}).items() if k not in text.values}
+    told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
+    notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)
+    return Fields({**missing, **text.values}, text.where), notes if told else ()
+
+
+@cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((resources.files("beamprof") / "models" / "defaults.toml").read_text())
 
 
 def _dtype(whole: Fields, text: Fields, asked: str | None) -> tuple[str, tuple[str, ...]]:
