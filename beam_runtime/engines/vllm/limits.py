@@ -65,8 +65,24 @@ def load_table(config: EmbeddedConfig, vllm_config: Any) -> PerfTable:
         config.table, tp=parallel.tensor_parallel_size, pp=parallel.pipeline_parallel_size
     )
     _same_model(table, vllm_config, str(config.table))
+    _same_experts(table, parallel, str(config.table))
     check_precision(table, vllm_config, str(config.table))
     return table
+
+
+def _same_experts(table: PerfTable, parallel: Any, name: str) -> None:
+    """Who shares a layer's experts, where the table says that several GPUs do."""
+    groups, gpus = table.metadata.get("dp"), table.metadata.get("ep")
+    if groups:
+        raise TableError(
+            f"{name} is of one of {groups} data-parallel groups, and this engine is alone",
+            hint="profile the engine as it is, without --dp",
+        )
+    if gpus and not getattr(parallel, "enable_expert_parallel", False):
+        raise TableError(
+            f"{name} is of {gpus} GPUs that share the experts whole, and this engine cuts them",
+            hint="profile without --ep, or serve with --enable-expert-parallel",
+        )
 
 
 def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
