@@ -1,6 +1,11 @@
 """The search against every candidate, on states of the published trace; README tells of 1,000."""
 
+import random
+from dataclasses import replace
+
 import pytest
+
+from beam_runtime.types import Slo
 
 pytest.importorskip("numba", reason="the search is compiled by numba")
 decision = pytest.importorskip("decision", reason="benchmarks/ is not on the path")
@@ -39,3 +44,24 @@ def test_states_that_a_search_once_got_wrong(search):
     assert found.missed == 0
     assert found.worst_regret <= 0.025
     assert found.worst_violation <= 0.1
+
+
+def by_tpot(seed, state):
+    """The same with 120 ms a token on average, each stream a little behind or ahead of that."""
+    rng, slo = random.Random(seed), Slo(1000.0, tpot_ms=120.0)
+
+    def begun(one):
+        first_ms = one.last_token_ms - (one.generated_tokens - 1) * 120.0 * rng.uniform(0.9, 1.02)
+        return replace(one, slo=slo, first_token_ms=first_ms)
+
+    waiting = tuple(replace(one, slo=slo) for one in state.waiting)
+    return replace(state, running=tuple(map(begun, state.running)), waiting=waiting)
+
+
+def test_between_a_clock_that_missed_and_one_that_kept(search):
+    """Decodes that are behind: what an earlier search paid a quarter too much for."""
+    states = enumerate(decision.trace_states(182, decision.lengths()))
+    behind = (by_tpot(seed, state) for seed, state in states if seed in (176, 181))
+    found = decision.optimality(search, behind)
+    assert found.kept == 2
+    assert found.worst_regret <= 0.04
