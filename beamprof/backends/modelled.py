@@ -40,6 +40,7 @@ class ModelledBackend:
     def open(self) -> Mapping[str, str]:
         """Metadata only: there is nothing to take."""
         device = self.device
+        together = self.stage.tp * self.stage.dp
         return {
             "device": device.name,
             "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
@@ -49,7 +50,7 @@ class ModelledBackend:
             "engine": "modelled",
             "engine_version": version.__version__,
             "energy_source": "modelled",
-            "allreduce": f"device file {device.name}" if self.stage.tp > 1 else "none (tp 1)",
+            "allreduce": f"device file {device.name}" if together > 1 else "none (tp 1)",
         }
 
     def run(self, cell: Cell) -> Measurement:

@@ -37,8 +37,10 @@ def test_a_table_says_who_shares_the_experts(tmp_path: Path) -> None:
     assert {key: shared.metadata[key] for key in ("tp", "dp", "ep")} == {
         "tp": "1", "dp": "4", "ep": "4"
     }  # fmt: skip
+    assert shared.metadata["allreduce"] == "device file h100-sxm"
     alone = table(tmp_path)
     assert "dp" not in alone.metadata
+    assert alone.metadata["allreduce"] == "none (tp 1)"
     # A token of each group asks for eight experts: more of them than one request's token alone.
     assert decode_ms(shared) > decode_ms(table(tmp_path, tp=4, ep=4))
 
