@@ -101,14 +101,14 @@ class ActuatorSpec:
             case ActuatorKind.ZEUSD:
                 return ZEUSD_LIMIT_S
         on_nodes = ZEUSD_LIMIT_S if len(self._places()) > 1 else 0.0
-        return on_nodes + 0.6 + 0.2 * gpus
+        return on_nodes + LOCK_LIMIT_S + 0.2 * gpus
 
     @property
     def hang_s(self) -> float:
         """How long a set may go without moving on before it counts as hung.
 
         NVML's tells of each GPU (NvmlGpus.moved), so eight may not hang for longer than one: with
-        what it takes to free them, their clocks are back within a second (design/safety.md).
+        what it takes to free them, their clocks are back in about a second (design/safety.md).
         """
         if self.kind is ActuatorKind.NVML and len(self._places()) == 1:
             return LOCK_LIMIT_S

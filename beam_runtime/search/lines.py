@@ -290,8 +290,7 @@ def prepare_decode(
                 # are more microbatches than requests.
                 same = pace > 0 and room.entries[line - 1, clock].energy_j == entry.energy_j
                 least = grid.given.least_microbatches
-                same = same or microbatches > max(least, decoding.requests)
-                if same or microbatches < least:
+                if same or not least <= microbatches <= max(least, decoding.requests):
                     entry.status = CLOSED
     lines: int = setup.pp * paces
     close_slow(0, lines, slowdown, room)

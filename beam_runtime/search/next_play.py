@@ -46,7 +46,8 @@ def cheapest(
     """The open entry to play next, (line, clock); (-1, -1) if none is expected within ``below``.
 
     What a play taught about a line counts in full for lower clocks. For higher ones bad news
-    counts by TRUST and dearer not at all: being late, which made it dear, may be over there.
+    counts by TRUST and dearer not at all: being late, which made it dear, may be over there. Where
+    one still higher kept the SLOs, what lies in between is known (``between``).
     """
     at_line, at_clock, least_j = -1, -1, below.energy_j
     for line in range(lines):

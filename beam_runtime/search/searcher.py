@@ -16,6 +16,7 @@ from beam_runtime.search.sketch import RIDERS, SHEET, Paper
 from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules
 
+# Seldom reached: MOST_WORK ends a search of many requests before.
 MOST_PLAYS = 96
 # Of the plays, how many a decision tells of.
 MOST_TOLD = 5

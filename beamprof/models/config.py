@@ -14,7 +14,7 @@ from typing import Any
 
 from beamprof.errors import ModelShapeError
 from beamprof.files import read_text
-from beamprof.models.families import ARCHITECTURES, FAMILIES, Family, mixers, mlps
+from beamprof.models.families import ARCHITECTURES, EXPERTS, FAMILIES, Family, mixers, mlps
 from beamprof.models.fields import Fields
 from beamprof.models.layers import Attention, DenseMlp, Layer
 from beamprof.models.precision import Precision
@@ -148,8 +148,15 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
 def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
     """A nested config holds only what differs from its class: the rest is as transformers has it.
 
-    A field that is there and null stays null.
+    A field that is there and null stays null. Experts go by several names, of which a default
+    could only guess the right one: of a family that has them they must be named.
     """
+    if FAMILIES[family].experts and not any(name in text.values for name in EXPERTS):
+        raise ModelShapeError(
+            f"{text.where} does not say how many experts a layer of {family} has",
+            cause=f"it leaves out {', '.join(EXPERTS)}",
+            hint=f"write the one that {family} uses into it (null: it has none)",
+        )
     missing = {k: v for k, v in _defaults().get(family, {}).items() if k not in text.values}
     told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
     notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)
@@ -158,7 +165,8 @@ def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
 
 @cache
 def _defaults() -> dict[str, dict[str, Any]]:
-    return tomllib.loads((resources.files("beamprof") / "models" / "defaults.toml").read_text())
+    text = resources.files("beamprof.models").joinpath("defaults.toml").read_text("utf-8")
+    return tomllib.loads(text)
 
 
 def _dtype(whole: Fields, text: Fields, asked: str | None) -> tuple[str, tuple[str, ...]]:

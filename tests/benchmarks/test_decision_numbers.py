@@ -1,4 +1,4 @@
-"""The search against every candidate, on states of the published trace; README tells of 1,000."""
+"""The search against every candidate, on states of the published trace."""
 
 import random
 from dataclasses import replace

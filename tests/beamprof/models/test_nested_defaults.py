@@ -62,6 +62,15 @@ def test_null_is_not_left_out() -> None:
         shape_of(outer, "mine", "c.json")
 
 
+def test_experts_that_are_left_out_are_asked_for_not_priced_as_none() -> None:
+    text: dict[str, Any] = {"model_type": "llama4_text", "hidden_size": 5120}
+    outer = {"architectures": ["Llama4ForConditionalGeneration"], "text_config": text}
+    with pytest.raises(ModelShapeError, match="does not say how many experts"):
+        shape_of(outer, "mine", "c.json")
+    text["num_local_experts"] = None
+    assert not any(isinstance(k.layer.mlp, MoeMlp) for k in shape_of(outer, "m", "c").kinds)
+
+
 def test_a_config_of_a_decoder_alone_is_whole_or_damaged() -> None:
     with pytest.raises(ModelShapeError, match="lacks the field"):
         shape_of({"architectures": ["LlamaForCausalLM"], "hidden_size": 64}, "mine", "c.json")
