@@ -3,9 +3,10 @@
 ``compose`` is one function. Emulator, replay plant and engine adapter call it, so that what was
 predicted is what is done. BEAM's rules (design/control.md), each of which ``Rules`` can switch
 off: issue just in time; let decodes ride while there is prefill; those that can wait give way to
-prompts; cut a chunk that would make decodes late, or send them ahead of it; hold decodes until
-the earliest is due. What they leave to be scheduled vLLM's own rules put into the step
-(schedule.py); an adapter takes from the result the budget and which decodes to show.
+prompts, or all go in one step with chunks alone between (between.py); cut a chunk that would make
+decodes late, or send them ahead of it; hold decodes until the earliest is due. What they leave to
+be scheduled vLLM's own rules put into the step (schedule.py); an adapter takes from the result the
+budget and which decodes to show.
 
 Who is ready, whether prefill is pending and the earliest due are kept up to date by ``set_kind``,
 only where a request changes.
@@ -15,20 +16,16 @@ What it does not know: when requests end, and what arrives next.
 
 import math
 
+from beam_runtime.emulator.between import between
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.deadlines import due_ms, joining_due_ms
-from beam_runtime.emulator.in_time import Due, ahead_due_ms, finish_ms, kept, tokens_in_time
+from beam_runtime.emulator.in_time import AS_LONG, due_in_flight, finish_ms, kept, tokens_in_time
 from beam_runtime.emulator.promises import GAP
-from beam_runtime.emulator.schedule import fill, kind_of, prefill_pending
-from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch
+from beam_runtime.emulator.schedule import HIDDEN, WHOLE, fill, kind_of, prefill_pending
+from beam_runtime.emulator.setup import GO, HOLD, STEP, Batch, Setting, Tables, decode_batch
+from beam_runtime.emulator.shown import fill_with
 from beam_runtime.emulator.state import DECODING, PREFILL, READY, Records, State
 from beam_runtime.types import SAME_MS
-
-# What compose answers.
-HOLD, STEP = range(2)
-# A prompt that has waited for so many times its TTFT SLO is served as vLLM would. Twice costs 2
-# points of goodput on Azure's conversations at 120 ms to 200 ms; never lets prompts starve.
-OVERDUE_SLOS = 5.0
 
 
 @compiled
@@ -60,13 +57,17 @@ def compose(
     group = -(-engine.decoding // setting.microbatches)
     budget_tokens = chunk_budget(state, setting.chunk_tokens, setup)
     if prefill_pending(state, setup):
+        if setup.together and ready < engine.decoding:
+            answer, until_ms, chunk = between(state, budget_tokens, now_ms, setting, setup, tables)
+            if answer != GO:
+                return answer, until_ms, chunk
         riding = ready if setup.ride_along else min(ready, group)
-        mixed = fill_with(state, riding, budget_tokens, True, setup)
+        mixed = fill_with(state, riding, budget_tokens, WHOLE, setup)
         full = mixed.chunk_tokens + mixed.decodes == budget_tokens
-        if full and setup.give_way and setup.ride_along and mixed.chunk_tokens * mixed.decodes > 0:
+        spreads = setup.give_way and setup.ride_along and not setup.together
+        if full and spreads and mixed.chunk_tokens * mixed.decodes > 0:
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms)
-        if mixed.chunk_tokens > 0 and cuts:
+        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk:
             return cut_in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:
             return STEP, now_ms, mixed
@@ -78,7 +79,7 @@ def compose(
         if now_ms < until_ms - SAME_MS:  # paced: no token is due yet
             return HOLD, until_ms, nothing
     chosen = min(ready, group)
-    return STEP, now_ms, fill_with(state, chosen, min(chosen, budget_tokens), False, setup)
+    return STEP, now_ms, fill_with(state, chosen, min(chosen, budget_tokens), HIDDEN, setup)
 
 
 @compiled
@@ -148,69 +149,6 @@ def refresh_due(state: State) -> None:
 
 
 @compiled
-def fill_with(
-    state: State, decodes: int, budget_tokens: int, prefill: bool, setup: Records
-) -> Batch:
-    """Fill a step with so many of the ready decodes, those that are due first."""
-    all_shown = decodes == state.engine.ready
-    if not all_shown:
-        show_earliest_due(state, decodes)
-    return fill(state, budget_tokens, all_shown, prefill, setup)
-
-
-@compiled
-def show_earliest_due(state: State, size: int) -> None:
-    """Show the ``size`` ready decodes that are due first; more than that are ready."""
-    requests, places = state.requests, state.places
-    found = 0
-    for at in range(state.engine.running):
-        request = requests[places[at].running]
-        if request.kind == READY:
-            places[found].due_ms = due_ms(request)
-            found += 1
-    limit_ms = smallest(places, found, size)
-    ties = size
-    for at in range(state.engine.running):
-        request = requests[places[at].running]
-        before = due_ms(request) < limit_ms
-        request.shown = before
-        ties -= before and request.kind == READY
-    for at in range(state.engine.running):
-        request = requests[places[at].running]
-        if ties > 0 and request.kind == READY and due_ms(request) == limit_ms:
-            request.shown = 1
-            ties -= 1
-
-
-@compiled
-def smallest(places: Records, count: int, rank: int) -> float:
-    """The rank-th smallest of the first ``count`` due times, which it reorders (quickselect)."""
-    low, high, wanted = 0, count - 1, rank - 1
-    while low < high:
-        pivot_ms = places[(low + high) // 2].due_ms
-        i, j = low, high
-        while i <= j:
-            while places[i].due_ms < pivot_ms:
-                i += 1
-            while places[j].due_ms > pivot_ms:
-                j -= 1
-            if i <= j:
-                swapped_ms = places[i].due_ms
-                places[i].due_ms = places[j].due_ms
-                places[j].due_ms = swapped_ms
-                i += 1
-                j -= 1
-        if wanted <= j:
-            high = j
-        elif wanted >= i:
-            low = i
-        else:
-            break
-    found: float = places[wanted].due_ms
-    return found
-
-
-@compiled
 def give_way(
     state: State, mixed: Batch, budget_tokens: int, now_ms: float, setting: Setting,
     setup: Records, tables: Tables,
@@ -233,27 +171,12 @@ def give_way(
     riding = min(ready, max(pressed, -(-state.engine.decoding // setup.pp)))
     if riding == ready:
         return ready, mixed
-    step = fill_with(state, riding, budget_tokens, True, setup)
+    step = fill_with(state, riding, budget_tokens, WHOLE, setup)
     room = budget_tokens - step.chunk_tokens - step.decodes
     if room > 0:
         riding = min(ready, riding + room)
-        step = fill_with(state, riding, budget_tokens, True, setup)
+        step = fill_with(state, riding, budget_tokens, WHOLE, setup)
     return riding, step
-
-
-@compiled
-def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
-    """Whether the first prompt in the step has waited so long that nobody may hold it up.
-
-    Where more comes than the promises leave room for, decodes would go first for ever.
-    """
-    for item in range(mixed.items):
-        request = state.requests[state.places[item].scheduled]
-        if request.kind != READY:
-            waited_ms = now_ms - request.arrival_ms
-            late: bool = waited_ms > OVERDUE_SLOS * request.ttft_slo_ms
-            return late and request.generated_tokens == 0
-    return False
 
 
 @compiled
@@ -266,15 +189,15 @@ def cut_in_time(
     Those in flight count as well: they can only be in a step after this one. Only gaps count: by
     tpot and e2e a late token is made good by others, and prompts that made way would starve.
     """
-    due = Due(ahead_due_ms(state), setup.wide_margin_ms)
+    due = due_in_flight(state, AS_LONG, setup)
     if kept(state, mixed, riding, due, now_ms, setting, setup, tables):
         return STEP, now_ms, mixed
     all_shown = riding == state.engine.ready
-    fits = tokens_in_time(state, mixed, riding, due, now_ms, setting, setup, tables)
+    fits = tokens_in_time(state, mixed, riding, WHOLE, due, now_ms, setting, setup, tables)
     if fits > 0:
-        return STEP, now_ms, fill(state, mixed.decodes + fits, all_shown, True, setup)
+        return STEP, now_ms, fill(state, mixed.decodes + fits, all_shown, WHOLE, setup)
     if riding > 0:
-        return STEP, now_ms, fill(state, riding, all_shown, False, setup)
+        return STEP, now_ms, fill(state, riding, all_shown, HIDDEN, setup)
     # Decodes in flight could not follow a chunk in time.
     return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed
 

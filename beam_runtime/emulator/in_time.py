@@ -8,7 +8,7 @@ from beam_runtime.emulator.places import flight_slot
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import fill, shortened
 from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
-from beam_runtime.emulator.state import Records, State
+from beam_runtime.emulator.state import READY, Records, State
 from beam_runtime.types import SAME_MS
 
 # A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
@@ -16,6 +16,12 @@ CUT_TOKENS = 16
 # The wide margin is kept where a chunk cut to it holds this share of what the other would leave:
 # a stair of the table costs more, a millisecond on a slope less (docs/how-it-works.md).
 WIDE_SHARE = 0.97
+# A prompt that has waited for so many times its TTFT SLO gets some of every step, whoever is late:
+# never lets prompts starve. Sooner costs streams: at 5 SLOs 1.2 points of goodput on the mean of
+# six traces at 100, 110 and 130 ms, at 2 SLOs 5.
+OVERDUE_SLOS = 10.0
+# What follows a step takes as long as it does.
+AS_LONG = -1.0
 
 
 class Due(NamedTuple):
@@ -23,11 +29,16 @@ class Due(NamedTuple):
 
     Attributes:
         ahead_ms: the first of those in flight is late with its next token.
-        margin_ms: to be kept before that, and before those that ride are late.
+        margin_ms: to be kept before that, and before those that ride are late; by a step that
+            takes longer than a gap as many times more, for it errs by that.
+        next_ms: how long the step that they go in after this one is in each stage, or AS_LONG.
+        gap_ms: the tightest gap SLO among those in flight.
     """
 
     ahead_ms: float
     margin_ms: float
+    next_ms: float
+    gap_ms: float
 
 
 @compiled
@@ -50,26 +61,29 @@ def finish_ms(
 
 @compiled
 def tokens_in_time(
-    state: State, mixed: Batch, riding: int, wide: Due, now_ms: float, setting: Setting,
-    setup: Records, tables: Tables,
+    state: State, mixed: Batch, riding: int, prompts: int, wide: Due, now_ms: float,
+    setting: Setting, setup: Records, tables: Tables,
 ) -> int:  # fmt: skip
     """Of a chunk that is too long for the wide margin, how many tokens go; 0 if none can.
 
     A step's decodes are lost together, so the margin is wide, unless that costs prompts much: a
     chunk may fall off one of the table's stairs for a millisecond.
     """
-    narrow = Due(wide.ahead_ms, setup.tbt_margin_ms)
+    least = 0
+    if overdue(state, mixed, now_ms):
+        least = min(mixed.chunk_tokens, max(setup.min_chunk_tokens, CUT_TOKENS))
+    narrow = Due(wide.ahead_ms, setup.tbt_margin_ms, wide.next_ms, wide.gap_ms)
     tokens = mixed.chunk_tokens
     if not kept(state, mixed, riding, narrow, now_ms, setting, setup, tables):
-        tokens = fitting(state, mixed, riding, narrow, now_ms, setting, setup, tables)
-    wide_tokens = fitting(state, mixed, riding, wide, now_ms, setting, setup, tables)
-    return wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens
+        tokens = fitting(state, mixed, riding, prompts, narrow, now_ms, setting, setup, tables)
+    wide_tokens = fitting(state, mixed, riding, prompts, wide, now_ms, setting, setup, tables)
+    return max(least, wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens)
 
 
 @compiled
 def fitting(
-    state: State, mixed: Batch, riding: int, due: Due, now_ms: float, setting: Setting,
-    setup: Records, tables: Tables,
+    state: State, mixed: Batch, riding: int, prompts: int, due: Due, now_ms: float,
+    setting: Setting, setup: Records, tables: Tables,
 ) -> int:  # fmt: skip
     """Tokens of a chunk cut to what is in time."""
     all_shown = riding == state.engine.ready
@@ -79,7 +93,7 @@ def fitting(
         if mixed.preempted == 0:
             cut = shortened(state, mixed, mixed.chunk_tokens - middle)
         else:
-            cut = fill(state, mixed.decodes + middle, all_shown, True, setup)
+            cut = fill(state, mixed.decodes + middle, all_shown, prompts, setup)
         if kept(state, cut, riding, due, now_ms, setting, setup, tables):
             fits = middle
         else:
@@ -114,17 +128,18 @@ def kept(
 ) -> bool:  # fmt: skip
     """Whether all decodes can be in time if this step goes now."""
     back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
-    if riding > 0 and back_ms > state.engine.gap_due_ms - due.margin_ms + SAME_MS:
+    margin_ms = due.margin_ms * max(1.0, (back_ms - now_ms) / due.gap_ms)
+    if riding > 0 and back_ms > state.engine.gap_due_ms - margin_ms + SAME_MS:
         return False
-    next_ms = back_ms + (back_ms - now_ms) / setup.pp
-    followed: bool = next_ms <= due.ahead_ms - due.margin_ms + SAME_MS
+    next_ms = due.next_ms if due.next_ms != AS_LONG else (back_ms - now_ms) / setup.pp
+    followed: bool = back_ms + next_ms <= due.ahead_ms - margin_ms + SAME_MS
     return followed
 
 
 @compiled
-def ahead_due_ms(state: State) -> float:
-    """When the first decode in flight will be late with its next token."""
-    first_ms = math.inf
+def due_in_flight(state: State, next_ms: float, setup: Records) -> Due:
+    """When the first decode in flight will be late with its next token, by the wide margin."""
+    first_ms = gap_ms = math.inf
     for number in range(state.engine.flying):
         slot = flight_slot(state, number)
         back_ms = state.flights[slot].finish_ms
@@ -132,4 +147,20 @@ def ahead_due_ms(state: State) -> float:
             request = state.requests[state.members[slot, member]]
             if request.slo_kind == GAP:
                 first_ms = min(first_ms, back_ms + request.token_slo_ms)
-    return first_ms
+                gap_ms = min(gap_ms, request.token_slo_ms)
+    return Due(first_ms, setup.wide_margin_ms, next_ms, gap_ms)
+
+
+@compiled
+def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
+    """Whether the first prompt in the step has waited so long that it gets some of it.
+
+    Where more comes than the promises leave room for, decodes would go first for ever.
+    """
+    for item in range(mixed.items):
+        request = state.requests[state.places[item].scheduled]
+        if request.kind != READY:
+            waited_ms = now_ms - request.arrival_ms
+            late: bool = waited_ms > OVERDUE_SLOS * request.ttft_slo_ms
+            return late and request.generated_tokens == 0
+    return False

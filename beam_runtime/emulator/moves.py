@@ -16,7 +16,8 @@ def composed(
     """What ``compose`` answers, of a state whose kinds are not known.
 
     Returns:
-        (answer, until when, the step, whether decodes go ahead of prompts in it, a chunk's budget).
+        (answer, until when, the step, whether prompts that it has nothing of must not be seen, a
+        chunk's budget).
     """
     state, given = opened(arrays), setup[0]
     classify(state, given)
@@ -24,7 +25,10 @@ def composed(
     # A step that preempts is for vLLM to fill: what it frees may be all that a prompt needs.
     alone = batch.decodes > 0 and batch.chunk_tokens == 0 and batch.preempted == 0
     ahead = alone and prefill_pending(state, given)
-    return answer, until_ms, batch, ahead, chunk_budget(state, setting.chunk_tokens, given)
+    # Between steps with decodes prompts are left their last token.
+    short = given.together == 1 and batch.decodes == 0 and batch.chunk_tokens > 0
+    hides = ahead or short
+    return answer, until_ms, batch, hides, chunk_budget(state, setting.chunk_tokens, given)
 
 
 @brief_entry

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_runtime.emulator.composer import HOLD
 from beam_runtime.emulator.moves import composed
-from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
+from beam_runtime.emulator.setup import HOLD, Setting, lasting_setting, make_setup, make_tables
 from beam_runtime.emulator.state import PREFILL, READY, Records, empty_state
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Knobs, Rules
@@ -25,11 +24,13 @@ class Answer:
         until_ms: for a hold, when it ends by itself; None = a step goes now.
         budget_tokens: of the step.
         left_out: rows of running requests that could go and must not.
+        each_tokens: most tokens that any prompt may have of the step; 0: as many as fit.
     """
 
     until_ms: float | None
     budget_tokens: int = 0
     left_out: tuple[int, ...] = ()
+    each_tokens: int = 0
 
 
 class NextStep:
@@ -97,24 +98,24 @@ class NextStep:
         for slot, (back_ms, rows) in enumerate(flying):
             state.flights[slot] = (len(rows), back_ms)
             state.members[slot, : len(rows)] = rows
-        answer, until_ms, batch, ahead, budget_tokens = composed(
+        answer, until_ms, batch, hides, budget_tokens = composed(
             state, self._setting, now_ms, self._setup, self._tables
         )
         if answer == HOLD:
             return Answer(until_ms)
         left_out: tuple[int, ...] = ()
-        if ahead or batch.decodes < engine["ready"]:
-            left_out = self._left_out(running, batch.items, prompts=ahead)
-        if ahead or batch.chunk_tokens:
+        if hides or batch.decodes < engine["ready"]:
+            left_out = self._left_out(running, batch.items, prompts=hides)
+        if hides or batch.chunk_tokens:
             budget_tokens = batch.decodes + batch.chunk_tokens
         # Else never less than a chunk's budget: the head of the queue may fit by a prefix-cache
         # hit that the composer does not know of.
-        return Answer(None, budget_tokens, left_out)
+        return Answer(None, budget_tokens, left_out, batch.each_tokens)
 
     def _left_out(self, running: int, items: int, *, prompts: bool) -> tuple[int, ...]:
         """Rows of running requests that could go and were not chosen.
 
-        In a mixed step a prompt that got nothing lost to the budget, as it will in vLLM.
+        In a step with all of prompts one that got nothing lost to the budget, as it will in vLLM.
         """
         kinds = self.state.requests["kind"][:running]
         could = (kinds == READY) | (kinds == PREFILL) if prompts else kinds == READY

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.composer import (
-    HOLD,
     compose,
     count,
     note_ready,
@@ -29,10 +28,12 @@ from beam_runtime.emulator.composer import (
     set_kind,
 )
 from beam_runtime.emulator.deadlines import due_ms, note_first, tightest_ms
+from beam_runtime.emulator.in_time import OVERDUE_SLOS
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import available, prefill_pending
 from beam_runtime.emulator.setup import (
+    HOLD,
     JOULE,
     Batch,
     Setting,
@@ -46,6 +47,9 @@ from beam_runtime.emulator.state import DECODING, OTHER, READY, Records, State
 # no state is known in which waiting leads nowhere, and a search must end in those unknown, too.
 MAX_STEPS = 4096
 MAX_MOVES = 4 * MAX_STEPS
+# After so many steps without a token of a prompt that could go, prompts starve until they are
+# overdue: the play ends.
+STARVED_STEPS = 32
 
 
 class Passes(NamedTuple):
@@ -278,10 +282,10 @@ def play(
     unknown online: running requests are assumed to go on.
     """
     now_ms = start_ms
-    moves, steps, decodes, chunk_tokens = 0, 0, 0, 0
+    moves, steps, decodes, chunk_tokens, starved = 0, 0, 0, 0, 0
     busy_ms, active_j = 0.0, 0.0
     prefill = Played(0, 0.0, 0.0, 0.0, 0, 0, decode_phase(state))
-    while steps < MAX_STEPS and moves < MAX_MOVES:
+    while steps < MAX_STEPS and moves < MAX_MOVES and starved < STARVED_STEPS:
         moves += 1
         while next_finish_ms(state) <= now_ms:
             finish(state, now_ms, setup)
@@ -299,6 +303,7 @@ def play(
         busy_ms += passes.busy_ms
         active_j += passes.energy_j
         decodes += batch.decodes
+        starved = starved + 1 if batch.chunk_tokens == 0 and prefill_pending(state, setup) else 0
         if batch.chunk_tokens > 0:
             chunk_tokens += batch.chunk_tokens
             span_ms = passes.span_ms + setup.pp * (now_ms - start_ms)
@@ -314,8 +319,12 @@ def play(
     # How long the starved have been waiting by then.
     capped = steps == MAX_STEPS or moves == MAX_MOVES
     for row in range(state.engine.rows):
-        if state.requests[row].generated_tokens > 0 or capped:
-            note_token(state.requests[row], stop_ms)
+        request = state.requests[row]
+        if request.generated_tokens > 0 or capped:
+            note_token(request, stop_ms)
+        elif starved == STARVED_STEPS:
+            waited_ms = stop_ms - request.arrival_ms
+            request.ttft_ms = max(waited_ms, OVERDUE_SLOS * request.ttft_slo_ms)
     return Played(
         steps, prefill.span_ms, prefill.busy_ms, prefill.active_j, prefill.decodes,
         prefill.chunk_tokens, prefill.after,

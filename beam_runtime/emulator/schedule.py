@@ -15,6 +15,9 @@ from beam_runtime.emulator.places import waiting_place
 from beam_runtime.emulator.setup import Batch
 from beam_runtime.emulator.state import DECODING, OTHER, PREFILL, READY, Records, State
 
+# What a step gets to see of prompts: nothing, all but each one's last token, or all.
+HIDDEN, SHORT, WHOLE = range(3)
+
 
 @compiled
 def held_blocks(request: Records, tokens: int, setup: Records) -> int:
@@ -73,18 +76,23 @@ def prefill_pending(state: State, setup: Records) -> bool:
 
 
 @compiled
-def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup: Records) -> Batch:
+def fill(state: State, budget_tokens: int, all_shown: bool, prompts: int, setup: Records) -> Batch:
     """Plain vLLM scheduling of one step.
+
+    An engine can be told whom it does not see, how many tokens a step has, and how many of them
+    any prompt gets at most (vLLM's long_prefill_token_threshold). So where prompts are to stay
+    SHORT of their last token, the first that would be done says how many each may get, the next
+    one ends the step, and those that are short already are not seen.
 
     Args:
         state: the engine.
         budget_tokens: most tokens of the step.
         all_shown: every ready decode is visible; else those that are ``shown``.
-        prefill: whether prompts are visible.
+        prompts: HIDDEN, SHORT or WHOLE.
         setup: limits.
     """
     requests, places = state.requests, state.places
-    left = budget_tokens
+    left, each_tokens = budget_tokens, 0
     free_blocks = state.engine.free_blocks
     running, waiting = state.engine.running, state.engine.waiting
     items, preempted, admitted, passed_over = 0, 0, 0, 0
@@ -97,9 +105,15 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
         computed = request.computed_tokens
         if request.kind == READY and (all_shown or request.shown == 1):
             tokens = 1
-        elif request.kind == PREFILL and prefill:
-            tokens = min(min(request.total_tokens, setup.max_model_len) - computed, left)
+        elif request.kind == PREFILL and prompts != HIDDEN:
+            tokens = prompt_tokens(request, computed, left, each_tokens, setup)
+            if prompts == SHORT and computed + tokens == request.total_tokens:
+                tokens -= 1
+                if tokens > 0:
+                    left, each_tokens = kept_short(tokens, left, each_tokens)
         else:
+            tokens = 0
+        if tokens == 0:
             at += 1
             continue
         if tokens > request.room_tokens:
@@ -124,7 +138,7 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
             chunk_context_tokens += computed
             pairs += tokens * (computed + (tokens + 1) / 2)
         at += 1
-    while prefill and preempted == 0 and admitted + passed_over < waiting and left > 0:
+    while prompts != HIDDEN and preempted == 0 and admitted + passed_over < waiting and left > 0:
         row = places[waiting_place(state, admitted + passed_over)].waiting
         request = requests[row]
         if not available(state, request):
@@ -133,7 +147,12 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
         if not admissible(request, running + admitted, free_blocks, setup):
             break
         computed = request.cached_tokens
-        tokens = min(min(request.total_tokens, setup.max_model_len) - computed, left)
+        tokens = prompt_tokens(request, computed, left, each_tokens, setup)
+        if prompts == SHORT and computed + tokens == request.total_tokens:
+            tokens -= 1
+            if tokens == 0:  # nobody who waits can be hidden
+                break
+            left, each_tokens = kept_short(tokens, left, each_tokens)
         free_blocks -= held_blocks(request, computed + tokens, setup)
         left -= tokens
         places[items].scheduled = row
@@ -145,8 +164,23 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prefill: bool, setup
         pairs += tokens * (computed + (tokens + 1) / 2)
     return Batch(
         items, admitted, preempted, free_blocks, chunk_tokens, chunk_context_tokens, pairs,
-        decodes, decode_context_tokens,
+        decodes, decode_context_tokens, each_tokens,
     )  # fmt: skip
+
+
+@compiled
+def prompt_tokens(
+    request: Records, computed: int, left: int, each_tokens: int, setup: Records
+) -> int:
+    """How many tokens a prompt gets of a step with so many left."""
+    tokens: int = min(min(request.total_tokens, setup.max_model_len) - computed, left)
+    return min(tokens, each_tokens) if each_tokens > 0 else tokens
+
+
+@compiled
+def kept_short(tokens: int, left: int, each_tokens: int) -> tuple[int, int]:
+    """(tokens left, most of each prompt) so that one with room for more gets just so many."""
+    return (left, tokens) if each_tokens == 0 else (tokens, each_tokens)
 
 
 @compiled
@@ -178,5 +212,5 @@ def shortened(state: State, batch: Batch, tokens: int) -> Batch:
             chunk_context_tokens -= computed if keeps == 0 else 0
     return Batch(
         batch.items, batch.admitted, 0, batch.free_blocks, chunk_tokens, chunk_context_tokens,
-        pairs, decodes, decode_context_tokens,
+        pairs, decodes, decode_context_tokens, batch.each_tokens,
     )  # fmt: skip

@@ -12,13 +12,15 @@ from beam_runtime.types import Correction, EngineLimits, Knobs, Rules
 
 SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
-    "just_in_time ride_along give_way late_cuts_chunk pace min_chunk_tokens",
+    "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
     "wide_margin_ms arrivals_per_s",
 )
 # One record per quantity (latency, energy) and clock, named as cost_fit.FEATURES.
 ATTENTION = record_type("", " ".join(FEATURES))
 MS, JOULE = range(2)
+# What compose answers; GO, from between.py: decodes that are ready do not wait for the others.
+HOLD, STEP, GO = range(3)
 # The TBT margin where it costs energy alone, or few prompt tokens, in margins: one late step loses
 # all of its decodes. What 99.9 % of requests need instead of 99, and a little (Calibration).
 WIDER = 1.2
@@ -51,6 +53,7 @@ class Batch(NamedTuple):
         pairs: (query, key) pairs that the chunks attend.
         decodes: requests that compute one token each.
         decode_context_tokens: of those decodes together.
+        each_tokens: no prompt got more than this many tokens; 0: as many as there was room for.
     """
 
     items: int
@@ -62,6 +65,7 @@ class Batch(NamedTuple):
     pairs: float
     decodes: int
     decode_context_tokens: int
+    each_tokens: int
 
 
 class Setting(NamedTuple):
@@ -117,6 +121,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         rules.give_way,
         rules.late_cuts_chunk,
         rules.pace,
+        rules.together and rules.ride_along and rules.late_cuts_chunk,
         rules.min_chunk_tokens,
         limits.host_gap_ms,
         limits.transfer_ms,
@@ -167,4 +172,4 @@ def pass_ms(clock: int, batch: Batch, setup: Records, tables: Tables) -> float:
 @compiled
 def decode_batch(decodes: int, context_tokens: int) -> Batch:
     """A step of nothing but decodes."""
-    return Batch(0, 0, 0, 0, 0, 0, 0.0, decodes, context_tokens)
+    return Batch(0, 0, 0, 0, 0, 0, 0.0, decodes, context_tokens, 0)

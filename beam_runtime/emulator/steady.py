@@ -205,7 +205,7 @@ def equal_work(
         first_token_ms = min(first_token_ms, request.ttft_slo_ms)
         pending_tokens += request.total_tokens - request.computed_tokens
     largest = setup.max_batched_tokens
-    chunk = Batch(0, 0, 0, 0, largest, 0, largest * (largest + 1) / 2, 0, 0)
+    chunk = Batch(0, 0, 0, 0, largest, 0, largest * (largest + 1) / 2, 0, 0, 0)
     slowest_ms = step_cost(MS, 0, chunk, tables) + setup.host_gap_ms
     window_ms = lookahead_ms + pending_tokens / largest * slowest_ms
     return Prices(

@@ -154,7 +154,7 @@ def draw(
                     sheet[firsts].wait_excess_ms = wait_excess_ms
                     sheet[firsts].slo_ms = request.ttft_slo_ms
                     firsts += 1
-        batch = Batch(0, 0, 0, 0, tokens, context, pairs, riding, riding_context)
+        batch = Batch(0, 0, 0, 0, tokens, context, pairs, riding, riding_context, 0)
         step_ms = pass_ms(clock, batch, setup, tables) + setup.host_gap_ms
         total_ms += step_ms
         for first in range(begun, firsts):

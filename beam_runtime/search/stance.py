@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
+from beam_runtime.search.together import longest_between
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape, StreamKind
 
@@ -70,6 +71,9 @@ def stance_for(
     in_time = max((n for n, pass_ms in passes.items() if pass_ms <= allowed_ms), default=1)
     if slo.kind is not StreamKind.GAP:  # a chunk may be longer than a token's time
         in_time = longest
+    between = longest_between(cost, limits, slo, longest)
+    if between:
+        rules, in_time = replace(rules, together=True), max(in_time, between)
     largest = min(longest, max(in_time * 4 // 3, 4 * rules.min_chunk_tokens))
     useful = replace(limits, max_batched_tokens=largest)
     chunks = chunk_candidates(cost, useful, rules, Policy().most_chunks)

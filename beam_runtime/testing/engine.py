@@ -18,11 +18,10 @@ import numpy as np
 
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.orders import Orders
-from beam_runtime.emulator.composer import HOLD
 from beam_runtime.emulator.moment import Moment, gathered, snapshot_of
 from beam_runtime.emulator.moves import composed, finished, issued
 from beam_runtime.emulator.promises import promise
-from beam_runtime.emulator.setup import Batch, Setting, make_setup, make_tables
+from beam_runtime.emulator.setup import HOLD, Batch, Setting, make_setup, make_tables
 from beam_runtime.emulator.state import READY, Ints, empty_state
 from beam_runtime.table.step_cost import StepCost, clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, Slo, Snapshot

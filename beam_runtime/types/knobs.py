@@ -36,6 +36,8 @@ class Rules:
         late_cuts_chunk: a chunk that would make a decode late is cut to what is in time; where
             nothing is, the decodes go ahead of it alone.
         pace: hold ready decodes, and merge them, until the earliest is due.
+        together: while there is prefill, all decodes go in one step and chunks alone in those
+            between (search/together.py says where that pays); off, decodes ride in every step.
         lead_ms: how long before the first stage is free a step is issued.
         min_chunk_tokens: room for prefill that a step keeps beside all running decodes.
     """
@@ -45,10 +47,11 @@ class Rules:
     give_way: bool = True
     late_cuts_chunk: bool = True
     pace: bool = True
+    together: bool = False
     lead_ms: float = 2.0
     min_chunk_tokens: int = 32
 
     @classmethod
     def vanilla(cls) -> "Rules":
         """Plain vLLM: every rule off, its queue filled as soon as it has room."""
-        return cls(False, False, False, False, False, min_chunk_tokens=0)
+        return cls(False, False, False, False, False, False, min_chunk_tokens=0)

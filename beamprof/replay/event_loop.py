@@ -12,12 +12,12 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled, entry
-from beam_runtime.emulator.composer import HOLD, compose, count, refresh_due
+from beam_runtime.emulator.composer import compose, count, refresh_due
 from beam_runtime.emulator.deadlines import note_broken
 from beam_runtime.emulator.places import opened, waiting_place
 from beam_runtime.emulator.play import finish, issue, next_finish_ms
 from beam_runtime.emulator.schedule import held_blocks
-from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
+from beam_runtime.emulator.setup import HOLD, Batch, Setting, Tables, pass_ms
 from beam_runtime.emulator.state import OTHER, Floats, Ints, Records, State, record_type
 from beamprof.replay.prefix_cache import PrefixCache, let_go, opened_cache, take, tell_hits
 

@@ -4,8 +4,9 @@
 two also in its compiled form, kernel.py), so that what was predicted is what is done.
 
 BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
-let decodes ride while there is prefill; those that can wait give way to prompts; cut a chunk
-that would make decodes late, or send them ahead of it; hold decodes until the earliest is due.
+let decodes ride while there is prefill; those that can wait give way to prompts, or all go in
+one step with chunks alone between; cut a chunk that would make decodes late, or send them ahead of
+it; hold decodes until the earliest is due.
 What they leave to be scheduled vLLM's own rules put into the step (schedule.py); an adapter takes
 from the result the budget and which decodes to show.
 
@@ -20,8 +21,7 @@ import plain_promises as promises
 from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
-from beam_runtime.emulator.composer import OVERDUE_SLOS
-from beam_runtime.emulator.in_time import WIDE_SHARE
+from beam_runtime.emulator.in_time import OVERDUE_SLOS, WIDE_SHARE
 from beam_runtime.emulator.setup import WIDER
 from beam_runtime.types import (
     SAME_MS,
@@ -102,18 +102,85 @@ def _with_prefill(
     if not rules.ride_along:
         riding = _earliest_due(ready, _group(decoding, knobs), state)
     budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
+    together = rules.together and rules.ride_along and rules.late_cuts_chunk
+    if together and len(ready) < len(decoding):
+        move = _between(state, budget, ready, decoding, now_ms, finish_ms, rules)
+        if move is not None:
+            return move
     mixed = fill(state, budget, riding, prefill=True)
     full = mixed.chunks and mixed.decodes and mixed.shape.tokens == budget
-    if rules.give_way and rules.ride_along and full:
+    if rules.give_way and rules.ride_along and full and not together:
         riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
     if not mixed.chunks:
         return mixed if mixed.preempted else None
-    first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
-    overdue_ms = OVERDUE_SLOS * first.slo.ttft_ms
-    overdue = not first.generated_tokens and now_ms - first.arrival_ms > overdue_ms
-    if not rules.late_cuts_chunk or overdue:
+    if not rules.late_cuts_chunk:
         return mixed
-    return _in_time(mixed, riding, state, now_ms, finish_ms)
+    return _in_time(mixed, riding, state, now_ms, finish_ms, rules)
+
+
+def _in_time(
+    mixed: Step,
+    riding: Sequence[RequestState],
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+    rules: Rules,
+) -> Step | Hold:
+    """The step with as much of its chunk as lets every decode be in time."""
+    fits = _tokens_in_time(mixed, riding, state, now_ms, finish_ms, rules)
+    if fits is None:
+        return mixed
+    if fits:
+        return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
+    if riding:
+        return _decode_only(state, riding, len(riding))
+    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+
+
+def _between(
+    state: Snapshot,
+    budget: int,
+    ready: Sequence[RequestState],
+    decoding: Sequence[RequestState],
+    now_ms: float,
+    finish_ms: Finish,
+    rules: Rules,
+) -> Step | Hold | None:
+    """A chunk alone between two steps with all decodes; None: those that are ready go now.
+
+    Prompts stay a token short, and who is ready waits for the others, if that is in time.
+    """
+    if not state.in_flight:
+        return None
+    head = state.in_flight[0]
+    if head.request_ids and head.finish_ms <= state.stage_free_ms[0] + SAME_MS:
+        return Hold(head.finish_ms, "the others are back before the first stage is free")
+    everyone = StepShape(
+        decode_requests=len(decoding),
+        decode_context_tokens=sum(r.computed_tokens for r in decoding),
+    )
+    chunk = fill(state, budget, (), prefill=True, short=True)
+    if chunk.chunks and not chunk.preempted:
+        next_ms = _stage_ms(everyone, state, finish_ms)
+        fits = _tokens_in_time(
+            chunk, (), state, now_ms, finish_ms, rules, waiting=ready, next_ms=next_ms, short=True
+        )
+        if fits is None:
+            return chunk
+        if fits:
+            return fill(state, fits, (), prefill=True, short=True)
+    margin_ms = WIDER * state.correction.tbt_margin_ms
+    in_time_ms = gap_due_ms(ready, state) - margin_ms + SAME_MS
+    if ready and finish_ms(everyone, head.finish_ms) > in_time_ms:
+        return None
+    return Hold(head.finish_ms, "decodes go on together")
+
+
+def _stage_ms(shape: StepShape, state: Snapshot, finish_ms: Finish) -> float:
+    """A step in one stage: one that finds all of them free takes pp times that."""
+    travel_ms = finish_ms(shape, LATER_MS) - LATER_MS
+    pp = state.limits.pp
+    return (travel_ms - (pp - 1) * state.limits.transfer_ms) / pp
 
 
 def _give_way(
@@ -142,59 +209,77 @@ def _give_way(
     return riding, step
 
 
-def _in_time(
+def _tokens_in_time(
     mixed: Step,
     riding: Sequence[RequestState],
     state: Snapshot,
     now_ms: float,
     finish_ms: Finish,
-) -> Step | Hold:
-    """The step with as much of its chunk as lets every decode be in time.
+    rules: Rules,
+    waiting: Sequence[RequestState] = (),
+    next_ms: float | None = None,
+    short: bool = False,
+) -> int | None:
+    """How many tokens of a step's chunk let every decode be in time; None: it may go as it is.
 
-    Those in flight count as well: they can only be in a step after this one. A wide margin is
-    kept, unless a narrow one leaves many more tokens.
+    Those in flight count as well, and those that wait for them: they can only be in a step after
+    this one. A wide margin is kept, unless a narrow one leaves many more tokens; a step longer
+    than a gap keeps as many times more. A prompt that is overdue gets some whoever is late.
     """
     narrow_ms = state.correction.tbt_margin_ms
     wide_ms = WIDER * narrow_ms
+    flying_ms, gap_ms = _ahead_due_ms(state), _gap_in_flight_ms(state)
+    flying_ms = min(flying_ms, gap_due_ms(waiting, state))
 
     def kept(step: Step, margin_ms: float) -> bool:
-        ahead_ms = _ahead_due_ms(state) - margin_ms + SAME_MS
+        back_ms = finish_ms(step.shape, now_ms)
+        margin_ms *= max(1.0, (back_ms - now_ms) / gap_ms)
         ready_ms = gap_due_ms([r for r in _decoding(state) if new_tokens(r, state)], state)
-        late = riding and finish_ms(step.shape, now_ms) > ready_ms - margin_ms + SAME_MS
-        return not late and _step_after_ms(step, state, now_ms, finish_ms) <= ahead_ms
+        late = riding and back_ms > ready_ms - margin_ms + SAME_MS
+        after_ms = _step_after_ms(step, state, now_ms, finish_ms)
+        if next_ms is not None:
+            after_ms = back_ms + next_ms
+        return not late and after_ms <= flying_ms - margin_ms + SAME_MS
 
     def fitting(margin_ms: float) -> int:
         fits, misses = 0, mixed.shape.prefill_tokens
         while misses - fits > CUT_TOKENS:
             middle = (fits + misses) // 2
-            if kept(fill(state, len(mixed.decodes) + middle, riding, prefill=True), margin_ms):
+            tokens = len(mixed.decodes) + middle
+            if kept(fill(state, tokens, riding, prefill=True, short=short), margin_ms):
                 fits = middle
             else:
                 misses = middle
         if fits and not mixed.preempted:
-            fits = _most_per_ms(mixed, fits, riding, state, finish_ms)
+            fits = _most_per_ms(mixed, fits, riding, state, finish_ms, short)
         return fits
 
+    whole = mixed.shape.prefill_tokens
     if kept(mixed, wide_ms):
-        return mixed
-    narrow = mixed.shape.prefill_tokens if kept(mixed, narrow_ms) else fitting(narrow_ms)
+        return None
+    narrow = whole if kept(mixed, narrow_ms) else fitting(narrow_ms)
     wide = fitting(wide_ms)
     fits = wide if wide >= WIDE_SHARE * narrow else narrow
-    if fits:
-        return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
-    if riding:
-        return _decode_only(state, riding, len(riding))
-    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+    first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
+    waited_ms = now_ms - first.arrival_ms
+    if not first.generated_tokens and waited_ms > OVERDUE_SLOS * first.slo.ttft_ms:
+        fits = max(fits, min(whole, max(rules.min_chunk_tokens, CUT_TOKENS)))
+    return fits
 
 
 def _most_per_ms(
-    mixed: Step, fits: int, riding: Sequence[RequestState], state: Snapshot, finish_ms: Finish
+    mixed: Step,
+    fits: int,
+    riding: Sequence[RequestState],
+    state: Snapshot,
+    finish_ms: Finish,
+    short: bool,
 ) -> int:
     """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time."""
     decodes = len(mixed.decodes)
 
     def per_ms(tokens: int) -> float:
-        step = fill(state, decodes + tokens, riding, prefill=True)
+        step = fill(state, decodes + tokens, riding, prefill=True, short=short)
         # A step that finds every stage free takes as long as its passes.
         travel_ms = finish_ms(step.shape, LATER_MS) - LATER_MS
         return tokens / (travel_ms - (state.limits.pp - 1) * state.limits.transfer_ms)
@@ -221,6 +306,13 @@ def _ahead_due_ms(state: Snapshot) -> float:
         if name in slo_ms
     )
     return min(latest, default=math.inf)
+
+
+def _gap_in_flight_ms(state: Snapshot) -> float:
+    """The tightest gap SLO among requests in flight."""
+    flying = {name for step in state.in_flight for name in step.request_ids}
+    slos = (r.slo.tbt_ms for r in _everyone(state) if r.request_id in flying)
+    return min((ms for ms in slos if ms is not None), default=math.inf)
 
 
 def _decodes_alone(

@@ -39,6 +39,8 @@ from plain_promises import (
 from plain_schedule import cached_tokens, new_tokens, servable
 from plain_steady import Decoding, EqualWork, equal_work, steady
 
+from beam_runtime.emulator.in_time import OVERDUE_SLOS
+from beam_runtime.emulator.play import STARVED_STEPS
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Forecast,
@@ -190,7 +192,7 @@ def play(
     """Issue steps until the prefills are done and the look-ahead is over, then drain."""
     paper = _Paper(start, pipeline)
     end_ms = start.now_ms + lookahead_ms
-    while not paper.capped:
+    while not paper.capped and not paper.starved:
         paper.moves += 1
         paper.receive_finished()
         if paper.now_ms >= end_ms and not prefill_pending(paper.state):
@@ -219,6 +221,7 @@ class _Paper:
         self.prefill = PrefillPhase(self.state)
         self.moves = 0
         self.steps = 0
+        self.alone = 0
         self.busy_ms = 0.0
         self.active_j = 0.0
         self.decodes = 0
@@ -235,6 +238,11 @@ class _Paper:
         """Whether it has gone on for too long."""
         return self.steps == MAX_STEPS or self.moves == MAX_MOVES
 
+    @property
+    def starved(self) -> bool:
+        """Whether no prompt that could go has got a token for many steps."""
+        return self.alone == STARVED_STEPS
+
     def _route(self, shape: StepShape, issue_ms: float) -> tuple[Pass, ...]:
         return self.pipeline.travel(shape, issue_ms, self.state.stage_free_ms)
 
@@ -246,6 +254,7 @@ class _Paper:
         self.busy_ms += sum(one.busy_ms for one in route)
         self.active_j += sum(one.energy_j for one in route)
         self.decodes += len(step.decodes)
+        self.alone = 0 if step.chunks or not prefill_pending(self.state) else self.alone + 1
         if step.chunks:
             now_ms = self.start.now_ms
             free_ms = [max(now_ms, free_ms) for free_ms in self.start.stage_free_ms]
@@ -296,9 +305,14 @@ class _Paper:
         while self.state.in_flight:
             self.wait(math.inf)
             self.receive_finished()
+        starved = self.starved
         for request in _everyone(self.state):
             if request.generated_tokens or capped:
                 self._note(request, stop_ms)
+            elif starved:
+                waited_ms = stop_ms - request.arrival_ms
+                overdue_ms = OVERDUE_SLOS * request.slo.ttft_ms
+                self.ttft_ms[request.request_id] = max(waited_ms, overdue_ms)
         left_ms = {r.request_id: token_ms(r) for r in _everyone(self.state)}
         return Played(
             self.ttft_ms, self.worst_tbt_ms, self.late_ms, left_ms, self.prefill, self.steps

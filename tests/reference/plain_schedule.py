@@ -33,6 +33,7 @@ class Step:
         preempted: running requests that lose their KV blocks, the last one first.
         blocks: KV blocks taken, less those that preemption gave back.
         budget_tokens: vLLM's max_num_scheduled_tokens for this step.
+        each_tokens: vLLM's long_prefill_token_threshold for this step, 0 for none.
         shape: what its cost depends on.
     """
 
@@ -42,11 +43,17 @@ class Step:
     preempted: tuple[str, ...]
     blocks: int
     budget_tokens: int
+    each_tokens: int
     shape: StepShape
 
 
 def fill(
-    state: Snapshot, budget_tokens: int, decodes: Sequence[RequestState], *, prefill: bool
+    state: Snapshot,
+    budget_tokens: int,
+    decodes: Sequence[RequestState],
+    *,
+    prefill: bool,
+    short: bool = False,
 ) -> Step:
     """Plain vLLM scheduling of one step.
 
@@ -55,6 +62,8 @@ def fill(
         budget_tokens: most tokens of the step.
         decodes: the decodes that the scheduler gets to see.
         prefill: whether it gets to see prompts.
+        short: they are left their last token: the first one that would be done says how many
+            each may get, the next one ends the step.
     """
     visible = {r.request_id for r in decodes}
     running = list(state.running)
@@ -63,7 +72,9 @@ def fill(
     while at < len(running) and batch.budget > 0:
         request = running[at]
         shown = request.request_id in visible if request.phase is Phase.DECODE else prefill
-        tokens = min(new_tokens(request, state), batch.budget) if shown else 0
+        tokens = new_tokens(request, state) if shown else 0
+        if request.phase is not Phase.DECODE:
+            tokens = batch.most(request, request.computed_tokens, tokens, short)
         if tokens:
             while not batch.fits(request, request.computed_tokens, tokens):
                 batch.preempt(running.pop())
@@ -83,8 +94,11 @@ def fill(
                 break
             cached = cached_tokens(request, state.limits.block_size)
             tokens = min(total_tokens(request), state.limits.max_model_len) - cached
+            tokens = batch.most(request, cached, tokens, short)
+            if not tokens:
+                break
             batch.admitted.append(request.request_id)
-            batch.add(request, cached, min(tokens, batch.budget))
+            batch.add(request, cached, tokens)
     return batch.step(budget_tokens, state.free_blocks)
 
 
@@ -93,6 +107,7 @@ class _Batch:
 
     def __init__(self, budget: int, free_blocks: int, block_size: int) -> None:
         self.budget = budget
+        self.each = 0
         self.free_blocks = free_blocks
         self.block_size = block_size
         self.decodes: list[str] = []
@@ -103,6 +118,17 @@ class _Batch:
         self.prefill_tokens = 0
         self.prefill_context = 0
         self.pairs = 0.0
+
+    def most(self, request: RequestState, computed: int, tokens: int, short: bool) -> int:
+        """How many of so many tokens of a prompt go, and what that leaves to the others."""
+        tokens = min(tokens, self.budget, self.each or tokens)
+        if not tokens or not short or computed + tokens < total_tokens(request):
+            return tokens
+        if tokens > 1 and self.each:
+            self.budget = tokens - 1
+        elif tokens > 1:
+            self.each = tokens - 1
+        return tokens - 1
 
     def fits(self, request: RequestState, computed: int, tokens: int) -> bool:
         return self._needed(request, computed, tokens) <= self.free_blocks
@@ -142,6 +168,7 @@ class _Batch:
             preempted=tuple(self.preempted),
             blocks=free_blocks - self.free_blocks,
             budget_tokens=budget_tokens,
+            each_tokens=self.each,
             shape=shape,
         )
 

@@ -91,7 +91,9 @@ def scheduler(**other: Any) -> SimpleNamespace:
     pool = SimpleNamespace(get_num_free_blocks=lambda: 0)
     there = dict.fromkeys(vllm_features._SCHEDULER_ATTRIBUTES, 0)
     manager = SimpleNamespace(block_pool=pool)
-    return SimpleNamespace(**{**there, "kv_cache_manager": manager, **other})
+    config = SimpleNamespace(long_prefill_token_threshold=0)
+    own = {"kv_cache_manager": manager, "scheduler_config": config}
+    return SimpleNamespace(**{**there, **own, **other})
 
 
 @pytest.mark.parametrize("name", vllm_features._SCHEDULER_ATTRIBUTES)
@@ -100,6 +102,11 @@ def test_a_missing_attribute_of_the_scheduler_is_named(name: str) -> None:
     assert missing_on(one) == ()
     delattr(one, name)
     assert missing_on(one) == (f"Scheduler.{name}",)
+
+
+def test_a_missing_limit_of_prompts_is_named() -> None:
+    expected = ("Scheduler.scheduler_config.long_prefill_token_threshold",)
+    assert missing_on(scheduler(scheduler_config=SimpleNamespace())) == expected
 
 
 def test_a_block_pool_elsewhere_is_named() -> None:

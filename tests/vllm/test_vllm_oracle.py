@@ -20,9 +20,8 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 import numpy as np  # noqa: E402
 
-from beam_runtime.emulator.composer import HOLD  # noqa: E402
 from beam_runtime.emulator.moves import composed, finished, issued  # noqa: E402
-from beam_runtime.emulator.setup import ATTENTION, Setting, Tables, make_setup  # noqa: E402
+from beam_runtime.emulator.setup import ATTENTION, HOLD, Setting, Tables, make_setup  # noqa: E402
 from beam_runtime.emulator.state import empty_state, records  # noqa: E402
 from beam_runtime.engines.vllm.hits import PrefixHits  # noqa: E402
 from beam_runtime.types import Correction, EngineLimits, Rules  # noqa: E402

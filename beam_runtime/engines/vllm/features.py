@@ -72,6 +72,9 @@ def missing(
 def missing_on(scheduler: Any) -> tuple[str, ...]:
     """The same for what only an instance has."""
     lost = [f"Scheduler.{name}" for name in _SCHEDULER_ATTRIBUTES if not hasattr(scheduler, name)]
+    config = getattr(scheduler, "scheduler_config", None)
+    if not hasattr(config, "long_prefill_token_threshold"):
+        lost.append("Scheduler.scheduler_config.long_prefill_token_threshold")
     pool = getattr(getattr(scheduler, "kv_cache_manager", None), "block_pool", None)
     if not hasattr(pool, "get_num_free_blocks"):
         lost.append("Scheduler.kv_cache_manager.block_pool.get_num_free_blocks")

@@ -2,6 +2,8 @@
 
     hold               nothing is scheduled: budget 0
     mixed step         budget = its tokens, decodes that do not ride are hidden
+    chunks alone       the same, and no prompt gets more than it may (each_tokens), so that those
+                       that would be done are left a token; those that have just that are hidden
     decode-only step   budget = its decodes, everything else is hidden
 
 vLLM's own schedule() then fills the step, allocates blocks and preempts. Where it knows more
@@ -26,11 +28,13 @@ class Plan:
         budget_tokens: vLLM's max_num_scheduled_tokens; 0 = an empty step.
         hidden: running requests that must not be scheduled.
         until_ms: for a hold, when it ends by itself.
+        each_tokens: vLLM's long_prefill_token_threshold; 0 = as it is.
     """
 
     budget_tokens: int
     hidden: frozenset[str] = frozenset()
     until_ms: float = 0.0
+    each_tokens: int = 0
 
     @property
     def holds(self) -> bool:
@@ -49,14 +53,14 @@ class Constraint(AbstractContextManager["Constraint"]):
         by_step: whether next_decode_eligible_step can hide requests.
     """
 
-    __slots__ = ("_before", "_by_step", "_hiding", "_plan", "_scheduler")
+    __slots__ = ("_before", "_by_step", "_each_before", "_hiding", "_plan", "_scheduler")
 
     def __init__(self, scheduler: Any, *, by_step: bool) -> None:
         self._scheduler = scheduler
         self._by_step = by_step
         self._hiding: AbstractContextManager[None] | None = None
         self._plan = Plan(0)
-        self._before = 0
+        self._before = self._each_before = 0
 
     def of(self, planned: Plan) -> Self:
         """With this plan from the next ``with`` on."""
@@ -74,10 +78,18 @@ class Constraint(AbstractContextManager["Constraint"]):
             self._hiding.__enter__()
         self._before = scheduler.max_num_scheduled_tokens
         scheduler.max_num_scheduled_tokens = planned.budget_tokens
+        if planned.each_tokens:
+            config = scheduler.scheduler_config
+            self._each_before = theirs = config.long_prefill_token_threshold
+            config.long_prefill_token_threshold = min(
+                theirs or planned.each_tokens, planned.each_tokens
+            )
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._scheduler.max_num_scheduled_tokens = self._before
+        if self._plan.each_tokens:
+            self._scheduler.scheduler_config.long_prefill_token_threshold = self._each_before
         hiding, self._hiding = self._hiding, None
         if hiding is not None:
             hiding.__exit__(*raised)

@@ -96,7 +96,7 @@ class Planner:
                 return None  # the composer sees nothing to do; vLLM may know more
             return Plan(0, until_ms=answer.until_ms)
         hidden = frozenset(columns.name(column) for column in answer.left_out)
-        return Plan(answer.budget_tokens, hidden)
+        return Plan(answer.budget_tokens, hidden, each_tokens=answer.each_tokens)
 
     def _closed(self, now_ms: float, rules: Rules) -> Plan | None:
         """Whether the pipeline takes no step now; an empty one does."""

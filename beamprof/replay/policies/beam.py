@@ -18,7 +18,7 @@ from beamprof.replay.policies.base import Policy, Wake
 from beamprof.replay.view import View
 
 # What beam may do beside choosing the clock, each of which can be left out: knobs, then rules.
-PARTS = ("chunk", "microbatches", "pace", "jit", "ride", "give-way", "cut")
+PARTS = ("chunk", "microbatches", "pace", "jit", "ride", "give-way", "cut", "together")
 
 
 class Beam(Policy):
@@ -105,5 +105,6 @@ def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> 
         ride_along=rules.ride_along and "ride" in parts,
         give_way=rules.give_way and "give-way" in parts,
         late_cuts_chunk=rules.late_cuts_chunk and "cut" in parts,
+        together=rules.together and "together" in parts,
     )
     return replace(stance, rules=rules, policy=policy)

@@ -161,6 +161,7 @@ RULES = st.builds(
     give_way=st.booleans(),
     late_cuts_chunk=st.booleans(),
     pace=st.booleans(),
+    together=st.booleans(),
     min_chunk_tokens=st.sampled_from((0, 32)),
 )
 

@@ -47,3 +47,23 @@ def test_decodes_that_are_pressed_go_ahead_of_a_prompt_which_is_left_out(step: N
     )
     answer = step.ask(2, 0, 0.0, Knobs(1410, 512), Correction(), Rules(), (0.0, 0.0), 1 << 30)
     assert (answer.budget_tokens, answer.left_out) == (1, (1,))
+
+
+def test_between_steps_with_decodes_a_prompt_is_left_a_token_and_those_with_just_one_are_hidden(
+    step: NextStep,
+) -> None:
+    flying = {"total_tokens": 300, "computed_tokens": 300, "generated_tokens": 9}
+    running(
+        step,
+        flying | {"last_token_ms": -20},
+        {"total_tokens": 90, "computed_tokens": 89, "generated_tokens": 0, "last_token_ms": 0},
+        {"total_tokens": 41, "computed_tokens": 0, "generated_tokens": 0, "last_token_ms": 0},
+        {"total_tokens": 400, "computed_tokens": 0, "generated_tokens": 0, "last_token_ms": 0},
+    )
+    answer = step.ask(
+        4, 0, 0.0, Knobs(1410, 64), Correction(), Rules(together=True), (0.0, 0.0), 1 << 30,
+        flying=[(40.0, [0])],
+    )  # fmt: skip
+    assert answer.left_out == (1,)
+    assert answer.each_tokens == 40
+    assert answer.budget_tokens == 64
