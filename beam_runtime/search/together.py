@@ -9,7 +9,7 @@ What goes through differs where a round is short: fewer, longer steps lose less 
 step takes, and climb stairs of the table (GEMM tiles). At 100 ms the published 70B table leaves
 room for 64 tokens a step, decodes included, or for two or three chunks of 112 to 128 between steps
 of 64. That is a quarter more; from 150 ms on it is nothing. First tokens wait for the step that
-the decodes are in, a round at worst, so it has to pay for that, too.
+the decodes are in, so it has to pay for that, too.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,10 @@ DECODES, CONTEXT_TOKENS = 16, 1000
 # Calibration has yet to find the TBT margin, in shares of the SLO, and stairs make much of little:
 # so the mean over what noise of 1 to 5 % a step may ask for.
 MARGINS = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
+# First tokens wait for half a round on average and a whole at worst. In between is what tells 115 and
+# 120 ms, where together is better, from 150 ms, and from 120 ms at a TTFT of 500, where it is not
+# (docs/how-it-works.md).
+WAITED_ROUNDS = 0.75
 # Steps are looked at by so many tokens: GEMM tiles are no finer.
 STEP_TOKENS = 16
 
@@ -62,7 +66,7 @@ def longest_between(cost: StepCost, limits: EngineLimits, slo: Slo, longest: int
         round_ms = slo.token_ms * (1.0 - margin)
         apart += riding(stage_ms, limits.pp, round_ms, longest)
         flow = between(stage_ms, limits.pp, round_ms, longest)
-        left_of_ttft = max(0.0, 1.0 - round_ms / slo.ttft_ms)
+        left_of_ttft = max(0.0, 1.0 - WAITED_ROUNDS * round_ms / slo.ttft_ms)
         together += flow.tokens_per_ms * left_of_ttft
         chunks.append(flow.chunk_tokens)
     return max(chunks) if together > apart else 0
