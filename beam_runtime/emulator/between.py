@@ -12,7 +12,14 @@ then. Decodes that are not together yet wait for the others where they are in ti
 """
 
 from beam_runtime.emulator.compiler import compiled
-from beam_runtime.emulator.in_time import Due, due_in_flight, finish_ms, kept, tokens_in_time
+from beam_runtime.emulator.in_time import (
+    Due,
+    due_in_flight,
+    finish_ms,
+    kept,
+    overdue,
+    tokens_in_time,
+)
 from beam_runtime.emulator.schedule import SHORT, fill
 from beam_runtime.emulator.setup import (
     GO,
@@ -61,7 +68,8 @@ def between(
         next_ms = pass_ms(setting.clock, everyone, setup, tables) + setup.host_gap_ms
         ahead = due_in_flight(state, next_ms, setup)
         due = Due(min(ahead.ahead_ms, engine.gap_due_ms), ahead.margin_ms, next_ms, ahead.gap_ms)
-        if kept(state, chunk, 0, due, now_ms, setting, setup, tables):
+        in_time = kept(state, chunk, 0, due, now_ms, setting, setup, tables)
+        if in_time or overdue(state, chunk, now_ms):
             return STEP, now_ms, chunk
         fits = tokens_in_time(state, chunk, 0, SHORT, due, now_ms, setting, setup, tables)
         if fits > 0:

@@ -19,7 +19,14 @@ import math
 from beam_runtime.emulator.between import between
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.deadlines import due_ms, joining_due_ms
-from beam_runtime.emulator.in_time import AS_LONG, due_in_flight, finish_ms, kept, tokens_in_time
+from beam_runtime.emulator.in_time import (
+    AS_LONG,
+    due_in_flight,
+    finish_ms,
+    kept,
+    overdue,
+    tokens_in_time,
+)
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import HIDDEN, WHOLE, fill, kind_of, prefill_pending
 from beam_runtime.emulator.setup import GO, HOLD, STEP, Batch, Setting, Tables, decode_batch
@@ -67,7 +74,8 @@ def compose(
         spreads = setup.give_way and setup.ride_along and not setup.together
         if full and spreads and mixed.chunk_tokens * mixed.decodes > 0:
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        if mixed.chunk_tokens > 0 and setup.late_cuts_chunk:
+        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms)
+        if mixed.chunk_tokens > 0 and cuts:
             return cut_in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:
             return STEP, now_ms, mixed

@@ -16,9 +16,8 @@ CUT_TOKENS = 16
 # The wide margin is kept where a chunk cut to it holds this share of what the other would leave:
 # a stair of the table costs more, a millisecond on a slope less (docs/how-it-works.md).
 WIDE_SHARE = 0.97
-# A prompt that has waited for so many times its TTFT SLO gets some of every step, whoever is late:
-# never lets prompts starve. Sooner costs streams: at 5 SLOs 1.2 points of goodput on the mean of
-# six traces at 100, 110 and 130 ms, at 2 SLOs 5.
+# A prompt that has waited for so many times its TTFT SLO is served as vLLM would, whoever is late:
+# never lets prompts starve. Sooner costs streams, later requests that take ever longer.
 OVERDUE_SLOS = 10.0
 # What follows a step takes as long as it does.
 AS_LONG = -1.0
@@ -69,15 +68,12 @@ def tokens_in_time(
     A step's decodes are lost together, so the margin is wide, unless that costs prompts much: a
     chunk may fall off one of the table's stairs for a millisecond.
     """
-    least = 0
-    if overdue(state, mixed, now_ms):
-        least = min(mixed.chunk_tokens, max(setup.min_chunk_tokens, CUT_TOKENS))
     narrow = Due(wide.ahead_ms, setup.tbt_margin_ms, wide.next_ms, wide.gap_ms)
     tokens = mixed.chunk_tokens
     if not kept(state, mixed, riding, narrow, now_ms, setting, setup, tables):
         tokens = fitting(state, mixed, riding, prompts, narrow, now_ms, setting, setup, tables)
     wide_tokens = fitting(state, mixed, riding, prompts, wide, now_ms, setting, setup, tables)
-    return max(least, wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens)
+    return wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens
 
 
 @compiled
@@ -153,7 +149,7 @@ def due_in_flight(state: State, next_ms: float, setup: Records) -> Due:
 
 @compiled
 def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
-    """Whether the first prompt in the step has waited so long that it gets some of it.
+    """Whether the first prompt in the step has waited so long that nobody may hold it up.
 
     Where more comes than the promises leave room for, decodes would go first for ever.
     """

@@ -24,9 +24,9 @@ DECODES, CONTEXT_TOKENS = 16, 1000
 # Calibration has yet to find the TBT margin, in shares of the SLO, and stairs make much of little:
 # so the mean over what noise of 1 to 5 % a step may ask for.
 MARGINS = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
-# First tokens wait for half a round on average and a whole at worst. In between is what tells 115 and
-# 120 ms, where together is better, from 150 ms, and from 120 ms at a TTFT of 500, where it is not
-# (docs/how-it-works.md).
+# First tokens wait for half a round on average and a whole at worst. In between is what tells 115
+# and 120 ms, where together is better, from 150 ms, and from 120 ms at a TTFT of 500, where it is
+# not (docs/how-it-works.md).
 WAITED_ROUNDS = 0.75
 # Steps are looked at by so many tokens: GEMM tiles are no finer.
 STEP_TOKENS = 16

@@ -104,7 +104,7 @@ def _with_prefill(
     budget = chunk_budget(knobs.chunk_tokens, len(decoding), state, rules)
     together = rules.together and rules.ride_along and rules.late_cuts_chunk
     if together and len(ready) < len(decoding):
-        move = _between(state, budget, ready, decoding, now_ms, finish_ms, rules)
+        move = _between(state, budget, ready, decoding, now_ms, finish_ms)
         if move is not None:
             return move
     mixed = fill(state, budget, riding, prefill=True)
@@ -113,9 +113,16 @@ def _with_prefill(
         riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
     if not mixed.chunks:
         return mixed if mixed.preempted else None
-    if not rules.late_cuts_chunk:
+    if not rules.late_cuts_chunk or _overdue(mixed, state, now_ms):
         return mixed
-    return _in_time(mixed, riding, state, now_ms, finish_ms, rules)
+    return _in_time(mixed, riding, state, now_ms, finish_ms)
+
+
+def _overdue(mixed: Step, state: Snapshot, now_ms: float) -> bool:
+    """Whether the first prompt in the step has waited so long that nobody may hold it up."""
+    first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
+    overdue_ms = OVERDUE_SLOS * first.slo.ttft_ms
+    return not first.generated_tokens and now_ms - first.arrival_ms > overdue_ms
 
 
 def _in_time(
@@ -124,10 +131,9 @@ def _in_time(
     state: Snapshot,
     now_ms: float,
     finish_ms: Finish,
-    rules: Rules,
 ) -> Step | Hold:
     """The step with as much of its chunk as lets every decode be in time."""
-    fits = _tokens_in_time(mixed, riding, state, now_ms, finish_ms, rules)
+    fits = _tokens_in_time(mixed, riding, state, now_ms, finish_ms)
     if fits is None:
         return mixed
     if fits:
@@ -144,7 +150,6 @@ def _between(
     decoding: Sequence[RequestState],
     now_ms: float,
     finish_ms: Finish,
-    rules: Rules,
 ) -> Step | Hold | None:
     """A chunk alone between two steps with all decodes; None: those that are ready go now.
 
@@ -155,17 +160,14 @@ def _between(
     head = state.in_flight[0]
     if head.request_ids and head.finish_ms <= state.stage_free_ms[0] + SAME_MS:
         return Hold(head.finish_ms, "the others are back before the first stage is free")
-    everyone = StepShape(
-        decode_requests=len(decoding),
-        decode_context_tokens=sum(r.computed_tokens for r in decoding),
-    )
+    everyone = _all_of(decoding)
     chunk = fill(state, budget, (), prefill=True, short=True)
     if chunk.chunks and not chunk.preempted:
         next_ms = _stage_ms(everyone, state, finish_ms)
         fits = _tokens_in_time(
-            chunk, (), state, now_ms, finish_ms, rules, waiting=ready, next_ms=next_ms, short=True
+            chunk, (), state, now_ms, finish_ms, waiting=ready, next_ms=next_ms, short=True
         )
-        if fits is None:
+        if fits is None or _overdue(chunk, state, now_ms):
             return chunk
         if fits:
             return fill(state, fits, (), prefill=True, short=True)
@@ -174,6 +176,13 @@ def _between(
     if ready and finish_ms(everyone, head.finish_ms) > in_time_ms:
         return None
     return Hold(head.finish_ms, "decodes go on together")
+
+
+def _all_of(decoding: Sequence[RequestState]) -> StepShape:
+    return StepShape(
+        decode_requests=len(decoding),
+        decode_context_tokens=sum(r.computed_tokens for r in decoding),
+    )
 
 
 def _stage_ms(shape: StepShape, state: Snapshot, finish_ms: Finish) -> float:
@@ -215,7 +224,6 @@ def _tokens_in_time(
     state: Snapshot,
     now_ms: float,
     finish_ms: Finish,
-    rules: Rules,
     waiting: Sequence[RequestState] = (),
     next_ms: float | None = None,
     short: bool = False,
@@ -224,7 +232,7 @@ def _tokens_in_time(
 
     Those in flight count as well, and those that wait for them: they can only be in a step after
     this one. A wide margin is kept, unless a narrow one leaves many more tokens; a step longer
-    than a gap keeps as many times more. A prompt that is overdue gets some whoever is late.
+    than a gap keeps as many times more.
     """
     narrow_ms = state.correction.tbt_margin_ms
     wide_ms = WIDER * narrow_ms
@@ -259,12 +267,7 @@ def _tokens_in_time(
         return None
     narrow = whole if kept(mixed, narrow_ms) else fitting(narrow_ms)
     wide = fitting(wide_ms)
-    fits = wide if wide >= WIDE_SHARE * narrow else narrow
-    first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
-    waited_ms = now_ms - first.arrival_ms
-    if not first.generated_tokens and waited_ms > OVERDUE_SLOS * first.slo.ttft_ms:
-        fits = max(fits, min(whole, max(rules.min_chunk_tokens, CUT_TOKENS)))
-    return fits
+    return wide if wide >= WIDE_SHARE * narrow else narrow
 
 
 def _most_per_ms(

@@ -41,7 +41,8 @@ def test_import_says_it_in_a_sentence_draws_it_and_names_the_next_command(azure,
     assert "▁" in out or "█" in out
     assert "azure.trace.parquet.json" in out
     assert lines[-1].startswith("next: beam replay")
-    assert all(len(line.rstrip()) <= 100 for line in lines if "next:" not in line)
+    folder = str(azure.parent)  # as long as whoever runs the tests has made it
+    assert all(len(line.rstrip()) <= 100 for line in lines if folder not in line)
     assert load_trace(azure.with_name("azure.trace.parquet")).requests == 3
 
 
