@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 
 from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
-from beam_runtime.search.together import longest_between
+from beam_runtime.search.together import STEP_TOKENS, longest_between
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape, StreamKind
 
 # Shares of the SLO; calibration widens them.
 TTFT_MARGIN, TBT_MARGIN = 0.15, 0.025
-# Passes are looked at in steps of so many tokens: GEMM tiles are no finer.
-STEP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
