@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beam_runtime.control.calibration import CalibrationRules
+from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.steering_rules import SteeringRules
 
 MAX_TOKENS, MAX_DECODES, MAX_LEN = 64, 32, 1024
@@ -25,7 +25,8 @@ MAX_TOKENS, MAX_DECODES, MAX_LEN = 64, 32, 1024
 # They only observe, but are to predict as soon as one that steers.
 PATIENT = SteeringRules(observing_gap_ms=5.0, deadline_ms=2000.0, stall_ms=60_000.0)
 UNCALIBRATED = dataclasses.replace(
-    PATIENT, calibration=CalibrationRules(weight=0.0, prior_steps=10**12)
+    PATIENT,
+    calibration=CalibrationRules(weight=0.0, prior_steps=10**12, prior_steps_of_size=10**12),
 )
 
 

@@ -2,7 +2,8 @@
 
     scale    measured over predicted step time, one factor per kind of step, exponentially
              weighted, held inside [0.5, 2]
-    margin   the error that remains over the last steps, as seen through the present scale: of
+    size     what steps of one size take beside that: a table errs by rows
+    margin   the error that remains over the last steps, as seen through the present factors: of
              first tokens its 99 % quantile, of streams what lets 99 % of requests keep every
              gap. However noise bends the scale, the margin makes up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
@@ -18,10 +19,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
-
-from beam_runtime.types import Correction
+from beam_runtime.control.calibration_rules import CalibrationRules
+from beam_runtime.control.step_errors import StepErrors, Window
+from beam_runtime.types import Correction, StepShape, size_of
 
 _GAUSS = NormalDist()
 
@@ -32,37 +32,10 @@ class StepKind(StrEnum):
     PREFILL = "prefill-carrying"
     DECODE = "decode-only"
 
-
-@dataclass(frozen=True, slots=True)
-class CalibrationRules:
-    """How fast to learn, and how careful to be.
-
-    Attributes:
-        share: of requests that the margins put on the safe side.
-        weight: of the newest step in its kind's scale, and of the newest time between two
-            arrivals: 1/33 forgets half in 23 of them.
-        prior_steps: how many steps the table's own word counts for at first.
-        clamp: the scale's lowest and highest value.
-        window: latest steps of a kind that margins are taken from.
-        least_window: a window with fewer steps is judged as if it held so many, all others
-            without error, so that the first outlier of a run is not taken for the rule.
-        outlier: a step is counted as this many times its prediction at most; a stall says
-            nothing about the table.
-        drift: share off the table that counts as drift.
-        drift_steps: steps of one drift window.
-        drift_windows: windows in a row until it is reported.
-    """
-
-    share: float = 0.99
-    weight: float = 0.03
-    prior_steps: int = 20
-    clamp: tuple[float, float] = (0.5, 2.0)
-    window: int = 512
-    least_window: int = 100
-    outlier: float = 4.0
-    drift: float = 0.15
-    drift_steps: int = 64
-    drift_windows: int = 3
+    @classmethod
+    def of(cls, shape: StepShape) -> "StepKind":
+        """The kind of a step."""
+        return cls.PREFILL if shape.prefill_tokens else cls.DECODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +69,8 @@ class Calibration:
             StepKind.PREFILL: self._floor.prefill_scale,
             StepKind.DECODE: self._floor.decode_scale,
         }
-        self._scales = {kind: _Scale(start[kind], self._rules) for kind in StepKind}
-        self._steps = {kind: _Window(self._rules) for kind in StepKind}
-        self._ttft = _Window(self._rules)
+        self._errors = {kind: StepErrors(start[kind], self._rules) for kind in StepKind}
+        self._ttft = Window(self._rules)
         self._arrived_ms: float | None = None
         self._between_ms = 0.0
         self._requests = self._gaps = 0.0
@@ -106,15 +78,14 @@ class Calibration:
         self._correction: Correction | None = self._floor
 
     def observe_step(
-        self, kind: StepKind, predicted_ms: float, observed_ms: float, decodes: int = 0
+        self, shape: StepShape, predicted_ms: float, observed_ms: float
     ) -> Drift | None:
         """Learn from one step.
 
         Args:
-            kind: what it carried.
+            shape: what it carried.
             predicted_ms: one stage's pass as the table has it, without any correction.
             observed_ms: the same as it came out; host gap and transfer taken off.
-            decodes: requests that got a token after their first from it.
 
         Returns:
             Drift, when this step completes the third drifting window of its kind.
@@ -122,9 +93,10 @@ class Calibration:
         if not (0.0 < predicted_ms < math.inf and math.isfinite(observed_ms)):
             return None
         observed_ms = min(max(0.0, observed_ms), self._rules.outlier * predicted_ms)
-        self._scales[kind].observe(predicted_ms, observed_ms)
-        self._steps[kind].observe(predicted_ms, observed_ms)
-        self._gaps += decodes
+        kind = StepKind.of(shape)
+        size = size_of(shape.prefill_tokens, shape.decode_requests)
+        self._errors[kind].observe(size, predicted_ms, observed_ms)
+        self._gaps += shape.decode_requests
         self._correction = None
         return self._drifts[kind].observe(predicted_ms, observed_ms)
 
@@ -154,9 +126,10 @@ class Calibration:
             self._correction = self._learnt()
         return self._correction
 
-    def scale(self, kind: StepKind) -> float:
-        """The correction's factor for this kind alone: asked of every step, and cheap."""
-        return self._scales[kind].clamped
+    def scale(self, shape: StepShape) -> float:
+        """The correction's factor for this step alone: asked of every step, and cheap."""
+        size = size_of(shape.prefill_tokens, shape.decode_requests)
+        return self._errors[StepKind.of(shape)].factor(size)
 
     def begin_from(self, floor: Correction) -> None:
         """Other least margins from now on; what was learnt stays."""
@@ -166,20 +139,20 @@ class Calibration:
     @property
     def trusted(self) -> bool:
         """Whether the table still describes this engine: no scale wants to leave its clamp."""
-        return all(scale.inside for scale in self._scales.values())
+        return all(errors.scale.inside for errors in self._errors.values())
 
     def _learnt(self) -> Correction:
-        scales = {kind: scale.clamped for kind, scale in self._scales.items()}
+        prefill, decode = self._errors[StepKind.PREFILL], self._errors[StepKind.DECODE]
         # A token's way leads through every stage, and a slow step is slow in each of them.
-        pass_ms = self._pp * max(
-            window.margin_ms(scales[kind]) for kind, window in self._steps.items()
-        )
+        pass_ms = self._pp * max(prefill.margin_ms(), decode.margin_ms())
         return Correction(
-            prefill_scale=scales[StepKind.PREFILL],
-            decode_scale=scales[StepKind.DECODE],
-            ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms(1.0)),
+            prefill_scale=prefill.scale.clamped,
+            decode_scale=decode.scale.clamped,
+            ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms()),
             tbt_margin_ms=max(self._floor.tbt_margin_ms, self._wider() * pass_ms),
             arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
+            prefill_by_size=prefill.by_size,
+            decode_by_size=decode.by_size,
         )
 
     def _wider(self) -> float:
@@ -191,68 +164,6 @@ class Calibration:
         gaps = max(1.0, self._gaps / self._requests if self._requests else 1.0)
         share = self._rules.share
         return _GAUSS.inv_cdf(share ** (1.0 / gaps)) / _GAUSS.inv_cdf(share)
-
-
-class _Scale:
-    """Exponentially weighted measured over predicted time; sums, so that long steps count more."""
-
-    def __init__(self, start: float, rules: CalibrationRules) -> None:
-        self._rules = rules
-        self._start = start
-        self._predicted_ms = 0.0
-        self._observed_ms = 0.0
-        self._steps = 0
-
-    def observe(self, predicted_ms: float, observed_ms: float) -> None:
-        if self._steps == 0:
-            # The table's own word, as if it had been observed for a while.
-            self._predicted_ms = predicted_ms
-            self._observed_ms = self._start * predicted_ms
-        self._steps += 1
-        # The first steps count as in a plain mean over them and the prior.
-        weight = max(self._rules.weight, 1.0 / (self._rules.prior_steps + self._steps))
-        self._predicted_ms += weight * (predicted_ms - self._predicted_ms)
-        self._observed_ms += weight * (observed_ms - self._observed_ms)
-
-    @property
-    def raw(self) -> float:
-        return self._observed_ms / self._predicted_ms if self._steps else self._start
-
-    @property
-    def clamped(self) -> float:
-        low, high = self._rules.clamp
-        return min(max(self.raw, low), high)
-
-    @property
-    def inside(self) -> bool:
-        return self.raw == self.clamped
-
-
-class _Window:
-    """The latest (predicted, observed) pairs."""
-
-    def __init__(self, rules: CalibrationRules) -> None:
-        self._rules = rules
-        self._predicted_ms: NDArray[np.float64] = np.zeros(rules.window)
-        self._observed_ms: NDArray[np.float64] = np.zeros(rules.window)
-        self._seen = 0
-
-    def observe(self, predicted_ms: float, observed_ms: float) -> None:
-        at = self._seen % self._rules.window
-        self._predicted_ms[at] = predicted_ms
-        self._observed_ms[at] = observed_ms
-        self._seen += 1
-
-    def margin_ms(self, scale: float) -> float:
-        """The quantile of what is left of the error once predictions are scaled; 0 or more."""
-        size = min(self._seen, self._rules.window)
-        judged = max(size, self._rules.least_window)
-        may_exceed = math.floor((1.0 - self._rules.share) * judged)
-        if may_exceed >= size:
-            return 0.0
-        late_ms = self._observed_ms[:size] - scale * self._predicted_ms[:size]
-        at = size - 1 - may_exceed
-        return max(0.0, float(np.partition(late_ms, at)[at]))
 
 
 class _DriftWatch:

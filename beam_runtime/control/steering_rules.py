@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from beam_runtime.control.calibration import CalibrationRules
+from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.fallback import FallbackRules
 
 

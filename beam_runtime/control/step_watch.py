@@ -8,9 +8,8 @@ nothing is learnt of it.
 """
 
 from collections import deque
-from typing import NamedTuple
 
-from beam_runtime.control.calibration import Calibration, Drift, StepKind
+from beam_runtime.control.calibration import Calibration, Drift
 from beam_runtime.control.clock_state import ClockState
 from beam_runtime.control.pipeline_times import PipelineTimes
 from beam_runtime.emulator.passes import Passes
@@ -20,11 +19,6 @@ from beam_runtime.types import EngineLimits, StepShape
 # How much of a step's predicted time may hang on when exactly the clock changed under it. It
 # adds to what calibration takes for noise, which is about that much in a quiet engine.
 CLOCK_DOUBT = 0.02
-
-
-class _Expected(NamedTuple):
-    kind: StepKind
-    shape: StepShape
 
 
 class StepWatch:
@@ -49,7 +43,7 @@ class StepWatch:
         self._clock = clock
         self._calibration = calibration
         self._times = PipelineTimes(limits.pp, limits.transfer_ms)
-        self._expected: deque[_Expected] = deque()
+        self._expected: deque[StepShape] = deque()
         self._progress_ms = float("-inf")
         self._served = False
 
@@ -57,13 +51,12 @@ class StepWatch:
         """A step enters the pipeline."""
         if not self._times.in_flight:
             self._progress_ms = at_ms  # a stall is counted from when there was work
-        kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
         predicted_ms = 0.0
         if self._passes is not None:
             predicted_ms = self._passes.table_ms(shape, self._clock.running_mhz)
-            predicted_ms *= self._calibration.scale(kind)
+            predicted_ms *= self._calibration.scale(shape)
         self._times.issue(at_ms, predicted_ms + self._limits.host_gap_ms)
-        self._expected.append(_Expected(kind, shape))
+        self._expected.append(shape)
 
     def finished(self, at_ms: float) -> Drift | None:
         """The oldest step is back.
@@ -75,18 +68,15 @@ class StepWatch:
         measured = self._times.finish(at_ms)
         if not self._expected:
             return None
-        expected = self._expected.popleft()
+        shape = self._expected.popleft()
         first, self._served = not self._served, True
         if measured is None or self._passes is None or first:
             return None
-        predicted_ms = self._predicted_ms(self._passes, expected.shape, measured.since_ms, at_ms)
+        predicted_ms = self._predicted_ms(self._passes, shape, measured.since_ms, at_ms)
         if predicted_ms is None:
             return None
         return self._calibration.observe_step(
-            expected.kind,
-            predicted_ms,
-            measured.stage_ms - self._limits.host_gap_ms,
-            expected.shape.decode_requests,
+            shape, predicted_ms, measured.stage_ms - self._limits.host_gap_ms
         )
 
     def lost(self) -> None:

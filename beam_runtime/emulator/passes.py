@@ -40,7 +40,7 @@ class Passes:
 
     def pass_ms(self, step: StepShape, clock_mhz: int, correction: Correction) -> float:
         """One stage's pass, calibrated, with the host gap after it."""
-        scale = correction.prefill_scale if step.prefill_tokens else correction.decode_scale
+        scale = correction.scale(step.prefill_tokens, step.decode_requests)
         return scale * self.table_ms(step, clock_mhz) + self._limits.host_gap_ms
 
     def energy_j(self, step: StepShape, clock_mhz: int) -> float:
@@ -66,7 +66,7 @@ class Passes:
         _, _, per_token, per_request, once, _ = self._attention_j[at]
         joules = self._tokens_j[at][count] + per_token * context_tokens
         joules += per_request * count + once
-        return correction.decode_scale * busy_ms + self._limits.host_gap_ms, joules
+        return correction.scale(0, count) * busy_ms + self._limits.host_gap_ms, joules
 
     def finish_ms(self, pass_ms: float, issue_ms: float, stage_free_ms: tuple[float, ...]) -> float:
         """When a step of such passes would leave the last stage."""

@@ -8,13 +8,15 @@ from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.state import Floats, Records, record_type, records
 from beam_runtime.table.cost_fit import FEATURES
 from beam_runtime.table.step_cost import FloatArray, StepCost, clock_index
-from beam_runtime.types import Correction, EngineLimits, Knobs, Rules
+from beam_runtime.types import SIZES, Correction, EngineLimits, Knobs, Rules, size_of
 
 SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
     "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
     "wide_margin_ms arrivals_per_s",
+    "prefill_by_size decode_by_size",
+    SIZES,
 )
 # One record per quantity (latency, energy) and clock, named as cost_fit.FEATURES.
 ATTENTION = record_type("", " ".join(FEATURES))
@@ -24,6 +26,8 @@ HOLD, STEP, GO = range(3)
 # The TBT margin where it costs energy alone, or few prompt tokens, in margins: one late step loses
 # all of its decodes. What 99.9 % of requests need instead of 99, and a little (Calibration).
 WIDER = 1.2
+
+step_size = compiled(size_of)
 
 
 class Tables(NamedTuple):
@@ -132,8 +136,17 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         correction.tbt_margin_ms,
         WIDER * correction.tbt_margin_ms,
         correction.arrivals_per_s,
+        by_size(correction.prefill_by_size),
+        by_size(correction.decode_by_size),
     )
     return setup
+
+
+def by_size(factors: tuple[float, ...]) -> Floats:
+    """(SIZES,) of them."""
+    all_sizes = np.ones(SIZES)
+    all_sizes[: len(factors)] = factors
+    return all_sizes
 
 
 def lasting_setting(cost: StepCost, knobs: Knobs) -> Setting:
@@ -164,9 +177,20 @@ def step_cost(what: int, clock: int, batch: Batch, tables: Tables) -> float:
 @compiled
 def pass_ms(clock: int, batch: Batch, setup: Records, tables: Tables) -> float:
     """One stage's pass, as calibrated."""
-    scale = setup.prefill_scale if batch.chunk_tokens > 0 else setup.decode_scale
-    value: float = scale * step_cost(MS, clock, batch, tables)
+    value: float = scale_of(batch.chunk_tokens, batch.decodes, setup) * step_cost(
+        MS, clock, batch, tables
+    )
     return value
+
+
+@compiled
+def scale_of(chunk_tokens: int, decodes: int, setup: Records) -> float:
+    """Correction.scale."""
+    size = step_size(chunk_tokens, decodes)
+    scale: float = setup.decode_scale * setup.decode_by_size[size]
+    if chunk_tokens > 0:
+        scale = setup.prefill_scale * setup.prefill_by_size[size]
+    return scale
 
 
 @compiled

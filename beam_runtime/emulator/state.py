@@ -24,11 +24,14 @@ Records = Any  # numpy has no types for the fields of a structured array
 OTHER, READY, PREFILL, DECODING = range(4)
 
 
-def record_type(integers: str, floats: str = "") -> np.dtype[Any]:
-    """All fields are 8 bytes wide: copies move rows of integers."""
+def record_type(
+    integers: str, floats: str = "", arrays: str = "", length: int = 0
+) -> np.dtype[Any]:
+    """All fields are 8 bytes wide, or arrays of such: copies move rows of integers."""
     return np.dtype(
         [(name, np.int64) for name in integers.split()]
         + [(name, np.float64) for name in floats.split()]
+        + [(name, np.float64, (length,)) for name in arrays.split()]
     )
 
 

@@ -116,7 +116,8 @@ class Search:
         """
         chunk = StepShape(prefill_tokens=self.chunks[-1])
         first_ms = self.limits.clock_delay_ms + self.limits.pp * (
-            self.cost.latency_ms(chunk) * moment.correction.prefill_scale + self.limits.host_gap_ms
+            self.cost.latency_ms(chunk) * moment.correction.scale(chunk.prefill_tokens, 0)
+            + self.limits.host_gap_ms
         )
         in_time = first_ms <= self.policy.first_token_ms - moment.correction.ttft_margin_ms
         in_time[-1] = True

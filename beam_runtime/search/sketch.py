@@ -19,7 +19,7 @@ from beam_runtime.emulator.deadlines import first_risk, queue_risk
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
 from beam_runtime.emulator.schedule import admissible, held_blocks
-from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms
+from beam_runtime.emulator.setup import JOULE, MS, Batch, Tables, pass_ms, scale_of
 from beam_runtime.emulator.state import PREFILL, READY, Records, State, record_type
 from beam_runtime.emulator.steady import Prices, round_of, settlement_j, split
 from beam_runtime.types import SAME_MS
@@ -203,6 +203,16 @@ def priced(what: int, clock: int, sketch: Sketch, paper: Paper, tables: Tables) 
     return value
 
 
+@compiled
+def mean_scale(sketch: Sketch, paper: Paper, setup: Records) -> float:
+    """Calibration's factor, on average over the sketch's steps."""
+    scales = 0.0
+    for number in range(sketch.runs):
+        run = paper.sheet[number]
+        scales += run.run_steps * scale_of(run.run_tokens, 0, setup)
+    return scales / sketch.steps
+
+
 class Estimate(NamedTuple):
     """What is expected of one candidate before it is played.
 
@@ -243,7 +253,7 @@ def estimate(
         tables: step costs.
     """
     pp, steps = setup.pp, sketch.steps
-    busy_ms = setup.prefill_scale * priced(MS, clock, sketch, paper, tables)
+    busy_ms = mean_scale(sketch, paper, setup) * priced(MS, clock, sketch, paper, tables)
     active_j = pp * priced(JOULE, clock, sketch, paper, tables)
     total_ms = busy_ms + steps * setup.host_gap_ms
     gap_ms = pp * total_ms / steps

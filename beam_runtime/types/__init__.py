@@ -14,10 +14,12 @@ from beam_runtime.types.snapshot import (
     StepInFlight,
 )
 from beam_runtime.types.step_shape import StepShape, chunk_pairs
+from beam_runtime.types.step_sizes import SIZES, size_of
 
 __all__ = [
     "ASSUMED_ANSWER_TOKENS",
     "SAME_MS",
+    "SIZES",
     "Alternative",
     "Correction",
     "Decision",
@@ -35,4 +37,5 @@ __all__ = [
     "StepShape",
     "StreamKind",
     "chunk_pairs",
+    "size_of",
 ]

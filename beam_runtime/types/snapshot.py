@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from beam_runtime.types.knobs import Knobs
 from beam_runtime.types.slo import Slo
+from beam_runtime.types.step_sizes import size_of
 
 
 class Phase(StrEnum):
@@ -28,6 +29,9 @@ class Correction:
         ttft_margin_ms: predicted TTFT must stay this far inside its SLO.
         tbt_margin_ms: predicted TBT must stay this far inside its SLO.
         arrivals_per_s: requests that come; 0 = nobody is expected.
+        prefill_by_size: factors beside prefill_scale, of steps of each size (step_sizes.py); what
+            is left out is 1.
+        decode_by_size: the same beside decode_scale.
     """
 
     prefill_scale: float = 1.0
@@ -35,6 +39,16 @@ class Correction:
     ttft_margin_ms: float = 20.0
     tbt_margin_ms: float = 15.0
     arrivals_per_s: float = 0.0
+    prefill_by_size: tuple[float, ...] = ()
+    decode_by_size: tuple[float, ...] = ()
+
+    def scale(self, chunk_tokens: int, decodes: int) -> float:
+        """Measured over predicted latency of a step with so many tokens of either."""
+        scale, by_size = self.decode_scale, self.decode_by_size
+        if chunk_tokens > 0:
+            scale, by_size = self.prefill_scale, self.prefill_by_size
+        size = size_of(chunk_tokens, decodes) if by_size else 0
+        return scale * by_size[size] if size < len(by_size) else scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,8 @@ class Pipeline:
         return tuple(passes)
 
     def scale(self, step: StepShape) -> float:
-        """Calibration's factor for this kind of step."""
-        prefill = step.prefill_tokens > 0
-        return self.correction.prefill_scale if prefill else self.correction.decode_scale
+        """Calibration's factor for this kind and size of step."""
+        return self.correction.scale(step.prefill_tokens, step.decode_requests)
 
 
 def clock_index(cost: StepCost, clock_mhz: float) -> int:

@@ -147,7 +147,7 @@ def _round(
         decode_requests=size,
         decode_context_tokens=decoding.context_tokens * size // decoding.requests,
     )
-    busy_ms = correction.decode_scale * cost.latency_ms(shape)
+    busy_ms = correction.scale(0, size) * cost.latency_ms(shape)
     cycle_ms = max(limits.pp, passes) * (busy_ms + limits.host_gap_ms)
     cycle_ms = cycle_ms + (limits.pp - 1) * limits.transfer_ms
     return cycle_ms, passes * busy_ms, passes * cost.energy_j(shape)

@@ -8,7 +8,7 @@ with the stance that the runtime takes.
 from collections.abc import Collection
 from dataclasses import replace
 
-from beam_runtime.control.calibration import Calibration, StepKind
+from beam_runtime.control.calibration import Calibration
 from beam_runtime.emulator.state import Records
 from beam_runtime.search.policy import Policy as SearchPolicy
 from beam_runtime.search.search import Search
@@ -85,10 +85,9 @@ class Beam(Policy):
             int(step["decode_context_tokens"]),
             float(step["prefill_pairs"]),
         )
-        kind = StepKind.PREFILL if shape.prefill_tokens else StepKind.DECODE
         predicted_ms = float(view.cost.latency_ms(shape)[int(step["clock"])])
         observed_ms = float(step["busy_ms"]) / view.limits.pp
-        self._calibration.observe_step(kind, predicted_ms, observed_ms, shape.decode_requests)
+        self._calibration.observe_step(shape, predicted_ms, observed_ms)
 
 
 def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> Stance:

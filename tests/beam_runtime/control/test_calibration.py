@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_runtime.control.calibration import Calibration, CalibrationRules, Drift, StepKind
-from beam_runtime.types import Correction
+from beam_runtime.control.calibration import Calibration, Drift, StepKind
+from beam_runtime.control.calibration_rules import CalibrationRules
+from beam_runtime.types import Correction, StepShape
 
 PP = 4
 KINDS = st.sampled_from(list(StepKind))
 RULES = CalibrationRules()
+# A step of each kind. Its decodes do not matter to what is learnt of times.
+STEPS_OF = {StepKind.PREFILL: StepShape(prefill_tokens=256), StepKind.DECODE: StepShape(0, 0, 1)}
 
 
 def scale_of(calibration: Calibration, kind: StepKind) -> float:
@@ -27,7 +30,7 @@ def feed(
     for _ in range(steps):
         predicted_ms = random.uniform(5.0, 40.0)
         observed_ms = ratio * predicted_ms * random.lognormal(-(noise**2) / 2, noise)
-        drift = calibration.observe_step(kind, predicted_ms, observed_ms)
+        drift = calibration.observe_step(STEPS_OF[kind], predicted_ms, observed_ms)
         drifts += [drift] if drift else []
     return drifts
 
@@ -49,39 +52,93 @@ def test_it_converges_on_a_plant_15_percent_slower(kind: StepKind, noise: float)
 
 
 def test_margins_widen_at_first_and_come_back() -> None:
-    calibration = Calibration(PP)
+    least_ms = 5.0
+    calibration = Calibration(PP, Correction(tbt_margin_ms=least_ms))
     feed(calibration, StepKind.DECODE, 1.0, 600)
-    assert calibration.correction.tbt_margin_ms == Correction().tbt_margin_ms
+    assert calibration.correction.tbt_margin_ms == least_ms
     feed(calibration, StepKind.DECODE, 1.3, 20)
-    assert calibration.correction.tbt_margin_ms > 1.2 * Correction().tbt_margin_ms
+    assert calibration.correction.tbt_margin_ms > 1.2 * least_ms
     feed(calibration, StepKind.DECODE, 1.3, 1200)
-    assert calibration.correction.tbt_margin_ms == Correction().tbt_margin_ms
-    assert calibration.correction.decode_scale == pytest.approx(1.3, rel=0.01)
+    assert calibration.correction.tbt_margin_ms == least_ms
+    assert calibration.scale(STEPS_OF[StepKind.DECODE]) == pytest.approx(1.3, rel=0.01)
 
 
+def test_what_few_steps_of_a_size_taught_does_not_narrow_the_margin() -> None:
+    """Each size once: what they were off by was not known before."""
+    calibration = Calibration(PP, Correction(tbt_margin_ms=0.0))
+    feed(calibration, StepKind.DECODE, 1.0, RULES.window)
+    for decodes in range(4, 60, 4):
+        calibration.observe_step(StepShape(decode_requests=decodes), 20.0, 26.0)
+    scale = calibration.correction.decode_scale
+    assert calibration.correction.tbt_margin_ms == pytest.approx(PP * (26.0 - scale * 20.0))
+
+
+SHAPES = st.builds(
+    StepShape,
+    prefill_tokens=st.sampled_from((0, 1, 40, 128, 129, 700)),
+    decode_requests=st.sampled_from((1, 8, 40, 900)),
+)
 STEPS = st.lists(
-    st.tuples(KINDS, st.floats(1.0, 100.0), st.floats(0.0, 3.9)), min_size=1, max_size=700
+    st.tuples(SHAPES, st.floats(1.0, 100.0), st.floats(0.0, 3.9)), min_size=1, max_size=700
 )
 
 
 @settings(max_examples=60)
 @given(STEPS)
-def test_noise_never_loosens_an_slo(steps: list[tuple[StepKind, float, float]]) -> None:
+def test_noise_never_loosens_an_slo(steps: list[tuple[StepShape, float, float]]) -> None:
     """However the noise falls, 99 % of the latest steps keep what is promised through it."""
     calibration = Calibration(PP)
-    for kind, predicted_ms, ratio in steps:
-        calibration.observe_step(kind, predicted_ms, ratio * predicted_ms)
+    for shape, predicted_ms, ratio in steps:
+        calibration.observe_step(shape, predicted_ms, ratio * predicted_ms)
     correction = calibration.correction
     assert correction.tbt_margin_ms >= Correction().tbt_margin_ms
     assert correction.ttft_margin_ms >= Correction().ttft_margin_ms
     for kind in StepKind:
-        seen = [(p, r * p) for k, p, r in steps if k is kind][-RULES.window :]
-        scale = scale_of(calibration, kind)
+        seen = [(s, p, r * p) for s, p, r in steps if StepKind.of(s) is kind][-RULES.window :]
         late = sum(
-            PP * (observed - scale * predicted) > correction.tbt_margin_ms * (1 + 1e-9)
-            for predicted, observed in seen
+            PP * (observed - calibration.scale(shape) * predicted)
+            > correction.tbt_margin_ms * (1 + 1e-9)
+            for shape, predicted, observed in seen
         )
         assert late <= (1 - RULES.share) * max(len(seen), RULES.least_window) + 1e-9
+
+
+def test_the_correction_says_of_each_step_what_calibration_says() -> None:
+    calibration = Calibration(PP)
+    shapes = [StepShape(c, 0, d) for c in (0, 1, 64, 128, 129, 3000) for d in (1, 5, 33)]
+    for number, shape in enumerate(shapes * 60):
+        calibration.observe_step(shape, 10.0, 10.0 + 0.2 * (number % len(shapes)))
+    correction = calibration.correction
+    said = [correction.scale(s.prefill_tokens, s.decode_requests) for s in shapes]
+    assert said == [calibration.scale(shape) for shape in shapes]
+    assert len(set(said)) == 10, "three sizes of decodes, seven with prompts"
+
+
+def test_a_row_that_is_wrong_is_learnt_beside_what_is_wrong_with_all() -> None:
+    """Everything is 10 % slow, and chunks of 113 to 128 tokens another 20 %."""
+    calibration = Calibration(PP, Correction(tbt_margin_ms=0.0))
+    wrong, right = StepShape(prefill_tokens=120), StepShape(prefill_tokens=300)
+    for _ in range(600):
+        calibration.observe_step(wrong, 20.0, 20.0 * 1.32)
+        calibration.observe_step(right, 40.0, 40.0 * 1.1)
+    assert calibration.scale(wrong) == pytest.approx(1.32, rel=0.01)
+    assert calibration.scale(StepShape(prefill_tokens=128)) == calibration.scale(wrong)
+    assert calibration.scale(right) == pytest.approx(1.1, rel=0.01)
+    unseen = calibration.scale(StepShape(prefill_tokens=129))
+    assert 1.1 < unseen < 1.32, "a size never seen is off as its kind is"
+    assert calibration.correction.tbt_margin_ms < PP * 0.5, "what is learnt is no noise"
+
+
+def test_a_size_seldom_seen_keeps_what_it_was_off_by_when_all_slow_down() -> None:
+    calibration = Calibration(PP)
+    seldom, often = StepShape(prefill_tokens=120), StepShape(prefill_tokens=300)
+    for _ in range(100):
+        calibration.observe_step(seldom, 1.0, 1.2)
+        calibration.observe_step(often, 40.0, 40.0)
+    for _ in range(400):  # a hot GPU
+        calibration.observe_step(often, 40.0, 52.0)
+    assert calibration.scale(often) == pytest.approx(1.3, rel=0.01)
+    assert calibration.scale(seldom) == pytest.approx(1.3 * 1.2, rel=0.03)
 
 
 @pytest.mark.parametrize("noise", [0.03, 0.1, 0.3])
@@ -94,9 +151,10 @@ def test_fair_noise_leaves_a_token_no_later_than_the_table_would(noise: float) -
         predicted_ms = random.uniform(10.0, 40.0, 4800)
         observed_ms = predicted_ms * random.lognormal(0.0, noise, 4800)
         for predicted, observed in zip(predicted_ms[:800], observed_ms[:800], strict=True):
-            calibration.observe_step(StepKind.DECODE, predicted, observed)
+            calibration.observe_step(STEPS_OF[StepKind.DECODE], predicted, observed)
         correction = calibration.correction
-        promised_ms = correction.decode_scale * predicted_ms + correction.tbt_margin_ms / PP
+        scale = calibration.scale(STEPS_OF[StepKind.DECODE])
+        promised_ms = scale * predicted_ms + correction.tbt_margin_ms / PP
         return float(np.mean(observed_ms[800:] <= promised_ms[800:]))
 
     shares = [covered(seed) for seed in range(20)]
@@ -107,7 +165,7 @@ def test_fair_noise_leaves_a_token_no_later_than_the_table_would(noise: float) -
 def test_a_stall_is_not_a_slow_table() -> None:
     calibration = Calibration(PP)
     feed(calibration, StepKind.DECODE, 1.0, 100)
-    calibration.observe_step(StepKind.DECODE, 15.0, 30_000.0)
+    calibration.observe_step(STEPS_OF[StepKind.DECODE], 15.0, 30_000.0)
     assert calibration.correction.decode_scale < 1.15
     assert calibration.correction.tbt_margin_ms < 2 * Correction().tbt_margin_ms
 
@@ -118,7 +176,7 @@ def test_a_stall_is_not_a_slow_table() -> None:
 )
 def test_nonsense_is_not_learnt(predicted_ms: float, observed_ms: float) -> None:
     calibration = Calibration(PP)
-    calibration.observe_step(StepKind.DECODE, predicted_ms, observed_ms)
+    calibration.observe_step(STEPS_OF[StepKind.DECODE], predicted_ms, observed_ms)
     calibration.observe_ttft(float("inf"), 100.0)
     assert calibration.correction == Correction()
 
@@ -189,7 +247,8 @@ def test_longer_answers_need_a_wider_margin_of_streams_but_none_of_first_tokens(
         for number in range(300):
             calibration.observe_arrival(number * 100.0)
             observed_ms = 20.0 * random.normal(1.0, 0.03)
-            calibration.observe_step(StepKind.DECODE, 20.0, observed_ms, decodes=gaps_each)
+            shape = StepShape(decode_requests=gaps_each)
+            calibration.observe_step(shape, 20.0, observed_ms)
         return calibration.correction
 
     alone, short, long = after(1), after(10), after(1000)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from beam_runtime.control.calibration import Calibration, Drift, StepKind
+from beam_runtime.control.calibration import Calibration, Drift
 from beam_runtime.control.clock_state import ClockState
 from beam_runtime.control.step_watch import StepWatch
 from beam_runtime.table.perf_table import PerfTable
@@ -28,10 +28,10 @@ class Pupil(Calibration):
         self.ratios: list[float] = []
 
     def observe_step(
-        self, kind: StepKind, predicted_ms: float, observed_ms: float, decodes: int = 0
+        self, shape: StepShape, predicted_ms: float, observed_ms: float
     ) -> Drift | None:
         self.ratios.append(observed_ms / predicted_ms)
-        return super().observe_step(kind, predicted_ms, observed_ms, decodes)
+        return super().observe_step(shape, predicted_ms, observed_ms)
 
 
 @dataclass(frozen=True, slots=True)

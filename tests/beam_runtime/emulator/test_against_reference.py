@@ -15,6 +15,7 @@ from beam_runtime.emulator.steady import PACE_SHARES
 from beam_runtime.search.searcher import Searcher
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
+    SIZES,
     Correction,
     EngineLimits,
     Forecast,
@@ -32,6 +33,9 @@ LOOKAHEAD_MS = 250.0
 
 def up_to(most: float, least: float = 0.0) -> st.SearchStrategy[float]:
     return st.floats(least, most, allow_nan=False, allow_infinity=False)
+
+
+BY_SIZE = st.lists(up_to(2.0, 0.5), max_size=SIZES).map(tuple)
 
 
 @st.composite
@@ -143,6 +147,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             draw(up_to(50.0)),
             draw(up_to(30.0)),
             draw(st.sampled_from((0.0, 2.5))),
+            draw(BY_SIZE),
+            draw(BY_SIZE),
         ),
     )
 

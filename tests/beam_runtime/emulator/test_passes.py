@@ -40,7 +40,7 @@ STEPS = st.builds(
 )
 def test_equal_to_pipeline(step: StepShape, clock_mhz: int, free_ms: list[float]) -> None:
     limits = EngineLimits(pp=len(free_ms), max_batched_tokens=512, host_gap_ms=0.7, transfer_ms=0.3)
-    correction = Correction(prefill_scale=1.2, decode_scale=0.9)
+    correction = Correction(1.2, 0.9, prefill_by_size=(1.1, 0.95) * 12, decode_by_size=(0.8, 1.3))
     passes = Passes(COST, limits)
     pipeline = Pipeline(COST, limits, correction, ClockPlan(clock_mhz, clock_mhz, -1e9))
     route = pipeline.travel(step, 10.0, tuple(free_ms))

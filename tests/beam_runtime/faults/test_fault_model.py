@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fault_bench import QUICK, Bench, content, requests
 
-from beam_runtime.control.calibration import CalibrationRules
+from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.types import Decision, Snapshot
