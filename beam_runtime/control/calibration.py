@@ -5,7 +5,8 @@
     size     what steps of one size take beside that: a table errs by rows
     margin   the error that remains over the last steps, as seen through the present factors: of
              first tokens its 99 % quantile, of streams what lets 99 % of requests keep every
-             gap. However noise bends the scale, the margin makes up for it
+             gap, where gaps are what is promised. However noise bends the scale, the margin makes
+             up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
     load     how many requests come per second, over about the last 32
@@ -57,12 +58,20 @@ class Calibration:
         floor: margins for what no step's error shows (jitter of hosts and clocks): of first tokens
             the table's error comes on top, of streams they are the least; its scales are the start.
         rules: how to learn.
+        by_gap: whether a stream is promised its gaps. Where all are promised a mean over their
+            answers, the errors of steps make up for each other, and the floor is enough.
     """
 
     def __init__(
-        self, pp: int, floor: Correction | None = None, rules: CalibrationRules | None = None
+        self,
+        pp: int,
+        floor: Correction | None = None,
+        rules: CalibrationRules | None = None,
+        *,
+        by_gap: bool = True,
     ) -> None:
         self._pp = pp
+        self._by_gap = by_gap
         self._floor = floor or Correction()
         self._rules = rules or CalibrationRules()
         start = {
@@ -131,9 +140,9 @@ class Calibration:
         size = size_of(shape.prefill_tokens, shape.decode_requests)
         return self._errors[StepKind.of(shape)].factor(size)
 
-    def begin_from(self, floor: Correction) -> None:
-        """Other least margins from now on; what was learnt stays."""
-        self._floor = floor
+    def begin_from(self, floor: Correction, *, by_gap: bool) -> None:
+        """Other promises from now on, and least margins for them; what was learnt stays."""
+        self._floor, self._by_gap = floor, by_gap
         self._correction = None
 
     @property
@@ -145,11 +154,12 @@ class Calibration:
         prefill, decode = self._errors[StepKind.PREFILL], self._errors[StepKind.DECODE]
         # A token's way leads through every stage, and a slow step is slow in each of them.
         pass_ms = self._pp * max(prefill.margin_ms(), decode.margin_ms())
+        stream_ms = self._wider() * pass_ms if self._by_gap else 0.0
         return Correction(
             prefill_scale=prefill.scale.clamped,
             decode_scale=decode.scale.clamped,
             ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms()),
-            tbt_margin_ms=max(self._floor.tbt_margin_ms, self._wider() * pass_ms),
+            tbt_margin_ms=max(self._floor.tbt_margin_ms, stream_ms),
             arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
             prefill_by_size=prefill.by_size,
             decode_by_size=decode.by_size,

@@ -107,7 +107,9 @@ class Steering:
         self._log = log
         self._observing = observing
         self.counts = Counts()
-        calibration = Calibration(limits.pp, stance.floor, self.rules.calibration)
+        calibration = Calibration(
+            limits.pp, stance.floor, self.rules.calibration, by_gap=stance.by_gap
+        )
         self._seen = Observer(
             self._cost, limits, own.clock_mhz, calibration, self.counts, self._write,
             slos=slos, kv_blocks=kv_blocks,
@@ -159,7 +161,7 @@ class Steering:
         """Here they are, for this stance: decide by it from now on."""
         self._searches, self._waiting, self._asked = searches, "", True
         self._stance = stance
-        self._seen.calibration.begin_from(stance.floor)
+        self._seen.calibration.begin_from(stance.floor, by_gap=stance.by_gap)
         self._fell(self._fallback.condition(Fault.PROMISE, stance.hopeless, self._seen.last_ms))
 
     def unopened(self, error: Exception) -> None:

@@ -29,6 +29,7 @@ class Stance:
         rules: of the composer.
         policy: of the search.
         floor: the margins that calibration starts from and never goes below.
+        by_gap: whether any stream is promised its gaps, or all a mean over their answers.
         hopeless: why no setting keeps the promise, in words; empty where one may. Then the engine
             keeps its own settings: whoever tries all the same starves prompts (design/control.md).
     """
@@ -36,6 +37,7 @@ class Stance:
     rules: Rules
     policy: Policy
     floor: Correction
+    by_gap: bool = True
     hopeless: str = ""
 
 
@@ -76,7 +78,8 @@ def stance_for(
     useful = replace(limits, max_batched_tokens=largest)
     chunks = chunk_candidates(cost, useful, rules, Policy().most_chunks)
     policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
-    return Stance(rules, policy, floor, _hopeless(cost, limits, slo, rules))
+    by_gap = any(one.kind is StreamKind.GAP for one in (slo, *classes))
+    return Stance(rules, policy, floor, by_gap, _hopeless(cost, limits, slo, rules))
 
 
 def _hopeless(cost: StepCost, limits: EngineLimits, slo: Slo, rules: Rules) -> str:

@@ -56,7 +56,7 @@ class Beam(Policy):
         if self._hopeless:  # as the controller: the engine has its own settings
             self.rules = Rules.vanilla()
             return Knobs(int(view.cost.clocks_mhz[-1]), self.max_batched_tokens // 2)
-        self._calibration = Calibration(view.limits.pp, self.correction)
+        self._calibration = Calibration(view.limits.pp, self.correction, by_gap=stance.by_gap)
         self._arrivals = 0
         policy = self._policy or stance.policy
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)

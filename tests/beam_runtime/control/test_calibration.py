@@ -264,3 +264,15 @@ def test_what_the_errors_ask_for_takes_the_place_of_the_least_margin_and_not_on_
         feed(calibration, StepKind.DECODE, 1.0, 300, noise=0.1)
     assert little.correction.tbt_margin_ms > 10.0
     assert large.correction.tbt_margin_ms == 500.0
+
+
+def test_the_mean_over_an_answer_needs_no_margin_for_the_error_of_a_step() -> None:
+    floor = Correction(tbt_margin_ms=2.0, ttft_margin_ms=0.0)
+    by_gap, by_mean = (Calibration(PP, floor, by_gap=by_gap) for by_gap in (True, False))
+    for calibration in (by_gap, by_mean):
+        feed(calibration, StepKind.DECODE, 1.0, 300, noise=0.1)
+    assert by_gap.correction.tbt_margin_ms > 10.0
+    assert by_mean.correction.tbt_margin_ms == 2.0
+    assert by_mean.correction.ttft_margin_ms == by_gap.correction.ttft_margin_ms > 0.0
+    by_mean.begin_from(floor, by_gap=True)
+    assert by_mean.correction == by_gap.correction, "it has learnt meanwhile"

@@ -84,3 +84,11 @@ def test_an_empty_engine_rests_at_a_clock_that_the_tightest_class_can_start_at(
         state = Snapshot(0.0, slow, Knobs(1410, 256), correction=stance.floor)
         chosen_mhz.append(search(state).knobs.clock_mhz)
     assert chosen_mhz[0] < chosen_mhz[1]
+
+
+def test_streams_are_by_gap_where_one_class_is(small_cost: StepCost) -> None:
+    gap, mean = Slo(1000.0, 200.0), Slo(1000.0, tpot_ms=100.0)
+    limits = EngineLimits(pp=4)
+    assert stance_for(small_cost, limits, gap).by_gap
+    assert not stance_for(small_cost, limits, mean).by_gap
+    assert stance_for(small_cost, limits, mean, classes=(gap,)).by_gap
