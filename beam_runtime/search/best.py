@@ -20,15 +20,17 @@ from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
 from beam_runtime.emulator.forecast import Outcome, forecast
 from beam_runtime.emulator.places import opened
+from beam_runtime.emulator.play import decode_phase
 from beam_runtime.emulator.schedule import prefill_pending
 from beam_runtime.emulator.setup import Setting, Tables
 from beam_runtime.emulator.state import Records, State
-from beam_runtime.emulator.steady import Prices, equal_work, everyone
+from beam_runtime.emulator.steady import Prices, equal_work, everyone, split
 from beam_runtime.search.lines import (
     CLOSED,
     Grid,
     Room,
     clear,
+    hurry_j,
     prepare_decode,
     prepare_prefill,
 )
@@ -202,6 +204,7 @@ def play_one(
     )
     energy_j = outcome.active_j + outcome.idle_j + outcome.settlement_j
     energy_j += 0.0 if asked else given.switch_j
+    energy_j += room.entries[line, clock].hurry_j
     room.entries[line, clock].status = CLOSED
     noted = room.plays[plays]
     noted.clock, noted.chunk_tokens = clock, one.chunk_tokens
@@ -280,6 +283,7 @@ def best_of_all(
     clear(grid, room)
     tbt_ms = everyone(start, setup).tbt_ms
     prefill = prefill_pending(start, setup)
+    decoding = decode_phase(start)
     best = nothing_yet()
     least = math.inf
     one = room.lines[0]
@@ -291,7 +295,11 @@ def best_of_all(
                 for pace in range(len(grid.pace_shares)):
                     one.microbatches, one.pace = microbatches, pace
                     for clock in range(len(tables.idle_w)):
-                        room.entries[0, clock].pace_ms = grid.pace_shares[pace] * tbt_ms
+                        entry = room.entries[0, clock]
+                        entry.pace_ms = grid.pace_shares[pace] * tbt_ms
+                        if not prefill:
+                            _, batch = split(decoding, max(microbatches, decoding.groups))
+                            entry.hurry_j = hurry_j(batch, clock, grid, setup, tables)
                         played = play_one(
                             state, True, start, 0, clock, 0, prices, grid, room, setup, tables
                         )

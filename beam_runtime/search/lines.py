@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.play import Decoding, decode_phase
-from beam_runtime.emulator.setup import Tables
+from beam_runtime.emulator.setup import Batch, Tables, pass_ms
 from beam_runtime.emulator.state import DECODING, READY, Floats, Ints, Records, State, record_type
 from beam_runtime.emulator.steady import (
     Prices,
@@ -41,7 +41,7 @@ GRID = record_type(
     "chunk_tokens least_microbatches "  # in force; to choose from, up to the pipeline's stages
     "most_plays most_work",  # steps x requests to be played
     "effective_ms delay_ms "  # when the clock asked for takes effect; how long a change takes
-    "now_ms lookahead_ms switch_j",
+    "now_ms lookahead_ms switch_j hurry_j_per_ms",  # the last: what makes good a lost millisecond
 )
 LINE = record_type(
     "chunk_tokens microbatches pace "  # 0 microbatches: as is best after the prefill
@@ -53,7 +53,8 @@ LINE = record_type(
 )
 ENTRY = record_type(
     "status too_slow",  # too_slow: a limit that people set forbids it
-    "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms pace_ms",
+    "energy_j ttft_excess_ms broken tbt_excess_ms slow_ms pace_ms "
+    "hurry_j",  # of energy_j, what those to come will need because of it
 )
 AFTER = record_type("microbatches pace", "late_ms net_w power_w tokens_per_ms pace_ms")
 PLAY = record_type(
@@ -104,6 +105,7 @@ def clear(grid: Grid, room: Room) -> None:
             wanted = grid.given.only_clock == -1 or grid.given.only_clock == clock
             room.entries[line, clock].status = OPEN if wanted else CLOSED
             room.entries[line, clock].too_slow = 0
+            room.entries[line, clock].hurry_j = 0.0
 
 
 @compiled
@@ -249,6 +251,23 @@ def choose_steady(
 
 
 @compiled
+def hurry_j(batch: Batch, clock: int, grid: Grid, setup: Records, tables: Tables) -> float:
+    """What those who come within the horizon will need because decodes go at this clock.
+
+    A prompt waits for the pass that has begun, and its own first pass starts before the clock has
+    changed. The time lost against the fastest clock is made good by faster, dearer passes of the
+    prefill. A play does not show that: nobody in it comes.
+    """
+    pass_now_ms = pass_ms(clock, batch, setup, tables)
+    fastest_ms = pass_ms(len(tables.idle_w) - 1, batch, setup, tables)
+    slower = max(0.0, 1.0 - fastest_ms / pass_now_ms)
+    lost_ms = slower * (pass_now_ms + grid.given.delay_ms)
+    arrivals = setup.arrivals_per_s * grid.given.lookahead_ms / 1e3
+    joules: float = arrivals * lost_ms * grid.given.hurry_j_per_ms
+    return joules
+
+
+@compiled
 def prepare_decode(
     state: State, grid: Grid, prices: Prices, room: Room, setup: Records, tables: Tables
 ) -> int:
@@ -284,6 +303,8 @@ def prepare_decode(
                 energy_j = (cycle.active_w + cycle.idle_w) * lookahead_ms / 1e3
                 tokens = cycle.tokens_per_ms * lookahead_ms
                 energy_j += settlement_j(prices, lookahead_ms, tokens)
+                entry.hurry_j = hurry_j(batch, clock, grid, setup, tables)
+                energy_j += entry.hurry_j
                 found = Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms)
                 note_estimate(line, clock, found, grid, room)
                 # A longer pace that the SLO cuts to the same cycle is the same setting, and so

@@ -14,7 +14,7 @@ from beam_runtime.search.lines import AFTER, ENTRY, GRID, LINE, PLAY, Grid, Room
 from beam_runtime.search.reasons import Found, Tried
 from beam_runtime.search.sketch import RIDERS, SHEET, Paper
 from beam_runtime.table.step_cost import StepCost, clock_index
-from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules
+from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules, StepShape
 
 # Seldom reached: MOST_WORK ends a search of many requests before.
 MOST_PLAYS = 96
@@ -71,6 +71,7 @@ class Searcher:
         given["most_plays"], given["most_work"] = MOST_PLAYS, MOST_WORK
         given["delay_ms"], given["lookahead_ms"] = limits.clock_delay_ms, lookahead_ms
         given["switch_j"] = switch_j
+        given["hurry_j_per_ms"] = hurry_j_per_ms(cost, limits.pp, max(chunks, default=1))
         self._grid = Grid(given, np.array(chunks, dtype=np.int64), np.array(pace_shares))
         self._corrected: tuple[Correction, Records] | None = None
         self._make_paper(64, limits.max_steps_in_flight)
@@ -206,6 +207,18 @@ class Searcher:
                 )
             )
         return tuple(tried)
+
+
+def hurry_j_per_ms(cost: StepCost, pp: int, chunk_tokens: int) -> float:
+    """What a millisecond less takes where prompts are in a hurry: at which price prefill saves it.
+
+    On average from the cheapest clock of a chunk to the fastest; 0 where that is the cheapest.
+    """
+    chunk = StepShape(prefill_tokens=chunk_tokens)
+    pass_ms, pass_j = cost.latency_ms(chunk), pp * cost.energy_j(chunk)
+    cheapest = int(np.argmin(pass_j))
+    saved_ms = float(pass_ms[cheapest] - pass_ms[-1])
+    return float(pass_j[-1] - pass_j[cheapest]) / saved_ms if saved_ms > 0.0 else 0.0
 
 
 def unpack(outcome: Outcome, played: State, moment: Moment) -> Forecast:

@@ -338,3 +338,19 @@ def test_the_survey_goes_through_every_candidate(search: Search):
     assert len(points) == len(CLOCKS_MHZ) * len(search.chunks) * 4 * 4
     best = min((f.energy_j for _, f in points if f.feasible), default=0.0)
     assert search(state).forecast.energy_j <= best * 1.02 + Policy().switch_j
+
+
+def test_decodes_go_faster_where_many_come(search: Search):
+    """Whoever comes waits for the pass that has begun, and starts before the clock has changed."""
+
+    def clock_mhz(arrivals_per_s: float) -> int:
+        learnt = Correction(arrivals_per_s=arrivals_per_s)
+        running = tuple(decode(f"r{i}") for i in range(8))
+        state = Snapshot(0.0, LIMITS, Knobs(1410, 256), running, correction=learnt)
+        decision = search(state)
+        assert decision.knobs.clock_mhz == search.best_of_all(state).knobs.clock_mhz
+        return decision.knobs.clock_mhz
+
+    clocks = [clock_mhz(per_s) for per_s in (0.0, 1.0, 10.0, 1000.0)]
+    assert clocks == sorted(clocks)
+    assert clocks[0] < clocks[-1] <= 1410
