@@ -21,6 +21,7 @@ from enum import StrEnum
 from statistics import NormalDist
 
 from beam_runtime.control.calibration_rules import CalibrationRules
+from beam_runtime.control.patience import Patience
 from beam_runtime.control.step_errors import StepErrors, Window
 from beam_runtime.types import Correction, StepShape, size_of
 
@@ -80,6 +81,7 @@ class Calibration:
         }
         self._errors = {kind: StepErrors(start[kind], self._rules) for kind in StepKind}
         self._ttft = Window(self._rules)
+        self._patience = Patience()
         self._arrived_ms: float | None = None
         self._between_ms = 0.0
         self._requests = self._gaps = 0.0
@@ -115,8 +117,14 @@ class Calibration:
             self._ttft.observe(predicted_ms, observed_ms)
             self._correction = None
 
-    def observe_arrival(self, at_ms: float) -> None:
-        """Learn from a request that comes."""
+    def observe_arrival(self, at_ms: float, waited_slos: float = 0.0) -> None:
+        """Learn from a request that comes.
+
+        Args:
+            at_ms: when.
+            waited_slos: how long the prompt that waits longest has waited, in its TTFT SLO.
+        """
+        self._patience.observe_arrival(waited_slos)
         before_ms = self._arrived_ms
         self._arrived_ms = at_ms if before_ms is None else max(before_ms, at_ms)
         kept = 1.0 - self._rules.weight
@@ -163,6 +171,7 @@ class Calibration:
             arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
             prefill_by_size=prefill.by_size,
             decode_by_size=decode.by_size,
+            patience_slos=self._patience.slos,
         )
 
     def _wider(self) -> float:

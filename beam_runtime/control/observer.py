@@ -132,7 +132,8 @@ class Observer:
             case Arrival(at_ms):
                 # It may have queued elsewhere before, but it cannot come from the future.
                 event = event._replace(at_ms=min(at_ms, now_ms))
-                self.calibration.observe_arrival(event.at_ms)
+                waited_slos = self._tracker.longest_wait_slos(event.at_ms)
+                self.calibration.observe_arrival(event.at_ms, waited_slos)
                 self._tracker.arrived(event, self._slo(event.slo))
             case FirstToken(at_ms, request_id):
                 self._first_token(request_id, self.time(at_ms))

@@ -14,7 +14,7 @@ import numpy as np
 
 from beam_runtime.control.events import Arrival
 from beam_runtime.emulator.moment import Moment, whole_hit_tokens
-from beam_runtime.emulator.promises import breaks, promised
+from beam_runtime.emulator.promises import breaks, promised, waited_slos
 from beam_runtime.emulator.rows import Rows
 from beam_runtime.emulator.state import Records
 from beam_runtime.types import (
@@ -85,6 +85,11 @@ class Tracker:
         """(running requests, their KV tokens together)."""
         records = self._rows.running_records()
         return len(records), int(records["computed_tokens"].sum())
+
+    def longest_wait_slos(self, now_ms: float) -> float:
+        """How long the oldest request without its first token has waited, in its TTFT SLO."""
+        rows = [*self._rows.running.values(), *self._rows.waiting.values()]
+        return waited_slos(self._rows.state.requests[np.array(rows, dtype=np.intp)], now_ms)
 
     def arrived(self, event: Arrival, slo: Slo) -> None:
         """A request waits."""

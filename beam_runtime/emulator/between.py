@@ -69,7 +69,7 @@ def between(
         ahead = due_in_flight(state, next_ms, setup)
         due = Due(min(ahead.ahead_ms, engine.gap_due_ms), ahead.margin_ms, next_ms, ahead.gap_ms)
         in_time = kept(state, chunk, 0, due, now_ms, setting, setup, tables)
-        if in_time or overdue(state, chunk, now_ms):
+        if in_time or overdue(state, chunk, now_ms, setup):
             return STEP, now_ms, chunk
         fits = tokens_in_time(state, chunk, 0, SHORT, due, now_ms, setting, setup, tables)
         if fits > 0:

@@ -74,7 +74,7 @@ def compose(
         spreads = setup.give_way and setup.ride_along and not setup.together
         if full and spreads and mixed.chunk_tokens * mixed.decodes > 0:
             riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms)
+        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms, setup)
         if mixed.chunk_tokens > 0 and cuts:
             return cut_in_time(state, mixed, riding, now_ms, setting, setup, tables)
         if mixed.chunk_tokens > 0 or mixed.preempted > 0:

@@ -16,9 +16,6 @@ CUT_TOKENS = 16
 # The wide margin is kept where a chunk cut to it holds this share of what the other would leave:
 # a stair of the table costs more, a millisecond on a slope less (docs/how-it-works.md).
 WIDE_SHARE = 0.97
-# A prompt that has waited for so many times its TTFT SLO is served as vLLM would, whoever is late:
-# never lets prompts starve. Sooner costs streams, later requests that take ever longer.
-OVERDUE_SLOS = 10.0
 # What follows a step takes as long as it does.
 AS_LONG = -1.0
 
@@ -148,7 +145,7 @@ def due_in_flight(state: State, next_ms: float, setup: Records) -> Due:
 
 
 @compiled
-def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
+def overdue(state: State, mixed: Batch, now_ms: float, setup: Records) -> bool:
     """Whether the first prompt in the step has waited so long that nobody may hold it up.
 
     Where more comes than the promises leave room for, decodes would go first for ever.
@@ -157,6 +154,6 @@ def overdue(state: State, mixed: Batch, now_ms: float) -> bool:
         request = state.requests[state.places[item].scheduled]
         if request.kind != READY:
             waited_ms = now_ms - request.arrival_ms
-            late: bool = waited_ms > OVERDUE_SLOS * request.ttft_slo_ms
+            late: bool = waited_ms > setup.patience_slos * request.ttft_slo_ms
             return late and request.generated_tokens == 0
     return False

@@ -28,7 +28,6 @@ from beam_runtime.emulator.composer import (
     set_kind,
 )
 from beam_runtime.emulator.deadlines import due_ms, note_first, tightest_ms
-from beam_runtime.emulator.in_time import OVERDUE_SLOS
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import available, prefill_pending
@@ -324,7 +323,7 @@ def play(
             note_token(request, stop_ms)
         elif starved == STARVED_STEPS:
             waited_ms = stop_ms - request.arrival_ms
-            request.ttft_ms = max(waited_ms, OVERDUE_SLOS * request.ttft_slo_ms)
+            request.ttft_ms = max(waited_ms, setup.patience_slos * request.ttft_slo_ms)
     return Played(
         steps, prefill.span_ms, prefill.busy_ms, prefill.active_j, prefill.decodes,
         prefill.chunk_tokens, prefill.after,

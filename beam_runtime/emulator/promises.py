@@ -60,6 +60,13 @@ def settle_times(records: Records, now_ms: float) -> None:
     records["broken"] |= (given == 0) & (waited_ms > records["ttft_slo_ms"] + SAME_MS)
 
 
+def waited_slos(records: Records, now_ms: float) -> float:
+    """How long the oldest of those without a first token has waited, in its TTFT SLO."""
+    waiting = records[records["generated_tokens"] == 0]
+    slos = (now_ms - waiting["arrival_ms"]) / waiting["ttft_slo_ms"]
+    return float(slos.max(initial=0.0))
+
+
 def share_ms(records: Records) -> Any:
     """What e2e leaves for each token once the first is out: of one request, or of each."""
     left_ms = records["arrival_ms"] + records["stream_slo_ms"] - records["first_token_ms"]

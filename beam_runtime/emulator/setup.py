@@ -14,7 +14,7 @@ SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
     "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
-    "wide_margin_ms arrivals_per_s",
+    "wide_margin_ms arrivals_per_s patience_slos",
     "prefill_by_size decode_by_size",
     SIZES,
 )
@@ -136,6 +136,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         correction.tbt_margin_ms,
         WIDER * correction.tbt_margin_ms,
         correction.arrivals_per_s,
+        correction.patience_slos,
         by_size(correction.prefill_by_size),
         by_size(correction.decode_by_size),
     )

@@ -32,6 +32,8 @@ class Correction:
         prefill_by_size: factors beside prefill_scale, of steps of each size (step_sizes.py); what
             is left out is 1.
         decode_by_size: the same beside decode_scale.
+        patience_slos: a prompt that has waited for so many times its TTFT SLO is served as vLLM
+            would, whoever is late (control/patience.py).
     """
 
     prefill_scale: float = 1.0
@@ -41,6 +43,7 @@ class Correction:
     arrivals_per_s: float = 0.0
     prefill_by_size: tuple[float, ...] = ()
     decode_by_size: tuple[float, ...] = ()
+    patience_slos: float = 10.0
 
     def scale(self, chunk_tokens: int, decodes: int) -> float:
         """Measured over predicted latency of a step with so many tokens of either."""

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.emulator.moment import Moment, gathered
+from beam_runtime.emulator.promises import waited_slos
 from beam_runtime.emulator.state import Records, State
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Correction, EngineLimits, Knobs, Slo
@@ -72,6 +73,11 @@ class View:
         pending, decoding = self._pending(rows)
         arrivals_ms = self.state.requests["arrival_ms"][rows[(pending > 0) & ~decoding]]
         return float(self.now_ms - arrivals_ms.min()) if len(arrivals_ms) else 0.0
+
+    def longest_wait_slos(self) -> float:
+        """How long the oldest request without its first token has waited, in its TTFT SLO."""
+        records = self.state.requests[np.concatenate([self.running, self.waiting])]
+        return waited_slos(records, self.now_ms)
 
     def decodes(self) -> tuple[int, int]:
         """(requests that decode, their KV tokens together)."""

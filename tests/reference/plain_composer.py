@@ -21,7 +21,7 @@ import plain_promises as promises
 from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
-from beam_runtime.emulator.in_time import OVERDUE_SLOS, WIDE_SHARE
+from beam_runtime.emulator.in_time import WIDE_SHARE
 from beam_runtime.emulator.setup import WIDER
 from beam_runtime.types import (
     SAME_MS,
@@ -121,7 +121,7 @@ def _with_prefill(
 def _overdue(mixed: Step, state: Snapshot, now_ms: float) -> bool:
     """Whether the first prompt in the step has waited so long that nobody may hold it up."""
     first = next(r for r in _everyone(state) if r.request_id == mixed.chunks[0][0])
-    overdue_ms = OVERDUE_SLOS * first.slo.ttft_ms
+    overdue_ms = state.correction.patience_slos * first.slo.ttft_ms
     return not first.generated_tokens and now_ms - first.arrival_ms > overdue_ms
 
 

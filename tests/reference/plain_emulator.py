@@ -39,7 +39,6 @@ from plain_promises import (
 from plain_schedule import cached_tokens, new_tokens, servable
 from plain_steady import Decoding, EqualWork, equal_work, steady
 
-from beam_runtime.emulator.in_time import OVERDUE_SLOS
 from beam_runtime.emulator.play import STARVED_STEPS
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
@@ -105,7 +104,8 @@ def forecast(
     worst_tbt_ms = {name: max(gap, cycle_ms) for name, gap in played.worst_tbt_ms.items()}
     correction = state.correction
     ttft, tbt = {}, {}
-    broken = queue_risk(prefill_ms, _everyone(state), correction)
+    served = [r for r in _everyone(state) if servable(r, state)]
+    broken = queue_risk(prefill_ms, served, correction)
     for request in _everyone(state):
         name = request.request_id
         if timed(request, state).broken:
@@ -311,7 +311,7 @@ class _Paper:
                 self._note(request, stop_ms)
             elif starved:
                 waited_ms = stop_ms - request.arrival_ms
-                overdue_ms = OVERDUE_SLOS * request.slo.ttft_ms
+                overdue_ms = self.state.correction.patience_slos * request.slo.ttft_ms
                 self.ttft_ms[request.request_id] = max(waited_ms, overdue_ms)
         left_ms = {r.request_id: token_ms(r) for r in _everyone(self.state)}
         return Played(

@@ -12,7 +12,6 @@ from plain_emulator import finish, issue
 from plain_pipeline import Pass
 from plain_schedule import blocks
 
-from beam_runtime.emulator.in_time import OVERDUE_SLOS
 from beam_runtime.types import (
     Correction,
     EngineLimits,
@@ -399,7 +398,7 @@ class TestOverdue:
         return step(state(decode("d", last_ms=-150.0), waiting), finish_ms=takes(3.0))
 
     def test_a_prompt_that_waited_for_too_long_is_not_held_up_by_decodes(self):
-        assert self.answer(-1000.0 * OVERDUE_SLOS - 1.0).chunks == (("p", 255),)
+        assert self.answer(-1000.0 * Correction().patience_slos - 1.0).chunks == (("p", 255),)
 
     def test_one_that_did_not_is(self):
-        assert self.answer(-1000.0 * OVERDUE_SLOS + 1.0).chunks == ()
+        assert self.answer(-1000.0 * Correction().patience_slos + 1.0).chunks == ()

@@ -72,7 +72,7 @@ class Beam(Policy):
             if not step["issued_ms"] < switched_ms < step["finished_ms"]:
                 self._learn(step, view)
         for arrived_ms in view.arrived_ms[self._arrivals :].tolist():
-            self._calibration.observe_arrival(arrived_ms)
+            self._calibration.observe_arrival(arrived_ms, view.longest_wait_slos())
         self._arrivals = len(view.arrived_ms)
         self.correction = self._calibration.correction
         return self._search.decide(view.moment(self.correction)).knobs

@@ -232,6 +232,22 @@ def test_the_load_is_known_after_some_arrivals_and_follows_a_change() -> None:
     assert calibration.correction.arrivals_per_s == pytest.approx(10.0, rel=0.01)
 
 
+def test_prompts_are_hurried_once_all_who_come_find_one_that_is_too_late() -> None:
+    calibration = Calibration(PP)
+
+    def after(arrivals: int, waited_slos: float) -> float:
+        for _ in range(arrivals):
+            calibration.observe_arrival(0.0, waited_slos)
+        return calibration.correction.patience_slos
+
+    assert after(500, 0.9) == 10.0, "late is what is beyond its SLO"
+    assert after(60, 5.0) == 10.0, "a rush of a minute is no overload"
+    assert after(200, 5.0) == 0.5
+    assert after(500, 0.6) == 0.5, "they are hurried, so none waits longer: it goes on"
+    assert after(20, 0.1) == 0.5
+    assert after(100, 0.1) == 10.0, "it is over"
+
+
 def test_arrivals_at_one_moment_or_out_of_order_give_a_finite_rate() -> None:
     calibration = Calibration(PP)
     for at_ms in (5.0, 5.0, 3.0, 5.0, 105.0):

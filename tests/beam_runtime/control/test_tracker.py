@@ -37,6 +37,18 @@ def view(tracker: Tracker, now_ms: float = 0.0, finishes_ms: Sequence[float] = (
     return snapshot_of(moment)
 
 
+def test_the_oldest_without_a_first_token_waits_longest_in_its_own_slo() -> None:
+    tracker = Tracker(LIMITS)
+    assert tracker.longest_wait_slos(100.0) == 0.0
+    tracker.arrived(arrival("patient", at_ms=0.0), Slo(ttft_ms=10_000.0))
+    tracker.arrived(arrival("hasty", at_ms=500.0), Slo(ttft_ms=100.0))
+    assert tracker.longest_wait_slos(1000.0) == pytest.approx(5.0)
+    tracker.issued([], [("hasty", 100)], 1000.0)
+    assert tracker.longest_wait_slos(1000.0) == pytest.approx(5.0)
+    tracker.first_token("hasty", 1000.0)
+    assert tracker.longest_wait_slos(1000.0) == pytest.approx(0.1)
+
+
 class Mirror:
     """Stands in for a controller: every hook goes straight into a tracker, and is compared."""
 

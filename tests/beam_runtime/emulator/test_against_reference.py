@@ -149,6 +149,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             draw(st.sampled_from((0.0, 2.5))),
             draw(BY_SIZE),
             draw(BY_SIZE),
+            draw(st.sampled_from((0.01, 0.5, 10.0))),
         ),
     )
 
