@@ -74,7 +74,7 @@ def test_the_users_own_settings_are_named(
     found = diagnose(state=state, nvml=nvml)
     assert found.user_file == str(file)
     assert "BEAM_TOKEN" in found.variables
-    show_diagnosis(found, Console(width=100))
+    show_diagnosis(found, Console(width=200))
     out = "".join(capsys.readouterr().out.split())
     assert str(file) in out
     assert "BEAM_TOKEN" in out
