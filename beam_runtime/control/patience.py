@@ -6,13 +6,15 @@ at all, and protecting streams keeps nobody's promises. Then prompts are served 
 before their first token is late; streams are late in the rush, and kept where it is over.
 """
 
+from beam_runtime.types import PATIENT_SLOS
+
 # Of the newest arrival in the share of those who find a prompt too late. It takes 750 in a row to
 # come from none to FROM_SHARE: a rush of a minute or two is better sat out (docs/how-it-works.md).
 WEIGHT = 0.004
 # From this share on prompts are hurried, until that one.
 FROM_SHARE, TO_SHARE = 0.95, 0.1
-# How many times its TTFT SLO a prompt waits before it is served as vLLM would.
-PATIENT_SLOS, HURRIED_SLOS = 10.0, 0.5
+# How many times its TTFT SLO a prompt waits then: no first token is late yet.
+HURRIED_SLOS = 0.5
 
 
 class Patience:

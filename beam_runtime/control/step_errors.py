@@ -37,14 +37,12 @@ class StepErrors:
 
     @property
     def by_size(self) -> tuple[float, ...]:
-        """Correction's factors beside the scale."""
-        return self._by_size.factors
+        """Correction's factors beside the scale, up to the largest size that was seen."""
+        return tuple(self._by_size.factors[: self._by_size.largest + 1].tolist())
 
     def margin_ms(self) -> float:
         """What steps may take beyond what is predicted: the quantile of the latest."""
-        by_size = np.ones(SIZES)
-        by_size[: len(self.by_size)] = self.by_size
-        return self._window.margin_ms(self.scale.clamped, by_size)
+        return self._window.margin_ms(self.scale.clamped, self._by_size.factors)
 
 
 class Scale:
@@ -100,30 +98,31 @@ class BySize:
 
     def __init__(self, rules: CalibrationRules) -> None:
         self._rules = rules
-        self._factors: list[float] = []
-        self._steps: list[int] = []
+        self._raw: NDArray[np.float64] = np.ones(SIZES)
+        self._steps: NDArray[np.int64] = np.zeros(SIZES, dtype=np.int64)
 
     def observe(self, size: int, ratio: float) -> None:
         """Learn from one step: measured time over what the scale alone predicts."""
-        while len(self._factors) <= size:
-            self._factors.append(1.0)
-            self._steps.append(0)
         self._steps[size] += 1
         weight = 1.0 / (self._rules.prior_steps_of_size + self._steps[size])
-        self._factors[size] += max(self._rules.weight, weight) * (ratio - self._factors[size])
+        self._raw[size] += max(self._rules.weight, weight) * (ratio - self._raw[size])
 
     def factor(self, size: int) -> float:
         """Of one size."""
-        if size >= len(self._factors):
-            return 1.0
         low, high = self._rules.clamp
-        return min(max(self._factors[size], low), high)
+        return min(max(float(self._raw[size]), low), high)
 
     @property
-    def factors(self) -> tuple[float, ...]:
-        """Of every size up to the largest that was seen."""
+    def factors(self) -> NDArray[np.float64]:
+        """(SIZES,) of them; 1 where a size was never seen."""
         low, high = self._rules.clamp
-        return tuple(min(max(factor, low), high) for factor in self._factors)
+        return np.minimum(np.maximum(self._raw, low), high)
+
+    @property
+    def largest(self) -> int:
+        """The largest size that was seen; -1 before any was."""
+        seen = np.flatnonzero(self._steps)
+        return int(seen[-1]) if len(seen) else -1
 
 
 class Window:

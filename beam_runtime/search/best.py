@@ -295,11 +295,11 @@ def best_of_all(
                 for pace in range(len(grid.pace_shares)):
                     one.microbatches, one.pace = microbatches, pace
                     for clock in range(len(tables.idle_w)):
-                        entry = room.entries[0, clock]
-                        entry.pace_ms = grid.pace_shares[pace] * tbt_ms
+                        candidate = room.entries[0, clock]
+                        candidate.pace_ms = grid.pace_shares[pace] * tbt_ms
                         if not prefill:
                             _, batch = split(decoding, max(microbatches, decoding.groups))
-                            entry.hurry_j = hurry_j(batch, clock, grid, setup, tables)
+                            candidate.hurry_j = hurry_j(batch, clock, grid, setup, tables)
                         played = play_one(
                             state, True, start, 0, clock, 0, prices, grid, room, setup, tables
                         )

@@ -288,6 +288,7 @@ def prepare_decode(
             # A pace never makes late by itself, so what counts is the cycle without it.
             slow_ms = apart.cycle_ms
             excess_ms = slow_ms + setup.tbt_margin_ms - decoding.tbt_ms
+            newcomers_j = hurry_j(batch, clock, grid, setup, tables)
             for pace in range(paces):
                 line = (microbatches - 1) * paces + pace
                 one, entry = room.lines[line], room.entries[line, clock]
@@ -303,8 +304,8 @@ def prepare_decode(
                 energy_j = (cycle.active_w + cycle.idle_w) * lookahead_ms / 1e3
                 tokens = cycle.tokens_per_ms * lookahead_ms
                 energy_j += settlement_j(prices, lookahead_ms, tokens)
-                entry.hurry_j = hurry_j(batch, clock, grid, setup, tables)
-                energy_j += entry.hurry_j
+                entry.hurry_j = newcomers_j
+                energy_j += newcomers_j
                 found = Estimate(energy_j, -math.inf, 0.0, excess_ms, slow_ms)
                 note_estimate(line, clock, found, grid, room)
                 # A longer pace that the SLO cuts to the same cycle is the same setting, and so

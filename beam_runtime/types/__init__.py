@@ -6,6 +6,7 @@ from beam_runtime.types.origin import Origin, Source
 from beam_runtime.types.same_time import SAME_MS
 from beam_runtime.types.slo import ASSUMED_ANSWER_TOKENS, Slo, StreamKind
 from beam_runtime.types.snapshot import (
+    PATIENT_SLOS,
     Correction,
     EngineLimits,
     Phase,
@@ -18,6 +19,7 @@ from beam_runtime.types.step_sizes import SIZES, size_of
 
 __all__ = [
     "ASSUMED_ANSWER_TOKENS",
+    "PATIENT_SLOS",
     "SAME_MS",
     "SIZES",
     "Alternative",

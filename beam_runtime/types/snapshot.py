@@ -10,6 +10,10 @@ from beam_runtime.types.knobs import Knobs
 from beam_runtime.types.slo import Slo
 from beam_runtime.types.step_sizes import size_of
 
+# How many times its TTFT SLO a prompt waits for streams: it never starves. Sooner costs streams,
+# later requests that take ever longer (docs/how-it-works.md).
+PATIENT_SLOS = 10.0
+
 
 class Phase(StrEnum):
     """Where a request stands in its life."""
@@ -43,7 +47,7 @@ class Correction:
     arrivals_per_s: float = 0.0
     prefill_by_size: tuple[float, ...] = ()
     decode_by_size: tuple[float, ...] = ()
-    patience_slos: float = 10.0
+    patience_slos: float = PATIENT_SLOS
 
     def scale(self, chunk_tokens: int, decodes: int) -> float:
         """Measured over predicted latency of a step with so many tokens of either."""
