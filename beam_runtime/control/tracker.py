@@ -16,7 +16,7 @@ from beam_runtime.control.events import Arrival
 from beam_runtime.emulator.moment import Moment, whole_hit_tokens
 from beam_runtime.emulator.promises import breaks, promised, waited_slos
 from beam_runtime.emulator.rows import Rows
-from beam_runtime.emulator.state import Records
+from beam_runtime.emulator.state import Floats, Ints, Records
 from beam_runtime.types import (
     SAME_MS,
     Correction,
@@ -51,6 +51,13 @@ class Gaps:
     tokens: int = 0
     late_tokens: int = 0
     worst_ms: float = 0.0
+
+    def add(self, gaps_ms: Floats, slos_ms: Floats) -> None:
+        """Tokens that came so long after the ones before; NaN where there was none."""
+        known = ~np.isnan(gaps_ms)
+        self.tokens += int(known.sum())
+        self.late_tokens += int((gaps_ms[known] > slos_ms[known] + SAME_MS).sum())
+        self.worst_ms = max(self.worst_ms, float(gaps_ms[known].max(initial=0.0)))
 
 
 class Tracker:
@@ -123,7 +130,7 @@ class Tracker:
         self, decodes: Iterable[str], chunks: Iterable[tuple[str, int]], at_ms: float
     ) -> StepShape:
         """A step entered the pipeline; returns what its cost depends on."""
-        prefill_tokens = prefill_context = decode_context = decode_requests = 0
+        prefill_tokens = prefill_context = decode_context = 0
         pairs = 0.0
         tokens_for: list[int] = []
         for request_id, tokens in chunks:
@@ -140,19 +147,17 @@ class Tracker:
             self._chunk_ms[request_id] = at_ms
             if computed + tokens >= record["total_tokens"]:
                 tokens_for.append(row)
-        for request_id in decodes:
-            row = self._admit(request_id, at_ms)
-            if row is None:
-                continue
-            record = self._record(row)
-            decode_requests += 1
-            decode_context += int(record["computed_tokens"])
+        going = [row for name in decodes if (row := self._admit(name, at_ms)) is not None]
+        if going:
+            requests = self._rows.state.requests
+            computed_tokens = requests["computed_tokens"][going]
+            decode_context = int(computed_tokens.sum())
             # Who decodes has its prompt computed, whichever chunk was not told of.
-            record["computed_tokens"] = max(record["computed_tokens"] + 1, record["total_tokens"])
-            record["last_step"] = self._rows.next_step
-            tokens_for.append(row)
-        self._rows.issue(tokens_for)
-        return StepShape(prefill_tokens, prefill_context, decode_requests, decode_context, pairs)
+            computed_tokens = np.maximum(computed_tokens + 1, requests["total_tokens"][going])
+            requests["computed_tokens"][going] = computed_tokens
+            requests["last_step"][going] = self._rows.next_step
+        self._rows.issue(tokens_for + going)
+        return StepShape(prefill_tokens, prefill_context, len(going), decode_context, pairs)
 
     def steps_unheard(self, decodes: Iterable[str]) -> int:
         """How many of the steps in flight must be back, as these decodes are about to be issued.
@@ -177,15 +182,14 @@ class Tracker:
             self.odd_events += 1
             return
         self._last_step_ms = at_ms
+        members = np.array(rows, dtype=np.intp)
+        records = self._rows.state.requests[members]
         steps_back = self._rows.state.engine["steps_back"][0]
-        for row in rows:
-            record = self._record(row)
-            # A preempted one still gets the token; one whose first token was reported before
-            # its step has it already.
-            complete = record["computed_tokens"] >= record["total_tokens"]
-            preempted = record["computed_tokens"] == 0 and record["last_step"] >= steps_back
-            if complete or preempted:
-                self._token(record, at_ms)
+        # A preempted one still gets the token; one whose first token was reported before its step
+        # has it already.
+        complete = records["computed_tokens"] >= records["total_tokens"]
+        preempted = (records["computed_tokens"] == 0) & (records["last_step"] >= steps_back)
+        self._tokens(members[complete | preempted], at_ms)
 
     def first_token(self, request_id: str, at_ms: float) -> tuple[float, Slo] | None:
         """A first token is out; its TTFT in milliseconds and what was promised.
@@ -203,7 +207,7 @@ class Tracker:
         record = self._record(row)
         if not served:
             record["computed_tokens"] = max(record["computed_tokens"], record["total_tokens"])
-            self._token(record, at_ms)
+            self._tokens(np.array([row]), at_ms)
         ttft_ms = float(record["ttft_ms"])
         if math.isnan(ttft_ms):  # its first token was before it was known here
             ttft_ms = at_ms - float(record["arrival_ms"])
@@ -216,11 +220,7 @@ class Tracker:
 
     def forget_lost(self, now_ms: float) -> tuple[str, ...]:
         """Forget requests whose end was not reported; returns them."""
-        lost = [
-            request_id
-            for request_id, row in self._rows.running.items()
-            if self._is_lost(request_id, self._record(row), now_ms)
-        ]
+        lost = self._lost(now_ms)
         gone = [
             request_id
             for request_id, since_ms in self._overtaken_ms.items()
@@ -311,27 +311,30 @@ class Tracker:
                 self._overtaken_ms.setdefault(other, at_ms)
         return row
 
-    def _token(self, record: Records, at_ms: float) -> None:
-        record["broken"] |= breaks(record, at_ms)
-        gap_ms = at_ms - float(record["last_token_ms"])
-        if not math.isnan(gap_ms):
-            self._gaps.tokens += 1
-            self._gaps.late_tokens += bool(gap_ms > record["token_slo_ms"] + SAME_MS)
-            self._gaps.worst_ms = max(self._gaps.worst_ms, gap_ms)
-        if record["generated_tokens"] == 0:
-            record["ttft_ms"] = at_ms - record["arrival_ms"]
-            record["first_token_ms"] = at_ms
-        record["total_tokens"] += 1
-        record["generated_tokens"] += 1
-        record["last_token_ms"] = at_ms
+    def _tokens(self, rows: Ints, at_ms: float) -> None:
+        """Each of these requests has a token more."""
+        records = self._rows.state.requests[rows]
+        records["broken"] |= breaks(records, at_ms)
+        first = records["generated_tokens"] == 0
+        records["ttft_ms"][first] = at_ms - records["arrival_ms"][first]
+        records["first_token_ms"][first] = at_ms
+        self._gaps.add(at_ms - records["last_token_ms"], records["token_slo_ms"])
+        records["total_tokens"] += 1
+        records["generated_tokens"] += 1
+        records["last_token_ms"] = at_ms
+        self._rows.state.requests[rows] = records
 
-    def _is_lost(self, request_id: str, record: Records, now_ms: float) -> bool:
-        if record["total_tokens"] > self._limits.max_model_len:
-            return True
-        silent = now_ms - record["last_token_ms"] > LOST_DECODE_MS  # not for a time unknown
-        if record["generated_tokens"] == 0 and request_id in self._chunk_ms:
-            silent = now_ms - self._chunk_ms[request_id] > LOST_WAITING_MS
-        return bool(silent) and self._last_step_ms > now_ms - LOST_DECODE_MS / 2
+    def _lost(self, now_ms: float) -> list[str]:
+        """Running requests that got nothing for long, while others did, or are too long."""
+        names, records = list(self._rows.running), self._rows.running_records()
+        silent = now_ms - records["last_token_ms"] > LOST_DECODE_MS  # not for a time unknown
+        for at in np.flatnonzero(records["generated_tokens"] == 0):
+            if names[at] in self._chunk_ms:
+                silent[at] = now_ms - self._chunk_ms[names[at]] > LOST_WAITING_MS
+        if self._last_step_ms <= now_ms - LOST_DECODE_MS / 2:
+            silent[:] = False
+        lost = silent | (records["total_tokens"] > self._limits.max_model_len)
+        return [names[at] for at in np.flatnonzero(lost)]
 
     def _adopted(self, theirs: RequestState) -> int:
         """The row of a request, with the engine's word for its tokens."""

@@ -73,12 +73,15 @@ def share_ms(records: Records) -> Any:
     return np.maximum(left_ms, 1.0) / np.maximum(records["answer_tokens"] - 1, 1)
 
 
-def breaks(record: Records, token_ms: float) -> bool:
+def breaks(records: Records, token_ms: float) -> Any:
     """Whether a token at that time, which is not noted yet, breaks a promise for good.
 
-    Where a share of gaps may be late nobody is given up: the answer may still be long.
+    Of one request, or of each. Where a share of gaps may be late nobody is given up: the answer
+    may still be long.
     """
-    if record["generated_tokens"] == 0:
-        return bool(token_ms - record["arrival_ms"] > record["ttft_slo_ms"] + SAME_MS)
-    gap = record["slo_kind"] == GAP and record["tbt_share"] == 1.0
-    return bool(gap and token_ms - record["last_token_ms"] > record["token_slo_ms"] + SAME_MS)
+    waited_ms, gap_ms = token_ms - records["arrival_ms"], token_ms - records["last_token_ms"]
+    first = records["generated_tokens"] == 0
+    late_first = first & (waited_ms > records["ttft_slo_ms"] + SAME_MS)
+    every_gap = (records["slo_kind"] == GAP) & (records["tbt_share"] == 1.0)
+    further = records["generated_tokens"] > 0
+    return late_first | (further & every_gap & (gap_ms > records["token_slo_ms"] + SAME_MS))

@@ -41,6 +41,17 @@ def test_only_what_cannot_be_made_good_is_broken(slo: Slo, late_gap: bool, late_
     assert not breaks(record, 299.0)
 
 
+def test_of_several_requests_each_is_judged_as_it_would_be_by_itself() -> None:
+    several = records(2 * len(SLOS), REQUEST)
+    for row, slo in enumerate((*SLOS, *SLOS)):
+        promise(several[row], slo)
+    several["generated_tokens"][len(SLOS) :] = 3
+    several["last_token_ms"] = 900.0
+    for token_ms in (400.0, 950.0, 1001.0, 9999.0):
+        assert breaks(several, token_ms).tolist() == [bool(breaks(r, token_ms)) for r in several]
+    assert breaks(several, 9999.0).tolist() == [True] * 4 + [True, False, False, False]
+
+
 def test_who_waits_longer_than_promised_is_broken_by_now_and_who_does_not_is_not() -> None:
     waiting = (RequestState("late", 10, -1001.0), RequestState("in time", 10, -999.0))
     state = Snapshot(0.0, EngineLimits(pp=1), Knobs(1410, 256), (), waiting)
