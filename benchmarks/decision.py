@@ -1,6 +1,6 @@
 """What a decision takes, how far from the best it is, and what it is held against.
 
-    python benchmarks/decision.py [--states 1000] [--json]
+    python benchmarks/decision.py [--states 1000] [--slo 1s/200ms] [--json]
 
 * decisions over 31 clocks x 12 chunks x 4 microbatches x 4 paces on the published table of
   Llama-3 70B (A100, TP2, PP4), at three loads whose prompts and answers are drawn from the
@@ -41,10 +41,12 @@ from beam_runtime.types import (
     EngineLimits,
     Knobs,
     RequestState,
+    Slo,
     Snapshot,
     StepInFlight,
     StepShape,
 )
+from beamprof.slo import parse_slo
 from beamprof.tables.importers import ImportOverrides, importer
 from beamprof.tables.table_file import seal_table, write_table
 
@@ -54,6 +56,9 @@ LIMITS = EngineLimits(pp=4, max_num_seqs=512, max_batched_tokens=512, host_gap_m
 LOADS = {"light": (4, 32), "median": (1, 40), "heavy": (64, 256)}  # waiting, running
 # What a waiting pair of GPUs draws, fitted to the measured node (design/replay.md).
 IDLE_POWER_W = 90.0
+# By tpot streams are a little ahead: their gaps so far, of what is promised.
+MEAN_GAP = 0.95
+SLO = Slo()
 LONGEST_PROMPT = 10_000  # the model length the trace was served with
 
 BUILD = """
@@ -128,7 +133,7 @@ def lengths() -> list[tuple[int, int]]:
 
 
 def state_of(
-    rng: random.Random, waiting: int, running: int, rows: list[tuple[int, int]]
+    rng: random.Random, waiting: int, running: int, rows: list[tuple[int, int]], slo: Slo = SLO
 ) -> Snapshot:
     """An engine in mid-flight: decodes in up to pp groups, some of them in the pipeline."""
     groups = rng.randint(1, LIMITS.pp)
@@ -143,7 +148,8 @@ def state_of(
         requests.append(
             RequestState(
                 f"r{i}", prompt, -60_000.0, computed_tokens=prompt + done - (not in_flight),
-                generated_tokens=done, last_token_ms=last_ms[group],
+                generated_tokens=done, last_token_ms=last_ms[group], slo=slo,
+                first_token_ms=last_ms[group] - (done - 1) * MEAN_GAP * slo.token_ms,
             )
         )  # fmt: skip
     ends_ms = sorted(rng.uniform(0, 70) for _ in range(groups))
@@ -152,7 +158,8 @@ def state_of(
     )
     free_ms = tuple(ends_ms[-1] - 15 * (LIMITS.pp - 1 - s) for s in range(LIMITS.pp))
     queue = [
-        RequestState(f"w{i}", rng.choice(rows)[0], -rng.uniform(0, 300)) for i in range(waiting)
+        RequestState(f"w{i}", rng.choice(rows)[0], -rng.uniform(0, 300), slo=slo)
+        for i in range(waiting)
     ]
     return Snapshot(
         now_ms=0.0,
@@ -254,13 +261,13 @@ def optimality(search: Search, states: Iterator[Snapshot]) -> Optimality:
     )
 
 
-def trace_states(count: int, rows: list[tuple[int, int]]) -> Iterator[Snapshot]:
+def trace_states(count: int, rows: list[tuple[int, int]], slo: Slo = SLO) -> Iterator[Snapshot]:
     """Random moments: nobody to a hundred running, nobody to eight waiting."""
     for seed in range(count):
         rng = random.Random(seed)
         waiting = rng.choice((0, 0, 1, 1, 1, 2, 3, 4, 8))
         running = rng.choice((2, 8, 16, 32, 40, 48, 64, 96))
-        yield state_of(rng, waiting, running, rows)
+        yield state_of(rng, waiting, running, rows, slo)
 
 
 def moments(states: list[Snapshot]) -> list[Moment]:
@@ -304,11 +311,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--states", type=int, default=1000, help="for the optimality (0: none)")
     parser.add_argument("--calls", type=int, default=400, help="decisions timed per load")
+    parser.add_argument("--slo", help="of the optimality's requests, such as 1s/tpot=100ms")
     parser.add_argument("--no-build", action="store_true", help="leave build times out")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"{DATA} is absent: this benchmark needs the published table and trace")
+    slo = parse_slo(arguments.slo, "--slo") if arguments.slo else SLO
     table, rows = published_table(), lengths()
     cost = StepCost.from_table(table)
     search = Search(cost, LIMITS, policy=Policy(chunk_tokens=CHUNKS), idle_power_w=IDLE_POWER_W)
@@ -322,7 +331,7 @@ def main() -> None:
         report[f"{name}, published 186 points"] = asdict(timed(scan, states))
         report[f"{name}, forecasts per second"] = forecasts_per_s(search, states[0])
     if arguments.states:
-        report["optimality"] = asdict(optimality(search, trace_states(arguments.states, rows)))
+        report["optimality"] = asdict(optimality(search, trace_states(arguments.states, rows, slo)))
     if not arguments.no_build:
         report.update({f"build, {name}": found for name, found in build(table).items()})
     if arguments.json:

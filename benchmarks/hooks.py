@@ -2,12 +2,13 @@
 
     python benchmarks/hooks.py --table 70b.parquet [--seconds 10] [--json]
 
-An engine's thread serves 32 running requests, with steps that take what the table says, and an
-arrival, a first token and a completion every 2.5 ms, so that the search on its own thread is
-never idle (200 decisions a second, its ceiling). Every call is timed by itself, in two ways:
-``paced`` sleeps between bursts as an engine waits for its GPUs, ``busy`` computes between them
-and so holds the interpreter's lock whenever the search does not. ``alone`` is the same without
-a controller behind the hooks: what timing and cold caches cost.
+An engine's thread serves 32 running requests, with steps that take what the table says. A prompt
+arrives every 2.5 ms and has its first token when the next step is back, where the oldest request
+ends, so that the search on its own thread is never idle (200 decisions a second, its ceiling).
+Every call is timed by itself, in two ways: ``paced`` sleeps between bursts as an engine waits for
+its GPUs, ``busy`` computes between them and so holds the interpreter's lock whenever the search
+does not. ``alone`` is the same without a controller behind the hooks: what timing and cold caches
+cost.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, StepShape
 
 RUNNING = 32
-CONTEXT_TOKENS = 1200
+PROMPT_TOKENS = 20
 BURST_EVERY_S = 0.0025
 
 
@@ -70,25 +71,31 @@ def measure(
         hook(*arguments)  # type: ignore[operator]
         times_ns.append(clock() - begin)
 
-    serving: list[str] = []
-    number = count()
-    in_flight: deque[float] = deque()  # when each step is back
+    # Decodes go round in as many groups as there are stages: none is in two steps at a time.
+    groups: list[list[str]] = [[] for _ in range(pp)]
+    waiting: list[str] = []
+    number, turn = count(), cycle(groups)
+    # Steps in flight: when each is back, whose prompts it holds, and the group they join.
+    in_flight: deque[tuple[float, list[str], list[str]]] = deque()
     before = beam.status.counts.decisions if isinstance(beam, Controller) else 0
     begin_s = next_issue_s = time.perf_counter()
     while (now_s := time.perf_counter()) - begin_s < seconds:
-        new = f"r{next(number)}"
-        timed(beam.arrival, new, CONTEXT_TOKENS)
-        while in_flight and in_flight[0] <= now_s:
-            in_flight.popleft()
+        waiting.append(f"r{next(number)}")
+        timed(beam.arrival, waiting[-1], PROMPT_TOKENS)
+        while in_flight and in_flight[0][0] <= now_s:
             timed(beam.step_finished)
+            _, prompts, group = in_flight.popleft()
+            for name in prompts:
+                timed(beam.first_token, name)
+                group.append(name)
+                if len(group) > RUNNING // pp:
+                    timed(beam.completion, group.pop(0))
         if now_s >= next_issue_s:
             next_issue_s = now_s + stage_s
-            in_flight.append(now_s + pp * stage_s)
-            timed(beam.step_issued, serving, [(new, 256)])
-        timed(beam.first_token, new)
-        serving.append(new)
-        if len(serving) > RUNNING:
-            timed(beam.completion, serving.pop(0))
+            group = next(turn)
+            in_flight.append((now_s + pp * stage_s, waiting, group))
+            timed(beam.step_issued, list(group), [(name, PROMPT_TOKENS) for name in waiting])
+            waiting = []
         while (left_s := now_s + BURST_EVERY_S - time.perf_counter()) > 0.0:
             if not busy:
                 time.sleep(left_s)
@@ -105,6 +112,18 @@ def measure(
     )
 
 
+def controlled(
+    cost: StepCost, limits: EngineLimits, seconds: float, stage_s: float, *, busy: bool
+) -> Hooks:
+    """The hooks of a controller of its own, for steps in flight at the end are never back."""
+    with Controller(cost, limits) as beam:
+        while beam.warming_up:
+            time.sleep(0.01)
+        found = measure(beam, seconds, stage_s, limits.pp, busy=busy)
+        assert not beam.status.reason, beam.status.reason
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, required=True)
@@ -114,17 +133,16 @@ def main() -> None:
     table = PerfTable.load(arguments.table)
     limits = EngineLimits(pp=table.pp, host_gap_ms=5.5)
     cost = StepCost.from_table(table)
-    shape = StepShape(256, 0, RUNNING, RUNNING * CONTEXT_TOKENS)
+    riding = RUNNING // limits.pp
+    shape = StepShape(256, 0, riding, riding * PROMPT_TOKENS)
     stage_s = (float(cost.latency_ms(shape)[-1]) + limits.host_gap_ms) / 1e3
-    with Controller(cost, limits) as beam:
-        while beam.warming_up:
-            time.sleep(0.01)
-        found = {
-            "alone": measure(Deaf(), arguments.seconds / 5, stage_s, table.pp, busy=False),
-            "paced": measure(beam, arguments.seconds, stage_s, table.pp, busy=False),
-            "busy": measure(beam, arguments.seconds, stage_s, table.pp, busy=True),
-        }
-        assert not beam.status.reason, beam.status.reason
+    found = {
+        "alone": measure(Deaf(), arguments.seconds / 5, stage_s, table.pp, busy=False),
+        **{
+            name: controlled(cost, limits, arguments.seconds, stage_s, busy=name == "busy")
+            for name in ("paced", "busy")
+        },
+    }
     report: dict[str, object] = {name: asdict(one) for name, one in found.items()}
     if arguments.json:
         print(json.dumps(report, indent=2))

@@ -116,7 +116,7 @@ class Server:
         self.clock = clock
         adapter._monotonic_ms = clock.now_ms
         self.engine = LLM(
-            model=str(model), load_format="dummy", skip_tokenizer_init=True, dtype="float32",
+            model=str(model), load_format="dummy", skip_tokenizer_init=True, dtype="auto",
             enforce_eager=True, max_model_len=MAX_LEN, max_num_batched_tokens=MAX_TOKENS,
             max_num_seqs=MAX_DECODES, enable_prefix_caching=False, seed=0,
             scheduler_cls="beam_runtime.engines.vllm.make_scheduler",
