@@ -23,9 +23,6 @@ ATTENTION = record_type("", " ".join(FEATURES))
 MS, JOULE = range(2)
 # What compose answers; GO, from between.py: decodes that are ready do not wait for the others.
 HOLD, STEP, GO = range(3)
-# The TBT margin where it costs energy alone, or few prompt tokens, in margins: one late step loses
-# all of its decodes. What 99.9 % of requests need instead of 99, and a little (Calibration).
-WIDER = 1.2
 
 step_size = compiled(size_of)
 
@@ -134,7 +131,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         correction.decode_scale,
         correction.ttft_margin_ms,
         correction.tbt_margin_ms,
-        WIDER * correction.tbt_margin_ms,
+        correction.wide_margin_ms,
         correction.arrivals_per_s,
         correction.patience_slos,
         by_size(correction.prefill_by_size),

@@ -22,7 +22,6 @@ from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
 
 from beam_runtime.emulator.in_time import WIDE_SHARE
-from beam_runtime.emulator.setup import WIDER
 from beam_runtime.types import (
     SAME_MS,
     Knobs,
@@ -171,7 +170,7 @@ def _between(
             return chunk
         if fits:
             return fill(state, fits, (), prefill=True, short=True)
-    margin_ms = WIDER * state.correction.tbt_margin_ms
+    margin_ms = state.correction.wide_margin_ms
     in_time_ms = gap_due_ms(ready, state) - margin_ms + SAME_MS
     if ready and finish_ms(everyone, head.finish_ms) > in_time_ms:
         return None
@@ -235,7 +234,7 @@ def _tokens_in_time(
     than a gap keeps as many times more.
     """
     narrow_ms = state.correction.tbt_margin_ms
-    wide_ms = WIDER * narrow_ms
+    wide_ms = state.correction.wide_margin_ms
     flying_ms, gap_ms = _ahead_due_ms(state), _gap_in_flight_ms(state)
     flying_ms = min(flying_ms, gap_due_ms(waiting, state))
 
@@ -377,7 +376,7 @@ def _hold_until_ms(
     # Once as if it went now, once as if it went then: the clock may change in between.
     for _ in range(2):
         travel_ms = finish_ms(full, until_ms) - until_ms
-        behind_ms = WIDER * state.correction.tbt_margin_ms + travel_ms
+        behind_ms = state.correction.wide_margin_ms + travel_ms
         behind_ms += further * travel_ms / state.limits.pp
         until_ms = min(due_ms(ready, state) - behind_ms, pace_end_ms)
         if until_ms <= now_ms:

@@ -21,7 +21,6 @@ import numpy as np
 from plain_promises import tightest_ms, timed
 from plain_schedule import servable, total_tokens
 
-from beam_runtime.emulator.setup import WIDER
 from beam_runtime.table.step_cost import FloatArray, StepCost
 from beam_runtime.types import SAME_MS, Correction, EngineLimits, Rules, Snapshot, StepShape
 
@@ -121,13 +120,13 @@ def steady(
     if rules.pace and groups > microbatches:
         # The first is held until the next is back, a stage's time later, if that is in time.
         one = _round(decoding, microbatches, cost, limits, correction)
-        longest_ms = decoding.tbt_ms - WIDER * correction.tbt_margin_ms - one[0]
+        longest_ms = decoding.tbt_ms - correction.wide_margin_ms - one[0]
         merged = np.minimum(pace_ms, longest_ms) >= cycle_ms / limits.pp
         cycle_ms = np.where(merged, one[0], cycle_ms)
         busy_ms = np.where(merged, one[1], busy_ms)
         pass_j = np.where(merged, one[2], pass_j)
     if rules.pace and pace_ms > 0.0:
-        allowed_ms = decoding.tbt_ms - WIDER * correction.tbt_margin_ms
+        allowed_ms = decoding.tbt_ms - correction.wide_margin_ms
         cycle_ms = np.minimum(np.maximum(cycle_ms, allowed_ms), cycle_ms + pace_ms)
     return Steady(
         cycle_ms=cycle_ms,

@@ -23,18 +23,29 @@ NOTHING = SimpleNamespace(ttft_ms={})
 
 
 class Director:
-    """Stands in for the controller: gives orders, keeps what it is told."""
+    """Stands in for the controller: gives orders, keeps what it is told.
 
-    def __init__(self, knobs: Callable[[], Knobs], *, predicted: int | None = None) -> None:
+    Args:
+        knobs: of the next orders.
+        predicted: a seed, where gaps are to be forecast.
+        learnt: what calibration would have found of the next orders' steps.
+    """
+
+    def __init__(
+        self,
+        knobs: Callable[[], Knobs],
+        *,
+        predicted: int | None = None,
+        learnt: Callable[[], Correction] = lambda: Correction(ttft_margin_ms=0, tbt_margin_ms=0),
+    ) -> None:
         self.events: list[tuple[str, Any]] = []
-        self._knobs = knobs
+        self._knobs, self._learnt = knobs, learnt
         self._rng = None if predicted is None else random.Random(predicted)
         self.reorder()
 
     def reorder(self) -> None:
-        margins = Correction(ttft_margin_ms=0.0, tbt_margin_ms=0.0)
         self.orders = Orders(
-            self._knobs(), Rules(), True, "a test's", margins, expected=self._forecast()
+            self._knobs(), Rules(), True, "a test's", self._learnt(), expected=self._forecast()
         )
 
     def _forecast(self) -> Any:
@@ -182,6 +193,18 @@ def any_knobs(rng: random.Random, pp: int) -> Callable[[], Knobs]:
         rng.choice((32, 64, 100, 256, 512)),
         rng.randint(1, pp),
         rng.choice((0.0, 0.0, 10.0, 60.0)),
+    )
+
+
+def any_lesson(rng: random.Random) -> Callable[[], Correction]:
+    """What calibration could have learnt: factors by kind and by size, and a TBT margin."""
+    return lambda: Correction(
+        prefill_scale=rng.uniform(0.8, 1.2),
+        decode_scale=rng.uniform(0.8, 1.2),
+        ttft_margin_ms=0.0,
+        tbt_margin_ms=rng.choice((0.0, 0.4, 2.0)),
+        prefill_by_size=tuple(rng.uniform(0.9, 1.1) for _ in range(rng.randrange(9))),
+        decode_by_size=tuple(rng.uniform(0.9, 1.1) for _ in range(rng.randrange(9))),
     )
 
 

@@ -21,7 +21,16 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: scripts/test-vllm")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from driving import BATCHED_TOKENS, NOTHING, Clock, Director, any_knobs, drive, wait_for  # noqa: E402
+from driving import (  # noqa: E402
+    BATCHED_TOKENS,
+    NOTHING,
+    Clock,
+    Director,
+    any_knobs,
+    any_lesson,
+    drive,
+    wait_for,
+)
 
 from beam_runtime.control.decision_log import read_log  # noqa: E402
 from beam_runtime.control.orders import Orders  # noqa: E402
@@ -136,7 +145,8 @@ def test_shortcuts_plan_what_the_composer_would(
         )  # fmt: skip
         controller = engine.scheduler.beam.controller
         wait_for(lambda controller=controller: not controller.warming_up)
-        director = Director(any_knobs(random.Random(seed), pp))
+        learnt = any_lesson(random.Random(seed))
+        director = Director(any_knobs(random.Random(seed), pp), learnt=learnt)
         drive(engine, simulated, director, seed, pp, aborts=seed % 3 == 0)
         assert engine.scheduler.beam.failure == ""
     assert seen["composed"] > 100
