@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp
+from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp, NoMlp
 from beamprof.models.precision import Precision
 
 FP8_BLOCK = 128  # rows and columns that share a scale; a shard must hold whole blocks
@@ -80,9 +80,10 @@ class StageShape:
     def attention_flops_per_pair(self) -> float:
         """FLOPs of one (query, key) pair over all heads and layers on this GPU (QK and PV)."""
         return sum(
-            4.0 * group.layer.mixer.heads * group.layer.mixer.head_dim * group.count
+            4.0 * mixer.heads * mixer.head_dim * group.count
             for group in self.groups
-            if isinstance(group.layer.mixer, Attention)
+            for mixer in group.layer.mixers
+            if isinstance(mixer, Attention)
         )
 
     @property
@@ -239,7 +240,7 @@ class ModelShape:
         for kind in self.kinds:
             mlp = kind.layer.split(tp, ep, dp).mlp
             form = self.precision.experts if isinstance(mlp, MoeMlp) else self.precision.mlp
-            if form == "fp8_block":
+            if form == "fp8_block" and not isinstance(mlp, NoMlp):
                 widths.append(mlp.intermediate_size)
         return all(width % FP8_BLOCK == 0 for width in widths)
 

@@ -8,7 +8,8 @@ import pytest
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import read_config, shape_of
-from beamprof.models.layers import Attention, DenseMlp, GatedDelta, LatentAttention, MoeMlp
+from beamprof.models.layers import Attention, DenseMlp, LatentAttention, MoeMlp
+from beamprof.models.recurrent import GatedDelta
 from beamprof.models.registry import registered_config, registry
 from beamprof.models.shape import ModelShape
 

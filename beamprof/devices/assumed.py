@@ -1,0 +1,19 @@
+"""What of a stage is modelled without measurements of its own, in words for people and tables."""
+
+from beamprof.models.recurrent import GatedDelta, Mamba2
+from beamprof.models.shape import StageShape
+
+NOT_MEASURED = "not measured: "  # what follows it in a table's accuracy is from here
+MAMBA = "Mamba-2 layers (taken as gated delta nets with states as large)"
+KIMI = "Kimi's delta attention (taken as gated delta nets, which forget by head)"
+
+
+def assumed(stage: StageShape) -> str:
+    """The kinds of layers that no measurement of a device file is of; empty where there is none."""
+    mixers = [mixer for group in stage.groups for mixer in group.layer.mixers]
+    found = []
+    if any(isinstance(mixer, Mamba2) for mixer in mixers):
+        found.append(MAMBA)
+    if any(isinstance(mixer, GatedDelta) and mixer.gate_rank for mixer in mixers):
+        found.append(KIMI)
+    return NOT_MEASURED + ", ".join(found) if found else ""
