@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from beam_runtime.types import StepShape
-from beamprof.devices.allreduce import allreduce_us
+from beamprof.devices.allreduce import allreduce_us, message_us
 from beamprof.devices.attention import Heads, chunk_us, decode_us
 from beamprof.devices.delta import delta_us, state_bytes
 from beamprof.devices.device import Device
@@ -33,6 +33,7 @@ from beamprof.models.recurrent import GatedDelta, Mamba2
 from beamprof.models.shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
+SUM_BYTES = np.array([4.0])  # of a float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,21 @@ def reduces_us(device: Device, stage: StageShape, tokens: int) -> float:
     if stage.tp > 1:
         reduces = sum(group.count * group.layer.reduces for group in stage.groups)
         total += reduces * allreduce_us(device, stage, padded, stage.tp)
+        total += _norm_sums(stage) * float(message_us(device, stage.tp, SUM_BYTES * padded)[0])
     if stage.dp > 1:  # tokens go to the experts of other groups and come back
         mlps = sum(g.count for g in stage.groups if not isinstance(g.layer.mlp, NoMlp))
         total += 2 * mlps * allreduce_us(device, stage, padded * stage.dp, stage.tp * stage.dp)
     return total
+
+
+def _norm_sums(stage: StageShape) -> int:
+    """Norms over channels that several GPUs share: one number of each token is added up."""
+    return sum(
+        group.count
+        for group in stage.groups
+        for mixer in group.layer.mixers
+        if isinstance(mixer, Mamba2) and mixer.summed
+    )
 
 
 def mixer_us(

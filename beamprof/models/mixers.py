@@ -143,6 +143,7 @@ def mamba2(family: Family, text: Fields, served: str) -> Mamba2:
         groups=text.several("mamba_n_groups", "n_groups"),
         conv_width=text.several("mamba_d_conv", "conv_kernel", default=4),
         state_bytes=STATE_BYTES[kept],
+        normed=text.flag("mamba_rms_norm", default=family.state != "beside"),
     )
 
 

@@ -70,6 +70,8 @@ class Mamba2:
         state_dim: numbers that each channel of a head keeps.
         groups: so many groups of heads share what writes into the state and reads from it.
         state_bytes: of one number of the state, as engines keep it.
+        normed: a norm stands before the output projection, over each group's channels.
+        summed: that norm's sums are added up over tensor-parallel GPUs, which share a group.
     """
 
     heads: int
@@ -78,6 +80,8 @@ class Mamba2:
     groups: int = 1
     conv_width: int = 4
     state_bytes: int = 4
+    normed: bool = True
+    summed: bool = False
 
     def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
         """(outputs, inputs) of its GEMMs: gate, what is convolved, a time step for each head."""
@@ -101,9 +105,9 @@ class Mamba2:
 
     def split(self, tp: int) -> "Mamba2":
         """One GPU's share of the heads; a single group is on every GPU."""
-        return dataclasses.replace(
-            self, heads=self.heads // tp, groups=max(1, self.groups // tp)
-        )  # fmt: skip
+        summed = self.normed and self.groups == 1 and tp > 1
+        heads, groups = self.heads // tp, max(1, self.groups // tp)
+        return dataclasses.replace(self, heads=heads, groups=groups, summed=summed)
 
     def splits(self, tp: int) -> bool:
         """Whether ``tp`` GPUs get equal shares."""

@@ -13,6 +13,7 @@ from beamprof.errors import ModelShapeError
 from beamprof.models.formats import FORMATS
 from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp, NoMlp
 from beamprof.models.precision import Precision
+from beamprof.models.recurrent import Mamba2
 
 FP8_BLOCK = 128  # rows and columns that share a scale; a shard must hold whole blocks
 
@@ -225,6 +226,8 @@ class ModelShape:
         fits = [d for d in range(1, most + 1) if most % d == 0 and self._splits(d, ep, dp)]
         experts = next((k.layer.mlp for k in self.kinds if isinstance(k.layer.mlp, MoeMlp)), None)
         moe = f", experts {experts.intermediate_size} wide" if experts else ""
+        mamba = next((m for k in self.kinds for m in k.layer.mixers if isinstance(m, Mamba2)), None)
+        moe += f", {mamba.heads} Mamba heads in {mamba.groups} groups" if mamba else ""
         blocks = " in fp8 blocks of 128" if "fp8_block" in self._formats else ""
         raise ModelShapeError(
             f"--tp {tp} does not divide {self.name}: {self.heads} heads, "
