@@ -1,11 +1,12 @@
 """What of a stage is modelled without measurements of its own, in words for people and tables."""
 
-from beamprof.models.recurrent import GatedDelta, Mamba2
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 from beamprof.models.shape import StageShape
 
 NOT_MEASURED = "not measured: "  # what follows it in a table's accuracy is from here
 MAMBA = "Mamba-2 layers (taken as gated delta nets with states as large)"
 KIMI = "Kimi's delta attention (taken as gated delta nets, which forget by head)"
+CONV = "short convolutions (taken as elementwise traffic)"
 
 
 def assumed(stage: StageShape) -> str:
@@ -16,4 +17,6 @@ def assumed(stage: StageShape) -> str:
         found.append(MAMBA)
     if any(isinstance(mixer, GatedDelta) and mixer.gate_rank for mixer in mixers):
         found.append(KIMI)
+    if any(isinstance(mixer, ShortConv) for mixer in mixers):
+        found.append(CONV)
     return NOT_MEASURED + ", ".join(found) if found else ""

@@ -13,6 +13,7 @@ from beamprof.models.recurrent import GatedDelta
 
 STATE_BYTES = 4  # float32
 CONV_BYTES = 2
+MEASURED_STATE = 128 * 128  # numbers of one head's state, in all operators that were fitted
 Number = float | Array
 
 
@@ -37,7 +38,8 @@ def delta_us(
     decoding = state_bytes(mixer, requests) / (
         kernels.bandwidth_share * bandwidth(device, clocks_mhz)
     )
-    work = prompts * new_tokens * mixer.value_heads * kernels.head_token_clocks
+    heads = mixer.state_size / MEASURED_STATE
+    work = prompts * new_tokens * heads * kernels.head_token_clocks
     paced = np.maximum(new_tokens * kernels.token_clocks, work / device.compute.sms)
     conv = 2.0 * CONV_BYTES * prompts * new_tokens * mixer.conv_channels
     chunk = (paced + conv / kernels.conv_bytes_per_clock) / clocks_mhz

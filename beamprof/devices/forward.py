@@ -12,7 +12,7 @@ import numpy as np
 from beam_runtime.types import StepShape
 from beamprof.devices.allreduce import allreduce_us, message_us
 from beamprof.devices.attention import Heads, chunk_us, decode_us
-from beamprof.devices.delta import delta_us, state_bytes
+from beamprof.devices.delta import CONV_BYTES, delta_us, state_bytes
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, Gemms, bandwidth, gemm_us
 from beamprof.devices.latent import latent_flops, latent_us
@@ -29,7 +29,7 @@ from beamprof.models.layers import (
     NoMlp,
     Single,
 )
-from beamprof.models.recurrent import GatedDelta, Mamba2
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 from beamprof.models.shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
@@ -129,6 +129,8 @@ def mixer_us(
         return delta_us(device, mixer, step.decode_requests, 1.0, chunk, clocks_mhz)
     if isinstance(mixer, Mamba2):
         return mamba_us(device, mixer, step.decode_requests, 1.0, chunk, clocks_mhz)
+    if isinstance(mixer, ShortConv):  # elementwise_bytes has the rest
+        return conv_state_bytes(mixer, step.decode_requests) / bandwidth(device, clocks_mhz)
     heads = Heads.of(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.window_tokens, kv)
     total = np.zeros_like(clocks_mhz)
     if step.decode_requests:
@@ -138,6 +140,11 @@ def mixer_us(
         columns = (_column(1), _column(chunk), _column(before))
         total = total + chunk_us(device, heads, *columns, clocks_mhz)[0]
     return total
+
+
+def conv_state_bytes(mixer: ShortConv, requests: int) -> float:
+    """The latest tokens of so many requests, read and written."""
+    return 2.0 * CONV_BYTES * requests * mixer.state_size
 
 
 def _mean_context(step: StepShape) -> float:
@@ -245,6 +252,8 @@ def _mixer_work(
         flops = device.power.attention_share * (float(decode_flops) + float(chunk_flops))
     elif isinstance(mixer, Mamba2):
         moved = float(mamba_state_bytes(mixer, step.decode_requests))
+    elif isinstance(mixer, ShortConv):
+        moved = conv_state_bytes(mixer, step.decode_requests)
     else:
         moved = float(state_bytes(mixer, step.decode_requests))
     return flops, moved + contexts * mixer.kv_per_token * stage.precision.kv_bytes

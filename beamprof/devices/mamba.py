@@ -9,13 +9,11 @@ the chunks of a prompt are worked on side by side and only their states are hand
 
 import numpy as np
 
-from beamprof.devices.delta import CONV_BYTES, Number
+from beamprof.devices.delta import CONV_BYTES, MEASURED_STATE, Number
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
 from beamprof.models.recurrent import Mamba2
-
-MEASURED_STATE = 128 * 128  # numbers of one head of the gated delta nets that were measured
 
 
 def mamba_us(

@@ -21,11 +21,12 @@ class Family:
             where the config does not say.
         dense_width: fields of a dense MLP's width, the first that is there. shared_width: field of
             one shared expert's; empty = as wide as a routed one, or one field for all of them.
+        adjusted_width: of a dense MLP two thirds are taken, rounded up, unless the config says no.
         gated_attention: the query projection yields an output gate.
         gated_mlp: MLPs have a gate beside the projection up.
         state: what layers without attention keep a state by: "mamba" (Mamba-2), "kimi" (Kimi's
-            delta attention), "beside" (Mamba-2 beside attention in every layer); empty = gated
-            delta nets where the config has their fields, else none.
+            delta attention), "beside" (Mamba-2 beside attention in every layer), "conv" (a short
+            convolution); empty = gated delta nets where the config has their fields, else none.
         state_dtype: of that state where the config does not say; empty = of the weights.
         alone: a layer is a mixer or an MLP, not both.
         blocks: every layer is described by itself, in block_configs.
@@ -41,6 +42,7 @@ class Family:
     first_dense: int = 0
     dense_width: tuple[str, ...] = ("intermediate_size_mlp", "intermediate_size")
     shared_width: str = ""
+    adjusted_width: bool = False
     gated_attention: bool = False
     gated_mlp: bool = True
     state: str = ""
@@ -56,9 +58,11 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family(window="all"),
     "ministral3": Family(window="all"),
     "qwen2": Family(qkv_bias=True, window="flag"),
+    "qwen2_vl": Family(qkv_bias=True, window="flag"),
     "qwen2_5_vl": Family(qkv_bias=True, window="flag"),
     "qwen3": Family(qk_norm=True, window="flag"),
     "qwen3_vl": Family(qk_norm=True),
+    "gemma": Family(),
     "gemma2": Family(window="all", full_every=2),
     "gemma3": Family(qk_norm=True, window="all", full_every=6),
     "phi3": Family(window="all"),
@@ -76,23 +80,45 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(window="flag"),
     "seed_oss": Family(),
     "ernie4_5": Family(),
+    "olmo": Family(),
     "olmo2": Family(qk_norm=True),
     "olmo3": Family(qk_norm=True, window="all", full_every=4),
+    "cohere": Family(),
     "cohere2": Family(window="all", full_every=4),
+    "glm": Family(qkv_bias=True),
     "glm4": Family(),
+    "glm4v": Family(qkv_bias=True),
     "mixtral": Family(window="all", experts=True),
     "qwen2_moe": Family(qkv_bias=True, window="flag", experts=True),
     "qwen3_moe": Family(qk_norm=True, window="flag", experts=True),
     "qwen3_vl_moe": Family(qk_norm=True, experts=True),
     "olmoe": Family(qk_norm=True, experts=True),
+    "flex_olmo": Family(qk_norm=True, experts=True),
     "granitemoe": Family(experts=True),
+    "granitemoeshared": Family(experts=True),
+    "phimoe": Family(window="all", experts=True),
+    "solar_open": Family(experts=True, shared_experts=1),
+    "exaone_moe": Family(
+        qk_norm=True, window="all", full_every=4, experts=True, shared_experts=1, first_dense=1
+    ),
+    "hy_v3": Family(qk_norm=True, experts=True, shared_experts=1, first_dense=1),
+    "afmoe": Family(
+        qk_norm=True,
+        window="all",
+        full_every=4,
+        experts=True,
+        shared_experts=2,
+        first_dense=1,
+        gated_attention=True,
+    ),
     "dots1": Family(qk_norm=True, window="all", experts=True),
     "gpt_oss": Family(qkv_bias=True, window="all", full_every=2, experts=True),
     "deepseek_v2": Family(experts=True),
     "deepseek_v3": Family(experts=True),
     "kimi_k2": Family(experts=True),
-    "glm4_moe": Family(experts=True),
-    "glm4_moe_lite": Family(experts=True),
+    "glm4_moe": Family(experts=True, shared_experts=1, first_dense=1),
+    "glm4_moe_lite": Family(experts=True, shared_experts=1, first_dense=1),
+    "glm4v_moe": Family(qkv_bias=True, experts=True, shared_experts=1, first_dense=1),
     "llama4": Family(experts=True),
     "minimax_m2": Family(qk_norm=True, experts=True),
     "hunyuan_v1_moe": Family(
@@ -114,6 +140,9 @@ FAMILIES: dict[str, Family] = {
         experts=True, state="mamba", dense_width=("shared_intermediate_size",)
     ),
     "bamba": Family(state="mamba"),
+    "lfm2": Family(qk_norm=True, state="conv", adjusted_width=True),
+    "lfm2_moe": Family(qk_norm=True, experts=True, state="conv", first_dense=2),
+    "olmo_hybrid": Family(qk_norm=True),
     "falcon_h1": Family(state="beside"),
     "qwen3_next": Family(qk_norm=True, experts=True, gated_attention=True),
     "qwen3_5": Family(qk_norm=True, gated_attention=True),
@@ -153,6 +182,23 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3NextForCausalLM": "qwen3_next",
     "Qwen3_5ForCausalLM": "qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
+    "GemmaForCausalLM": "gemma",
+    "CohereForCausalLM": "cohere",
+    "GlmForCausalLM": "glm",
+    "OlmoForCausalLM": "olmo",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "FlexOlmoForCausalLM": "flex_olmo",
+    "GraniteMoeSharedForCausalLM": "granitemoeshared",
+    "PhimoeForCausalLM": "phimoe",
+    "PhiMoEForCausalLM": "phimoe",
+    "SolarOpenForCausalLM": "solar_open",
+    "ExaoneMoeForCausalLM": "exaone_moe",
+    "ExaoneMoEForCausalLM": "exaone_moe",
+    "HYV3ForCausalLM": "hy_v3",
+    "AfmoeForCausalLM": "afmoe",
+    "Lfm2ForCausalLM": "lfm2",
+    "Lfm2MoeForCausalLM": "lfm2_moe",
+    "OlmoHybridForCausalLM": "olmo_hybrid",
     "Exaone4ForCausalLM": "exaone4",
     "Exaone4_5_ForConditionalGeneration": "exaone4",
     "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",

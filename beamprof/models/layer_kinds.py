@@ -11,7 +11,7 @@ from beamprof.models.families import Family
 from beamprof.models.fields import LARGEST_COUNT, Fields
 
 NAMED = ("layer_types", "layers_block_type")
-OLD_NAMES = {"attention": "full_attention", "mamba": "linear_attention"}
+OLD_NAMES = {"attention": "full_attention", "mamba": "linear_attention", "conv": "linear_attention"}
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 
 
@@ -91,7 +91,8 @@ def _with_states(family: Family, text: Fields, layers: int) -> Sequence[str]:
         return ["full_attention" if i + 1 in full else "linear_attention" for i in range(layers)]
     if family.state == "beside":
         return ["full_attention"] * layers
-    full = set(text.sizes("attn_layer_indices"))
+    names = ("attn_layer_indices", "full_attn_idxs")  # of Bamba and of LFM2
+    full = {i for name in names for i in text.sizes(name)}
     return ["full_attention" if i in full else "linear_attention" for i in range(layers)]
 
 

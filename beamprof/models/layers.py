@@ -8,7 +8,7 @@ counted in elements; which format they are stored in is Precision's matter.
 import dataclasses
 from dataclasses import dataclass
 
-from beamprof.models.recurrent import GatedDelta, Mamba2
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class MoeMlp:
         return by_expert and self.shared_size % tp == 0
 
 
-Single = Attention | LatentAttention | GatedDelta | Mamba2
+Single = Attention | LatentAttention | GatedDelta | Mamba2 | ShortConv
 Mixer = Single | SideBySide | NoMixer
 Mlp = DenseMlp | MoeMlp | NoMlp
 

@@ -8,7 +8,7 @@ from beamprof.models.families import Family
 from beamprof.models.fields import Fields
 from beamprof.models.layer_kinds import window_tokens
 from beamprof.models.layers import Attention, LatentAttention, Mixer, NoMixer, SideBySide
-from beamprof.models.recurrent import GatedDelta, Mamba2
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 
 # Fields that would change the cost and that no family here reads.
 FOREIGN = ("index_topk", "num_kv_shared_layers", "lightning_attention", "use_cla",
@@ -69,6 +69,9 @@ def _known(family: Family, text: Fields, attention: Attention, served: str) -> d
         known["linear_attention"] = _kimi(text)
     elif family.state == "beside":
         known = {"full_attention": SideBySide(attention, mamba2(family, text, served))}
+    elif family.state == "conv":
+        width = text.several("conv_L_cache", default=3)
+        known["linear_attention"] = ShortConv(text.size("hidden_size"), width)
     elif family.state == "mamba":
         known["linear_attention"] = mamba2(family, text, served)
     elif text.has("linear_num_value_heads"):

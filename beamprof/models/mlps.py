@@ -56,7 +56,15 @@ def mlps(family: Family, text: Fields, kinds: Sequence[str]) -> Sequence[Mlp]:
 
 
 def _dense(family: Family, text: Fields) -> DenseMlp:
-    return DenseMlp(text.size(*family.dense_width), family.gated_mlp)
+    if not family.adjusted_width:
+        return DenseMlp(text.size(*family.dense_width), family.gated_mlp)
+    width = text.size("block_ff_dim", *family.dense_width)
+    if text.flag("block_auto_adjust_ff_dim", default=True):
+        width = int(text.number("block_ffn_dim_multiplier", default=1.0) * int(2 * width / 3))
+        width = text.size("block_multiple_of", default=256) * -(
+            -width // text.size("block_multiple_of", default=256)
+        )
+    return DenseMlp(width, family.gated_mlp)
 
 
 def _experts_named(text: Fields) -> bool:
@@ -84,7 +92,7 @@ def _shared_size(family: Family, text: Fields, width: int) -> int:
         return width  # one shared expert, always
     if not text.flag("use_mixed_mlp_moe", default=True):  # HunYuan
         return 0
-    count = text.count(*SHARED, default=family.shared_experts)
+    count = text.count(*SHARED, default=_class_default(text, SHARED, family.shared_experts))
     if family.shared_width:
         return count * text.size(family.shared_width)
     return text.count(*SHARED_WIDTH, default=count * width)
@@ -97,7 +105,8 @@ def _sparse(family: Family, text: Fields, layer: int, layers: int) -> bool:
         if len(named) != layers or set(named) - {"dense", "sparse"}:
             raise text.wrong("mlp_layer_types", f"'dense' or 'sparse' for each of {layers} layers")
         return named[layer] == "sparse"
-    if layer < text.count(*FIRST_DENSE, default=family.first_dense):
+    first = _class_default(text, FIRST_DENSE, family.first_dense)
+    if layer < text.count(*FIRST_DENSE, default=first):
         return False
     if layer in text.sizes("mlp_only_layers") or layer > _last_sparse(text, layers):
         return False
@@ -106,6 +115,11 @@ def _sparse(family: Family, text: Fields, layer: int, layers: int) -> bool:
     if text.has("moe_layer_freq"):  # DeepSeek
         return layer % text.several("moe_layer_freq") == 0
     return all((layer + 1) % text.several(name) == 0 for name in EVERY if text.has(name))
+
+
+def _class_default(text: Fields, names: Sequence[str], value: int) -> int:
+    """What holds where the config leaves a count out; null is none."""
+    return 0 if any(name in text.values for name in names) else value
 
 
 def _last_sparse(text: Fields, layers: int) -> int:

@@ -63,6 +63,36 @@ class GatedDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortConv:
+    """A convolution over the latest few tokens between two gates (LFM2); its state is those."""
+
+    channels: int
+    conv_width: int = 3
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of its GEMMs: two gates and what is convolved; output."""
+        return (3 * self.channels, hidden), (hidden, self.channels)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Nothing grows with the context."""
+        return 0
+
+    @property
+    def state_size(self) -> int:
+        """Elements of one request's state."""
+        return self.channels * (self.conv_width - 1)
+
+    def split(self, tp: int) -> "ShortConv":
+        """One GPU's share of the channels."""
+        return dataclasses.replace(self, channels=self.channels // tp)
+
+    def splits(self, tp: int) -> bool:
+        """Whether ``tp`` GPUs get equal shares."""
+        return self.channels % tp == 0
+
+
+@dataclass(frozen=True, slots=True)
 class Mamba2:
     """State-space layer (Mamba-2, arXiv 2405.21060): a state of constant size, and no cache.
 
