@@ -37,7 +37,8 @@ def _part(block: Fields, name: str) -> Fields | None:
     for foreign in FOREIGN:
         if part.values.get(foreign):
             raise ModelShapeError(
-                f"{part.where}: {foreign} is not priced", hint="measure this model: --backend vllm"
+                f"{part.where}: {foreign} is not priced",
+                hint="priced are attention and a gated MLP, either of them left out or not",
             )
     return None if part.flag("no_op") else part
 

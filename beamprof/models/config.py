@@ -15,7 +15,7 @@ from typing import Any
 from beamprof.errors import ModelShapeError
 from beamprof.files import read_text
 from beamprof.models.blocks import block_layers
-from beamprof.models.families import ARCHITECTURES, FAMILIES, Family
+from beamprof.models.families import ARCHITECTURES, FAMILIES, REFUSED, Family
 from beamprof.models.fields import Fields
 from beamprof.models.layer_kinds import layer_count, layer_kinds
 from beamprof.models.layers import Attention, DenseMlp, Layer
@@ -152,7 +152,9 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
     if (named is not None and inner is None) or family not in FAMILIES:
         raise ModelShapeError(
             f"{whole.where}: architecture {named or model_type!r} is not supported",
-            cause="BEAM knows decoders of these kinds: " + ", ".join(sorted(FAMILIES)),
+            cause=(f"{REFUSED[named]} is not modelled; " if named in REFUSED else "")
+            + "BEAM knows decoders of these kinds: "
+            + ", ".join(sorted(FAMILIES)),
             hint=f"known architectures: {', '.join(ARCHITECTURES)}",
         )
     if inner is None:
@@ -167,15 +169,18 @@ def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
     """A nested config holds only what differs from its class: the rest is as transformers has it.
 
     A field that is there and null stays null. Experts go by several names, of which a default
-    could only guess the right one: of a family that has them they must be named.
+    could only guess the right one: of a family that has them, or may (Gemma 4: only where it says
+    so), they must be named.
     """
-    if FAMILIES[family].experts and not any(name in text.values for name in EXPERTS):
+    defaults = _defaults().get(family, {})
+    may = FAMILIES[family].experts and defaults.get("enable_moe_block", True)
+    if may and not any(name in text.values for name in EXPERTS):
         raise ModelShapeError(
             f"{text.where} does not say how many experts a layer of {family} has",
             cause=f"it leaves out {', '.join(EXPERTS)}",
             hint=f"write the one that {family} uses into it (null: it has none)",
         )
-    missing = {k: v for k, v in _defaults().get(family, {}).items() if k not in text.values}
+    missing = {k: v for k, v in defaults.items() if k not in text.values}
     told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
     notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)
     return Fields({**missing, **text.values}, text.where), notes if told else ()

@@ -22,6 +22,7 @@ class Family:
         dense_width: fields of a dense MLP's width, the first that is there. shared_width: field of
             one shared expert's; empty = as wide as a routed one, or one field for all of them.
         adjusted_width: of a dense MLP two thirds are taken, rounded up, unless the config says no.
+        wide_full: layers without a window have heads of a size of their own, and fewer for keys.
         gated_attention: the query projection yields an output gate.
         gated_mlp: MLPs have a gate beside the projection up.
         state: what layers without attention keep a state by: "mamba" (Mamba-2), "kimi" (Kimi's
@@ -43,6 +44,7 @@ class Family:
     dense_width: tuple[str, ...] = ("intermediate_size_mlp", "intermediate_size")
     shared_width: str = ""
     adjusted_width: bool = False
+    wide_full: bool = False
     gated_attention: bool = False
     gated_mlp: bool = True
     state: str = ""
@@ -64,6 +66,15 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(qk_norm=True),
     "gemma": Family(),
     "gemma2": Family(window="all", full_every=2),
+    "gemma4": Family(
+        qk_norm=True,
+        window="all",
+        full_every=6,
+        wide_full=True,
+        experts=True,
+        shared_experts=1,
+        shared_width="intermediate_size",
+    ),
     "gemma3": Family(qk_norm=True, window="all", full_every=6),
     "phi3": Family(window="all"),
     "exaone4": Family(qk_norm=True, window="all", full_every=4),
@@ -148,6 +159,26 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5": Family(qk_norm=True, gated_attention=True),
     "qwen3_5_moe": Family(qk_norm=True, experts=True, gated_attention=True),
 }
+# Refused by name, with what is in the way: (architecture, what of it has no price).
+REFUSED: dict[str, str] = {
+    "DeepseekV32ForCausalLM": "sparse attention: an indexer picks which tokens are attended to",
+    "DeepseekV4ForCausalLM": "sparse and compressed attention",
+    "GlmMoeDsaForCausalLM": "sparse attention: an indexer picks which tokens are attended to",
+    "MiniMaxM3SparseForCausalLM": "sparse attention",
+    "MiniMaxText01ForCausalLM": "lightning attention",
+    "Gemma3nForCausalLM": "layers that share a KV cache, and embeddings of every layer",
+    "JambaForCausalLM": "Mamba-1 layers",
+    "MambaForCausalLM": "Mamba-1 layers",
+    "Zamba2ForCausalLM": "attention that several layers share",
+    "FalconForCausalLM": "attention and MLP side by side, summed up once",
+    "GPTNeoXForCausalLM": "attention and MLP side by side",
+    "PhiForCausalLM": "attention and MLP side by side",
+    "NemotronHPuzzleForCausalLM": "Mamba blocks of several sizes",
+    "LongcatFlashForCausalLM": "two attentions in a layer, and experts that do nothing",
+    "MiMoV2FlashForCausalLM": "values of another size than keys, other heads under a window",
+    "Step3p5ForCausalLM": "other heads under a window",
+    "KimiK3ForConditionalGeneration": "gated latent attention, experts behind a latent step",
+}
 ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -157,6 +188,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3ForCausalLM": "qwen3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
+    "Gemma4ForCausalLM": "gemma4",
     "Phi3ForCausalLM": "phi3",
     "GraniteForCausalLM": "granite",
     "SmolLM3ForCausalLM": "smollm3",

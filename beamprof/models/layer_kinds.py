@@ -51,7 +51,9 @@ def layer_kinds(family: Family, text: Fields, layers: int) -> Sequence[str]:
     if text.has("attention_chunk_size"):  # Llama 4: every fourth layer has no RoPE and sees all
         every = text.several("no_rope_layer_interval", default=4)
         return ["chunked_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
-    return _windowed(family, text, layers)
+    kinds = _windowed(family, text, layers)
+    # Gemma 4's last layer sees all, whatever the pattern.
+    return [*kinds[:-1], "full_attention"] if family.wide_full else kinds
 
 
 def window_tokens(family: Family, text: Fields) -> int:

@@ -190,6 +190,7 @@ class MoeMlp:
         shared_size: width of the shared experts together, on this GPU; 0 = none.
         latent_size: tokens are projected down to so many numbers before the experts, and up again
             after them, on every GPU (Nemotron 3); 0 = experts take hidden states.
+        apart: what all tokens pass has a norm of its own after it, so an all-reduce (Gemma 4).
         ep: GPUs that the experts are spread over; this one holds experts / ep of them, whole.
     """
 
@@ -200,6 +201,7 @@ class MoeMlp:
     gated: bool = True
     ep: int = 1
     latent_size: int = 0
+    apart: bool = False
 
     @property
     def local_experts(self) -> int:
@@ -260,7 +262,8 @@ class Layer:
     @property
     def reduces(self) -> int:
         """All-reduces over tensor-parallel GPUs: one after each output projection."""
-        return len(self.mixers) + (not isinstance(self.mlp, NoMlp))
+        apart = isinstance(self.mlp, MoeMlp) and self.mlp.apart
+        return len(self.mixers) + (not isinstance(self.mlp, NoMlp)) + apart
 
     def split(self, tp: int, ep: int, dp: int = 1) -> "Layer":
         """One GPU's share."""

@@ -11,8 +11,15 @@ from beamprof.models.layers import Attention, LatentAttention, Mixer, NoMixer, S
 from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 
 # Fields that would change the cost and that no family here reads.
-FOREIGN = ("index_topk", "num_kv_shared_layers", "lightning_attention", "use_cla",
-           "mla_use_output_gate", "attn_res_block_size")  # fmt: skip
+FOREIGN = (
+    "index_topk",
+    "hidden_size_per_layer_input",
+    "num_kv_shared_layers",
+    "lightning_attention",
+    "use_cla",
+    "mla_use_output_gate",
+    "attn_res_block_size",
+)
 # The same, but for families with layers of that kind.
 STATES = ("mamba_d_state", "ssm_state_size", "hybrid_override_pattern", "mamba_n_heads",
           "mamba_num_heads")  # fmt: skip
@@ -39,7 +46,7 @@ def mixers(
             raise ModelShapeError(
                 f"{text.where}: {name} is not priced",
                 cause="it changes the cost of attention in a way BEAM does not model",
-                hint="measure this model: --backend vllm",
+                hint="no backend of BEAM takes it: a table of another model would not be its own",
             )
     known = _known(family, text, attention, served)
     unknown = sorted(set(kinds) - known.keys())
@@ -62,6 +69,8 @@ def _known(family: Family, text: Fields, attention: Attention, served: str) -> d
         known = {"full_attention": attention}
         if window := window_tokens(family, text):
             known["sliding_attention"] = replace(attention, window_tokens=window)
+        if family.wide_full:
+            known["full_attention"] = _wide(text, attention)
         if text.has("attention_chunk_size"):
             chunk = text.size("attention_chunk_size")
             known["chunked_attention"] = replace(attention, window_tokens=chunk)
@@ -79,6 +88,33 @@ def _known(family: Family, text: Fields, attention: Attention, served: str) -> d
     if family.alone:
         known |= {"mlp": NoMixer(), "moe": NoMixer()}
     return known
+
+
+def _wide(text: Fields, attention: Attention) -> Attention:
+    """Gemma 4's attention without a window.
+
+    Where keys are values (attention_k_eq_v) engines load the weights of keys twice, and keep both
+    in the cache. per_layer_config is how transformers saves the same.
+    """
+    by_layer = text.inner("per_layer_config")
+    if by_layer is None:
+        told = text if text.flag("attention_k_eq_v") else Fields({}, text.where)
+        kv_heads = told.several("num_global_key_value_heads", default=attention.kv_heads)
+        return replace(
+            attention, head_dim=text.size("global_head_dim", default=512), kv_heads=kv_heads
+        )
+    found = {
+        replace(
+            attention,
+            head_dim=layer.size("head_dim", default=attention.head_dim),
+            kv_heads=layer.several("num_key_value_heads", default=attention.kv_heads),
+        )
+        for name in by_layer.values
+        if (layer := by_layer.inner(name)) is not None
+    }
+    if len(found) != 1:
+        raise ModelShapeError(f"{by_layer.where}: {len(found)} kinds of heads, and one is priced")
+    return found.pop()
 
 
 def _latent(text: Fields, heads: int) -> LatentAttention:

@@ -8,7 +8,8 @@ from beamprof.models.fields import Fields
 from beamprof.models.layers import DenseMlp, Mlp, MoeMlp, NoMlp
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k")
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k",
+         "top_k_experts")  # fmt: skip
 SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 SHARED_WIDTH = ("shared_expert_intermediate_size", "shared_intermediate_size")
 FIRST_DENSE = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
@@ -33,7 +34,8 @@ def mlps(family: Family, text: Fields, kinds: Sequence[str]) -> Sequence[Mlp]:
     for name in FOREIGN:
         if text.values.get(name):
             raise ModelShapeError(
-                f"{text.where}: {name} is not priced", hint="measure this model: --backend vllm"
+                f"{text.where}: {name} is not priced",
+                cause="it changes layers' experts in a way BEAM does not model",
             )
     text = text.level(*BY_LAYER)
     if family.alone:
@@ -68,6 +70,8 @@ def _dense(family: Family, text: Fields) -> DenseMlp:
 
 
 def _experts_named(text: Fields) -> bool:
+    if not text.flag("enable_moe_block", default=True):  # Gemma 4
+        return False
     return any(text.values.get(name) not in (None, 0, 1) for name in EXPERTS)
 
 
@@ -83,6 +87,7 @@ def _moe(family: Family, text: Fields) -> MoeMlp:
         shared_size=_shared_size(family, text, width),
         gated=family.gated_mlp,
         latent_size=text.size("moe_latent_size") if text.has("moe_latent_size") else 0,
+        apart=family.wide_full,
     )
 
 

@@ -226,5 +226,5 @@ def _refused(config: Fields, what: str) -> ModelShapeError:
     return ModelShapeError(
         f"{config.where}: {what} is not priced",
         cause="a table of 16-bit weights would not be this model's",
-        hint=f"priced are {', '.join(METHODS)}; or measure it: --backend vllm",
+        hint=f"priced are {', '.join(METHODS)}",
     )

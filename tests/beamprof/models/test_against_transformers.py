@@ -42,6 +42,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", HEAD),
     "gemma2": ("Gemma2ForCausalLM", {**HEAD, "sliding_window": 128}),
     "gemma3_text": ("Gemma3ForCausalLM", {**HEAD, "sliding_window": 128}),
+    "gemma4_text": (
+        "Gemma4ForCausalLM",
+        {**HEAD, "global_head_dim": 96, "num_global_key_value_heads": 1, "sliding_window": 128,
+         "hidden_size_per_layer_input": 0},
+    ),
+    "gemma4_text-moe": (
+        "Gemma4ForCausalLM",
+        {**HEAD, "global_head_dim": 96, "num_kv_shared_layers": 0, "sliding_window": 128,
+         "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 16,
+         "top_k_experts": 4, "moe_intermediate_size": 96},
+    ),
     "phi3": ("Phi3ForCausalLM", {"pad_token_id": 0}),
     "granite": ("GraniteForCausalLM", {}),
     "glm4": ("Glm4ForCausalLM", {**HEAD, "pad_token_id": 0}),
@@ -181,6 +192,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 # What transformers 5.19 built of all layers together: held without it as well.
 BUILT = {
+    "gemma4_text": 6_094_848,
+    "gemma4_text-moe": 15_532_032,
     "llama": 4_456_448,
     "mistral": 4_456_448,
     "ministral": 5_767_168,

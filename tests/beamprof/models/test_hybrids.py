@@ -187,3 +187,30 @@ def test_layers_that_are_not_quantised_are_counted_among_those_that_could_be() -
 
     assert formats(*attention) == ("fp8", "fp8")  # 6 of 29 mixers
     assert formats(*mamba) == ("bfloat16", "fp8")
+
+
+def test_gemma_4_has_wide_heads_where_it_sees_all_and_experts_beside_its_mlp() -> None:
+    layers = registry()["gemma4-26b-a4b"].decoder
+    assert layers[0].mixer == Attention(16, 8, 256, window_tokens=1024)
+    assert layers[5].mixer == layers[-1].mixer == Attention(16, 2, 512)
+    mlp = layers[0].mlp
+    assert isinstance(mlp, MoeMlp)
+    assert (mlp.experts, mlp.top_k, mlp.shared_size) == (128, 8, 2112)
+    assert layers[0].reduces == 3  # the MLP that all tokens pass has a norm of its own after it
+    saved = without(registered_config("gemma4-26b-a4b"), "global_head_dim")
+    wide = {"5": {"head_dim": 512, "num_key_value_heads": 2}}
+    assert shape(saved, per_layer_config=wide).decoder == layers
+    several = wide | {"11": {"head_dim": 256, "num_key_value_heads": 2}}
+    with pytest.raises(ModelShapeError, match="2 kinds of heads, and one is priced"):
+        shape(saved, per_layer_config=several)
+    with pytest.raises(ModelShapeError, match="num_kv_shared_layers is not priced"):
+        shape(saved, num_kv_shared_layers=10)
+
+
+@pytest.mark.parametrize("experts", [{}, {"num_experts": 8}])
+def test_a_nested_gemma_4_has_experts_only_where_it_says_so(experts: dict[str, Any]) -> None:
+    text = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, **experts}
+    outer = {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text}
+    assert {type(layer.mlp) for layer in shape(outer).decoder} == {DenseMlp}
+    with pytest.raises(ModelShapeError, match="hidden_size_per_layer_input is not priced"):
+        shape(outer, text_config=without(text, "hidden_size_per_layer_input"))

@@ -58,6 +58,9 @@ def config(folder: Path, **changes: object) -> Path:
         ("gemma3-27b", 25.6),
         ("llama4-scout", 105.7),
         ("exaone-4.0-32b", 30.95),
+        # Beside the published sizes, vLLM keeps keys' weights twice where keys are values.
+        ("gemma4-31b", 29.29 + 0.11),
+        ("gemma4-26b-a4b", 24.48 + 0.014),
         ("apertus-8b", 6.98),
         ("apertus-70b", 68.45),
         ("ernie-4.5-21b-a3b", 21.56),
