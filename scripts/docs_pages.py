@@ -103,8 +103,9 @@ def support() -> str:
         f"# Models, GPUs, versions\n{NOTE}\n"
         "## Models\n\n`--model` takes these names, their Hugging Face ids, or a directory with a "
         "config.json.\n\n| name | Hugging Face id | layers | weights |\n|---|---|---|---|\n"
-        f"{models}\n\n{_architectures()}\n\n## GPUs\n\nAny NVIDIA GPU can be measured. These can be modelled without "
-        "one; the error is what the device file states of itself.\n\n"
+        f"{models}\n\n{_architectures()}\n\n## GPUs\n\n"
+        "Any NVIDIA GPU can be measured. These can be modelled without one; the error is what the "
+        "device file states of itself.\n\n"
         "| `--device` | as the driver says it | clocks | error of the model |\n|---|---|---|---|\n"
         f"{gpus}\n\n## Packages\n\n{needs}\n\n"
         "For vLLM's versions see [BEAM in vLLM](../vllm.md).\n"
@@ -113,7 +114,7 @@ def support() -> str:
 
 def _architectures() -> str:
     """Which config.json files are understood, and what is in the way of some others."""
-    known = ", ".join(f"`{name}`" for name in ARCHITECTURES)
+    known = ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES))
     refused = "\n".join(f"| `{name}` | {what} |" for name, what in sorted(REFUSED.items()))
     return (
         "### Architectures\n\nA directory's config.json may name any of these, or hold one as the "

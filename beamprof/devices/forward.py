@@ -178,7 +178,7 @@ def layer_gemms(stage: StageShape, layer: Layer, tokens: int) -> tuple[Gemms, ..
 
 def elementwise_bytes(stage: StageShape, layer: Layer, tokens: int) -> float:
     """Traffic of fused add-and-norms, the MLP's activation, RoPE and the KV write in one layer."""
-    mlp, elements = layer.mlp, layer.halves * 4 * stage.hidden_size
+    mlp, elements = layer.mlp, layer.norms * 4 * stage.hidden_size
     if not isinstance(mlp, NoMlp):
         width = mlp.intermediate_size if isinstance(mlp, DenseMlp) else mlp.shared_size
         elements += (3 if mlp.gated else 2) * width

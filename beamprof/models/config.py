@@ -129,7 +129,8 @@ def _layers(
         raise ModelShapeError(f"{text.where}: block_configs are not priced for this architecture")
     kinds = layer_kinds(family, text, layers)
     by_layer = mixers(family, text, attention, kinds, served), mlps(family, text, kinds)
-    return tuple(Layer(mixer, mlp) for mixer, mlp in zip(*by_layer, strict=True))
+    parallel = text.flag("use_parallel_residual", default=family.parallel)
+    return tuple(Layer(mixer, mlp, parallel) for mixer, mlp in zip(*by_layer, strict=True))
 
 
 def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
@@ -142,6 +143,12 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
             )
     named = (whole.texts("architectures") or (None,))[0]
     inner = next((part for key in TEXT if (part := whole.inner(key)) is not None), None)
+    if named in REFUSED:
+        raise ModelShapeError(
+            f"{whole.where}: architecture {named!r} is not supported",
+            cause=f"BEAM does not model its {REFUSED[named]}",
+            hint=f"known architectures: {', '.join(ARCHITECTURES)}",
+        )
     if named in ARCHITECTURES and inner is None:
         return whole, ARCHITECTURES[named], ()
     text = inner if inner is not None else whole
@@ -152,9 +159,7 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
     if (named is not None and inner is None) or family not in FAMILIES:
         raise ModelShapeError(
             f"{whole.where}: architecture {named or model_type!r} is not supported",
-            cause=(f"{REFUSED[named]} is not modelled; " if named in REFUSED else "")
-            + "BEAM knows decoders of these kinds: "
-            + ", ".join(sorted(FAMILIES)),
+            cause="BEAM knows decoders of these kinds: " + ", ".join(sorted(FAMILIES)),
             hint=f"known architectures: {', '.join(ARCHITECTURES)}",
         )
     if inner is None:

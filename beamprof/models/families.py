@@ -30,6 +30,7 @@ class Family:
             convolution); empty = gated delta nets where the config has their fields, else none.
         state_dtype: of that state where the config does not say; empty = of the weights.
         alone: a layer is a mixer or an MLP, not both.
+        parallel: a layer's mixer and MLP read the same input, if the config does not deny it.
         blocks: every layer is described by itself, in block_configs.
         head_dim: where the config does not say; 0 = the hidden size over the heads.
     """
@@ -50,6 +51,7 @@ class Family:
     state: str = ""
     state_dtype: str = ""
     alone: bool = False
+    parallel: bool = False
     blocks: bool = False
     head_dim: int = 0
 
@@ -94,8 +96,10 @@ FAMILIES: dict[str, Family] = {
     "olmo": Family(),
     "olmo2": Family(qk_norm=True),
     "olmo3": Family(qk_norm=True, window="all", full_every=4),
-    "cohere": Family(),
-    "cohere2": Family(window="all", full_every=4),
+    "cohere": Family(parallel=True),
+    "cohere2": Family(window="all", full_every=4, parallel=True),
+    "gpt_neox": Family(qkv_bias=True, gated_mlp=False, parallel=True),
+    "phi": Family(qkv_bias=True, gated_mlp=False, parallel=True),
     "glm": Family(qkv_bias=True),
     "glm4": Family(),
     "glm4v": Family(qkv_bias=True),
@@ -171,8 +175,6 @@ REFUSED: dict[str, str] = {
     "MambaForCausalLM": "Mamba-1 layers",
     "Zamba2ForCausalLM": "attention that several layers share",
     "FalconForCausalLM": "attention and MLP side by side, summed up once",
-    "GPTNeoXForCausalLM": "attention and MLP side by side",
-    "PhiForCausalLM": "attention and MLP side by side",
     "NemotronHPuzzleForCausalLM": "Mamba blocks of several sizes",
     "LongcatFlashForCausalLM": "two attentions in a layer, and experts that do nothing",
     "MiMoV2FlashForCausalLM": "values of another size than keys, other heads under a window",
@@ -217,6 +219,8 @@ ARCHITECTURES: dict[str, str] = {
     "GemmaForCausalLM": "gemma",
     "CohereForCausalLM": "cohere",
     "GlmForCausalLM": "glm",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "PhiForCausalLM": "phi",
     "OlmoForCausalLM": "olmo",
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
     "FlexOlmoForCausalLM": "flex_olmo",

@@ -242,10 +242,15 @@ Mlp = DenseMlp | MoeMlp | NoMlp
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer."""
+    """One decoder layer.
+
+    Attributes:
+        parallel: mixer and MLP read the same normed input, where else each has a norm before it.
+    """
 
     mixer: Mixer
     mlp: Mlp
+    parallel: bool = False
 
     @property
     def mixers(self) -> tuple[Single, ...]:
@@ -256,8 +261,13 @@ class Layer:
 
     @property
     def halves(self) -> int:
-        """Mixers and an MLP, each half with a norm before it and kernels of its own: 2, or 1."""
+        """Mixers and an MLP, each half with kernels of its own: 2, or 1."""
         return bool(self.mixers) + (not isinstance(self.mlp, NoMlp))
+
+    @property
+    def norms(self) -> int:
+        """Norms of the layer's input, and additions to it."""
+        return 1 if self.parallel else self.halves
 
     @property
     def reduces(self) -> int:
@@ -268,7 +278,7 @@ class Layer:
     def split(self, tp: int, ep: int, dp: int = 1) -> "Layer":
         """One GPU's share."""
         mlp = self.mlp.split(tp, ep, dp) if isinstance(self.mlp, MoeMlp) else self.mlp.split(tp)
-        return Layer(self.mixer.split(tp), mlp)
+        return Layer(self.mixer.split(tp), mlp, self.parallel)
 
     def splits(self, tp: int, ep: int = 1, dp: int = 1) -> bool:
         """Whether the GPUs get equal shares."""

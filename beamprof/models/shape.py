@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp, NoMlp
+from beamprof.models.layers import (
+    Attention,
+    DenseMlp,
+    Layer,
+    LayerGroup,
+    Mixer,
+    Mlp,
+    MoeMlp,
+    NoMlp,
+)
 from beamprof.models.precision import Precision
 from beamprof.models.recurrent import Mamba2
 
+RARE = ("gate_rank", "latent_size", "apart")
 FP8_BLOCK = 128  # rows and columns that share a scale; a shard must hold whole blocks
 
 
@@ -180,8 +190,9 @@ class ModelShape:
                 "count": group.count,
                 "mixer": type(group.layer.mixer).__name__,
                 "mlp": type(group.layer.mlp).__name__,
-                **dataclasses.asdict(group.layer.mixer),
-                **dataclasses.asdict(group.layer.mlp),
+                **_told(group.layer.mixer),
+                **_told(group.layer.mlp),
+                **({"parallel": True} if group.layer.parallel else {}),
             }
             for group in self.kinds
         ]
@@ -271,6 +282,12 @@ class ModelShape:
     @property
     def _formats(self) -> set[str]:
         return {self.precision.attention, self.precision.mlp, self.precision.experts} & set(FORMATS)
+
+
+def _told(part: Mixer | Mlp) -> dict[str, object]:
+    """A part's numbers; those that few kinds of layers have, only where they say something."""
+    fields = dataclasses.asdict(part)
+    return {name: value for name, value in fields.items() if value or name not in RARE}
 
 
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:

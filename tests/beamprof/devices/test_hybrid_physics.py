@@ -99,6 +99,14 @@ def test_gpus_that_share_a_mamba_group_add_up_its_norms_sums() -> None:
     assert reduces_us(H100, stage(bare.split(8, 1), tp=8), 64) == reduces_us(H100, apart, 64)
 
 
+def test_side_by_side_in_a_layer_saves_a_norm_and_no_all_reduce() -> None:
+    one, two = (Layer(ATTENTION, DenseMlp(14336), parallel) for parallel in (True, False))
+    less = elementwise_bytes(stage(two), two, 8) - elementwise_bytes(stage(one), one, 8)
+    assert less == 8 * 4 * 4096 * 2
+    assert one.split(2, 1).parallel
+    assert one.reduces == two.reduces
+
+
 def test_an_mlp_without_a_gate_moves_and_weighs_two_thirds() -> None:
     gated, plain = (Layer(NoMixer(), DenseMlp(14336, gated)) for gated in (True, False))
     assert stage(plain).weights == stage(gated).weights * 2 / 3

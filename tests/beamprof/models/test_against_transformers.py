@@ -151,6 +151,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma": ("GemmaForCausalLM", HEAD),
     "cohere": ("CohereForCausalLM", {}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {"num_key_value_heads": 8}),
+    "phi": ("PhiForCausalLM", {}),
     "glm": ("GlmForCausalLM", {**HEAD, "pad_token_id": 0}),
     "glm4v_text": ("Glm4vForConditionalGeneration", {}),
     "glm4v_moe_text": (
@@ -236,6 +238,8 @@ BUILT = {
     "granitemoehybrid-dense": 3_878_912,
     "gemma": 5_767_168,
     "cohere": 4_456_448,
+    "gpt_neox": 4_194_304,
+    "phi": 3_407_872,
     "glm": 5_767_168,
     "glm4v_text": 4_456_448,
     "glm4v_moe_text": 9_617_408,
