@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from beamprof.backends.vllm_model import hf_config
 from beamprof.models.config import shape_of
 from beamprof.models.layers import Layer, MoeMlp
+from beamprof.models.registry import registry
 from beamprof.models.shape import ModelShape
 
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8,
@@ -272,13 +274,25 @@ def shape(case: str, fields: dict[str, Any]) -> ModelShape:
     return shape_of(whole, "mine", "config.json")
 
 
-def weights(layer: Layer) -> int:
+def weights(layer: Layer, hidden: int) -> int:
     """A layer's weights as BEAM counts them."""
-    both = layer.mixer.projections(256) + layer.mlp.projections(256)
+    both = layer.mixer.projections(hidden) + layer.mlp.projections(hidden)
     experts = 0
     if isinstance(layer.mlp, MoeMlp):
-        experts = layer.mlp.experts * sum(n * k for n, k in layer.mlp.expert_projections(256))
+        experts = layer.mlp.experts * sum(n * k for n, k in layer.mlp.expert_projections(hidden))
     return sum(n * k for n, k in both) + experts
+
+
+def built_weights(model: Any) -> list[int]:
+    """The same of each layer of a transformers model."""
+    return [
+        sum(
+            weight.numel()
+            for name, weight in layer.named_parameters()
+            if weight.dim() > 1 and not any(part in name for part in LEFT_OUT)
+        )
+        for layer in model.layers
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -296,16 +310,9 @@ def test_every_layer_has_the_weights_that_transformers_builds(case: str) -> None
     config = transformers.AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config)
-    theirs = [
-        sum(
-            weight.numel()
-            for name, weight in layer.named_parameters()
-            if weight.dim() > 1 and not any(part in name for part in LEFT_OUT)
-        )
-        for layer in model.layers
-    ]
+    theirs = built_weights(model)
     ours = shape(case, fields)
-    assert [weights(layer) for layer in ours.decoder] == theirs
+    assert [weights(layer, 256) for layer in ours.decoder] == theirs
     assert sum(theirs) == BUILT[case]
     for kind, layer in zip(getattr(config, "layer_types", None) or [], ours.decoder, strict=False):
         if kind in ("full_attention", "sliding_attention", "chunked_attention"):
@@ -313,3 +320,21 @@ def test_every_layer_has_the_weights_that_transformers_builds(case: str) -> None
             assert windowed == (kind != "full_attention")
     # As transformers saves it, with its class's own names and defaults, it is the same model.
     assert shape(case, config.to_dict()).decoder == ours.decoder
+
+
+# Engines keep keys' weights twice where Gemma 4's keys are its values.
+@pytest.mark.parametrize("name", [name for name in registry() if not name.startswith("gemma4")])
+def test_a_registry_entry_as_engines_get_it_has_its_models_weights(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    model = registry()[name]
+    config = {k: v for k, v in hf_config(model).items() if k != "quantization_config"}
+    model_type = config.pop("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {model_type}")
+    with torch.device("meta"):
+        built = transformers.AutoModel.from_config(
+            transformers.AutoConfig.for_model(model_type, **config)
+        )
+    ours = [weights(layer, model.hidden_size) for layer in model.decoder]
+    assert ours == built_weights(built)
