@@ -174,21 +174,22 @@ def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
     """A nested config holds only what differs from its class: the rest is as transformers has it.
 
     A field that is there and null stays null. Experts go by several names, of which a default
-    could only guess the right one: of a family that has them, or may (Gemma 4: only where it says
-    so), they must be named.
+    could only guess the right one: of a family that has them they must be named, but where there is
+    one name (Mistral 4) or a field that says whether there are any (Gemma 4).
     """
     defaults = _defaults().get(family, {})
-    may = FAMILIES[family].experts and defaults.get("enable_moe_block", True)
-    if may and not any(name in text.values for name in EXPERTS):
+    known = {**defaults, **text.values}
+    asked = FAMILIES[family].experts and known.get("enable_moe_block", True)
+    if asked and not any(name in known for name in EXPERTS):
         raise ModelShapeError(
             f"{text.where} does not say how many experts a layer of {family} has",
             cause=f"it leaves out {', '.join(EXPERTS)}",
             hint=f"write the one that {family} uses into it (null: it has none)",
         )
-    missing = {k: v for k, v in defaults.items() if k not in text.values}
+    missing = {name: value for name, value in defaults.items() if name not in text.values}
     told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
     notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)
-    return Fields({**missing, **text.values}, text.where), notes if told else ()
+    return Fields(known, text.where), notes if told else ()
 
 
 @cache
