@@ -145,6 +145,8 @@ def _kimi(text: Fields) -> GatedDelta:
         heads, dim = text.several("linear_num_heads"), text.size("linear_head_dim")
         conv = text.several("linear_conv_kernel_dim", default=4)
     else:
+        if inner.flag("use_full_rank_gate"):  # Kimi K3
+            raise ModelShapeError(f"{inner.where}: use_full_rank_gate is not priced")
         heads, dim = inner.several("num_heads"), inner.size("head_dim")
         conv = inner.several("short_conv_kernel_size", default=4)
     return GatedDelta(heads, heads, dim, dim, conv, gate_rank=dim)

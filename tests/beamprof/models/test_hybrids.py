@@ -142,6 +142,11 @@ def test_blocks_are_read_one_by_one() -> None:
         (without(BAMBA, "mamba_d_state"), {}, "lacks the field 'ssm_state_size'"),
         (KIMI, {"mla_use_output_gate": True}, "mla_use_output_gate is not priced"),
         (KIMI, {"routed_expert_hidden_size": 1024}, "routed_expert_hidden_size is not priced"),
+        (
+            KIMI,
+            {"linear_attn_config": KIMI["linear_attn_config"] | {"use_full_rank_gate": True}},
+            "use_full_rank_gate is not priced",
+        ),
         (KIMI, {"num_hidden_layers": 28}, "must name every layer from 1 to 28 once"),
         (PUZZLE, {"num_hidden_layers": 4}, "block_configs describes 3 layers of 4"),
         (PUZZLE, {"num_attention_heads": 4}, "groups of 8 do not divide 4 heads"),
