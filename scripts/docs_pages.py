@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from beam_runtime.engines import config as beam_toml
 from beamprof.cli.main import app
 from beamprof.devices.device import device_names, resolve_device
+from beamprof.models.families import ARCHITECTURES, REFUSED
 from beamprof.models.registry import entries, registry
 from beamprof.traces.importers.registry import IMPORTERS
 
@@ -102,11 +103,28 @@ def support() -> str:
         f"# Models, GPUs, versions\n{NOTE}\n"
         "## Models\n\n`--model` takes these names, their Hugging Face ids, or a directory with a "
         "config.json.\n\n| name | Hugging Face id | layers | weights |\n|---|---|---|---|\n"
-        f"{models}\n\n## GPUs\n\nAny NVIDIA GPU can be measured. These can be modelled without "
-        "one; the error is what the device file states of itself.\n\n"
+        f"{models}\n\n{_architectures()}\n\n## GPUs\n\n"
+        "Any NVIDIA GPU can be measured. These can be modelled without one; the error is what the "
+        "device file states of itself.\n\n"
         "| `--device` | as the driver says it | clocks | error of the model |\n|---|---|---|---|\n"
         f"{gpus}\n\n## Packages\n\n{needs}\n\n"
         "For vLLM's versions see [BEAM in vLLM](../vllm.md).\n"
+    )
+
+
+def _architectures() -> str:
+    """Which config.json files are understood, and what is in the way of some others."""
+    known = ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES))
+    refused = "\n".join(f"| `{name}` | {what} |" for name, what in sorted(REFUSED.items()))
+    return (
+        "### Architectures\n\nA directory's config.json may name any of these, or hold one as the "
+        f"text decoder of a multimodal model: {known}.\n\n"
+        "Any other is refused by name, and so is a field that would change the cost and is not "
+        "understood. What is in the way of some:\n\n"
+        f"| architecture | not modelled |\n|---|---|\n{refused}\n\n"
+        "Mamba-2 layers, Kimi's delta attention, short convolutions and heads of more than 256 "
+        "numbers are modelled by what is nearest among the measured operators. Tables of such "
+        "models say so wherever they are used."
     )
 
 

@@ -15,6 +15,7 @@ from beam_runtime.types import Source, StepShape
 from beamprof import version
 from beamprof.backends.base import Measurement
 from beamprof.backends.cell import Cell
+from beamprof.devices.assumed import assumed
 from beamprof.devices.device import Device
 from beamprof.devices.forward import Forward, forward
 from beamprof.devices.power import waiting_w
@@ -46,7 +47,7 @@ class ModelledBackend:
             "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
             "gpu_name": "",
             "driver": "",
-            "accuracy": device.accuracy,
+            "accuracy": "; ".join(filter(None, (device.accuracy, assumed(self.stage)))),
             "engine": "modelled",
             "engine_version": version.__version__,
             "energy_source": "modelled",

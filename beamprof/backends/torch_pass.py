@@ -26,7 +26,7 @@ from beamprof.backends.torch_layer import (
 )
 from beamprof.backends.torch_memory import check_fits
 from beamprof.errors import BackendError
-from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp
+from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp, NoMlp
 from beamprof.models.shape import ModelShape, StageShape
 
 # Families whose layers torch_layer computes; others norm, rotate or activate in other ways.
@@ -151,7 +151,7 @@ class Stage:
             q_norm=head_ones if normed else None,
             k_norm=head_ones if normed else None,
             out=self.random(hidden, attended, scale=1 / math.sqrt(attended)),
-            mlp=self._random_mlp(layer.mlp),
+            mlp=self._random_mlp(mlp_of(layer)),
             attention_norm=ones,
             mlp_norm=ones,
         )
@@ -266,7 +266,7 @@ def _activation_bytes(stage: StageShape, step: StepShape) -> int:
     """What one layer holds at its widest: residual, norm, QKV twice (RoPE copies), MLP."""
     widest = 0
     for group in stage.groups:
-        mixer, mlp = attention_of(group.layer), group.layer.mlp
+        mixer, mlp = attention_of(group.layer), mlp_of(group.layer)
         # Rows of an expert are there once for each of a token's choices.
         copies = mlp.top_k if isinstance(mlp, MoeMlp) else 1
         width = 4 * mlp.intermediate_size * copies + 4 * stage.hidden_size * copies
@@ -279,6 +279,13 @@ def attention_of(layer: Layer) -> Attention:
     if not isinstance(layer.mixer, Attention):
         raise TypeError(f"{layer} has no softmax attention")
     return layer.mixer
+
+
+def mlp_of(layer: Layer) -> DenseMlp | MoeMlp:
+    """A layer's MLP: the families that are built here have one in every layer."""
+    if isinstance(layer.mlp, NoMlp):
+        raise TypeError(f"{layer} has no MLP")
+    return layer.mlp
 
 
 def buildable(model: ModelShape, stage: StageShape) -> list[Layer]:

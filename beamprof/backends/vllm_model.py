@@ -40,11 +40,14 @@ def model_folder(named: str, model: ModelShape, scratch: Path) -> Path:
 def hf_config(model: ModelShape) -> dict[str, object]:
     """A registry entry in Hugging Face's form: models.config reads the same shape back."""
     config = registered_config(registry_name(model.name) or model.name)
-    types = {"llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "gemma3": "gemma3_text"}
+    types = {name: f"{name}_text" for name in ("llama4", "qwen3_5", "gemma3", "gemma4")}
+    # The registry has no null: queries that are projected in one step would get their class's rank.
+    one_step = "kv_lora_rank" in config and "q_lora_rank" not in config
     return {
         "model_type": types.get(model.architecture, model.architecture),
         "hidden_act": "silu",
         **config,
         "head_dim": model.head_dim,
         "torch_dtype": model.dtype,
+        **({"q_lora_rank": None} if one_step else {}),
     }

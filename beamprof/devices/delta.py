@@ -9,10 +9,11 @@ import numpy as np
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
-from beamprof.models.layers import GatedDelta
+from beamprof.models.recurrent import GatedDelta
 
 STATE_BYTES = 4  # float32
 CONV_BYTES = 2
+MEASURED_STATE = 128 * 128  # numbers of one head's state, in all operators that were fitted
 Number = float | Array
 
 
@@ -37,10 +38,10 @@ def delta_us(
     decoding = state_bytes(mixer, requests) / (
         kernels.bandwidth_share * bandwidth(device, clocks_mhz)
     )
-    work = prompts * new_tokens * mixer.value_heads * kernels.head_token_clocks
+    heads = mixer.state_size / MEASURED_STATE
+    work = prompts * new_tokens * heads * kernels.head_token_clocks
     paced = np.maximum(new_tokens * kernels.token_clocks, work / device.compute.sms)
-    channels = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
-    conv = 2.0 * CONV_BYTES * prompts * new_tokens * channels
+    conv = 2.0 * CONV_BYTES * prompts * new_tokens * mixer.conv_channels
     chunk = (paced + conv / kernels.conv_bytes_per_clock) / clocks_mhz
     starts_us = kernels.decode_fixed_us * np.minimum(requests, 1)  # each with kernels of its own
     starts_us = starts_us + kernels.fixed_us * np.minimum(new_tokens, 1)

@@ -10,19 +10,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from beam_runtime.types import StepShape
-from beamprof.devices.allreduce import allreduce_us
+from beamprof.devices.allreduce import allreduce_us, message_us
 from beamprof.devices.attention import Heads, chunk_us, decode_us
-from beamprof.devices.delta import delta_us, state_bytes
+from beamprof.devices.delta import CONV_BYTES, delta_us, state_bytes
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, Gemms, bandwidth, gemm_us
 from beamprof.devices.latent import latent_flops, latent_us
+from beamprof.devices.mamba import mamba_state_bytes, mamba_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.devices.power import Utilisation, capped_mhz, running_w
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import Attention, DenseMlp, GatedDelta, LatentAttention, Layer, MoeMlp
+from beamprof.models.layers import (
+    Attention,
+    DenseMlp,
+    LatentAttention,
+    Layer,
+    MoeMlp,
+    NoMlp,
+    Single,
+)
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
 from beamprof.models.shape import StageShape
 
 GRAPH_LIMIT_TOKENS = 512  # vLLM captures CUDA graphs up to here
+SUM_BYTES = np.array([4.0])  # of a float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,9 @@ def layer_us(
 ) -> Array:
     """Microseconds of one layer of the stage."""
     tokens = padded_tokens(step.tokens)
-    total = mixer_us(device, stage, layer, step, clocks_mhz)
+    total = np.zeros_like(clocks_mhz)
+    for mixer in layer.mixers:
+        total = total + mixer_us(device, stage, mixer, step, clocks_mhz)
     for gemms in layer_gemms(stage, layer, tokens):
         total = total + gemm_us(device, gemms, clocks_mhz).sum(axis=0)
     if isinstance(layer.mlp, MoeMlp):
@@ -75,31 +88,49 @@ def layer_us(
         total = total + experts_us(device, routed, form, clocks_mhz)[0]
     elementwise_rate = device.compute.activation_bytes_per_clock * clocks_mhz
     total = total + elementwise_bytes(stage, layer, tokens) / elementwise_rate
-    total = total + device.launch.kernels_per_layer * device.launch.kernel_us
+    kernels = device.launch.kernels_per_layer * layer.halves / 2
+    total = total + kernels * device.launch.kernel_us
     return total + reduces_us(device, stage, step.tokens) / stage.layers
 
 
 def reduces_us(device: Device, stage: StageShape, tokens: int) -> float:
-    """Microseconds of a pass's all-reduces: two in each layer, and two between dp groups."""
+    """Microseconds of a pass's all-reduces: after mixers and MLPs, and two between dp groups."""
     padded, total = padded_tokens(tokens), 0.0
     if stage.tp > 1:
-        total += allreduce_us(device, stage, padded, stage.tp)
+        reduces = sum(group.count * group.layer.reduces for group in stage.groups)
+        total += reduces * allreduce_us(device, stage, padded, stage.tp)
+        total += _norm_sums(stage) * float(message_us(device, stage.tp, SUM_BYTES * padded)[0])
     if stage.dp > 1:  # tokens go to the experts of other groups and come back
-        total += allreduce_us(device, stage, padded * stage.dp, stage.tp * stage.dp)
-    return 2 * stage.layers * total
+        mlps = sum(g.count for g in stage.groups if not isinstance(g.layer.mlp, NoMlp))
+        total += 2 * mlps * allreduce_us(device, stage, padded * stage.dp, stage.tp * stage.dp)
+    return total
+
+
+def _norm_sums(stage: StageShape) -> int:
+    """Norms over channels that several GPUs share: one number of each token is added up."""
+    return sum(
+        group.count
+        for group in stage.groups
+        for mixer in group.layer.mixers
+        if isinstance(mixer, Mamba2) and mixer.summed
+    )
 
 
 def mixer_us(
-    device: Device, stage: StageShape, layer: Layer, step: StepShape, clocks_mhz: Array
+    device: Device, stage: StageShape, mixer: Single, step: StepShape, clocks_mhz: Array
 ) -> Array:
     """Microseconds of one layer's attention, or of what stands in its place."""
-    mixer, kv = layer.mixer, stage.precision.kv
+    kv = stage.precision.kv
     chunk, before = step.prefill_tokens, _mean_context(step)
     if isinstance(mixer, LatentAttention):
         decodes = (step.decode_requests, float(step.decode_context_tokens))
         return latent_us(device, mixer, kv, decodes, (1.0, float(chunk), before), clocks_mhz)
     if isinstance(mixer, GatedDelta):
         return delta_us(device, mixer, step.decode_requests, 1.0, chunk, clocks_mhz)
+    if isinstance(mixer, Mamba2):
+        return mamba_us(device, mixer, step.decode_requests, 1.0, chunk, clocks_mhz)
+    if isinstance(mixer, ShortConv):  # elementwise_bytes has the rest
+        return conv_state_bytes(mixer, step.decode_requests) / bandwidth(device, clocks_mhz)
     heads = Heads.of(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.window_tokens, kv)
     total = np.zeros_like(clocks_mhz)
     if step.decode_requests:
@@ -109,6 +140,11 @@ def mixer_us(
         columns = (_column(1), _column(chunk), _column(before))
         total = total + chunk_us(device, heads, *columns, clocks_mhz)[0]
     return total
+
+
+def conv_state_bytes(mixer: ShortConv, requests: int) -> float:
+    """The latest tokens of so many requests, read and written."""
+    return 2.0 * CONV_BYTES * requests * mixer.state_size
 
 
 def _mean_context(step: StepShape) -> float:
@@ -141,13 +177,12 @@ def layer_gemms(stage: StageShape, layer: Layer, tokens: int) -> tuple[Gemms, ..
 
 
 def elementwise_bytes(stage: StageShape, layer: Layer, tokens: int) -> float:
-    """Traffic of two fused add-and-norms, SwiGLU, RoPE and the KV write in one layer."""
-    norms = 2 * 4 * stage.hidden_size
-    width = layer.mlp.intermediate_size if isinstance(layer.mlp, DenseMlp) else (
-        layer.mlp.shared_size
-    )  # fmt: skip
-    mixed = layer.mixer.projections(stage.hidden_size)[0][0]
-    elements = norms + 3 * width + 3 * mixed
+    """Traffic of fused add-and-norms, the MLP's activation, RoPE and the KV write in one layer."""
+    mlp, elements = layer.mlp, layer.norms * 4 * stage.hidden_size
+    if not isinstance(mlp, NoMlp):
+        width = mlp.intermediate_size if isinstance(mlp, DenseMlp) else mlp.shared_size
+        elements += (3 if mlp.gated else 2) * width
+    elements += sum(3 * mixer.projections(stage.hidden_size)[0][0] for mixer in layer.mixers)
     return float(tokens * elements * stage.activation_bytes)
 
 
@@ -189,7 +224,19 @@ def _layer_work(
         routed = Routed.of(layer.mlp, stage.hidden_size, step.tokens * stage.dp)
         flops += float(routed.flops[0]) / device.moe_kernels(form).rate
         moved += float(routed.dram_bytes(form)[0])
-    mixer, pairs = layer.mixer, float(step.prefill_pairs or 0.0)
+    for mixer in layer.mixers:
+        mixed, read = _mixer_work(device, stage, mixer, step)
+        flops += mixed
+        moved += read
+    return flops, moved
+
+
+def _mixer_work(
+    device: Device, stage: StageShape, mixer: Single, step: StepShape
+) -> tuple[float, float]:
+    """FLOPs (as of bf16) and DRAM bytes of one mixer, without its GEMMs."""
+    flops = moved = 0.0
+    pairs = float(step.prefill_pairs or 0.0)
     contexts = float(step.decode_context_tokens + step.prefill_context_tokens + step.tokens)
     if isinstance(mixer, Attention):
         if mixer.window_tokens:
@@ -197,12 +244,16 @@ def _layer_work(
             windows = step.decode_requests * mixer.window_tokens
             chunk = step.prefill_tokens + min(step.prefill_context_tokens, mixer.window_tokens)
             contexts = min(contexts, float(windows + step.decode_requests + chunk))
-        flops += device.power.attention_share * 4.0 * mixer.heads * mixer.head_dim * pairs
+        flops = device.power.attention_share * 4.0 * mixer.heads * mixer.head_dim * pairs
     elif isinstance(mixer, LatentAttention):
         decodes = (step.decode_requests, float(step.decode_context_tokens))
         chunk_shape = (1.0, float(step.prefill_tokens), _mean_context(step))
         decode_flops, chunk_flops = latent_flops(mixer, decodes, chunk_shape)
-        flops += device.power.attention_share * (float(decode_flops) + float(chunk_flops))
+        flops = device.power.attention_share * (float(decode_flops) + float(chunk_flops))
+    elif isinstance(mixer, Mamba2):
+        moved = float(mamba_state_bytes(mixer, step.decode_requests))
+    elif isinstance(mixer, ShortConv):
+        moved = conv_state_bytes(mixer, step.decode_requests)
     else:
-        moved += float(state_bytes(mixer, step.decode_requests))
+        moved = float(state_bytes(mixer, step.decode_requests))
     return flops, moved + contexts * mixer.kv_per_token * stage.precision.kv_bytes

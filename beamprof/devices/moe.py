@@ -61,7 +61,7 @@ class Routed:
             (
                 tokens * mlp.top_k,
                 *loads,
-                hidden,
+                mlp.latent_size or hidden,
                 mlp.intermediate_size,
                 2 if mlp.gated else 1,
                 mlp.ep > 1,

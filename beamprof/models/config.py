@@ -14,9 +14,13 @@ from typing import Any
 
 from beamprof.errors import ModelShapeError
 from beamprof.files import read_text
-from beamprof.models.families import ARCHITECTURES, EXPERTS, FAMILIES, Family, mixers, mlps
+from beamprof.models.blocks import block_layers
+from beamprof.models.families import ARCHITECTURES, FAMILIES, REFUSED, Family
 from beamprof.models.fields import Fields
+from beamprof.models.layer_kinds import layer_count, layer_kinds
 from beamprof.models.layers import Attention, DenseMlp, Layer
+from beamprof.models.mixers import mixers
+from beamprof.models.mlps import EXPERTS, mlps
 from beamprof.models.precision import Precision
 from beamprof.models.quantization import read_precision
 from beamprof.models.shape import ModelShape
@@ -26,6 +30,10 @@ TEXT = ("text_config", "llm_config", "thinker_config", "language_config")
 # What a model's size hangs on, of the fields that a nested config may leave out (defaults.toml).
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "head_dim")  # fmt: skip
+HEAD_DIM = ("head_dim", "attention_head_dim")
+LENGTH = ("max_position_embeddings", "model_max_length", "seq_length")
+NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
+QKV_BIAS = ("attention_bias", "qkv_bias", "use_qkv_bias", "use_bias")
 TOWERS = ("vision_config", "audio_config", "vision_tower_config")
 
 
@@ -76,21 +84,18 @@ def shape_of(
     hidden = text.size("hidden_size")
     if heads % kv_heads:
         raise ModelShapeError(f"{text.where}: {kv_heads} KV heads do not divide {heads} heads")
-    if not text.has("head_dim") and not text.has("kv_lora_rank") and hidden % heads:
+    head_dim = text.size(*HEAD_DIM, default=family.head_dim or max(1, hidden // heads))
+    told = family.head_dim or any(text.has(name) for name in (*HEAD_DIM, "kv_lora_rank"))
+    if not told and hidden % heads:
         raise ModelShapeError(f"{text.where}: {heads} heads do not divide the hidden size {hidden}")
-    head_dim = text.size("head_dim", default=max(1, hidden // heads))
-    layers = text.several("num_hidden_layers")
+    layers = layer_count(text)
     attention = Attention(heads, kv_heads, head_dim)
-    decoder = tuple(
-        Layer(mixer, mlp)
-        for mixer, mlp in zip(
-            mixers(family, text, attention, layers), mlps(family, text, layers), strict=True
-        )
-    )
+    decoder = _layers(family, text, attention, layers, served)
     plain = Layer(attention, DenseMlp(_dense_width(text, decoder)))
     rope = text.inner("rope_parameters") or text.inner("rope_scaling") or Fields({}, text.where)
     theta = text if text.has("rope_theta") else _full_rope(rope)
-    precision = read_precision(whole if whole.has("quantization_config") else text, served, layers)
+    quantised = whole if whole.has("quantization_config") else text
+    precision = read_precision(quantised, served, decoder)
     return ModelShape(
         name=name,
         architecture=family_name,
@@ -98,20 +103,34 @@ def shape_of(
         intermediate_size=_dense_width(text, decoder),
         layers=layers,
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=_kv_heads(decoder, kv_heads),
         head_dim=head_dim,
         vocab_size=text.size("vocab_size"),
-        max_model_len=text.size("max_position_embeddings", "model_max_length", "seq_length"),
+        max_model_len=text.size(*LENGTH),
         dtype=served,
         rope_theta=theta.number("rope_theta", default=10000.0),
-        rms_norm_eps=text.number("rms_norm_eps", "layer_norm_eps", default=1e-6),
-        qkv_bias=family.qkv_bias or text.flag("attention_bias"),
+        rms_norm_eps=text.number(*NORM_EPS, default=1e-6),
+        qkv_bias=family.qkv_bias or any(text.flag(name) for name in QKV_BIAS),
         qk_norm=family.qk_norm,
         tie_embeddings=whole.flag("tie_word_embeddings", default=text.flag("tie_word_embeddings")),
         special_layers=() if set(decoder) == {plain} else decoder,
         quantised=None if precision == Precision.of(served) else precision,
         notes=(*notes, *dtype_notes),
     )
+
+
+def _layers(
+    family: Family, text: Fields, attention: Attention, layers: int, served: str
+) -> tuple[Layer, ...]:
+    """Every layer of the decoder, in order."""
+    if family.blocks:
+        return block_layers(text, attention, layers)
+    if text.values.get("block_configs"):
+        raise ModelShapeError(f"{text.where}: block_configs are not priced for this architecture")
+    kinds = layer_kinds(family, text, layers)
+    by_layer = mixers(family, text, attention, kinds, served), mlps(family, text, kinds)
+    parallel = text.flag("use_parallel_residual", default=family.parallel)
+    return tuple(Layer(mixer, mlp, parallel) for mixer, mlp in zip(*by_layer, strict=True))
 
 
 def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
@@ -124,6 +143,12 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
             )
     named = (whole.texts("architectures") or (None,))[0]
     inner = next((part for key in TEXT if (part := whole.inner(key)) is not None), None)
+    if named in REFUSED:
+        raise ModelShapeError(
+            f"{whole.where}: architecture {named!r} is not supported",
+            cause=f"BEAM does not model its {REFUSED[named]}",
+            hint=f"known architectures: {', '.join(ARCHITECTURES)}",
+        )
     if named in ARCHITECTURES and inner is None:
         return whole, ARCHITECTURES[named], ()
     text = inner if inner is not None else whole
@@ -149,18 +174,22 @@ def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
     """A nested config holds only what differs from its class: the rest is as transformers has it.
 
     A field that is there and null stays null. Experts go by several names, of which a default
-    could only guess the right one: of a family that has them they must be named.
+    could only guess the right one: of a family that has them they must be named, but where there is
+    one name (Mistral 4) or a field that says whether there are any (Gemma 4).
     """
-    if FAMILIES[family].experts and not any(name in text.values for name in EXPERTS):
+    defaults = _defaults().get(family, {})
+    known = {**defaults, **text.values}
+    asked = FAMILIES[family].experts and known.get("enable_moe_block", True)
+    if asked and not any(name in known for name in EXPERTS):
         raise ModelShapeError(
             f"{text.where} does not say how many experts a layer of {family} has",
             cause=f"it leaves out {', '.join(EXPERTS)}",
             hint=f"write the one that {family} uses into it (null: it has none)",
         )
-    missing = {k: v for k, v in _defaults().get(family, {}).items() if k not in text.values}
+    missing = {name: value for name, value in defaults.items() if name not in text.values}
     told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
     notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)
-    return Fields({**missing, **text.values}, text.where), notes if told else ()
+    return Fields(known, text.where), notes if told else ()
 
 
 @cache
@@ -194,6 +223,12 @@ def _dtype(whole: Fields, text: Fields, asked: str | None) -> tuple[str, tuple[s
 def _full_rope(rope: Fields) -> Fields:
     """rope_parameters may hold one set for each kind of attention (Gemma 3)."""
     return rope.inner("full_attention") or rope
+
+
+def _kv_heads(decoder: tuple[Layer, ...], told: int) -> int:
+    """Of the first attention; layers that are described one by one may not share a number."""
+    attention = (m for layer in decoder for m in layer.mixers if isinstance(m, Attention))
+    return next((mixer.kv_heads for mixer in attention), told)
 
 
 def _dense_width(text: Fields, decoder: tuple[Layer, ...]) -> int:

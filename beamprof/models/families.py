@@ -1,23 +1,10 @@
 """What each architecture's config says about its layers, in the field names of its own config.
 
 A family is a set of habits: where its window, its experts, its latent ranks stand. The names are
-those of Hugging Face's transformers.
+those of Hugging Face's transformers. mixers.py and mlps.py read configs by them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from beamprof.errors import ModelShapeError
-from beamprof.models.fields import Fields
-from beamprof.models.layers import (
-    Attention,
-    DenseMlp,
-    GatedDelta,
-    LatentAttention,
-    Mixer,
-    Mlp,
-    MoeMlp,
-)
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +17,22 @@ class Family:
             sliding_window holds for every layer without layer_types.
         full_every: without layer_types, every so-manieth layer has no window (0 = none).
         experts: the layers hold routed experts.
+        shared_experts, first_dense: shared experts, and dense layers before those with experts,
+            where the config does not say.
+        dense_width: fields of a dense MLP's width, the first that is there. shared_width: field of
+            one shared expert's; empty = as wide as a routed one, or one field for all of them.
+        adjusted_width: of a dense MLP two thirds are taken, rounded up, unless the config says no.
+        wide_full: layers without a window have heads of a size of their own, and fewer for keys.
         gated_attention: the query projection yields an output gate.
+        gated_mlp: MLPs have a gate beside the projection up.
+        state: what layers without attention keep a state by: "mamba" (Mamba-2), "kimi" (Kimi's
+            delta attention), "beside" (Mamba-2 beside attention in every layer), "conv" (a short
+            convolution); empty = gated delta nets where the config has their fields, else none.
+        state_dtype: of that state where the config does not say; empty = of the weights.
+        alone: a layer is a mixer or an MLP, not both.
+        parallel: a layer's mixer and MLP read the same input, if the config does not deny it.
+        blocks: every layer is described by itself, in block_configs.
+        head_dim: where the config does not say; 0 = the hidden size over the heads.
     """
 
     qkv_bias: bool = False
@@ -38,7 +40,20 @@ class Family:
     window: str = "none"
     full_every: int = 0
     experts: bool = False
+    shared_experts: int = 0
+    first_dense: int = 0
+    dense_width: tuple[str, ...] = ("intermediate_size_mlp", "intermediate_size")
+    shared_width: str = ""
+    adjusted_width: bool = False
+    wide_full: bool = False
     gated_attention: bool = False
+    gated_mlp: bool = True
+    state: str = ""
+    state_dtype: str = ""
+    alone: bool = False
+    parallel: bool = False
+    blocks: bool = False
+    head_dim: int = 0
 
 
 FAMILIES: dict[str, Family] = {
@@ -47,38 +62,124 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family(window="all"),
     "ministral3": Family(window="all"),
     "qwen2": Family(qkv_bias=True, window="flag"),
+    "qwen2_vl": Family(qkv_bias=True, window="flag"),
     "qwen2_5_vl": Family(qkv_bias=True, window="flag"),
     "qwen3": Family(qk_norm=True, window="flag"),
     "qwen3_vl": Family(qk_norm=True),
+    "gemma": Family(),
     "gemma2": Family(window="all", full_every=2),
+    "gemma4": Family(
+        qk_norm=True,
+        window="all",
+        full_every=6,
+        wide_full=True,
+        experts=True,
+        shared_experts=1,
+        shared_width="intermediate_size",
+    ),
     "gemma3": Family(qk_norm=True, window="all", full_every=6),
     "phi3": Family(window="all"),
+    "exaone4": Family(qk_norm=True, window="all", full_every=4),
+    "hunyuan_v1_dense": Family(qk_norm=True),
+    "nemotron": Family(gated_mlp=False),
+    "nemotron_nas": Family(blocks=True),
+    "arcee": Family(gated_mlp=False),
+    "apertus": Family(qk_norm=True, gated_mlp=False),
+    "starcoder2": Family(qkv_bias=True, window="all", gated_mlp=False),
+    "internlm2": Family(),
+    "internlm3": Family(),
+    "stablelm": Family(),
     "granite": Family(),
     "smollm3": Family(window="flag"),
     "seed_oss": Family(),
     "ernie4_5": Family(),
+    "olmo": Family(),
     "olmo2": Family(qk_norm=True),
     "olmo3": Family(qk_norm=True, window="all", full_every=4),
-    "cohere2": Family(window="all", full_every=4),
+    "cohere": Family(parallel=True),
+    "cohere2": Family(window="all", full_every=4, parallel=True),
+    "gpt_neox": Family(qkv_bias=True, gated_mlp=False, parallel=True),
+    "phi": Family(qkv_bias=True, gated_mlp=False, parallel=True),
+    "glm": Family(qkv_bias=True),
     "glm4": Family(),
+    "glm4v": Family(qkv_bias=True),
     "mixtral": Family(window="all", experts=True),
     "qwen2_moe": Family(qkv_bias=True, window="flag", experts=True),
     "qwen3_moe": Family(qk_norm=True, window="flag", experts=True),
     "qwen3_vl_moe": Family(qk_norm=True, experts=True),
     "olmoe": Family(qk_norm=True, experts=True),
+    "flex_olmo": Family(qk_norm=True, experts=True),
     "granitemoe": Family(experts=True),
+    "granitemoeshared": Family(experts=True),
+    "phimoe": Family(window="all", experts=True),
+    "solar_open": Family(experts=True, shared_experts=1),
+    "exaone_moe": Family(
+        qk_norm=True, window="all", full_every=4, experts=True, shared_experts=1, first_dense=1
+    ),
+    "hy_v3": Family(qk_norm=True, experts=True, shared_experts=1, first_dense=1),
+    "afmoe": Family(
+        qk_norm=True,
+        window="all",
+        full_every=4,
+        experts=True,
+        shared_experts=2,
+        first_dense=1,
+        gated_attention=True,
+    ),
     "dots1": Family(qk_norm=True, window="all", experts=True),
     "gpt_oss": Family(qkv_bias=True, window="all", full_every=2, experts=True),
     "deepseek_v2": Family(experts=True),
     "deepseek_v3": Family(experts=True),
     "kimi_k2": Family(experts=True),
-    "glm4_moe": Family(experts=True),
-    "glm4_moe_lite": Family(experts=True),
+    "glm4_moe": Family(experts=True, shared_experts=1, first_dense=1),
+    "glm4_moe_lite": Family(experts=True, shared_experts=1, first_dense=1),
+    "glm4v_moe": Family(qkv_bias=True, experts=True, shared_experts=1, first_dense=1),
     "llama4": Family(experts=True),
     "minimax_m2": Family(qk_norm=True, experts=True),
+    "hunyuan_v1_moe": Family(
+        qk_norm=True, experts=True, shared_experts=1, shared_width="intermediate_size"
+    ),
+    "ernie4_5_moe": Family(experts=True, shared_experts=2, first_dense=1),
+    "mistral4": Family(experts=True, shared_experts=1),
+    "kimi_linear": Family(experts=True, shared_experts=1, first_dense=1, state="kimi"),
+    "nemotron_h": Family(
+        state="mamba",
+        state_dtype="float32",
+        alone=True,
+        gated_mlp=False,
+        head_dim=128,
+        shared_experts=1,
+        shared_width="moe_shared_expert_intermediate_size",
+    ),
+    "granitemoehybrid": Family(
+        experts=True, state="mamba", dense_width=("shared_intermediate_size",)
+    ),
+    "bamba": Family(state="mamba"),
+    "lfm2": Family(qk_norm=True, state="conv", adjusted_width=True),
+    "lfm2_moe": Family(qk_norm=True, experts=True, state="conv", first_dense=2),
+    "olmo_hybrid": Family(qk_norm=True),
+    "falcon_h1": Family(state="beside"),
     "qwen3_next": Family(qk_norm=True, experts=True, gated_attention=True),
     "qwen3_5": Family(qk_norm=True, gated_attention=True),
     "qwen3_5_moe": Family(qk_norm=True, experts=True, gated_attention=True),
+}
+# Refused by name, with what is in the way: (architecture, what of it has no price).
+REFUSED: dict[str, str] = {
+    "DeepseekV32ForCausalLM": "sparse attention: an indexer picks which tokens are attended to",
+    "DeepseekV4ForCausalLM": "sparse and compressed attention",
+    "GlmMoeDsaForCausalLM": "sparse attention: an indexer picks which tokens are attended to",
+    "MiniMaxM3SparseForCausalLM": "sparse attention",
+    "MiniMaxText01ForCausalLM": "lightning attention",
+    "Gemma3nForCausalLM": "layers that share a KV cache, and embeddings of every layer",
+    "JambaForCausalLM": "Mamba-1 layers",
+    "MambaForCausalLM": "Mamba-1 layers",
+    "Zamba2ForCausalLM": "attention that several layers share",
+    "FalconForCausalLM": "attention and MLP side by side, summed up once",
+    "NemotronHPuzzleForCausalLM": "Mamba blocks of several sizes",
+    "LongcatFlashForCausalLM": "two attentions in a layer, and experts that do nothing",
+    "MiMoV2FlashForCausalLM": "values of another size than keys, other heads under a window",
+    "Step3p5ForCausalLM": "other heads under a window",
+    "KimiK3ForConditionalGeneration": "gated latent attention, experts behind a latent step",
 }
 ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "llama",
@@ -89,6 +190,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3ForCausalLM": "qwen3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
+    "Gemma4ForCausalLM": "gemma4",
     "Phi3ForCausalLM": "phi3",
     "GraniteForCausalLM": "granite",
     "SmolLM3ForCausalLM": "smollm3",
@@ -114,150 +216,44 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3NextForCausalLM": "qwen3_next",
     "Qwen3_5ForCausalLM": "qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
+    "GemmaForCausalLM": "gemma",
+    "CohereForCausalLM": "cohere",
+    "GlmForCausalLM": "glm",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "PhiForCausalLM": "phi",
+    "OlmoForCausalLM": "olmo",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "FlexOlmoForCausalLM": "flex_olmo",
+    "GraniteMoeSharedForCausalLM": "granitemoeshared",
+    "PhimoeForCausalLM": "phimoe",
+    "PhiMoEForCausalLM": "phimoe",
+    "SolarOpenForCausalLM": "solar_open",
+    "ExaoneMoeForCausalLM": "exaone_moe",
+    "ExaoneMoEForCausalLM": "exaone_moe",
+    "HYV3ForCausalLM": "hy_v3",
+    "AfmoeForCausalLM": "afmoe",
+    "Lfm2ForCausalLM": "lfm2",
+    "Lfm2MoeForCausalLM": "lfm2_moe",
+    "OlmoHybridForCausalLM": "olmo_hybrid",
+    "Exaone4ForCausalLM": "exaone4",
+    "Exaone4_5_ForConditionalGeneration": "exaone4",
+    "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
+    "HunYuanMoEV1ForCausalLM": "hunyuan_v1_moe",
+    "Ernie4_5_MoeForCausalLM": "ernie4_5_moe",
+    "NemotronForCausalLM": "nemotron",
+    "DeciLMForCausalLM": "nemotron_nas",
+    "ArceeForCausalLM": "arcee",
+    "ApertusForCausalLM": "apertus",
+    "Starcoder2ForCausalLM": "starcoder2",
+    "InternLM2ForCausalLM": "internlm2",
+    "InternLM3ForCausalLM": "internlm3",
+    "StableLmForCausalLM": "stablelm",
+    "Ministral3ForCausalLM": "ministral3",
+    "Mistral4ForCausalLM": "mistral4",
+    "MistralLarge3ForCausalLM": "deepseek_v3",
+    "KimiLinearForCausalLM": "kimi_linear",
+    "NemotronHForCausalLM": "nemotron_h",
+    "GraniteMoeHybridForCausalLM": "granitemoehybrid",
+    "BambaForCausalLM": "bamba",
+    "FalconH1ForCausalLM": "falcon_h1",
 }
-# Fields that would change the cost and that no family here reads.
-FOREIGN = ("mamba_d_state", "ssm_state_size", "index_topk", "hybrid_override_pattern",
-           "num_kv_shared_layers", "mamba_n_heads", "lightning_attention")  # fmt: skip
-
-
-def mixers(family: Family, text: Fields, attention: Attention, layers: int) -> Sequence[Mixer]:
-    """The mixer of every layer, in order."""
-    for name in FOREIGN:
-        if text.values.get(name):
-            raise ModelShapeError(
-                f"{text.where}: {name} is not priced",
-                cause="it changes the cost of attention in a way BEAM does not model",
-                hint="measure this model: --backend vllm",
-            )
-    if text.has("kv_lora_rank"):
-        return [_latent(text, attention.heads)] * layers
-    if family.gated_attention:
-        attention = replace(attention, gated=text.flag("attn_output_gate", default=True))
-    kinds = _layer_types(family, text, layers)
-    window = _window(family, text)
-    known: dict[str, Mixer] = {"full_attention": attention}
-    if window:
-        known["sliding_attention"] = replace(attention, window_tokens=window)
-    if text.has("attention_chunk_size"):
-        chunk = text.size("attention_chunk_size")
-        known["chunked_attention"] = replace(attention, window_tokens=chunk)
-    if text.has("linear_num_value_heads"):
-        known["linear_attention"] = _delta(text)
-    unknown = sorted(set(kinds) - known.keys())
-    if unknown:
-        raise ModelShapeError(
-            f"{text.where}: layers of the kind {unknown[0]!r} are not priced",
-            cause="the config lacks what they need" if unknown[0].startswith("sliding") else None,
-            hint=f"priced here: {', '.join(known)}",
-        )
-    return [known[kind] for kind in kinds]
-
-
-def _layer_types(family: Family, text: Fields, layers: int) -> Sequence[str]:
-    named = text.texts("layer_types")
-    if named:
-        if len(named) != layers:
-            raise ModelShapeError(
-                f"{text.where}: layer_types names {len(named)} layers of {layers}"
-            )
-        return named if _window(family, text) else [
-            "full_attention" if kind == "sliding_attention" else kind for kind in named
-        ]  # fmt: skip
-    if text.has("linear_num_value_heads"):
-        every = text.several("full_attention_interval", default=4)
-        return ["linear_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
-    if text.has("attention_chunk_size"):  # Llama 4: every fourth layer has no RoPE and sees all
-        every = text.several("no_rope_layer_interval", default=4)
-        return ["chunked_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
-    if not _window(family, text):
-        return ["full_attention"] * layers
-    every = text.several("sliding_window_pattern", default=family.full_every or None) if (
-        text.has("sliding_window_pattern") or family.full_every
-    ) else 0  # fmt: skip
-    if text.has("max_window_layers") and family.window == "flag":
-        first = text.count("max_window_layers")
-        return ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    return [
-        "full_attention" if every and (i + 1) % every == 0 else "sliding_attention"
-        for i in range(layers)
-    ]
-
-
-def _window(family: Family, text: Fields) -> int:
-    if not text.has("sliding_window") or family.window == "none":
-        return 0
-    if family.window == "flag" and not text.flag("use_sliding_window"):
-        return 0
-    return text.size("sliding_window")
-
-
-def _latent(text: Fields, heads: int) -> LatentAttention:
-    return LatentAttention(
-        heads=heads,
-        query_rank=text.count("q_lora_rank"),
-        kv_rank=text.size("kv_lora_rank"),
-        nope_dim=text.size("qk_nope_head_dim"),
-        rope_dim=text.size("qk_rope_head_dim"),
-        value_dim=text.size("v_head_dim"),
-    )
-
-
-def _delta(text: Fields) -> GatedDelta:
-    return GatedDelta(
-        key_heads=text.several("linear_num_key_heads"),
-        value_heads=text.several("linear_num_value_heads"),
-        key_dim=text.size("linear_key_head_dim"),
-        value_dim=text.size("linear_value_head_dim"),
-        conv_width=text.several("linear_conv_kernel_dim", default=4),
-    )
-
-
-def mlps(family: Family, text: Fields, layers: int) -> Sequence[Mlp]:
-    """The MLP of every layer, in order."""
-    if not family.experts or not _experts_named(text):
-        if _experts_named(text):
-            raise ModelShapeError(f"{text.where}: experts are not priced for this architecture")
-        return [DenseMlp(text.size("intermediate_size"))] * layers
-    moe = _moe(text)
-    dense_width = text.size("intermediate_size_mlp", "intermediate_size", default=1)
-    return [
-        DenseMlp(dense_width) if _dense_layer(text, i) else moe for i in range(layers)
-    ]  # fmt: skip
-
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
-
-def _experts_named(text: Fields) -> bool:
-    return any(text.values.get(name) not in (None, 0, 1) for name in EXPERTS)
-
-
-def _moe(text: Fields) -> MoeMlp:
-    width = text.size("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
-    shared = text.count("n_shared_experts", "num_shared_experts") * width
-    if text.text("model_type").startswith("llama4"):
-        shared = width  # one shared expert, always
-    experts, top_k = (
-        text.several(*EXPERTS),
-        text.several("num_experts_per_tok", "experts_per_token", "moe_topk"),
-    )
-    if top_k > experts:
-        raise ModelShapeError(f"{text.where}: {top_k} experts of {experts} for each token")
-    return MoeMlp(
-        experts=experts,
-        top_k=top_k,
-        intermediate_size=width,
-        shared_size=text.count("shared_expert_intermediate_size", default=shared),
-    )
-
-
-def _dense_layer(text: Fields, layer: int) -> bool:
-    """Whether a layer of a model with experts is a dense one."""
-    if layer < text.count("first_k_dense_replace") or layer in text.sizes("mlp_only_layers"):
-        return True
-    if text.has("moe_layers"):  # Llama 4
-        return layer not in text.sizes("moe_layers")
-    for name in ("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq"):
-        if text.has(name):
-            return (layer + 1) % text.several(name) != 0
-    return False

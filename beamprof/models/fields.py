@@ -106,6 +106,32 @@ class Fields:
             raise self.wrong(name, "a list of integers")
         return tuple(value)
 
+    def level(self, *names: str) -> "Fields":
+        """The same, with lists of one entry per layer that are all equal as that one entry.
+
+        Raises:
+            ModelShapeError: entries that differ from layer to layer.
+        """
+        levelled = {}
+        for name in names:
+            value = self.values.get(name)
+            if isinstance(value, list) and value:
+                if any(entry != value[0] for entry in value):
+                    raise ModelShapeError(
+                        f"{self.where}: {name} differs from layer to layer, which is not priced"
+                    )
+                levelled[name] = value[0]
+        return Fields({**self.values, **levelled}, self.where)
+
+    def inners(self, name: str) -> tuple["Fields", ...]:
+        """A list of objects; empty where there is none."""
+        value = self.values.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise self.wrong(name, "a list of objects")
+        return tuple(Fields(one, f"{self.where}, {name}[{i}]") for i, one in enumerate(value))
+
     def inner(self, name: str) -> "Fields | None":
         """An object inside this one."""
         value = self.values.get(name)

@@ -8,6 +8,8 @@ counted in elements; which format they are stored in is Precision's matter.
 import dataclasses
 from dataclasses import dataclass
 
+from beamprof.models.recurrent import GatedDelta, Mamba2, ShortConv
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -89,39 +91,73 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class GatedDelta:
-    """Gated delta net (Qwen3-Next, Qwen3.5): a state of constant size in place of a cache."""
+class SideBySide:
+    """Attention and a state-space layer over the same input, their outputs added (Falcon-H1)."""
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    conv_width: int = 4
+    attention: Attention
+    mamba: Mamba2
 
     def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
-        """(outputs, inputs) of its GEMMs: q, k, v, gate z, and two numbers for each value head."""
-        keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
-        return (2 * keys + 2 * values + 2 * self.value_heads, hidden), (hidden, values)
+        """(outputs, inputs) of the GEMMs of both."""
+        return self.attention.projections(hidden) + self.mamba.projections(hidden)
 
     @property
     def kv_per_token(self) -> int:
-        """Nothing grows with the context."""
-        return 0
+        """Cached elements of one token: attention's."""
+        return self.attention.kv_per_token
 
-    @property
-    def state_size(self) -> int:
-        """Elements of one request's recurrent state, kept in float32."""
-        return self.value_heads * self.key_dim * self.value_dim
-
-    def split(self, tp: int) -> "GatedDelta":
-        """One GPU's share of the heads."""
-        return dataclasses.replace(
-            self, key_heads=self.key_heads // tp, value_heads=self.value_heads // tp
-        )
+    def split(self, tp: int) -> "SideBySide":
+        """One GPU's share of both."""
+        return SideBySide(self.attention.split(tp), self.mamba.split(tp))
 
     def splits(self, tp: int) -> bool:
         """Whether ``tp`` GPUs get equal shares."""
-        return self.key_heads % tp == 0 and self.value_heads % tp == 0
+        return self.attention.splits(tp) and self.mamba.splits(tp)
+
+
+@dataclass(frozen=True, slots=True)
+class NoMixer:
+    """A layer that is an MLP alone (Nemotron-H, DeciLM)."""
+
+    @property
+    def kv_per_token(self) -> int:
+        """Nothing is cached."""
+        return 0
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """No GEMMs."""
+        del hidden
+        return ()
+
+    def split(self, tp: int) -> "NoMixer":
+        """Nothing to share."""
+        del tp
+        return self
+
+    def splits(self, tp: int) -> bool:
+        """Nothing stands in the way."""
+        del tp
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class NoMlp:
+    """A layer that is a mixer alone (Nemotron-H, DeciLM)."""
+
+    def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """No GEMMs."""
+        del hidden
+        return ()
+
+    def split(self, tp: int) -> "NoMlp":
+        """Nothing to share."""
+        del tp
+        return self
+
+    def splits(self, tp: int) -> bool:
+        """Nothing stands in the way."""
+        del tp
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +188,9 @@ class MoeMlp:
     Attributes:
         intermediate_size: width of one expert, on this GPU.
         shared_size: width of the shared experts together, on this GPU; 0 = none.
+        latent_size: tokens are projected down to so many numbers before the experts, and up again
+            after them, on every GPU (Nemotron 3); 0 = experts take hidden states.
+        apart: what all tokens pass has a norm of its own after it, so an all-reduce (Gemma 4).
         ep: GPUs that the experts are spread over; this one holds experts / ep of them, whole.
     """
 
@@ -161,6 +200,8 @@ class MoeMlp:
     shared_size: int = 0
     gated: bool = True
     ep: int = 1
+    latent_size: int = 0
+    apart: bool = False
 
     @property
     def local_experts(self) -> int:
@@ -169,11 +210,16 @@ class MoeMlp:
 
     def expert_projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
         """(outputs, inputs) of one expert's GEMMs."""
-        return DenseMlp(self.intermediate_size, self.gated).projections(hidden)
+        inputs = self.latent_size or hidden
+        return DenseMlp(self.intermediate_size, self.gated).projections(inputs)
 
     def projections(self, hidden: int) -> tuple[tuple[int, int], ...]:
-        """(outputs, inputs) of the GEMMs that all tokens pass: shared experts."""
-        return DenseMlp(self.shared_size).projections(hidden) if self.shared_size else ()
+        """(outputs, inputs) of the GEMMs that all tokens pass: shared experts, latent steps."""
+        latent = self.latent_size
+        steps = ((latent, hidden), (hidden, latent)) if latent else ()
+        if not self.shared_size:
+            return steps
+        return DenseMlp(self.shared_size, self.gated).projections(hidden) + steps
 
     def split(self, tp: int, ep: int, dp: int = 1) -> "MoeMlp":
         """One GPU's share: by width over all ``tp dp`` GPUs, or whole experts over ``ep``."""
@@ -189,21 +235,50 @@ class MoeMlp:
         return by_expert and self.shared_size % tp == 0
 
 
-Mixer = Attention | LatentAttention | GatedDelta
-Mlp = DenseMlp | MoeMlp
+Single = Attention | LatentAttention | GatedDelta | Mamba2 | ShortConv
+Mixer = Single | SideBySide | NoMixer
+Mlp = DenseMlp | MoeMlp | NoMlp
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer."""
+    """One decoder layer.
+
+    Attributes:
+        parallel: mixer and MLP read the same normed input, where else each has a norm before it.
+    """
 
     mixer: Mixer
     mlp: Mlp
+    parallel: bool = False
+
+    @property
+    def mixers(self) -> tuple[Single, ...]:
+        """What looks at other tokens: one, two side by side, or nothing."""
+        if isinstance(self.mixer, SideBySide):
+            return self.mixer.attention, self.mixer.mamba
+        return () if isinstance(self.mixer, NoMixer) else (self.mixer,)
+
+    @property
+    def halves(self) -> int:
+        """Mixers and an MLP, each half with kernels of its own: 2, or 1."""
+        return bool(self.mixers) + (not isinstance(self.mlp, NoMlp))
+
+    @property
+    def norms(self) -> int:
+        """Norms of the layer's input, and additions to it."""
+        return 1 if self.parallel else self.halves
+
+    @property
+    def reduces(self) -> int:
+        """All-reduces over tensor-parallel GPUs: one after each output projection."""
+        apart = isinstance(self.mlp, MoeMlp) and self.mlp.apart
+        return len(self.mixers) + (not isinstance(self.mlp, NoMlp)) + apart
 
     def split(self, tp: int, ep: int, dp: int = 1) -> "Layer":
         """One GPU's share."""
         mlp = self.mlp.split(tp, ep, dp) if isinstance(self.mlp, MoeMlp) else self.mlp.split(tp)
-        return Layer(self.mixer.split(tp), mlp)
+        return Layer(self.mixer.split(tp), mlp, self.parallel)
 
     def splits(self, tp: int, ep: int = 1, dp: int = 1) -> bool:
         """Whether the GPUs get equal shares."""

@@ -15,7 +15,7 @@ class Precision:
     """Formats by class of tensor (names of formats.FORMATS; the KV cache's of KV_BYTES).
 
     Attributes:
-        attention: the projections around attention (QKV, output, MLA's, a delta net's).
+        attention: the projections around attention (QKV, output, MLA's, a delta net's, Mamba's).
         mlp: dense MLPs and shared experts. experts: routed experts.
         kv: the KV cache.
         method: how the config calls the quantisation; empty where there is none.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.fields import Fields
+from beamprof.models.layers import Layer, MoeMlp
 from beamprof.models.precision import Precision
 
 # Names under which checkpoints and engines know the tensors of a class, in layer L.
@@ -23,6 +24,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "model.layers.L.self_attn.q_b_proj",
         "model.layers.L.self_attn.kv_b_proj",
         "model.layers.L.linear_attn.in_proj_qkvz",
+        "model.layers.L.mixer.in_proj",
+        "model.layers.L.mixer.q_proj",
+        "model.layers.L.mamba.in_proj",
     ),
     "mlp": (
         "model.layers.L.mlp.gate_proj",
@@ -31,6 +35,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "model.layers.L.mlp.shared_expert.down_proj",
         "model.layers.L.mlp.shared_experts.down_proj",
         "model.layers.L.feed_forward.down_proj",
+        "model.layers.L.mixer.down_proj",
+        "model.layers.L.mixer.shared_experts.down_proj",
+        "model.layers.L.shared_mlp.output_linear",
     ),
     "experts": (
         "model.layers.L.mlp.experts",
@@ -39,13 +46,16 @@ MODULES: dict[str, tuple[str, ...]] = {
         "model.layers.L.block_sparse_moe.experts.0.w1",
         "model.layers.L.feed_forward.experts",
         "model.layers.L.feed_forward.experts.down_proj",
+        "model.layers.L.block_sparse_moe.input_linear",
+        "model.layers.L.mixer.experts",
+        "model.layers.L.mixer.experts.0.down_proj",
     ),
 }
 IGNORED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
 
 
-def read_precision(config: Fields, dtype: str, layers: int) -> Precision:
-    """The formats of a model whose config is ``config``; ``dtype`` is its 16-bit format.
+def read_precision(config: Fields, dtype: str, layers: Sequence[Layer]) -> Precision:
+    """The formats of a model of these layers; ``dtype`` is its 16-bit format.
 
     Raises:
         ModelShapeError: a method that is not priced, or a field that makes no sense.
@@ -61,16 +71,25 @@ def read_precision(config: Fields, dtype: str, layers: int) -> Precision:
     kept = {
         tensor: dtype
         for tensor, modules in MODULES.items()
-        if _mostly_ignored(ignored, modules, layers)
+        if _mostly_ignored(ignored, modules, _holders(layers, tensor))
     }
     return dataclasses.replace(quantised, **kept)
 
 
-def _mostly_ignored(ignored: Sequence[str], modules: Sequence[str], layers: int) -> bool:
-    """Whether the patterns take out a class in more than half of the layers."""
-    if not ignored:
+def _holders(layers: Sequence[Layer], tensor: str) -> Sequence[int]:
+    """Which layers hold tensors of a class: not all do in a hybrid."""
+    if tensor == "attention":
+        return [i for i, layer in enumerate(layers) if layer.mixers]
+    if tensor == "experts":
+        return [i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeMlp)]
+    return [i for i, layer in enumerate(layers) if layer.mlp.projections(1)]
+
+
+def _mostly_ignored(ignored: Sequence[str], modules: Sequence[str], layers: Sequence[int]) -> bool:
+    """Whether the patterns take out a class in more than half of the layers that hold it."""
+    if not ignored or not layers:
         return False
-    sampled = sorted({round(i * (layers - 1) / 8) for i in range(9)})
+    sampled = sorted({layers[round(i * (len(layers) - 1) / 8)] for i in range(9)})
     hits = [
         any(_matches(pattern, name.replace(".L.", f".{layer}.")) for pattern in ignored
             for name in modules)
@@ -89,6 +108,7 @@ def _matches(pattern: str, name: str) -> bool:
                 f"quantization_config: {pattern!r} is no regular expression"
             ) from None
     bare = pattern.removeprefix("language_model.").replace("model.language_model.", "model.")
+    bare = re.sub(r"^backbone\.", "model.", bare)  # Nemotron-H's checkpoints
     if "*" in bare:
         return fnmatch.fnmatch(name, bare) or fnmatch.fnmatch(name, f"model.{bare}")
     parts, wanted = name.split("."), bare.split(".")
@@ -206,5 +226,5 @@ def _refused(config: Fields, what: str) -> ModelShapeError:
     return ModelShapeError(
         f"{config.where}: {what} is not priced",
         cause="a table of 16-bit weights would not be this model's",
-        hint=f"priced are {', '.join(METHODS)}; or measure it: --backend vllm",
+        hint=f"priced are {', '.join(METHODS)}",
     )

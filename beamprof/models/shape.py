@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import Attention, DenseMlp, Layer, LayerGroup, MoeMlp
+from beamprof.models.layers import (
+    Attention,
+    DenseMlp,
+    Layer,
+    LayerGroup,
+    Mixer,
+    Mlp,
+    MoeMlp,
+    NoMlp,
+)
 from beamprof.models.precision import Precision
+from beamprof.models.recurrent import Mamba2
 
+RARE = ("gate_rank", "latent_size", "apart")
 FP8_BLOCK = 128  # rows and columns that share a scale; a shard must hold whole blocks
 
 
@@ -80,9 +91,10 @@ class StageShape:
     def attention_flops_per_pair(self) -> float:
         """FLOPs of one (query, key) pair over all heads and layers on this GPU (QK and PV)."""
         return sum(
-            4.0 * group.layer.mixer.heads * group.layer.mixer.head_dim * group.count
+            4.0 * mixer.heads * mixer.head_dim * group.count
             for group in self.groups
-            if isinstance(group.layer.mixer, Attention)
+            for mixer in group.layer.mixers
+            if isinstance(mixer, Attention)
         )
 
     @property
@@ -178,8 +190,9 @@ class ModelShape:
                 "count": group.count,
                 "mixer": type(group.layer.mixer).__name__,
                 "mlp": type(group.layer.mlp).__name__,
-                **dataclasses.asdict(group.layer.mixer),
-                **dataclasses.asdict(group.layer.mlp),
+                **_told(group.layer.mixer),
+                **_told(group.layer.mlp),
+                **({"parallel": True} if group.layer.parallel else {}),
             }
             for group in self.kinds
         ]
@@ -224,6 +237,8 @@ class ModelShape:
         fits = [d for d in range(1, most + 1) if most % d == 0 and self._splits(d, ep, dp)]
         experts = next((k.layer.mlp for k in self.kinds if isinstance(k.layer.mlp, MoeMlp)), None)
         moe = f", experts {experts.intermediate_size} wide" if experts else ""
+        mamba = next((m for k in self.kinds for m in k.layer.mixers if isinstance(m, Mamba2)), None)
+        moe += f", {mamba.heads} Mamba heads in {mamba.groups} groups" if mamba else ""
         blocks = " in fp8 blocks of 128" if "fp8_block" in self._formats else ""
         raise ModelShapeError(
             f"--tp {tp} does not divide {self.name}: {self.heads} heads, "
@@ -239,7 +254,7 @@ class ModelShape:
         for kind in self.kinds:
             mlp = kind.layer.split(tp, ep, dp).mlp
             form = self.precision.experts if isinstance(mlp, MoeMlp) else self.precision.mlp
-            if form == "fp8_block":
+            if form == "fp8_block" and not isinstance(mlp, NoMlp):
                 widths.append(mlp.intermediate_size)
         return all(width % FP8_BLOCK == 0 for width in widths)
 
@@ -267,6 +282,12 @@ class ModelShape:
     @property
     def _formats(self) -> set[str]:
         return {self.precision.attention, self.precision.mlp, self.precision.experts} & set(FORMATS)
+
+
+def _told(part: Mixer | Mlp) -> dict[str, object]:
+    """A part's numbers; those that few kinds of layers have, only where they say something."""
+    fields = dataclasses.asdict(part)
+    return {name: value for name, value in fields.items() if value or name not in RARE}
 
 
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:

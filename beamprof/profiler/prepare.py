@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beamprof import version
+from beamprof.devices.assumed import assumed
 from beamprof.errors import SweepError
 from beamprof.files import check_writable
 from beamprof.models.registry import resolve_model
@@ -113,6 +114,8 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     weights_gb = stage.weight_bytes / 1e9
     notes.extend(f"model: {note}" for note in model.notes)
     notes.extend(shape_notes(model, stage))
+    if choice.modelled and (unmeasured := assumed(stage)):
+        notes.append(unmeasured)
     memory_gb = gpu_memory_bytes(choice) / 1e9
     if choice.modelled and weights_gb > memory_gb:
         notes.append(

@@ -1,6 +1,7 @@
 """What a table's numbers do not rest on, said wherever they are used."""
 
 from beam_runtime.table.perf_table import PerfTable
+from beamprof.devices.assumed import NOT_MEASURED
 from beamprof.devices.device import resolve_device
 from beamprof.errors import DeviceError
 
@@ -10,14 +11,17 @@ _MODELLED, _NEVER = "modelled", "never compared"
 def doubts(table: PerfTable) -> list[str]:
     """A line where a table's numbers were not measured: what their model was compared with.
 
-    The words are the device file's own: of the device that the table names.
+    The words are the device file's own: of the device that the table names. What the table's model
+    has that no device file measured stands in the table.
     """
     if _MODELLED not in table.sources:
         return []
     accuracy = _accuracy(table)
     if accuracy is None:
         return [f"modelled numbers, of a device that this BEAM does not know ({table.device})"]
-    return [f"modelled numbers, by {table.device}'s file: {accuracy}"]
+    unmeasured = table.metadata.get("accuracy", "").partition(NOT_MEASURED)[2]
+    besides = [f"{NOT_MEASURED}{unmeasured}"] if unmeasured else []
+    return [f"modelled numbers, by {table.device}'s file: {accuracy}", *besides]
 
 
 def compared(table: PerfTable) -> bool:

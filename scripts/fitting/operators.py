@@ -22,7 +22,8 @@ from beamprof.devices.gemm import Array, Gemms, gemm_us, soft_max
 from beamprof.devices.latent import latent_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import GatedDelta, LatentAttention, MoeMlp
+from beamprof.models.layers import LatentAttention, MoeMlp
+from beamprof.models.recurrent import GatedDelta
 
 MIN_US = 20.0  # errors are reported from here on: shorter rows are mostly launch, but fitted
 L2_KEPT = 0.85  # of the L2 cache: a smaller KV cache stays in it while an operator is repeated

@@ -9,6 +9,7 @@ import pytest
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.cli.main import main
 from beamprof.models.registry import registered_config
+from beamprof.tables.doubts import doubts
 
 LLAMA = registered_config("llama3.1-8b")
 
@@ -68,6 +69,18 @@ def test_the_kv_cache_and_the_experts_split_are_chosen(tmp_path: Path) -> None:
     metadata = profiled(tmp_path, moe, "--tp", "2", "--ep", "2", "--kv-cache-dtype", "fp8")
     assert "kv fp8" in metadata["precision"]
     assert "never compared with a measured table" in metadata["accuracy"]
+
+
+def test_a_hybrids_table_says_what_was_not_measured_wherever_it_is_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metadata = profiled(tmp_path, registered_config("nemotron-nano-9b-v2"))
+    assert "not measured: Mamba-2 layers" in capfd.readouterr().err
+    assert json.loads(metadata["model_shape"])["kinds"][0]["mixer"] == "Mamba2"
+    *_, besides = doubts(PerfTable.load(tmp_path / "table.parquet"))
+    assert besides.startswith("not measured: Mamba-2 layers")
+    profiled(tmp_path, LLAMA)
+    assert len(doubts(PerfTable.load(tmp_path / "table.parquet"))) == 1
 
 
 def test_what_is_refused_is_refused_with_exit_code_2(

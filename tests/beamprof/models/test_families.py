@@ -8,7 +8,8 @@ import pytest
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import read_config, shape_of
-from beamprof.models.layers import Attention, DenseMlp, GatedDelta, LatentAttention, MoeMlp
+from beamprof.models.layers import Attention, DenseMlp, LatentAttention, MoeMlp
+from beamprof.models.recurrent import GatedDelta
 from beamprof.models.registry import registered_config, registry
 from beamprof.models.shape import ModelShape
 
@@ -133,6 +134,7 @@ def test_groups_that_attend_alone_share_experts_cut_by_width() -> None:
         ("llama3-8b", {"tp": 2, "ep": 2}, "has no experts"),
         ("llama3-8b", {"tp": 1, "dp": 2}, "so many replicas"),
         ("qwen3-30b-a3b-fp8", {"tp": 8}, "fp8 blocks of 128"),
+        ("falcon-h1-34b", {"tp": 4}, "32 Mamba heads in 2 groups"),  # as vLLM asserts
     ],
 )
 def test_layouts_that_a_model_does_not_take(name: str, split: dict[str, int], words: str) -> None:

@@ -57,6 +57,20 @@ def config(folder: Path, **changes: object) -> Path:
         ("glm-4.5-air", 105.6),
         ("gemma3-27b", 25.6),
         ("llama4-scout", 105.7),
+        ("exaone-4.0-32b", 30.95),
+        # Beside the published sizes, vLLM keeps keys' weights twice where keys are values.
+        ("gemma4-31b", 29.29 + 0.11),
+        ("gemma4-26b-a4b", 24.48 + 0.014),
+        ("apertus-8b", 6.98),
+        ("apertus-70b", 68.45),
+        ("ernie-4.5-21b-a3b", 21.56),
+        ("hunyuan-a13b", 79.86),
+        ("kimi-linear-48b-a3b", 48.35),
+        ("nemotron-nano-9b-v2", 7.71),
+        ("nemotron-3-nano-30b-a3b", 30.87),
+        ("granite-4.0-h-small", 31.78),
+        ("granite-4.0-h-tiny", 6.78),
+        ("falcon-h1-34b", 30.97),
     ],
 )
 def test_registry_shapes_have_the_published_parameter_counts(name: str, billions: float):

@@ -11,6 +11,7 @@ import pytest
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import shape_of
 from beamprof.models.layers import MoeMlp
+from beamprof.models.registry import registered_config, registry
 
 LEFT_OUT = [
     (  # gemma-3-4b-it: 3.9e9 parameters, 0.67e9 of them embeddings
@@ -38,6 +39,19 @@ LEFT_OUT = [
          "intermediate_size": 14336, "max_position_embeddings": 1024000, "num_hidden_layers": 40,
          "num_key_value_heads": 8, "sliding_window": None, "vocab_size": 131072},
         10.9, 128,
+    ),
+    (  # a Mistral 4 of the class's own sizes: 119e9 parameters, 1.07e9 of them embeddings
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral4"},
+        117.9, 128,
+    ),
+    (  # gemma-4-31B-it: 30.7e9 parameters, 1.41e9 of them embeddings; keys' weights twice
+        "Gemma4ForConditionalGeneration",
+        {"model_type": "gemma4_text", "hidden_size": 5376, "intermediate_size": 21504,
+         "num_hidden_layers": 60, "num_attention_heads": 32, "num_key_value_heads": 16,
+         "num_global_key_value_heads": 4, "attention_k_eq_v": True, "sliding_window": 1024,
+         "hidden_size_per_layer_input": 0},
+        29.4, 256,
     ),
 ]  # fmt: skip
 
@@ -69,6 +83,18 @@ def test_experts_that_are_left_out_are_asked_for_not_priced_as_none() -> None:
         shape_of(outer, "mine", "c.json")
     text["num_local_experts"] = None
     assert not any(isinstance(k.layer.mlp, MoeMlp) for k in shape_of(outer, "m", "c").kinds)
+
+
+def test_a_decoder_goes_by_its_own_model_type_whatever_stands_around_it() -> None:
+    kimi = registered_config("kimi-k2") | {"model_type": "kimi_k2"}
+    outer = {"architectures": ["KimiK25ForConditionalGeneration"], "text_config": kimi}
+    assert shape_of(outer, "mine", "c.json").decoder == registry()["kimi-k2"].decoder
+    exaone = registered_config("exaone-4.0-32b") | {"model_type": "exaone4_5_text"}
+    outer = {"architectures": ["Exaone4_5_ForConditionalGeneration"], "text_config": exaone}
+    assert shape_of(outer, "mine", "c.json").decoder == registry()["exaone-4.0-32b"].decoder
+    nano = registered_config("nemotron-nano-9b-v2") | {"model_type": "nemotron_h"}
+    outer = {"architectures": ["NemotronH_Nano_VL_V2"], "llm_config": nano}
+    assert shape_of(outer, "mine", "c.json").decoder == registry()["nemotron-nano-9b-v2"].decoder
 
 
 def test_a_config_of_a_decoder_alone_is_whole_or_damaged() -> None:
