@@ -66,16 +66,28 @@ class Pipeline:
     clock: ClockPlan
 
     def travel(
-        self, step: StepShape, issue_ms: float, stage_free_ms: tuple[float, ...]
+        self,
+        step: StepShape,
+        issue_ms: float,
+        stage_free_ms: tuple[float, ...],
+        sooner_ms: float = 0.0,
     ) -> tuple[Pass, ...]:
-        """The step's pass on every stage, were it issued at ``issue_ms``."""
+        """The step's pass on every stage, were it issued at ``issue_ms``.
+
+        A clock that makes it slower may come so much ``sooner_ms`` than planned.
+        """
         latency_ms, energy_j = self.cost.latency_ms(step), self.cost.energy_j(step)
+        before, after = (
+            latency_ms[clock_index(self.cost, mhz)]
+            for mhz in (self.clock.before_mhz, self.clock.after_mhz)
+        )
+        late_ms = sooner_ms if after > before else 0.0
         scale = self.scale(step)
         passes = []
         ready_ms = issue_ms
         for free_ms in stage_free_ms:
             start_ms = max(ready_ms, free_ms)
-            at = clock_index(self.cost, self.clock.at(start_ms))
+            at = clock_index(self.cost, self.clock.at(start_ms + late_ms))
             busy_ms = scale * float(latency_ms[at])
             end_ms = start_ms + (busy_ms + self.limits.host_gap_ms)
             passes.append(Pass(end_ms, busy_ms, float(energy_j[at])))

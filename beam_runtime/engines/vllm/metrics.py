@@ -21,6 +21,8 @@ _GAUGES = (
     ("beam_slo_token_ms", "gauge", "what the default SLO leaves for a token", ("slo_token_ms",)),
     ("beam_prefill_scale", "gauge", "measured over predicted", ("correction", "prefill_scale")),
     ("beam_decode_scale", "gauge", "measured over predicted", ("correction", "decode_scale")),
+    ("beam_patience_slos", "gauge", "TTFT SLOs a prompt waits for streams at most",
+     ("correction", "patience_slos")),
     ("beam_requests", "gauge", "requests in the engine", ("requests",)),
     ("beam_decisions_total", "counter", "decisions made", ("counts", "decisions")),
     ("beam_late_decisions_total", "counter", "dropped as late", ("counts", "late_decisions")),
