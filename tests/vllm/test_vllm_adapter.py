@@ -112,7 +112,9 @@ def test_shortcuts_plan_what_the_composer_would(
         seen["closed"] += self._closed(now_ms, rules) is not None
         seen["composed"] += 1
         assert self._compiled is not None
-        composed = self._composed(self._compiled, now_ms, orders, rules)
+        knobs = self._clock.knobs(orders.knobs, now_ms)
+        seen["rising"] += knobs is not orders.knobs
+        composed = self._composed(self._compiled, now_ms, knobs, orders.correction, rules)
         if quick is None or composed is None:
             assert quick is composed
             return quick
@@ -124,7 +126,8 @@ def test_shortcuts_plan_what_the_composer_would(
         seen["holds"] += quick.holds
         seen["hides"] += bool(quick.hidden)
         seen["full"] += (
-            self._view.queued and self._all_at_once(now_ms, orders, orders.rules) == quick
+            self._view.queued
+            and self._all_at_once(now_ms, knobs, orders.correction, orders.rules) == quick
         )
         return quick
 
@@ -153,7 +156,7 @@ def test_shortcuts_plan_what_the_composer_would(
     assert seen["closed"] > 0 or pp == 1
     assert seen["holds"] > 100
     assert seen["hits"] > 50
-
+    assert seen["rising"] > 50
     assert seen["full"] > 50 or pp > 1
     assert seen["hides"] > 50 or pp == 1
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from beam_runtime.control.orders import Orders
 from beam_runtime.emulator.passes import Passes
+from beam_runtime.engines.vllm.clock_in_force import ClockInForce
 from beam_runtime.engines.vllm.features import Features
 from beam_runtime.engines.vllm.followed import Cohort
 from beam_runtime.engines.vllm.plan import Plan
 from beam_runtime.engines.vllm.view import SchedulerView
-from beam_runtime.types import SAME_MS, Knobs, Rules
+from beam_runtime.types import SAME_MS, Correction, Knobs, Rules
 
 if TYPE_CHECKING:
     from beam_runtime.emulator.next_step import NextStep
@@ -49,7 +50,8 @@ class Planner:
         self._planned_ms = float("-inf")
         self._planned_for: Orders | None = None
         self._idle_since_ms: float | None = None
-        self._everybody: tuple[Orders, int, Plan] | None = None
+        self._everybody: Plan | None = None
+        self._clock = ClockInForce(view.limits.clock_delay_ms)
 
     def compose_with(self, step: "NextStep") -> None:
         """The compiled composer is loaded. From any thread."""
@@ -77,17 +79,23 @@ class Planner:
         if self._compiled is None:
             return None
         rules = orders.rules if self._features.pollable else _without_waiting(orders.rules)
-        known = self._closed(now_ms, rules) or self._all_at_once(now_ms, orders, rules)
-        return known or self._composed(self._compiled, now_ms, orders, rules)
+        knobs, learnt = self._clock.knobs(orders.knobs, now_ms), orders.correction
+        known = self._closed(now_ms, rules) or self._all_at_once(now_ms, knobs, learnt, rules)
+        return known or self._composed(self._compiled, now_ms, knobs, learnt, rules)
 
     def _composed(
-        self, compiled: "tuple[Columns, NextStep]", now_ms: float, orders: Orders, rules: Rules
+        self,
+        compiled: "tuple[Columns, NextStep]",
+        now_ms: float,
+        knobs: Knobs,
+        learnt: Correction,
+        rules: Rules,
     ) -> Plan | None:
         """The composer's plan."""
         columns, step = compiled
         running, waiting = columns.fill(now_ms)
         answer = step.ask(
-            running, waiting, now_ms, orders.knobs, orders.correction, rules,
+            running, waiting, now_ms, knobs, learnt, rules,
             self._view.times.stage_free_ms(), self._view.free_blocks,
             flying=columns.flying(),
         )  # fmt: skip
@@ -110,26 +118,26 @@ class Planner:
         first_stage_ms = times.stage_free_ms()[0] - rules.lead_ms
         return Plan(0, until_ms=first_stage_ms) if now_ms < first_stage_ms - SAME_MS else None
 
-    def _all_at_once(self, now_ms: float, orders: Orders, rules: Rules) -> Plan | None:
+    def _all_at_once(
+        self, now_ms: float, knobs: Knobs, learnt: Correction, rules: Rules
+    ) -> Plan | None:
         """The plan, where it can only be: all decodes, now or when their pace is over."""
-        running = self._only_decodes(orders.knobs)
+        running = self._only_decodes(knobs)
         if not running:
             return None
-        if rules.pace and orders.knobs.pace_ms > 0.0:
+        if rules.pace and knobs.pace_ms > 0.0:
             cohort = self._view.together()
             last_ms = None if cohort is None else self._last_ms(cohort)
             if cohort is None or last_ms is None or not cohort.by_gap:
                 return None
-            until_ms = self._paced_until_ms(cohort, last_ms, now_ms, orders)
+            until_ms = self._paced_until_ms(cohort, last_ms, now_ms, knobs, learnt)
             if now_ms < until_ms - SAME_MS:
                 return Plan(0, until_ms=until_ms)
-        everybody = self._everybody
-        if everybody is None or everybody[0] is not orders or everybody[1] != running:
-            least = running + rules.min_chunk_tokens if rules.min_chunk_tokens else 0
-            budget = max(orders.knobs.chunk_tokens, least)
-            made = Plan(min(budget, self._view.limits.max_batched_tokens))
-            self._everybody = everybody = orders, running, made
-        return everybody[2]
+        least = running + rules.min_chunk_tokens if rules.min_chunk_tokens else 0
+        budget = min(max(knobs.chunk_tokens, least), self._view.limits.max_batched_tokens)
+        if self._everybody is None or self._everybody.budget_tokens != budget:
+            self._everybody = Plan(budget)
+        return self._everybody
 
     def _only_decodes(self, knobs: Knobs) -> int:
         """How many requests run, where all that vLLM has are decodes that can go together.
@@ -160,15 +168,15 @@ class Planner:
         return self._view.times.finishes_ms()[-1] if flying[-1].cohort is cohort else None
 
     def _paced_until_ms(
-        self, cohort: Cohort, last_ms: float, now_ms: float, orders: Orders
+        self, cohort: Cohort, last_ms: float, now_ms: float, knobs: Knobs, learnt: Correction
     ) -> float:
-        """The composer's _hold_until_ms, for one microbatch of equal requests."""
-        knobs, correction, passes = orders.knobs, orders.correction, self._passes
+        """The composer's hold_until_ms, for one microbatch of equal requests."""
+        passes = self._passes
         pass_ms, _ = passes.decodes(
-            len(cohort.names), cohort.computed_tokens, knobs.clock_mhz, correction
+            len(cohort.names), cohort.computed_tokens, knobs.clock_mhz, learnt
         )
         stage_free_ms = self._view.times.stage_free_ms()
-        due_ms = last_ms + cohort.tbt_ms - correction.wide_margin_ms
+        due_ms = last_ms + cohort.tbt_ms - learnt.wide_margin_ms
         until_ms = now_ms
         for _ in range(2):
             travel_ms = passes.finish_ms(pass_ms, until_ms, stage_free_ms) - until_ms
