@@ -7,7 +7,7 @@ from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.places import flight_slot
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import fill, shortened
-from beam_runtime.emulator.setup import Batch, Setting, Tables, pass_ms
+from beam_runtime.emulator.setup import Batch, Setting, Tables, early_share, pass_ms
 from beam_runtime.emulator.state import READY, Records, State
 from beam_runtime.types import SAME_MS
 
@@ -41,22 +41,16 @@ class Due(NamedTuple):
 def finish_ms(
     state: State, batch: Batch, issue_ms: float, setting: Setting, setup: Records, tables: Tables
 ) -> float:
-    """When the step would be back, were it issued then (play.py draws it).
-
-    A pass that is predicted to start just before its clock goes down may start just after, and
-    take as much longer as the clocks differ: no margin for noise would hold that.
-    """
+    """When the step would be back, were it issued then (play.py draws it)."""
     after_ms = pass_ms(setting.clock, batch, setup, tables)
     before_ms = after_ms
     if setting.clock_before != setting.clock:
         before_ms = pass_ms(setting.clock_before, batch, setup, tables)
-    switch_ms = setting.switch_ms
-    if after_ms > before_ms:
-        switch_ms -= setup.tbt_margin_ms
     ready_ms, end_ms = issue_ms, issue_ms
     for free_ms in state.stage_free_ms:
         start_ms = max(ready_ms, free_ms)
-        one_ms = before_ms if start_ms < switch_ms else after_ms
+        early = early_share(start_ms, before_ms, setting)
+        one_ms = early * before_ms + (1.0 - early) * after_ms
         end_ms = start_ms + (one_ms + setup.host_gap_ms)
         ready_ms = end_ms + setup.transfer_ms
     return end_ms

@@ -37,6 +37,7 @@ from beam_runtime.emulator.setup import (
     Batch,
     Setting,
     Tables,
+    early_share,
     pass_ms,
     step_cost,
 )
@@ -155,13 +156,13 @@ def travel(
     ready_ms = now_ms
     for stage in range(setup.pp):
         start_ms = max(ready_ms, state.stage_free_ms[stage])
-        early = start_ms < setting.switch_ms
-        one_ms = before_ms if early else after_ms
+        early = early_share(start_ms, before_ms, setting)
+        one_ms = early * before_ms + (1.0 - early) * after_ms
         end_ms = start_ms + (one_ms + setup.host_gap_ms)
         state.stage_free_ms[stage] = end_ms
         ready_ms = end_ms + setup.transfer_ms
         busy_ms += one_ms
-        energy_j += before_j if early else after_j
+        energy_j += early * before_j + (1.0 - early) * after_j
         span_ms += end_ms - now_ms
     return Passes(busy_ms, energy_j, span_ms)
 

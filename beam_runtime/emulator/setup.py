@@ -8,7 +8,7 @@ from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.state import Floats, Records, record_type, records
 from beam_runtime.table.cost_fit import FEATURES
 from beam_runtime.table.step_cost import FloatArray, StepCost, clock_index
-from beam_runtime.types import SIZES, Correction, EngineLimits, Knobs, Rules, size_of
+from beam_runtime.types import SAME_MS, SIZES, Correction, EngineLimits, Knobs, Rules, size_of
 
 SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
@@ -179,6 +179,16 @@ def pass_ms(clock: int, batch: Batch, setup: Records, tables: Tables) -> float:
         MS, clock, batch, tables
     )
     return value
+
+
+@compiled
+def early_share(start_ms: float, before_ms: float, setting: Setting) -> float:
+    """How much of a pass is done at the clock before the one that is asked for.
+
+    A pass is many kernels, and each takes the clock that it meets.
+    """
+    share: float = min(1.0, max(0.0, (setting.switch_ms - start_ms) / max(before_ms, SAME_MS)))
+    return share
 
 
 @compiled

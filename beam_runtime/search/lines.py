@@ -160,7 +160,7 @@ def prepare_prefill(
                 grid.given.lookahead_ms, prices, paper, setup, tables,
             )  # fmt: skip
             note_estimate(line, clock, found, grid, room)
-        close_slow(line, line + 1, slowdown, room)
+    close_slow(len(grid.chunks), slowdown, room)
     cut_like_others(len(grid.chunks), room)
     return len(grid.chunks)
 
@@ -191,17 +191,23 @@ def close(line: int, room: Room) -> None:
 
 
 @compiled
-def close_slow(first: int, end: int, slowdown: float, room: Room) -> None:
-    """Of these lines, entries slower than a limit allows: so many times the time of the fastest."""
-    fastest_ms = math.inf
-    for line in range(first, end):
-        for clock in range(room.entries.shape[1]):
-            if room.entries[line, clock].status == OPEN:
-                fastest_ms = min(fastest_ms, room.entries[line, clock].slow_ms)
-    for line in range(first, end):
+def close_slow(lines: int, slowdown: float, room: Room) -> None:
+    """Entries slower than a limit allows: so many times the fastest of those in time."""
+    if slowdown == math.inf:
+        return
+    fastest_ms = in_time_ms = math.inf
+    for line in range(lines):
         for clock in range(room.entries.shape[1]):
             entry = room.entries[line, clock]
-            if entry.slow_ms > slowdown * fastest_ms + SAME_MS:
+            if entry.status == OPEN:
+                fastest_ms = min(fastest_ms, entry.slow_ms)
+                if entry.tbt_excess_ms <= SAME_MS:
+                    in_time_ms = min(in_time_ms, entry.slow_ms)
+    limit_ms = slowdown * (fastest_ms if in_time_ms == math.inf else in_time_ms)
+    for line in range(lines):
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.slow_ms > limit_ms + SAME_MS:
                 entry.status, entry.too_slow = CLOSED, 1
 
 
@@ -315,5 +321,5 @@ def prepare_decode(
                 if same or not least <= microbatches <= max(least, decoding.requests):
                     entry.status = CLOSED
     lines: int = setup.pp * paces
-    close_slow(0, lines, slowdown, room)
+    close_slow(lines, slowdown, room)
     return lines

@@ -292,4 +292,5 @@ def estimate(
     tbt_excess_ms = -math.inf
     if meanwhile.requests > 0:
         tbt_excess_ms = gap_ms + setup.tbt_margin_ms - meanwhile.tbt_ms
-    return Estimate(energy_j, worst_ms, broken, tbt_excess_ms, total_ms)
+    slow_ms = total_ms + (pp - 1) * step_ms
+    return Estimate(energy_j, worst_ms, broken, tbt_excess_ms, slow_ms)

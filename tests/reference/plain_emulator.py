@@ -231,9 +231,7 @@ class _Paper:
 
     def finish_ms(self, shape: StepShape, issue_ms: float) -> float:
         """When a step would be back if it were issued then."""
-        sooner_ms = self.state.correction.tbt_margin_ms
-        route = self.pipeline.travel(shape, issue_ms, self.state.stage_free_ms, sooner_ms)
-        return route[-1].end_ms
+        return self._route(shape, issue_ms)[-1].end_ms
 
     @property
     def capped(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Correction, EngineLimits, Snapshot, StepShape
+from beam_runtime.types import SAME_MS, Correction, EngineLimits, Snapshot, StepShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class ClockPlan:
             return cls(now_mhz, clock_mhz, effective_ms)
         return cls(now_mhz, clock_mhz, state.now_ms + state.limits.clock_delay_ms)
 
-    def at(self, time_ms: float) -> int:
-        """The clock that a pass starting at ``time_ms`` runs at."""
-        return self.before_mhz if time_ms < self.switch_ms else self.after_mhz
+    def early_share(self, start_ms: float, before_ms: float) -> float:
+        """How much of a pass is done before the clock changes; all of it takes ``before_ms``."""
+        return min(1.0, max(0.0, (self.switch_ms - start_ms) / max(before_ms, SAME_MS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +70,24 @@ class Pipeline:
         step: StepShape,
         issue_ms: float,
         stage_free_ms: tuple[float, ...],
-        sooner_ms: float = 0.0,
     ) -> tuple[Pass, ...]:
-        """The step's pass on every stage, were it issued at ``issue_ms``.
-
-        A clock that makes it slower may come so much ``sooner_ms`` than planned.
-        """
+        """The step's pass on every stage, were it issued at ``issue_ms``."""
         latency_ms, energy_j = self.cost.latency_ms(step), self.cost.energy_j(step)
-        before, after = (
-            latency_ms[clock_index(self.cost, mhz)]
-            for mhz in (self.clock.before_mhz, self.clock.after_mhz)
-        )
-        late_ms = sooner_ms if after > before else 0.0
+        before = clock_index(self.cost, self.clock.before_mhz)
+        after = clock_index(self.cost, self.clock.after_mhz)
         scale = self.scale(step)
         passes = []
         ready_ms = issue_ms
         for free_ms in stage_free_ms:
             start_ms = max(ready_ms, free_ms)
-            at = clock_index(self.cost, self.clock.at(start_ms + late_ms))
-            busy_ms = scale * float(latency_ms[at])
+            early = self.clock.early_share(start_ms, scale * float(latency_ms[before]))
+            mean_ms, mean_j = (
+                early * float(of[before]) + (1.0 - early) * float(of[after])
+                for of in (latency_ms, energy_j)
+            )
+            busy_ms = scale * mean_ms
             end_ms = start_ms + (busy_ms + self.limits.host_gap_ms)
-            passes.append(Pass(end_ms, busy_ms, float(energy_j[at])))
+            passes.append(Pass(end_ms, busy_ms, mean_j))
             ready_ms = end_ms + self.limits.transfer_ms
         return tuple(passes)
 

@@ -109,9 +109,9 @@ def test_prompts_are_served_first_come_first():
 def test_a_clock_takes_effect_after_its_delay():
     lim = replace(limits(pp=2), clock_delay_ms=15.0)
     found = ask(snapshot(waiting=[prompt("a", 100)], lim=lim), Knobs(500, 100))
-    # Stage 0 starts at 0, at 1000 MHz still; stage 1 at 20, at 500 MHz.
-    assert found.ttft_ms == {"a": pytest.approx(20.0 + 40.0)}
-    assert found.active_energy_j == pytest.approx(3.0 + 1.5)
+    # Stage 0 does three quarters at 1000 MHz in 15 ms, the rest at 500 in 10; stage 1 all at 500.
+    assert found.ttft_ms == {"a": pytest.approx(25.0 + 40.0)}
+    assert found.active_energy_j == pytest.approx(0.75 * 3.0 + 0.25 * 1.5 + 1.5)
 
 
 def test_an_earlier_change_still_under_way_takes_effect_on_time():
@@ -119,8 +119,8 @@ def test_an_earlier_change_still_under_way_takes_effect_on_time():
     state = snapshot(
         waiting=[prompt("a", 100)], lim=lim, clock_since_ms=-10.0, previous_clock_mhz=500
     )
-    # Asked for at -10, so at 5: stage 0 starts at 500 MHz, stage 1 at 1000.
-    assert ask(state).ttft_ms == {"a": pytest.approx(40.0 + 20.0)}
+    # Asked for at -10, so at 5: stage 0 does an eighth at 500 MHz, all else is done at 1000.
+    assert ask(state).ttft_ms == {"a": pytest.approx(5.0 + 17.5 + 20.0)}
 
 
 def test_a_decode_rides_and_waits_for_its_token():

@@ -1,7 +1,5 @@
 """Whether a step's decodes are in time while the clock changes."""
 
-import pytest
-
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.emulator.moves import composed
 from beam_runtime.emulator.setup import STEP, Setting, make_setup, make_tables
@@ -39,14 +37,26 @@ def chunk_tokens(cost: StepCost, *, goes_down_ms: float, left_ms: float) -> int:
     return int(batch.chunk_tokens)
 
 
-@pytest.mark.parametrize(("after_ms", "whole"), [(0.5, False), (4.9, False), (5.1, True)])
-def test_a_pass_that_may_start_after_the_clock_went_down_is_taken_to(
-    small_cost: StepCost, after_ms: float, whole: bool
+def test_a_pass_is_done_at_either_clock_by_as_much_as_it_has_of_each(
+    small_cost: StepCost,
 ) -> None:
-    """At the clock before, all of the prompt is in time; the second stage may miss that."""
-    pass_ms = small_cost.latency_ms(StepShape(PROMPT, 0, 1, 108))
-    second_ms = float(pass_ms[-1]) + LIMITS.host_gap_ms
-    left_ms = 2 * second_ms + 1.2 * LEARNT.tbt_margin_ms + 1.0
-    assert pass_ms[0] > pass_ms[-1] + 2.0, "the lower clock makes it late"
-    found = chunk_tokens(small_cost, goes_down_ms=second_ms + after_ms, left_ms=left_ms)
-    assert (found == PROMPT) == whole
+    """No cliff: whether a pass begins just before its clock changes or just after is the same."""
+    low_ms, high_ms = (
+        float(small_cost.latency_ms(StepShape(PROMPT, 0, 1, 108))[i]) for i in (0, -1)
+    )
+    second_ms = high_ms + LIMITS.host_gap_ms  # when the second stage begins
+    at_high_ms = 2 * second_ms
+    half_ms = second_ms + high_ms / 2  # half of its pass is done at either
+    for goes_down_ms, last_ms in (
+        (second_ms - 0.1, low_ms),
+        (second_ms + 0.1, low_ms),
+        (half_ms, (low_ms + high_ms) / 2),
+        (second_ms + high_ms, high_ms),
+    ):
+        back_ms = at_high_ms - high_ms + last_ms
+        for spare_ms, whole in (
+            (LEARNT.tbt_margin_ms - 0.5, False),
+            (LEARNT.wide_margin_ms + 0.5, True),
+        ):
+            found = chunk_tokens(small_cost, goes_down_ms=goes_down_ms, left_ms=back_ms + spare_ms)
+            assert (found == PROMPT) == whole, (goes_down_ms, spare_ms)
