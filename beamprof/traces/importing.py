@@ -220,13 +220,14 @@ def _with_arrivals(
         return frame, {}
     if options.rate_rps is None:
         others = ", ".join(map(str, rows.unread[:8]))
+        drawn = "draw Poisson arrivals for it: --rate 2 --seed 0 (requests/s)"
         raise ImportFormatError(
             f"{path} holds lengths but no arrival times",
             cause=f"not read: {others}" if others else None,
-            hint=("if one of these is the arrival, call it arrival_s, arrival_ms or timestamp; else "
-                  if others else "")
-            + "draw Poisson arrivals for it: --rate 2 --seed 0 (requests/s)",
-        )  # fmt: skip
+            hint=f"call the arrival arrival_s, arrival_ms or timestamp; else {drawn}"
+            if others
+            else drawn,
+        )
     arrival_s = poisson_arrivals_s(options.rate_rps, frame.height, options.seed)
     return frame.with_columns(pl.Series("arrival_s", arrival_s)), {
         "rate_rps": options.rate_rps,
