@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beamprof import version
+from beamprof.devices.device import GPU_MEMORY_SHARE
 from beamprof.errors import SweepError
 from beamprof.files import check_writable
 from beamprof.models.registry import resolve_model
@@ -22,9 +23,6 @@ from beamprof.profiler.plan import Plan, make_plan
 from beamprof.profiler.slow_device import check_budget
 from beamprof.profiler.spec import SweepSpec
 
-# What a stage's weights and KV cache may take of its GPU; vLLM, too, leaves a tenth to activations
-# and graphs by default.
-GPU_MEMORY_SHARE = 0.9
 UNKNOWN_GPU_BYTES = 80e9
 CONTEXT_DEFAULT_TOKENS = 8192
 
@@ -168,7 +166,7 @@ def shape_notes(model: ModelShape, stage: StageShape) -> list[str]:
 def gpu_memory_bytes(choice: Choice) -> float:
     """What one GPU of the device leaves to weights and KV cache."""
     device = choice.device_file
-    return GPU_MEMORY_SHARE * (device.memory.size_gb * 1e9 if device else UNKNOWN_GPU_BYTES)
+    return device.weight_room_bytes if device else GPU_MEMORY_SHARE * UNKNOWN_GPU_BYTES
 
 
 def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, Plan, str]:

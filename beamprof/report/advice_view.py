@@ -5,12 +5,15 @@ from rich.table import Table
 from rich.text import Text
 
 from beamprof.advice.advise import NOBODY, OVERLOAD, SOME, Advice, Rung
+from beamprof.advice.commands import FLAGS, ONE_CLOCK
 from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
 from beamprof.slo import stream_words
 from beamprof.units import format_duration
 
 _OFF = 1.5
+_CACHED = 0.02  # of prompt tokens: less changes nothing
+NOTHING = "nothing beyond what is set already"
 
 
 def show_advice(advice: Advice, console: Console) -> None:
@@ -24,7 +27,8 @@ def show_advice(advice: Advice, console: Console) -> None:
     if advice.keepable:
         heading(console, "What to type")
     for rung in advice.rungs[1:]:
-        block(console, Text(f"{rung.name}: {rung.setting}"))
+        what = rung.setting if rung.commands else NOTHING
+        block(console, Text(f"{rung.name}: {what}"))
         for command in rung.commands:
             console.print(Text(f"    {command}", "bold"), soft_wrap=True)
     heading(console, "How far to trust it")
@@ -48,10 +52,15 @@ def answer(advice: Advice) -> str:
             f"{100 * today.goodput:.1f} % of requests keep all their SLOs."
         )
     one, flags, beam = advice.rungs[1:]
+    said = []
+    if today.goodput < SOME:
+        said.append(f"Today {100 * today.goodput:.1f} % of requests keep all their SLOs")
+    said.append(_one(one, today) if one.commands else "No lower clock keeps as many promises")
     if flags.setting == one.setting:
-        said = [f"{_one(one, today)}; vLLM's flags add nothing", _one(beam, today)]
+        said[-1] += "; vLLM's flags add nothing"
     else:
-        said = [_one(rung, today) for rung in (one, flags, beam)]
+        said.append(_one(flags, today))
+    said.append(_one(beam, today))
     return ". ".join(said) + "."
 
 
@@ -64,11 +73,10 @@ def _overload(advice: Advice) -> str:
 
 def _one(rung: Rung, today: Rung) -> str:
     """What a rung would bring, and its price in speed."""
-    took = f"{100 * rung.of_today:.0f} % of today's energy"
-    if rung.name == "vLLM's flags":
-        took = f"with {rung.name} {took}"
-    else:
-        took = f"{rung.name} would take {took}"
+    share = f"would take {100 * rung.of_today:.0f} % of today's energy"
+    took = {FLAGS: f"With vLLM's flags changed it {share}", ONE_CLOCK: f"One clock {share}"}.get(
+        rung.name, f"{rung.name} {share}"
+    )
     kept = ""
     if abs(rung.goodput - today.goodput) >= AS_GOOD:
         word = "only " if rung.goodput < today.goodput else ""
@@ -76,7 +84,8 @@ def _one(rung: Rung, today: Rung) -> str:
             f" and {word}{100 * rung.goodput:.1f} % of requests inside their SLOs instead of "
             f"{100 * today.goodput:.1f} %"
         )
-    took = took[0].upper() + took[1:]
+    elif today.goodput < SOME:
+        kept = f" and still {100 * rung.goodput:.1f} % of requests inside their SLOs"
     return f"{took}, with answers of {_time(rung)} instead of {_time(today)}{kept}"
 
 
@@ -85,12 +94,13 @@ def _time(rung: Rung) -> str:
 
 
 def what_was_asked(advice: Advice) -> list[str]:
-    """Model, load, SLOs."""
+    """Model and SLOs, load, and how the server runs now."""
     slo = advice.slo
     return [
         f"{advice.model} tp{advice.tp} pp{advice.pp} on {advice.device}; "
         f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}",
         f"load: {advice.load}",
+        f"today: {advice.rungs[0].setting}; others: --max-num-batched-tokens, --max-num-seqs",
     ]
 
 
@@ -152,6 +162,12 @@ def trust(advice: Advice) -> list[str]:
         )
     if advice.observed is not None:
         lines += _observed(advice)
+        if advice.observed.cached_share >= _CACHED:
+            lines.append(
+                f"The server's prefix cache had {100 * advice.observed.cached_share:.0f} % of its "
+                "prompt tokens; here every one is computed, so TTFT and energy come out too high "
+                "in all rungs, and prefill weighs too much."
+            )
     return lines
 
 

@@ -2,13 +2,14 @@
 
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.devices.device import resolve_device
-from beamprof.errors import DeviceError
+from beamprof.errors import DeviceError, ModelShapeError
+from beamprof.models.registry import registry, registry_name
 
 _MODELLED, _NEVER = "modelled", "never compared"
 
 
 def doubts(table: PerfTable) -> list[str]:
-    """A line where a table's numbers were not measured: what their model was compared with.
+    """Lines where a table's numbers were not measured: what their model was compared with.
 
     The words are the device file's own: of the device that the table names.
     """
@@ -17,7 +18,26 @@ def doubts(table: PerfTable) -> list[str]:
     accuracy = _accuracy(table)
     if accuracy is None:
         return [f"modelled numbers, of a device that this BEAM does not know ({table.device})"]
-    return [f"modelled numbers, by {table.device}'s file: {accuracy}"]
+    return [f"modelled numbers, by {table.device}'s file: {accuracy}", *_too_large(table)]
+
+
+def _too_large(table: PerfTable) -> list[str]:
+    """A line where no such server can be: its weights do not fit into its GPUs."""
+    name = registry_name(table.model)
+    if name is None:
+        return []
+    parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
+    try:
+        stage = registry()[name].shard(table.tp, table.pp, **parts)
+    except ModelShapeError:
+        return []
+    room = resolve_device(table.device).weight_room_bytes
+    if stage.weight_bytes <= room:
+        return []
+    return [
+        f"no such server can be: {stage.weight_bytes / 1e9:.0f} GB of weights for each GPU do not "
+        f"fit into the {room / 1e9:.0f} GB that {table.device} leaves them"
+    ]
 
 
 def compared(table: PerfTable) -> bool:
