@@ -8,7 +8,7 @@ import typer
 from beamprof.cli.first_compile import say_if_first
 from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
-from beamprof.cli.streams import load_table, one_on_stdout
+from beamprof.cli.streams import load_table, named_as, one_on_stdout
 from beamprof.console import emit, note, stderr
 from beamprof.errors import ModelShapeError, OutputError, ReplayError
 from beamprof.files import STDIN, check_writable, is_stdout
@@ -96,6 +96,7 @@ def command(
     inputs = [path for path in (table, trace) if path is not None]
     if output is not None:
         check_writable(output, force=force, inputs=inputs)
+        named_as(output, "the page", ".html", ".htm")
     slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
     load, served = _load(from_vllm, trace, rate, input_tokens, output_tokens, model)
     known = (

@@ -59,9 +59,10 @@ def show_replay(
         if setting:
             block(console, f"{name}: {setting}, by hindsight")
     if report.vanilla.attainment.impossible:
+        count = report.vanilla.attainment.impossible
         block(
             console,
-            f"{report.vanilla.attainment.impossible} prompts are too long for the TTFT SLO even "
+            f"{count:,} prompt{' is' if count == 1 else 's are'} too long for the TTFT SLO even "
             "alone at the highest clock",
         )
     if report.vanilla.cached_tokens:

@@ -23,9 +23,10 @@ _MOST_SETTINGS = 40
 _NAMES = {ORACLE: ORACLE_NAME}
 _UNKNOWN = "\N{EN DASH}"
 _GROUPS = (("", 1), ("Goodput", 2), ("Energy", 4), ("Request", 2), ("TTFT", 2), ("Stream", 3))
+_ENERGY = "kWh"
 _HEADS = (
-    "policy", "kept", "points", "kWh", "of vanilla", "of static", "J/token", "mean s", "of vanilla",
-    "p99 ms", "kept", "p99 ms", "tokens/s", "kept",
+    "policy", "kept", "points", _ENERGY, "of vanilla", "of static", "J/token", "mean s",
+    "of vanilla", "p99 ms", "kept", "p99 ms", "tokens/s", "kept",
 )  # fmt: skip
 
 
@@ -141,11 +142,14 @@ def _spread(policy: str, css: str, settings: Sequence[_Setting]) -> Bar:
 
 def _grid(setting: _Setting, css: dict[str, str]) -> Grid:
     policies = setting.rows["policy"].unique(maintain_order=True).to_list()
+    energies = [setting.mean(name, "energy_kwh") for name in policies]
+    unit, scale = ("Wh", 1e3) if np.nanmax([*energies, 0.0]) < 1.0 else ("kWh", 1.0)
     rows = []
     for name in policies:
         cells = [_NAMES.get(name, name)]
         for column, words in (
-            ("goodput", _share), ("goodput_points", points), ("energy_kwh", significant),
+            ("goodput", _share), ("goodput_points", points),
+            ("energy_kwh", lambda kwh: significant(scale * kwh)),
             ("energy_to_vanilla", _ratio), ("energy_to_static", _ratio),
             ("j_per_token", significant), ("request_mean_ms", _seconds), ("slowdown", _ratio),
             ("ttft_p99_ms", _ms), ("ttft_kept_share", _share), ("tbt_p99_ms", _ms),
@@ -154,7 +158,8 @@ def _grid(setting: _Setting, css: dict[str, str]) -> Grid:
             value = setting.mean(name, column)
             cells.append(words(value) if np.isfinite(value) else _UNKNOWN)
         rows.append(tuple(cells))
-    return Grid(_GROUPS, _HEADS, tuple(rows), tuple(css[name] for name in policies))
+    heads = tuple(unit if head == _ENERGY else head for head in _HEADS)
+    return Grid(_GROUPS, heads, tuple(rows), tuple(css[name] for name in policies))
 
 
 def _ratio(value: float) -> str:

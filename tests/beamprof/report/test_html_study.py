@@ -100,12 +100,20 @@ def test_every_setting_has_its_table(page, studied):
     at = page.words.index("beam", page.words.index("one.parquet, SLO 300ms/90ms"))
     row = page.words[at : at + 14]
     assert row[1] == percent(first["goodput"].mean(), 2)
-    assert row[3] == significant(first["energy_kwh"].mean())
+    assert first["energy_kwh"].max() < 1.0, "a minute's energy is told in Wh"
+    assert row[3] == significant(1e3 * first["energy_kwh"].mean())
+    assert "Wh" in page.words and "kWh" not in page.words
     assert row[7] == f"{first['request_mean_ms'].mean() / 1e3:,.1f}"
     assert row[10] == percent(first["ttft_kept_share"].mean(), 2)
     assert "means over 2 seeds" in page.text and "noise 5.0 %" in page.text
     oracle = page.words.index("oracle (bound)", at)
     assert page.words[oracle + 1] == page.words[oracle + 7] == "–", "a bound keeps no promise"
+
+
+def test_an_hours_energy_is_told_in_kwh(studied):
+    frame = load_study(studied).with_columns(pl.col("energy_kwh") * 1000)
+    heads = [section.body.heads for section in study_part(studied, frame).sections[1:-1]]
+    assert all("kWh" in head and "Wh" not in head for head in heads)
 
 
 def test_it_names_the_cheapest_of_those_that_keep_most(studied):
