@@ -73,7 +73,7 @@ def is_usage_log(columns: tuple[str, ...]) -> bool:
 IMPORTER = Importer(
     name="usage-log",
     title="log of an OpenAI-style API",
-    columns="[created | timestamp | startTime,] prompt_tokens, completion_tokens; or usage: {...}",
+    columns="[created or timestamp or startTime,] prompt_tokens, completion_tokens; or in usage",
     licence="unknown",
     required=(),
     recognises=is_usage_log,
