@@ -19,6 +19,7 @@ from beamprof.models.registry import registry_name
 _LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([^\s]+)(?:\s+-?[\d.]+)?")
 _EXEMPLAR = " # {"  # what OpenMetrics may write behind a value
 _LABEL = re.compile(r'\b(\w+)="((?:[^"\\]|\\.)*)"')
+_HOST = re.compile(r"[\w.-]+:\d+(?:/\S*)?")
 _MOST_BYTES = 50_000_000
 _TIMEOUT_S = 10.0
 PROMPTS, OUTPUTS = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
@@ -100,7 +101,10 @@ def read_scrape(source: str, model: str | None = None) -> Scrape:
     kind = kind_of(path) if source != "-" and not is_stream(path) else "text"
     if kind not in ("text", "JSON", "CSV"):
         words = f"there is no file {path}" if not kind else f"{path} is {kind}"
-        raise ImportFormatError(words, hint=_HINT)
+        meant = not kind and _HOST.fullmatch(source)
+        raise ImportFormatError(
+            words, hint=f"a server is asked by its address: http://{source}" if meant else _HINT
+        )
     with read_twice(path) as file:
         try:
             if file.stat().st_size > _MOST_BYTES:
@@ -117,7 +121,7 @@ def read_scrape(source: str, model: str | None = None) -> Scrape:
 
 def _fetched(url: str) -> str:
     """The text behind a URL; a server's root is taken for its /metrics."""
-    if url.count("/") == 2 or url.endswith(":8000/"):
+    if url.partition("://")[2].rstrip("/").count("/") == 0:
         url = url.rstrip("/") + "/metrics"
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:

@@ -208,7 +208,8 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
         thread.start()
         try:
             address = f"http://127.0.0.1:{server.server_address[1]}"
-            assert read_scrape(address).model == "meta-llama/Llama-3.1-8B-Instruct"
+            for written in (address, f"{address}/", f"{address}/metrics"):
+                assert read_scrape(written).model == "meta-llama/Llama-3.1-8B-Instruct"
             with pytest.raises(ImportFormatError, match="404"):
                 read_scrape(f"{address}/nix")
         finally:
@@ -216,6 +217,13 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
             thread.join()
     with pytest.raises(ImportFormatError, match="no metrics at"):
         read_scrape(address)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "10.0.0.7:8001/metrics", "gpu-3.lan:80"])
+def test_an_address_without_its_scheme_is_taken_for_one(address: str) -> None:
+    with pytest.raises(ImportFormatError, match="no file") as caught:
+        read_scrape(address)
+    assert f"http://{address}" in str(caught.value.hint)
 
 
 def test_a_part_of_vllms_metrics_is_said_to_be_that() -> None:
