@@ -93,6 +93,11 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
             hint="count tokens with the model's tokenizer, and write arrival_s, input_tokens and "
             "output_tokens",
         )
+    if re.fullmatch(r"chunk-\d+-(trace|dataset)\.(csv|json)", sheet.path.name):
+        raise ImportFormatError(
+            f"{sheet.path} is one client's part of a ServeGen pool, not a trace",
+            hint=f"draw a trace from its folder: beam trace generate servegen {sheet.path.parent}",
+        )
     near, lacking = _nearest(sheet.columns)
     names = ", ".join(importer.name for importer in IMPORTERS)
     raise ImportFormatError(

@@ -122,6 +122,16 @@ def test_a_header_in_other_letters_is_named_as_the_nearest(tmp_path):
     assert "nearest is azure" in refused(tmp_path, TWO.lower()).hint
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("chunk-78-trace.csv", "43200, 2.5, 0.8, Gamma, 1.4, 0.27\n"),
+    ("chunk-9-dataset.json", '{"43200": {"input_tokens": "{}"}}'),
+])  # fmt: skip
+def test_a_part_of_a_servegen_pool_leads_to_its_folder(tmp_path, name, content):
+    error = refused(tmp_path, content, name)
+    assert "ServeGen pool" in error.message
+    assert f"beam trace generate servegen {tmp_path}" in error.hint
+
+
 def test_standard_input_is_called_so(monkeypatch):
     class Stdin:
         buffer = io.BytesIO(b"")
