@@ -31,11 +31,13 @@ class Observed:
     Attributes:
         ttft_ms, tbt_ms: means; None where it says nothing.
         cached_share: of prompt tokens that its prefix cache had.
+        engines: that share its load; the times are of all, the load that is played is one's.
     """
 
     ttft_ms: float | None
     tbt_ms: float | None
     cached_share: float = 0.0
+    engines: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def load_from_scrape(scrape: Scrape, rate_rps: float | None = None, seed: int = 
         "input_tokens": _drawn(scrape.prompts, len(arrival_s), random),
         "output_tokens": _drawn(scrape.outputs, len(arrival_s), random),
     })  # fmt: skip
+    each = f" for each of {scrape.engines} engines" if scrape.engines > 1 else ""
     made = Transform(
         "generate",
         {"kind": "vllm-metrics", "rate_rps": rate_rps, "seed": seed},
@@ -97,7 +100,7 @@ def load_from_scrape(scrape: Scrape, rate_rps: float | None = None, seed: int = 
     record = Provenance("vLLM's metrics", "vllm-metrics", None, "the user's own", (made,))
     return Load(
         Trace(arrange(frame.with_row_index("request_id")), duration_s, record),
-        f"{rate_rps:.3g} requests/s{' for each engine' if scrape.engines > 1 else ''}"
+        f"{rate_rps:.3g} requests/s{each}"
         + (
             f", the mean of the {format_duration(scrape.seconds)} until {scrape.until}"
             if counted and scrape.seconds
@@ -105,7 +108,9 @@ def load_from_scrape(scrape: Scrape, rate_rps: float | None = None, seed: int = 
         )
         + f"; {scrape.prompts.mean:,.0f} tokens in and {scrape.outputs.mean:,.0f} out on average, "
         "by the server's histograms; Poisson arrivals",
-        Observed(_mean_ms(scrape.ttft_s), _mean_ms(scrape.tbt_s), scrape.cached_share),
+        Observed(
+            _mean_ms(scrape.ttft_s), _mean_ms(scrape.tbt_s), scrape.cached_share, scrape.engines
+        ),
     )
 
 

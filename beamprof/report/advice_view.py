@@ -162,6 +162,11 @@ def trust(advice: Advice) -> list[str]:
         )
     if advice.observed is not None:
         lines += _observed(advice)
+        if advice.observed.engines > 1:
+            lines.append(
+                f"{advice.observed.engines} engines share the load: all numbers above, of power, "
+                "energy and money too, are of one of them, and so are the GPUs in the commands."
+            )
         if advice.observed.cached_share >= _CACHED:
             lines.append(
                 f"The server's prefix cache had {100 * advice.observed.cached_share:.0f} % of its "

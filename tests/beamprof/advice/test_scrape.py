@@ -82,7 +82,7 @@ def test_servers_told_apart_by_any_label_are_engines_of_their_own() -> None:
     text = "".join(metrics().replace('engine="0"', f'engine="0",instance="{n}"') for n in "abc")
     found = scraped(text)
     assert (found.engines, found.prompts.count) == (3, 6000)
-    assert load_from_scrape(found).words.startswith("2 requests/s for each engine")
+    assert load_from_scrape(found).words.startswith("2 requests/s for each of 3 engines")
 
 
 def test_two_scrapes_in_a_file_are_refused() -> None:
@@ -150,7 +150,8 @@ def test_the_load_has_the_servers_rate_and_lengths() -> None:
 def test_each_engine_has_its_share_of_the_rate() -> None:
     load = load_from_scrape(scraped(metrics(engines=4)))
     assert load.trace.requests / load.trace.duration_s == pytest.approx(2.0, rel=0.15)
-    assert "for each engine" in load.words
+    assert "for each of 4 engines" in load.words
+    assert load.observed is not None and load.observed.engines == 4
 
 
 def test_the_histograms_own_beginning_goes_before_the_processs() -> None:
