@@ -29,6 +29,7 @@ from beamprof.advice.commands import (
     setting_words,
 )
 from beamprof.advice.load import Load, Observed
+from beamprof.decide.bounds import largest_step
 from beamprof.devices.device import resolve_device
 from beamprof.errors import DeviceError, ReplayError
 from beamprof.replay.goodput import promises
@@ -210,6 +211,9 @@ def advise(
     slo = slo or Slo()
     options = replace(options or ReplayOptions(), slo=slo, max_num_seqs=today.max_num_seqs)
     site, assumed = site_of(table, table, options)
+    known, _ = largest_step(table, today.chunk_tokens)
+    if known < today.chunk_tokens:
+        assumed = (*assumed, f"steps of more than {known:,} tokens extrapolated from the table's")
     search = _Search(load, site, progress)
     found = search.rungs(today)
     first = found[0][1]

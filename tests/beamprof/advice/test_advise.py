@@ -152,6 +152,13 @@ def test_what_the_prefix_cache_had_is_said_where_it_matters(advice: Advice) -> N
         assert any("60 % of its prompt tokens" in text for text in told) is (share > 0)
 
 
+@pytest.mark.parametrize(("chunk", "told"), [(512, False), (8192, True)])
+def test_steps_that_the_table_does_not_know_are_said_to_be_guessed(chunk: int, told: bool) -> None:
+    load = load_from_rate(1.0, 500, 20)
+    found = advise(PerfTable.load(TABLE), load, today=Today(chunk, 256))
+    assert any("1,024 tokens extrapolated" in text for text in trust(found)) is told
+
+
 def test_today_may_be_another_chunk() -> None:
     load = load_from_rate(1.0, 500, 20)
     found = advise(PerfTable.load(TABLE), load, today=Today(512, 32))
