@@ -108,7 +108,8 @@ def answer(report: ReplayReport) -> str:
     if unkept:
         return unkept
     best_goodput = max(report.vanilla.goodput, report.static.metrics.goodput)
-    enough = best_goodput - AS_GOOD_POINTS / 100
+    # Where no setting without BEAM keeps half of the requests, to keep as few is no answer.
+    enough = max(best_goodput - AS_GOOD_POINTS / 100, KEPT_AT_ALL)
     best = min(
         (rung for rung in report.rungs if rung.metrics.goodput >= enough),
         key=lambda rung: rung.to_vanilla,

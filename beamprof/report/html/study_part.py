@@ -16,11 +16,15 @@ from beamprof.report.html.colours import colours
 from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.part import Bar, Bars, Facts, Grid, Part, Section
 from beamprof.report.html.replay_part import ORACLE_NAME
-from beamprof.report.replay_views import AS_GOOD_POINTS
+from beamprof.report.replay_views import AS_GOOD_POINTS, KEPT_AT_ALL
+from beamprof.report.study_views import nobody_keeps
 from beamprof.units import format_duration
 
 _MOST_SETTINGS = 40
 _NAMES = {ORACLE: ORACLE_NAME}
+_UNKEPT = (
+    "No policy keeps its SLO for half of the requests in any setting; what they save is no saving."
+)
 _UNKNOWN = "\N{EN DASH}"
 _GROUPS = (("", 1), ("Goodput", 2), ("Energy", 4), ("Request", 2), ("TTFT", 2), ("Stream", 3))
 _ENERGY = "kWh"
@@ -86,7 +90,8 @@ def study_part(path: Path, frame: pl.DataFrame) -> Part:
     ]
     sections.append(Section("Where this comes from", "", _facts(path, frame, len(settings))))
     kicker = f"Study · {path.name} · {len(settings)} settings, {len(policies)} policies"
-    return Part(kicker, _sentence(settings, policies), _standing(frame), tuple(sections))
+    answer = _UNKEPT if nobody_keeps(frame) else _sentence(settings, policies)
+    return Part(kicker, answer, _standing(frame), tuple(sections))
 
 
 def _over(settings: Sequence[_Setting], policy: str, column: str) -> NDArray[np.float64]:
@@ -117,8 +122,16 @@ def _sentence(settings: Sequence[_Setting], policies: Sequence[str]) -> str:
 
 
 def _as_good(settings: Sequence[_Setting], policy: str) -> int:
-    points_less = (one.mean(policy, "goodput_points") for one in settings)
-    return sum(bool(one >= -AS_GOOD_POINTS) for one in points_less)  # unknown is not as good
+    return sum(_is_as_good(one, policy) for one in settings)
+
+
+def _is_as_good(setting: _Setting, policy: str) -> bool:
+    """As the terminal has it (study_views), over seeds; what is unknown is not as good."""
+    beside = setting.mean(policy, "goodput_points") >= -AS_GOOD_POINTS
+    names = setting.rows["policy"].unique().to_list()
+    others = (setting.mean(name, "goodput") for name in names)
+    kept = setting.mean(policy, "goodput") >= KEPT_AT_ALL
+    return bool(beside and (kept or not any(one >= KEPT_AT_ALL for one in others)))
 
 
 def _standing(frame: pl.DataFrame) -> str:
