@@ -124,6 +124,8 @@ def answer(report: ReplayReport) -> str:
         )
     static = report.static
     beside = f" and {100 * best.to_static:.0f} % of the best static setting's ({static.setting})"
+    if static.metrics.goodput < KEPT_AT_ALL:
+        beside = f" (no static setting keeps more than {100 * static.metrics.goodput:.1f} %)"
     return (
         f"{m.policy} needs {100 * best.to_vanilla:.0f} % of vanilla's energy"
         f"{beside if best is not static else f' ({static.setting})'}, {format_energy(m.energy_j)}, "

@@ -29,6 +29,8 @@ def test_where_the_rivals_keep_next_to_nothing_the_cheapest_of_them_is_no_answer
     said = told(report, vanilla=(0.007, 1.0), static_best=(0.007, 0.66), beam=(0.787, 0.67))
     assert said.startswith("beam needs 67 % of vanilla's energy")
     assert "78.7 % of requests (vanilla 0.7 %)" in said
+    assert "(no static setting keeps more than 0.7 %)" in said
+    assert "of the best static setting's" not in said
 
 
 def test_the_cheapest_that_loses_nothing_beside_the_best_rival_is_the_answer(report):
