@@ -39,7 +39,7 @@ from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.beam import Beam
 from beamprof.replay.policies.static import Static
-from beamprof.replay.rivals import AS_GOOD, CHUNKS
+from beamprof.replay.rivals import AS_GOOD, CHUNKS, KEPT_AT_ALL
 from beamprof.replay.site import Site, site_of
 from beamprof.tables.doubts import doubts
 from beamprof.tables.leave_one_out import held_out_error
@@ -117,8 +117,8 @@ class Advice:
         model, device, tp, pp: what the table describes.
         load: in words; requests, duration_s: of what was played; played_s: until the last answer.
         slo: what is promised.
-        rungs: as it is, one clock, vLLM's flags, BEAM; the first alone where the highest clock
-            with the best chunk keeps nobody's SLOs: then there is nothing to save.
+        rungs: as it is, one clock, vLLM's flags, BEAM; the first alone where neither the highest
+            clock with the best chunk nor BEAM keeps anybody's SLOs: then there is nothing to save.
         observed: what the server itself saw, where it was asked.
         predicted_ttft_ms, predicted_tbt_ms: means of the first rung, to compare with it.
         energy_error: the table's, held out, as a share; None where it cannot be told.
@@ -274,23 +274,37 @@ class _Search:
         chunks = sorted({*CHUNKS, now.chunk_tokens})
         # Another chunk may keep promises that today's breaks: then that is what is asked for.
         kept = max((replace(now, chunk_tokens=chunk) for chunk in chunks), key=self._goodness)
-        if self.play(kept).goodput < NOBODY:
-            return [(AS_IT_IS, self.play(now), now)]
-        self._progress(ONE_CLOCK)
-        one = self._cheapest(clocks, [now.chunk_tokens], now, least)
-        self._progress(FLAGS)
-        least = max(least, self.play(kept).goodput - AS_GOOD)
-        start = one if self.play(one).goodput >= least else kept
-        flags = self._cheapest(clocks, chunks, start, least)
-        for count in SEQUENCES:
-            if count < today.max_num_seqs:
-                fewer = replace(flags, max_num_seqs=count)
-                if self._better(fewer, flags, least):
-                    flags = fewer
-        self._progress(BEAM)
         beam = Setting(None, Beam.max_batched_tokens, today.max_num_seqs)
+        goodput = self.play(kept).goodput
+        if goodput < NOBODY:
+            # No clock and no chunk makes more of a server than it has; an SLO is another thing.
+            overload = self.play(kept).played_s > OVERLOAD * self._trace.duration_s
+            self._progress(BEAM)
+            if overload or self.play(beam).goodput < NOBODY:
+                return [(AS_IT_IS, self.play(now), now)]
+        # Who keeps half or fewer saves nothing by keeping as few for less.
+        one, flags = now, now if goodput <= least + 2 * AS_GOOD else kept
+        if self.play(now).goodput >= KEPT_AT_ALL:
+            self._progress(ONE_CLOCK)
+            one = self._cheapest(clocks, [now.chunk_tokens], now, least)
+        if goodput >= KEPT_AT_ALL:
+            self._progress(FLAGS)
+            least = max(least, goodput - AS_GOOD)
+            start = one if self.play(one).goodput >= least else kept
+            flags = self._fewer(self._cheapest(clocks, chunks, start, least), least)
+        self._progress(BEAM)
+        return self._told(now, one, flags, beam)
+
+    def _fewer(self, flags: Setting, least: float) -> Setting:
+        """With fewer sequences, where that is cheaper and keeps as much."""
+        for count in SEQUENCES:
+            if count < flags.max_num_seqs:
+                setting = replace(flags, max_num_seqs=count)
+                flags = setting if self._better(setting, flags, least) else flags
+        return flags
+
+    def _told(self, *settings: Setting) -> list[tuple[str, _Outcome, Setting]]:
         names = (AS_IT_IS, ONE_CLOCK, FLAGS, BEAM)
-        settings = (now, one, flags, beam)
         return [(name, self.play(s), s) for name, s in zip(names, settings, strict=True)]
 
     def _cheapest(

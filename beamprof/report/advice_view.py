@@ -1,12 +1,14 @@
 """Advice as people see it: the answer, the ladder, what to type, and how far to trust it."""
 
+from itertools import pairwise
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from beamprof.advice.advise import NOBODY, OVERLOAD, SOME, Advice, Rung
 from beamprof.advice.commands import FLAGS, ONE_CLOCK
-from beamprof.replay.rivals import AS_GOOD
+from beamprof.replay.rivals import AS_GOOD, KEPT_AT_ALL
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
 from beamprof.slo import stream_words
 from beamprof.units import format_duration
@@ -26,14 +28,21 @@ def show_advice(advice: Advice, console: Console) -> None:
     fitted_block(console, _ladder(advice), optional)
     if advice.keepable:
         heading(console, "What to type")
-    for rung in advice.rungs[1:]:
-        what = rung.setting if rung.commands else NOTHING
-        block(console, Text(f"{rung.name}: {what}"))
-        for command in rung.commands:
+    for rung, typed in to_type(advice):
+        block(console, Text(f"{rung.name}: {rung.setting if typed else NOTHING}"))
+        for command in typed:
             console.print(Text(f"    {command}", "bold"), soft_wrap=True)
     heading(console, "How far to trust it")
     for text in trust(advice):
         block(console, text)
+
+
+def to_type(advice: Advice) -> list[tuple[Rung, tuple[str, ...]]]:
+    """The rungs, each with what is typed for it beyond the one before."""
+    return [
+        (rung, () if rung.setting == before.setting else rung.commands)
+        for before, rung in pairwise(advice.rungs)
+    ]
 
 
 def answer(advice: Advice) -> str:
@@ -53,9 +62,16 @@ def answer(advice: Advice) -> str:
         )
     one, flags, beam = advice.rungs[1:]
     said = []
-    if today.goodput < SOME:
-        said.append(f"Today {100 * today.goodput:.1f} % of requests keep all their SLOs")
-    said.append(_one(one, today) if one.commands else "No lower clock keeps as many promises")
+    now = f"today {100 * today.goodput:.1f} % of requests keep all their SLOs"
+    if most < KEPT_AT_ALL:
+        said.append(f"No setting keeps these SLOs for half of the requests; {now}")
+    elif today.goodput < SOME:
+        said.append(f"T{now[1:]}")
+    if one.commands:
+        said.append(_one(one, today))
+    else:
+        less = today.goodput >= KEPT_AT_ALL
+        said.append("No lower clock keeps as many promises" if less else "No clock mends that")
     if flags.setting == one.setting:
         said[-1] += "; vLLM's flags add nothing"
     else:

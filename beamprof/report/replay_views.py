@@ -7,6 +7,7 @@ from rich.table import Table
 
 from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.sensitivity import Outcome
 from beamprof.report.page import (
     block,
@@ -23,8 +24,6 @@ from beamprof.units import format_duration, format_energy
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
 # however little it needs.
 AS_GOOD_POINTS = 0.3
-# Where not even one in two requests is served as promised, energy is not the question.
-KEPT_AT_ALL = 0.5
 MOST_CLASSES = 4  # that a line has room for
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beamprof.replay.policies.registry import VANILLA
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure, row_slo
 from beamprof.report.page import (
@@ -21,7 +22,7 @@ from beamprof.report.page import (
     sentence,
     wrote,
 )
-from beamprof.report.replay_views import AS_GOOD_POINTS, KEPT_AT_ALL
+from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.units import format_duration
 
 _GROUP = ("table", "slo_ttft_ms", "slo_kind", "slo_stream_ms", "slo_tbt_share", "noise_share")

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from beamprof.advice.advise import Advice
 from beamprof.files import check_writable, written_whole
-from beamprof.report.advice_view import NOTHING, answer, cells, heads, trust, what_was_asked
+from beamprof.report.advice_view import (
+    NOTHING,
+    answer,
+    cells,
+    heads,
+    to_type,
+    trust,
+    what_was_asked,
+)
 from beamprof.report.html.bars import bar
 from beamprof.report.html.part import Bars, Facts, Grid, Part, Section
 from beamprof.report.html.render import environment, render
@@ -41,8 +49,8 @@ def advice_part(advice: Advice) -> Part:
     )  # fmt: skip
     commands = tuple(
         (rung.name if line == 0 else "", command)
-        for rung in advice.rungs[1:]
-        for line, command in enumerate(rung.commands or (f"# {NOTHING}",))
+        for rung, typed in to_type(advice)
+        for line, command in enumerate(typed or (f"# {NOTHING}",))
     )
     grounds = tuple((str(place), text) for place, text in enumerate(trust(advice), 1))
     return Part(

@@ -10,13 +10,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beamprof.replay.policies.registry import ORACLE, VANILLA
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study_cells import PROVENANCE, row_slo
 from beamprof.report.html.bars import spread_bar
 from beamprof.report.html.colours import colours
 from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.part import Bar, Bars, Facts, Grid, Part, Section
 from beamprof.report.html.replay_part import ORACLE_NAME
-from beamprof.report.replay_views import AS_GOOD_POINTS, KEPT_AT_ALL
+from beamprof.report.replay_views import AS_GOOD_POINTS
 from beamprof.report.study_views import nobody_keeps
 from beamprof.units import format_duration
 
