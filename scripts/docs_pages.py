@@ -20,6 +20,7 @@ from beamprof.cli.main import app
 from beamprof.devices.device import device_names, resolve_device
 from beamprof.models.families import ARCHITECTURES, REFUSED
 from beamprof.models.registry import entries, registry
+from beamprof.traces.importers.own_columns import ARRIVALS
 from beamprof.traces.importers.registry import IMPORTERS
 
 NOTE = "\n*Made from the code when this page was built.*\n"
@@ -68,11 +69,25 @@ def beam_toml_page() -> str:
 
 def traces() -> str:
     """Which files of requests are understood."""
-    rows = [f"| `{one.name}` | {_cell(str(one.columns))} |" for one in IMPORTERS]
+    rows = [f"| `{one.name}` | {one.title} | {_cell(str(one.columns))} |" for one in IMPORTERS]
+    names = ", ".join(f"`{name}`" for name in ARRIVALS)
     return (
         f"# Trace formats\n{NOTE}\nEvery command that takes a trace takes any of these, as CSV, "
-        "JSON, JSON lines or Parquet, compressed or not. The format is found by the columns.\n\n"
-        "| format | columns |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+        "JSON, JSON lines or Parquet, compressed or not, `-` for standard input. The format is "
+        "found by the columns; what stands in brackets may be missing.\n\n"
+        "| `--format` | what it is | columns |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        "## How rows are read\n\n"
+        "- **Times** are numbers, whose unit the name or the format states or the size proves (a "
+        "Unix time of 2000 to 2100), or dates with the year first "
+        "(`2024-05-10 14:00:00.25+02:00`). Where nothing tells the unit it is asked for: "
+        "`--time-unit ms`. Dates, Unix times and logs count from the first request.\n"
+        f"- **Rows of your own** (`jsonl`) may call their arrival {names}.\n"
+        "- **A row that is no request** (no number, a negative time, no tokens) is refused with "
+        "what the file says there; `--bad-rows drop` drops and counts such rows, `--sort` sorts "
+        "and counts those whose times go back. Everything dropped is in the trace's record.\n"
+        "- **Lengths without times** need `--rate 2`: Poisson arrivals.\n"
+        "- **Text** is UTF-8, or UTF-16 as spreadsheets write it; blank lines before and behind "
+        "the rows are passed over.\n\n"
         "## What a replay makes of them\n\n"
         "- **Prompts that begin alike** (`prefix_hashes`, `session_id`): played with vLLM's prefix "
         "cache, in blocks of 16 tokens; `--kv-blocks` says how many it has. "

@@ -94,7 +94,8 @@ def _missed(ttft_excess_ms: float, tbt_excess_ms: float, request_id: str | None)
 
 
 def _said(knobs: Knobs) -> str:
+    batches = "microbatch" if knobs.microbatches == 1 else "microbatches"
     return (
-        f"{knobs.clock_mhz} MHz, chunk {knobs.chunk_tokens}, {knobs.microbatches} microbatches, "
+        f"{knobs.clock_mhz} MHz, chunk {knobs.chunk_tokens}, {knobs.microbatches} {batches}, "
         f"pace {knobs.pace_ms:.0f} ms"
     )

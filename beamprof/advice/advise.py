@@ -13,13 +13,25 @@ Everything is simulated, by the plant of `beam replay`.
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
+from beamprof.advice.commands import (
+    AS_IT_IS,
+    BEAM,
+    FLAGS,
+    ONE_CLOCK,
+    Setting,
+    commands,
+    setting_words,
+)
 from beamprof.advice.load import Load, Observed
-from beamprof.errors import ReplayError
+from beamprof.decide.bounds import largest_step
+from beamprof.devices.device import resolve_device
+from beamprof.errors import DeviceError, ReplayError
 from beamprof.replay.goodput import promises
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
@@ -27,13 +39,14 @@ from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.beam import Beam
 from beamprof.replay.policies.static import Static
-from beamprof.replay.rivals import AS_GOOD, CHUNKS
+from beamprof.replay.rivals import AS_GOOD, CHUNKS, KEPT_AT_ALL
 from beamprof.replay.site import Site, site_of
 from beamprof.tables.doubts import doubts
 from beamprof.tables.leave_one_out import held_out_error
 
 SEQUENCES = (64, 128)
 NOBODY, SOME = 0.01, 0.9
+_LARGE_GIB, _LARGEST_GIB = 70.0, 160.0  # of GPU memory, where vLLM's defaults change
 # Whoever needs so much longer than the load lasts cannot take it.
 OVERLOAD = 1.2
 _HOURS_A_YEAR = 8760
@@ -43,10 +56,26 @@ _ENOUGH = 2
 
 @dataclass(frozen=True, slots=True)
 class Today:
-    """How the server runs now: vLLM's own defaults."""
+    """How the server runs now: vLLM's own defaults, on most GPUs."""
 
     chunk_tokens: int = 2048
     max_num_seqs: int = 256
+
+    @classmethod
+    def on(cls, device: str) -> Self:
+        """The defaults of `vllm serve` on a GPU: larger where it has much memory.
+
+        As vLLM 0.11 to 0.18 choose them (vllm.engine.arg_utils, get_batch_defaults).
+        """
+        try:
+            memory_gib = resolve_device(device).memory.size_gb * 1e9 / 2**30
+        except DeviceError:
+            return cls()
+        if memory_gib >= _LARGEST_GIB:
+            return cls(16384, 1024)
+        if memory_gib >= _LARGE_GIB and "a100" not in device:
+            return cls(8192, 1024)
+        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +85,7 @@ class Rung:
     Attributes:
         name: of it.
         setting: what it sets, in words.
-        commands: what to type.
+        commands: what to type; none where it sets nothing that is not set already.
         goodput: share of requests that keep all their SLOs.
         request_ms: mean time of a whole request; ttft_p99_ms, tbt_p50_ms: of its parts.
         power_w: mean, of all GPUs of the replica; of a load that is more than it can take, over
@@ -88,8 +117,8 @@ class Advice:
         model, device, tp, pp: what the table describes.
         load: in words; requests, duration_s: of what was played; played_s: until the last answer.
         slo: what is promised.
-        rungs: as it is, one clock, vLLM's flags, BEAM; the first alone where the highest clock
-            with the best chunk keeps nobody's SLOs: then there is nothing to save.
+        rungs: as it is, one clock, vLLM's flags, BEAM; the first alone where neither the highest
+            clock with the best chunk nor BEAM keeps anybody's SLOs: then there is nothing to save.
         observed: what the server itself saw, where it was asked.
         predicted_ttft_ms, predicted_tbt_ms: means of the first rung, to compare with it.
         energy_error: the table's, held out, as a share; None where it cannot be told.
@@ -139,8 +168,13 @@ class Advice:
 
     @property
     def best(self) -> Rung:
-        """The cheapest that keeps as many requests' promises as today."""
-        least = self.rungs[0].goodput - AS_GOOD
+        """The cheapest that keeps as many requests' promises as today.
+
+        Where today breaks more than a few, as many as any rung keeps.
+        """
+        today = self.rungs[0].goodput
+        most = max(rung.goodput for rung in self.rungs)
+        least = (today if today >= SOME else most) - AS_GOOD
         return min((r for r in self.rungs if r.goodput >= least), key=lambda r: r.power_w)
 
 
@@ -161,7 +195,7 @@ def advise(
         table: step costs of the model on its GPUs.
         load: see advice.load.
         slo: of every request; 1 s and 200 ms by default.
-        today: how the server runs now.
+        today: how the server runs now; Today.on(the table's device) by default.
         price_per_kwh: in any currency.
         co2_g_per_kwh: of the grid.
         options: of the simulation; its slo and max_num_seqs are replaced.
@@ -173,17 +207,25 @@ def advise(
     for name, value in (("--price", price_per_kwh), ("--carbon", co2_g_per_kwh)):
         if value is not None and not 0.0 <= value < 1e6:
             raise ReplayError(f"{name} is 0 or more, and below a million", cause=f"found {value:g}")
-    today = today or Today()
+    today = today or Today.on(table.device)
     slo = slo or Slo()
     options = replace(options or ReplayOptions(), slo=slo, max_num_seqs=today.max_num_seqs)
     site, assumed = site_of(table, table, options)
+    known, _ = largest_step(table, today.chunk_tokens)
+    if known < today.chunk_tokens:
+        assumed = (*assumed, f"steps of more than {known:,} tokens extrapolated from the table's")
     search = _Search(load, site, progress)
     found = search.rungs(today)
     first = found[0][1]
+    now = found[0][2]
     rungs = tuple(
-        _rung(name, setting, outcome, first, load, table, price_per_kwh, co2_g_per_kwh)
+        _rung(
+            name, outcome, first, load, price_per_kwh, co2_g_per_kwh,
+            setting=setting_words(setting, table),
+            typed=commands(name, setting, now, table, slo),
+        )
         for name, outcome, setting in found
-    )
+    )  # fmt: skip
     error = held_out_error(table)
     return Advice(
         model=table.model, device=table.device, tp=table.tp, pp=table.pp,
@@ -196,15 +238,6 @@ def advise(
         at_lowest_clock=table.clocks_mhz[0] in {setting.clock_mhz for _, _, setting in found[1:3]},
         plays=search.plays,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """Clock, chunk and most sequences; the clock is None where BEAM chooses."""
-
-    clock_mhz: int | None
-    chunk_tokens: int
-    max_num_seqs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,43 +259,57 @@ class _Search:
 
     def __init__(self, load: Load, site: Site, progress: Callable[[str], None]) -> None:
         self._trace, self._site, self._progress = load.trace, site, progress
-        self._found: dict[_Setting, _Outcome] = {}
+        self._found: dict[Setting, _Outcome] = {}
 
     @property
     def plays(self) -> int:
         return len(self._found)
 
-    def rungs(self, today: Today) -> list[tuple[str, _Outcome, _Setting]]:
+    def rungs(self, today: Today) -> list[tuple[str, _Outcome, Setting]]:
         """Name, outcome and setting, least effort first."""
         clocks = [int(clock) for clock in self._site.cost.clocks_mhz[::-1]]
-        now = _Setting(clocks[0], today.chunk_tokens, today.max_num_seqs)
-        self._progress("as it is")
+        now = Setting(clocks[0], today.chunk_tokens, today.max_num_seqs)
+        self._progress(AS_IT_IS)
         least = self.play(now).goodput - AS_GOOD
         chunks = sorted({*CHUNKS, now.chunk_tokens})
         # Another chunk may keep promises that today's breaks: then that is what is asked for.
         kept = max((replace(now, chunk_tokens=chunk) for chunk in chunks), key=self._goodness)
-        if self.play(kept).goodput < NOBODY:
-            return [("as it is", self.play(now), now)]
-        self._progress("one clock")
-        one = self._cheapest(clocks, [now.chunk_tokens], now, least)
-        self._progress("vLLM's flags")
-        least = max(least, self.play(kept).goodput - AS_GOOD)
-        start = one if self.play(one).goodput >= least else kept
-        flags = self._cheapest(clocks, chunks, start, least)
+        beam = Setting(None, Beam.max_batched_tokens, today.max_num_seqs)
+        goodput = self.play(kept).goodput
+        if goodput < NOBODY:
+            # No clock and no chunk makes more of a server than it has; an SLO is another thing.
+            overload = self.play(kept).played_s > OVERLOAD * self._trace.duration_s
+            self._progress(BEAM)
+            if overload or self.play(beam).goodput < NOBODY:
+                return [(AS_IT_IS, self.play(now), now)]
+        # Who keeps half or fewer saves nothing by keeping as few for less.
+        one, flags = now, now if goodput <= least + 2 * AS_GOOD else kept
+        if self.play(now).goodput >= KEPT_AT_ALL:
+            self._progress(ONE_CLOCK)
+            one = self._cheapest(clocks, [now.chunk_tokens], now, least)
+        if goodput >= KEPT_AT_ALL:
+            self._progress(FLAGS)
+            least = max(least, goodput - AS_GOOD)
+            start = one if self.play(one).goodput >= least else kept
+            flags = self._fewer(self._cheapest(clocks, chunks, start, least), least)
+        self._progress(BEAM)
+        return self._told(now, one, flags, beam)
+
+    def _fewer(self, flags: Setting, least: float) -> Setting:
+        """With fewer sequences, where that is cheaper and keeps as much."""
         for count in SEQUENCES:
-            if count < today.max_num_seqs:
-                fewer = replace(flags, max_num_seqs=count)
-                if self._better(fewer, flags, least):
-                    flags = fewer
-        self._progress("BEAM")
-        beam = _Setting(None, Beam.max_batched_tokens, today.max_num_seqs)
-        names = ("as it is", "one clock", "vLLM's flags", "BEAM")
-        settings = (now, one, flags, beam)
+            if count < flags.max_num_seqs:
+                setting = replace(flags, max_num_seqs=count)
+                flags = setting if self._better(setting, flags, least) else flags
+        return flags
+
+    def _told(self, *settings: Setting) -> list[tuple[str, _Outcome, Setting]]:
+        names = (AS_IT_IS, ONE_CLOCK, FLAGS, BEAM)
         return [(name, self.play(s), s) for name, s in zip(names, settings, strict=True)]
 
     def _cheapest(
-        self, clocks: Sequence[int], chunks: Sequence[int], start: _Setting, least: float
-    ) -> _Setting:
+        self, clocks: Sequence[int], chunks: Sequence[int], start: Setting, least: float
+    ) -> Setting:
         """Down the clocks at each chunk, until there is nothing to be had any more."""
         best = start
         for chunk in chunks:
@@ -279,16 +326,16 @@ class _Search:
                     break
         return best
 
-    def _goodness(self, setting: _Setting) -> tuple[float, float]:
+    def _goodness(self, setting: Setting) -> tuple[float, float]:
         """Most promises kept; of equal ones the least energy."""
         outcome = self.play(setting)
         return outcome.goodput, -outcome.energy_j
 
-    def _better(self, setting: _Setting, than: _Setting, least: float) -> bool:
+    def _better(self, setting: Setting, than: Setting, least: float) -> bool:
         one, other = self.play(setting), self.play(than)
         return one.goodput >= least and one.energy_j < other.energy_j
 
-    def play(self, setting: _Setting) -> _Outcome:
+    def play(self, setting: Setting) -> _Outcome:
         if setting not in self._found:
             policy: Policy = (
                 Beam("beam")
@@ -318,13 +365,14 @@ def _outcome(played: Played) -> _Outcome:
 
 def _rung(
     name: str,
-    setting: _Setting,
     outcome: _Outcome,
     today: _Outcome,
     load: Load,
-    table: PerfTable,
     price_per_kwh: float | None,
     co2_g_per_kwh: float | None,
+    *,
+    setting: str,
+    typed: tuple[str, ...],
 ) -> Rung:
     offered_s = load.trace.duration_s
     taken = outcome.played_s <= OVERLOAD * offered_s
@@ -332,8 +380,8 @@ def _rung(
     kwh = power_w * _HOURS_A_YEAR / 1e3
     return Rung(
         name=name,
-        setting=_words(name, setting),
-        commands=_commands(name, setting, table),
+        setting=setting,
+        commands=typed,
         goodput=outcome.goodput,
         request_ms=outcome.request_ms,
         ttft_p99_ms=outcome.ttft_p99_ms,
@@ -344,36 +392,3 @@ def _rung(
         cost_a_year=None if price_per_kwh is None else kwh * price_per_kwh,
         co2_kg_a_year=None if co2_g_per_kwh is None else kwh * co2_g_per_kwh / 1e3,
     )
-
-
-def _words(name: str, setting: _Setting) -> str:
-    if setting.clock_mhz is None:
-        return "clock, chunk, microbatches and pace at each event"
-    clock = "highest clock" if name == "as it is" else f"{setting.clock_mhz} MHz"
-    return f"{clock}, chunk {setting.chunk_tokens:,}, {setting.max_num_seqs} sequences"
-
-
-def _commands(name: str, setting: _Setting, table: PerfTable) -> tuple[str, ...]:
-    if name == "as it is":
-        return ()
-    if setting.clock_mhz is None:
-        return (
-            "pip install .   # a checkout of BEAM, into vLLM's environment",
-            f"beam profile --model {table.model} --tp {table.tp} --pp {table.pp} "
-            "-o table.parquet   # on the server",
-            f'printf \'table = "table.parquet"\\npolicy = "observe"\\n[clock]\\ngpus = '
-            f"{list(range(table.tp * table.pp))}\\n' > beam.toml",
-            "BEAM_CONFIG=$PWD/beam.toml vllm serve MODEL --max-num-batched-tokens "
-            f"{setting.chunk_tokens} --scheduler-cls beam_runtime.engines.vllm.make_scheduler",
-            "BEAM_POLICY=steer ...   # the same, once its predictions have held for a day",
-        )
-    gpus = ",".join(map(str, range(table.tp * table.pp)))
-    lock = f"sudo nvidia-smi -i {gpus} -lgc {setting.clock_mhz},{setting.clock_mhz}"
-    undo = f"sudo nvidia-smi -i {gpus} -rgc   # to undo it"
-    if name == "one clock":
-        return (lock, undo)
-    flags = (
-        f"vllm serve MODEL --max-num-batched-tokens {setting.chunk_tokens} "
-        f"--max-num-seqs {setting.max_num_seqs}"
-    )
-    return (lock, flags, undo)

@@ -4,22 +4,50 @@ import tempfile
 from pathlib import Path
 
 from beam_runtime.table.perf_table import PerfTable
-from beamprof.errors import BackendError
+from beamprof.devices.device import Device, resolve_device
+from beamprof.errors import BackendError, ModelShapeError
+from beamprof.models.shape import ModelShape
+from beamprof.profiler.prepare import prepare
 from beamprof.profiler.profile import ProfileRequest, profile
 from beamprof.profiler.spec import resolve_spec
 
+_SPLITS = (2, 4, 8, 16)
+
 
 def modelled_table(model: str, device: str, *, tp: int = 1, pp: int = 1) -> PerfTable:
-    """What `beam profile --backend modelled` would write.
+    """What `beam profile --backend modelled` would write, of a server that there can be.
 
     Raises:
         ModelShapeError, DeviceError: an unknown name, or a split that does not divide.
-        BackendError: nothing came of it.
+        BackendError: nothing came of it, or the weights do not fit into the GPUs.
     """
     flags = {"model": model, "device": device, "tp": tp, "pp": pp, "backend": "modelled"}
     with tempfile.TemporaryDirectory(prefix="beam-advise-") as folder:
         request = ProfileRequest(resolve_spec(flags), output=Path(folder) / "table.parquet")
+        prepared = prepare(request)
+        _check_room(prepared.model, resolve_device(device), tp, pp)
         made = profile(request).table
     if made is None:
         raise BackendError(f"no table of {model} on {device} could be modelled")
     return made
+
+
+def _check_room(model: ModelShape, device: Device, tp: int, pp: int) -> None:
+    """Refuse GPUs that cannot hold their part of the weights."""
+    needed, room = model.shard(tp, pp).weight_bytes, device.weight_room_bytes
+    if needed <= room:
+        return
+    enough = next((one for one in _SPLITS if one > tp and _fits(model, device, one, pp)), None)
+    raise BackendError(
+        f"{model.name} does not fit: {needed / 1e9:.0f} GB of weights for each GPU, "
+        f"{room / 1e9:.0f} GB that {device.name} leaves them",
+        cause=f"tp {tp} x pp {pp} are {tp * pp} GPU{'s' if tp * pp > 1 else ''}",
+        hint=f"--tp {enough} is enough" if enough else "more GPUs: --tp and --pp",
+    )
+
+
+def _fits(model: ModelShape, device: Device, tp: int, pp: int) -> bool:
+    try:
+        return model.shard(tp, pp).weight_bytes <= device.weight_room_bytes
+    except ModelShapeError:
+        return False

@@ -8,10 +8,10 @@ import typer
 from beamprof.cli.first_compile import say_if_first
 from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.promised import SloE2e, SloTbt, SloTpot, SloTtft
-from beamprof.cli.streams import load_table, one_on_stdout
+from beamprof.cli.streams import load_table, named_as, one_on_stdout
 from beamprof.console import emit, note, stderr
-from beamprof.errors import OutputError, ReplayError
-from beamprof.files import check_writable, is_stdout
+from beamprof.errors import ModelShapeError, OutputError, ReplayError
+from beamprof.files import STDIN, check_writable, is_stdout
 
 if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
@@ -60,12 +60,13 @@ def command(
     slo_tpot: SloTpot = None,
     slo_e2e: SloE2e = None,
     chunk: Annotated[
-        int,
-        typer.Option("--max-num-batched-tokens", min=32, max=65536, help="Of vLLM, as it is now."),
-    ] = 2048,
+        int | None,
+        typer.Option("--max-num-batched-tokens", min=32, max=65536,
+                     help="Of vLLM, as it is now [default: vLLM's own on this GPU]."),
+    ] = None,
     max_num_seqs: Annotated[
-        int, typer.Option("--max-num-seqs", min=1, max=65536, help="Likewise.")
-    ] = 256,
+        int | None, typer.Option("--max-num-seqs", min=1, max=65536, help="Likewise.")
+    ] = None,
     price: Annotated[
         float | None, typer.Option("--price", help="Of a kWh, in any currency.")
     ] = None,
@@ -95,18 +96,21 @@ def command(
     inputs = [path for path in (table, trace) if path is not None]
     if output is not None:
         check_writable(output, force=force, inputs=inputs)
+        named_as(output, "the page", ".html", ".htm")
     slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
-    load, served = _load(from_vllm, trace, rate, input_tokens, output_tokens)
+    load, served = _load(from_vllm, trace, rate, input_tokens, output_tokens, model)
     known = (
         load_table(table, model=model, tp=tp, pp=pp)
         if table is not None
-        else _modelled(model or served, device, tp or 1, pp or 1)
+        else _modelled(model, served, device, tp or 1, pp or 1)
     )
-    _check_lengths(known.model, load)
+    load = _taken(known.model, load)
+    usual = Today.on(known.device)
     say_if_first("beamprof.replay")
     advice = advise(
         known, load, slo,
-        today=Today(chunk, max_num_seqs), price_per_kwh=price, co2_g_per_kwh=carbon,
+        today=Today(chunk or usual.chunk_tokens, max_num_seqs or usual.max_num_seqs),
+        price_per_kwh=price, co2_g_per_kwh=carbon,
         progress=lambda name: note(f"simulating: {name}"),
     )  # fmt: skip
     if output is not None:
@@ -134,10 +138,10 @@ def command(
 
 def _load(
     from_vllm: str | None, trace: Path | None, rate: float | None, input_tokens: int,
-    output_tokens: int,
+    output_tokens: int, model: str | None,
 ) -> tuple["Load", str]:  # fmt: skip
     """The load, and the model's name where a server told it."""
-    from beamprof.advice.load import Load, load_from_rate, load_from_scrape
+    from beamprof.advice.load import load_from_rate, load_from_scrape, load_from_trace
     from beamprof.advice.scrape import read_scrape
     from beamprof.traces.importing import open_trace
 
@@ -146,10 +150,10 @@ def _load(
     if trace is not None:
         if rate is not None:
             raise ReplayError("a trace has its own rate", hint="leave --rate out")
-        requests = open_trace(trace)
-        return Load(requests, f"{requests.requests:,} requests of {trace}"), ""
+        name = "standard input" if trace == STDIN else str(trace)
+        return load_from_trace(open_trace(trace), name), ""
     if from_vllm is not None:
-        scrape = read_scrape(from_vllm)
+        scrape = read_scrape(from_vllm, model)
         return load_from_scrape(scrape, rate), scrape.model
     if rate is None:
         raise ReplayError(
@@ -160,40 +164,37 @@ def _load(
     return load_from_rate(rate, input_tokens, output_tokens), ""
 
 
-def _check_lengths(model: str, load: "Load") -> None:
-    """Refuse requests that no server of this model would take.
-
-    Raises:
-        ReplayError: a request has more tokens than the model's context.
-    """
+def _taken(model: str, load: "Load") -> "Load":
+    """The load within what the model takes, where it is one that BEAM knows."""
+    from beamprof.advice.load import within
     from beamprof.models.registry import registry, registry_name
 
     name = registry_name(model)
-    most = None if name is None else registry()[name].max_model_len
-    longest = int((load.trace.input_tokens + load.trace.output_tokens).max())
-    if most is not None and longest > most:
-        raise ReplayError(
-            f"a request of this load has {longest:,} tokens, {name} takes {most:,}",
-            hint="shorter --input-tokens and --output-tokens; of a trace: beam trace import FILE "
-            f"--max-total-tokens {most} --over-limit drop",
-        )
+    return load if name is None else within(load, registry()[name].max_model_len, name)
 
 
-def _modelled(model: str | None, device: str | None, tp: int, pp: int) -> "PerfTable":
+def _modelled(model: str | None, served: str, device: str | None, tp: int, pp: int) -> "PerfTable":
     """A table from the device's file; nothing is kept."""
     from beamprof.advice.modelled import modelled_table
     from beamprof.devices.device import device_names
 
-    if not model:
+    if not (model or served):
         raise ReplayError(
             "advice needs a model", hint="--model llama3-8b, or a table of it: --table FILE"
         )
     if device is None:
         raise ReplayError(
-            f"advice on {model} needs a table or a GPU",
+            f"advice on {model or served} needs a table or a GPU",
             cause="a model's name and its load do not say what it runs on",
             hint=f"--device, one of {', '.join(device_names())}; or --table FILE, measured there",
         )
-    made = modelled_table(model, device, tp=tp, pp=pp)
+    try:
+        made = modelled_table(model or served, device, tp=tp, pp=pp)
+    except ModelShapeError as error:
+        if model is not None:
+            raise
+        error.cause = f"that is what the server calls it; {error.cause}"
+        error.hint = f"say what it is made of: --model NAME; {error.hint}"
+        raise
     note(f"modelled: {made.model} tp{made.tp} pp{made.pp} on {made.device}")
     return made

@@ -1,11 +1,32 @@
-"""Help with its options in groups: what to work on, what to assume, what to write."""
+"""Help: options in groups (what to work on, what to assume, what to write), examples whole."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer.core
 
 _REST = "Options"
+_EXAMPLE = re.compile(r"(.+:)  ((?:\w+=\S+ )?beam .+)")
+
+
+class Examples(typer.core.TyperGroup):
+    """Commands whose examples stand on a line of their own, to be copied: never broken into two."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, or None."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            command.help = with_examples(command.help)
+        return command
+
+
+def with_examples(text: str) -> str:
+    """Help in which each `For example:  beam ...` has become two lines, kept as they are."""
+    return "\n\n".join(
+        _EXAMPLE.sub("\b\n\\1\n  \\2", part) if _EXAMPLE.fullmatch(part) else part
+        for part in text.split("\n\n")
+    )
 
 
 def grouped(groups: Mapping[str, Sequence[str]]) -> type[typer.core.TyperCommand]:

@@ -26,15 +26,17 @@ import typer
 import beamprof
 from beam_runtime.errors import BeamError
 from beamprof.cli import advise, decide, doctor, profile, replay, report, study, sweep, table, trace
-from beamprof.cli.grouped import grouped
+from beamprof.cli.grouped import Examples, grouped
 from beamprof.cli.wording import in_our_words
 
 DONE, BAD_INPUT, INTERRUPTED, BUG, READER_GONE = 0, 2, 130, 70, 141
 
 app = typer.Typer(
     name="beam",
+    cls=Examples,
     help="BEAM cuts the energy of LLM serving without breaking its latency promises.\n\n"
-    "Start here, with or without a GPU:  beam profile --model llama3-70b --tp 2 --pp 4\n\n"
+    "\b\nStart here, with or without a GPU:\n"
+    "  beam profile --model llama3-70b --tp 2 --pp 4\n\n"
     "Tab completes commands and flags after:  beam --install-completion",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -42,15 +44,31 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: quicker, and [default: 1] is not taken for markup
 )
 app.command("profile", cls=grouped(profile.GROUPS))(profile.command)
-app.add_typer(table.app, name="table")
-app.add_typer(sweep.app, name="sweep")
+app.add_typer(
+    table.app, name="table", short_help="Inspect, check, merge, export, import perf-energy tables."
+)
+app.add_typer(
+    sweep.app, name="sweep", short_help="Show where a sweep's values come from; begin one."
+)
 app.add_typer(trace.app, name="trace")
-app.command("advise", cls=grouped(advise.GROUPS))(advise.command)
-app.command("replay", cls=grouped(replay.GROUPS))(replay.command)
-app.command("study", cls=grouped(study.GROUPS))(study.command)
-app.command("report")(report.command)
-app.command("decide", cls=grouped(decide.GROUPS))(decide.command)
-app.command("doctor")(doctor.command)
+app.command(
+    "advise", cls=grouped(advise.GROUPS), short_help="What would I save, and what do I have to do?"
+)(advise.command)
+app.command(
+    "replay", cls=grouped(replay.GROUPS), short_help="Play a trace under several policies."
+)(replay.command)
+app.command(
+    "study", cls=grouped(study.GROUPS), short_help="Play a grid of tables, traces, SLOs, policies."
+)(study.command)
+app.command("report", short_help="One HTML page of a replay, a study or a decision log.")(
+    report.command
+)
+app.command(
+    "decide", cls=grouped(decide.GROUPS), short_help="What would the controller do in this state?"
+)(decide.command)
+app.command("doctor", short_help="Could BEAM control this machine? Is a GPU left locked?")(
+    doctor.command
+)
 
 
 def _version(asked: bool) -> None:
@@ -84,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         as_json="--json" in arguments,
         words=[argument for argument in arguments if argument != "--debug"],
     )
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -93,6 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _reader_gone()
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _open_closed() -> None:
+    """Streams that the caller has closed (``>&-``) lead nowhere, instead of being None."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
 
 
 @dataclass(frozen=True, slots=True)

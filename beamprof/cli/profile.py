@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beamprof.cli.streams import one_on_stdout
+from beamprof.cli.streams import named_as, one_on_stdout
 from beamprof.files import is_stdout, is_stream, written_whole
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def command(
         "assume_power": assume_power,
     }
     one_on_stdout(output, as_json=as_json)
+    named_as(output, "a table", ".parquet")
     spec = resolve_spec(flags, environment=os.environ, sweep=sweep)
     request = ProfileRequest(spec, output=output, force=force, fresh=fresh)
     if dry_run:

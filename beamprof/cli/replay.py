@@ -158,6 +158,7 @@ def command(
     from beamprof.interrupt import Interrupted
     from beamprof.plain import plain
     from beamprof.replay.ladder import replay
+    from beamprof.replay.model_length import beyond_the_model
     from beamprof.replay.options import ReplayOptions
     from beamprof.report.replay_views import show_replay
     from beamprof.report.trace_views import import_words
@@ -226,7 +227,10 @@ def command(
         {**plain(report), "sensitivity": plain(outcomes)},
         lambda console: show_replay(report, outcomes, following, console),
         as_json=as_json,
-        warnings=[text for one in (known, true) if one is not None for text in doubts(one)],
+        warnings=[
+            *(text for one in (known, true) if one is not None for text in doubts(one)),
+            *filter(None, [beyond_the_model(known, requests, options)]),
+        ],
     )
 
 

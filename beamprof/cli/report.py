@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.opened import check_openable, open_page
-from beamprof.cli.streams import files_of, one_from_stdin, one_on_stdout, readable
+from beamprof.cli.streams import files_of, named_as, one_from_stdin, one_on_stdout, readable
 from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
 from beamprof.errors import ReportError
@@ -78,6 +78,7 @@ def command(
             )
     if output is not None:
         check_writable(output, force=force, inputs=files_of(paths))
+        named_as(output, "a report", ".html", ".htm", ".svg", ".png")
     asked = None if window is None else window_s(window)
     one_from_stdin(paths)
     with ExitStack() as kept:

@@ -11,6 +11,11 @@ from beamprof.file_kind import kind_of
 from beamprof.files import STDIN, check_writable, is_stdout, is_stream, read_twice
 
 _PAGES = (".html", ".svg", ".png")
+# Names that promise a kind of file; others, such as .txt or none, promise nothing.
+_KINDS = frozenset({
+    ".parquet", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".html", ".htm", ".svg", ".png", ".jpg",
+    ".jpeg", ".gif", ".webp", ".pdf", ".toml", ".yaml", ".gz", ".zip",
+})  # fmt: skip
 
 if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
@@ -25,6 +30,27 @@ def one_on_stdout(output: Path | None, *, as_json: bool) -> None:
     if as_json and is_stdout(output):
         raise OutputError(
             "--json and -o - both write to standard output", hint="leave one of them out"
+        )
+
+
+def named_as(output: Path | None, what: str, *suffixes: str, how: str = "--output") -> None:
+    """Refuse a name that says another kind of file than is written.
+
+    Args:
+        output: as it was named.
+        what: is written there.
+        suffixes: that such files have, the usual one first.
+        how: what is typed before the name.
+
+    Raises:
+        OutputError: such as ``table.csv`` for a table, which is Parquet.
+    """
+    if output is None or output.suffix.lower() in suffixes:
+        return
+    if output.suffix.lower() in _KINDS and not is_stream(output):
+        raise OutputError(
+            f"{output} is named as another kind of file: {what} is {' or '.join(suffixes)}",
+            hint=f"{how} {output.with_suffix(suffixes[0])}",
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beamprof.cli.promised import SloClass
+from beamprof.cli.streams import named_as
 from beamprof.errors import OutputError
 from beamprof.files import STDIN, check_writable, is_stream
 from beamprof.replay.assumptions import Assumptions
@@ -110,7 +111,7 @@ def command(
     from beamprof.replay.study_spec import resolve_study, study_template
 
     if example:
-        typer.echo(study_template(), nl=False)
+        _show_example(study_template(), as_json=as_json)
         return
     flags = {
         "tables": tables or None,
@@ -131,11 +132,22 @@ def command(
     }
     spec = resolve_study(flags, environment=os.environ, file=file)
     _check_output(spec, output, file, force=force or dry_run)
+    named_as(output, "a study", ".parquet")
     say_if_first("beamprof.replay")
     if dry_run:
         _show_plan(spec, output, workers, as_json=as_json)
     else:
         _run(spec, output, on, workers, force=force, as_json=as_json)
+
+
+def _show_example(text: str, *, as_json: bool) -> None:
+    from beamprof.console import emit
+
+    def render(console: object) -> None:
+        del console  # it is there to be sent into a file: neither broken into lines nor coloured
+        typer.echo(text, nl=False)
+
+    emit("study --example", {"toml": text}, render, as_json=as_json)
 
 
 def _check_output(spec: "StudySpec", output: Path, file: Path | None, *, force: bool) -> None:

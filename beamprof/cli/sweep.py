@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beamprof.cli.grouped import Examples
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(help="Show a sweep with the origin of every value, or begin one's own.",
-                  no_args_is_help=True)  # fmt: skip
+app = typer.Typer(
+    cls=Examples,
+    help="Show a sweep with the origin of every value, or begin one's own.",
+    no_args_is_help=True,
+)
 
 
-@app.command("show")
+@app.command("show", short_help="Print a sweep, and where each value comes from.")
 def show(
     name: Annotated[
         str | None,
@@ -62,7 +67,7 @@ def show(
     emit("sweep show", data, render, as_json=as_json)
 
 
-@app.command("init")
+@app.command("init", short_help="Write a commented TOML with every setting.")
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write; -: stdout.")] = Path(
         "sweep.toml"
@@ -74,12 +79,13 @@ def init(
 
     For example:  beam sweep init mine.toml
     """
-    from beamprof.cli.streams import one_on_stdout
+    from beamprof.cli.streams import named_as, one_on_stdout
     from beamprof.console import emit
     from beamprof.files import is_stdout, written_whole
     from beamprof.profiler.spec import sweep_template
 
     one_on_stdout(path, as_json=as_json)
+    named_as(path, "a sweep", ".toml", how="beam sweep init")
     with written_whole(path, force=force) as temporary:
         temporary.write_text(sweep_template(), "utf-8")
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof import console
+from beamprof.cli.grouped import Examples
 from beamprof.cli.streams import (
     check_source,
     files_of,
     load_table,
+    named_as,
     one_from_stdin,
     one_on_stdout,
     readable,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
+    cls=Examples,
     name="table",
     help="Inspect, look up, check, compare, merge, export and import perf-energy tables.",
     no_args_is_help=True,
@@ -34,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 
 
-@app.command()
+@app.command(short_help="What is in a table: coverage, best clocks, warnings.")
 def inspect(table: TablePath, as_json: AsJson = False) -> None:
     """Show what is in a table: coverage, best clocks, frontier, warnings.
 
@@ -103,7 +106,7 @@ def lookup(
     )
 
 
-@app.command()
+@app.command(short_help="Should this table drive a controller?")
 def check(table: TablePath, as_json: AsJson = False) -> None:
     """Should this table drive a controller? Exit code 1 when it should not.
 
@@ -128,7 +131,7 @@ def check(table: TablePath, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="How far is one table off another, and where?")
 def compare(
     a: Annotated[Path, typer.Argument(help="The table in question, e.g. a modelled one.")],
     b: Annotated[Path, typer.Argument(help="The reference, e.g. a measured one.")],
@@ -184,6 +187,7 @@ def merge(
         raise TableError(f"--prefer knows {', '.join(Prefer)}, found {prefer!r}")
     one_on_stdout(output, as_json=as_json)
     check_writable(output, force=force, inputs=tables)
+    named_as(output, "a table", ".parquet")
     twice = next((table for table in tables if tables.count(table) > 1), None)
     if twice is not None:
         raise TableError(f"{twice} is named twice", hint="name each table once")
@@ -209,7 +213,7 @@ def merge(
     )
 
 
-@app.command()
+@app.command(short_help="Write a table for other tools: CSV, JSON lines.")
 def export(
     table: TablePath,
     file_format: Annotated[
@@ -229,11 +233,13 @@ def export(
     For example:  beam table export TABLE -o - | head
     """
     from beamprof.plain import plain
-    from beamprof.tables.export import export_table, output_beside
+    from beamprof.tables.export import SUFFIXES, export_table, output_beside
 
     one_on_stdout(output, as_json=as_json)
     if output is not None:
         check_writable(output, force=force, inputs=[table])
+    if file_format in SUFFIXES:
+        named_as(output, file_format, *SUFFIXES[file_format])
     loaded = load_table(table)
     beside = Path("stdin") if is_stream(table) else table
     target = output or output_beside(beside, loaded, file_format)
@@ -254,7 +260,7 @@ def export(
     )
 
 
-@app.command("import")
+@app.command("import", short_help="Read another tool's measurements as a table.")
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The file or folder to read.")],
     file_format: Annotated[
@@ -299,6 +305,7 @@ def import_(
     )  # fmt: skip
     target = output or named
     check_writable(target, force=force, inputs=files_of([source]))
+    named_as(output, "a table", ".parquet")
     with readable(source) as file:
         if not folder:
             check_source(file)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from beamprof.cli import trace_generate
+from beamprof.cli.grouped import Examples
 from beamprof.cli.trace_output import (
     Force,
     Json,
@@ -24,12 +25,15 @@ from beamprof.traces.policies import BadRows, OverLimit
 from beamprof.units import parse_duration_s
 
 app = typer.Typer(
-    name="trace", help="Import, generate and describe request traces.", no_args_is_help=True
+    cls=Examples,
+    name="trace",
+    help="Import, generate and describe request traces.",
+    no_args_is_help=True,
 )
 app.add_typer(trace_generate.app, name="generate")
 
 
-@app.command("import")
+@app.command("import", short_help="Bring a trace of any known format into BEAM's form.")
 def import_(
     file: Annotated[
         Path, typer.Argument(help="A trace in any known format, packed or not; -: stdin.")
@@ -114,7 +118,7 @@ def _beside(file: Path) -> Path:
     return file.with_name(f"{Path(file.stem).stem if packed else file.stem}.trace.parquet")
 
 
-@app.command()
+@app.command(short_help="Rates, lengths, burstiness, and what was done.")
 def stats(
     file: Annotated[
         Path, typer.Argument(help="A trace, BEAM's own or in any known format; -: stdin.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beamprof.cli.grouped import Examples
 from beamprof.cli.trace_output import (
     Force,
     Json,
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from beamprof.traces.trace import Trace
 
 app = typer.Typer(
-    name="generate", help="Draw a trace: synthetic load or a ServeGen pool.", no_args_is_help=True
+    cls=Examples,
+    name="generate",
+    help="Draw a trace: synthetic load or a ServeGen pool.",
+    no_args_is_help=True,
 )
 
 DAY_S = 86400

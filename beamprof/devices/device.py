@@ -33,6 +33,9 @@ from beamprof.files import read_text, user_path
 from beamprof.models.formats import FORMATS, Format
 
 _Section = TypeVar("_Section")
+# What weights and KV cache may take of a GPU; vLLM, too, leaves a tenth to activations and graphs
+# by default.
+GPU_MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,11 @@ class Device:
     moe: Mapping[str, MoeKernels]
     latent: LatentKernels | None = None
     delta: DeltaKernels | None = None
+
+    @property
+    def weight_room_bytes(self) -> float:
+        """What one GPU leaves to weights and KV cache."""
+        return GPU_MEMORY_SHARE * self.memory.size_gb * 1e9
 
     def gemm_kernels(self, form: Format) -> GemmKernels:
         """Kernels of a format; without its own, weights are unpacked to 16 bit first."""

@@ -89,19 +89,24 @@ def _gpus(config: EmbeddedConfig, table: PerfTable | None, gpus: Sequence[Gpu]) 
     known = {gpu.uuid for gpu in gpus} | {gpu.index for gpu in gpus}
     missing = [str(gpu) for gpu in here if gpu not in known]
     if missing:
-        yield Check("clock", False, f"not on this machine: {', '.join(missing)}",
+        yield Check("clock", False, f"GPUs not on this machine: {', '.join(missing)}",
                     "nvidia-smi -L lists them")  # fmt: skip
     elif len(set(config.gpus)) < len(config.gpus):
         yield Check("clock", False, "a GPU is named twice", "name each once")
     else:
-        yield Check("clock", True, f"{len(config.gpus)} GPUs")
+        yield Check("clock", True, _gpu_count(len(config.gpus)))
     if table is not None and len(config.gpus) != table.tp * table.pp:
         yield Check(
             "GPUs",
             False,
-            f"{len(config.gpus)} are named, the table is for {table.tp} x {table.pp}",
+            f"{_gpu_count(len(config.gpus))} named, the table is for {table.tp * table.pp} "
+            f"(tp {table.tp} x pp {table.pp})",
             "name every GPU of one replica",
         )
+
+
+def _gpu_count(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def _log(config: EmbeddedConfig) -> Iterator[Check]:

@@ -47,10 +47,10 @@ def resolve_model(model: str, *, dtype: str | None = None) -> ModelShape:
     close = difflib.get_close_matches(model.lower().rpartition("/")[2], _names(), n=1, cutoff=0.5)
     raise ModelShapeError(
         f"unknown model {model!r}",
-        cause=(f"did you mean {_names()[close[0]]}? " if close else "")
-        + "it is neither in BEAM's registry, nor in the local Hugging Face cache, nor a directory "
-        "with a config.json",
-        hint=f"known models: {', '.join(sorted(entries()))}; or give a directory that holds the "
+        cause="it is neither in BEAM's registry, nor in the local Hugging Face cache, nor a "
+        "directory with a config.json",
+        hint=(f"did you mean {_names()[close[0]]}? " if close else "")
+        + f"known models: {', '.join(sorted(entries()))}; or give a directory that holds the "
         "model's config.json",
     )
 

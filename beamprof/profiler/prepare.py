@@ -12,6 +12,7 @@ from pathlib import Path
 
 from beamprof import version
 from beamprof.devices.assumed import assumed
+from beamprof.devices.device import GPU_MEMORY_SHARE
 from beamprof.errors import SweepError
 from beamprof.files import check_writable
 from beamprof.models.registry import resolve_model
@@ -23,9 +24,6 @@ from beamprof.profiler.plan import Plan, make_plan
 from beamprof.profiler.slow_device import check_budget
 from beamprof.profiler.spec import SweepSpec
 
-# What a stage's weights and KV cache may take of its GPU; vLLM, too, leaves a tenth to activations
-# and graphs by default.
-GPU_MEMORY_SHARE = 0.9
 UNKNOWN_GPU_BYTES = 80e9
 CONTEXT_DEFAULT_TOKENS = 8192
 
@@ -171,7 +169,7 @@ def shape_notes(model: ModelShape, stage: StageShape) -> list[str]:
 def gpu_memory_bytes(choice: Choice) -> float:
     """What one GPU of the device leaves to weights and KV cache."""
     device = choice.device_file
-    return GPU_MEMORY_SHARE * (device.memory.size_gb * 1e9 if device else UNKNOWN_GPU_BYTES)
+    return device.weight_room_bytes if device else GPU_MEMORY_SHARE * UNKNOWN_GPU_BYTES
 
 
 def _plans(spec: SweepSpec, limits: GridLimits, choice: Choice) -> tuple[Plan, Plan, str]:

@@ -29,6 +29,8 @@ CHUNKS = (128, 256, 512, 1024, 2048)
 # Of what the GPUs draw at most.
 LIMIT_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 AS_GOOD = 0.001
+# Where not even one in two requests is served as promised, energy is not the question.
+KEPT_AT_ALL = 0.5
 # Goodput wavers from clock to clock with the noise: so far below what is asked for, a lower
 # clock is not looked at any more.
 _HOPELESS = 0.02

@@ -1,16 +1,21 @@
 """Advice as people see it: the answer, the ladder, what to type, and how far to trust it."""
 
+from itertools import pairwise
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from beamprof.advice.advise import NOBODY, OVERLOAD, SOME, Advice, Rung
-from beamprof.replay.rivals import AS_GOOD
+from beamprof.advice.commands import FLAGS, ONE_CLOCK
+from beamprof.replay.rivals import AS_GOOD, KEPT_AT_ALL
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
 from beamprof.slo import stream_words
 from beamprof.units import format_duration
 
 _OFF = 1.5
+_CACHED = 0.02  # of prompt tokens: less changes nothing
+NOTHING = "nothing beyond what is set already"
 
 
 def show_advice(advice: Advice, console: Console) -> None:
@@ -23,13 +28,21 @@ def show_advice(advice: Advice, console: Console) -> None:
     fitted_block(console, _ladder(advice), optional)
     if advice.keepable:
         heading(console, "What to type")
-    for rung in advice.rungs[1:]:
-        block(console, Text(f"{rung.name}: {rung.setting}"))
-        for command in rung.commands:
+    for rung, typed in to_type(advice):
+        block(console, Text(f"{rung.name}: {rung.setting if typed else NOTHING}"))
+        for command in typed:
             console.print(Text(f"    {command}", "bold"), soft_wrap=True)
     heading(console, "How far to trust it")
     for text in trust(advice):
         block(console, text)
+
+
+def to_type(advice: Advice) -> list[tuple[Rung, tuple[str, ...]]]:
+    """The rungs, each with what is typed for it beyond the one before."""
+    return [
+        (rung, () if rung.setting == before.setting else rung.commands)
+        for before, rung in pairwise(advice.rungs)
+    ]
 
 
 def answer(advice: Advice) -> str:
@@ -48,10 +61,22 @@ def answer(advice: Advice) -> str:
             f"{100 * today.goodput:.1f} % of requests keep all their SLOs."
         )
     one, flags, beam = advice.rungs[1:]
-    if flags.setting == one.setting:
-        said = [f"{_one(one, today)}; vLLM's flags add nothing", _one(beam, today)]
+    said = []
+    now = f"today {100 * today.goodput:.1f} % of requests keep all their SLOs"
+    if most < KEPT_AT_ALL:
+        said.append(f"No setting keeps these SLOs for half of the requests; {now}")
+    elif today.goodput < SOME:
+        said.append(f"T{now[1:]}")
+    if one.commands:
+        said.append(_one(one, today))
     else:
-        said = [_one(rung, today) for rung in (one, flags, beam)]
+        less = today.goodput >= KEPT_AT_ALL
+        said.append("No lower clock keeps as many promises" if less else "No clock mends that")
+    if flags.setting == one.setting:
+        said[-1] += "; vLLM's flags add nothing"
+    else:
+        said.append(_one(flags, today))
+    said.append(_one(beam, today))
     return ". ".join(said) + "."
 
 
@@ -64,11 +89,10 @@ def _overload(advice: Advice) -> str:
 
 def _one(rung: Rung, today: Rung) -> str:
     """What a rung would bring, and its price in speed."""
-    took = f"{100 * rung.of_today:.0f} % of today's energy"
-    if rung.name == "vLLM's flags":
-        took = f"with {rung.name} {took}"
-    else:
-        took = f"{rung.name} would take {took}"
+    share = f"would take {100 * rung.of_today:.0f} % of today's energy"
+    took = {FLAGS: f"With vLLM's flags changed it {share}", ONE_CLOCK: f"One clock {share}"}.get(
+        rung.name, f"{rung.name} {share}"
+    )
     kept = ""
     if abs(rung.goodput - today.goodput) >= AS_GOOD:
         word = "only " if rung.goodput < today.goodput else ""
@@ -76,7 +100,8 @@ def _one(rung: Rung, today: Rung) -> str:
             f" and {word}{100 * rung.goodput:.1f} % of requests inside their SLOs instead of "
             f"{100 * today.goodput:.1f} %"
         )
-    took = took[0].upper() + took[1:]
+    elif today.goodput < SOME:
+        kept = f" and still {100 * rung.goodput:.1f} % of requests inside their SLOs"
     return f"{took}, with answers of {_time(rung)} instead of {_time(today)}{kept}"
 
 
@@ -85,12 +110,13 @@ def _time(rung: Rung) -> str:
 
 
 def what_was_asked(advice: Advice) -> list[str]:
-    """Model, load, SLOs."""
+    """Model and SLOs, load, and how the server runs now."""
     slo = advice.slo
     return [
         f"{advice.model} tp{advice.tp} pp{advice.pp} on {advice.device}; "
         f"SLO TTFT {format_duration(slo.ttft_ms / 1e3)}, {stream_words(slo)}",
         f"load: {advice.load}",
+        f"today: {advice.rungs[0].setting}; others: --max-num-batched-tokens, --max-num-seqs",
     ]
 
 
@@ -152,6 +178,17 @@ def trust(advice: Advice) -> list[str]:
         )
     if advice.observed is not None:
         lines += _observed(advice)
+        if advice.observed.engines > 1:
+            lines.append(
+                f"{advice.observed.engines} engines share the load: all numbers above, of power, "
+                "energy and money too, are of one of them, and so are the GPUs in the commands."
+            )
+        if advice.observed.cached_share >= _CACHED:
+            lines.append(
+                f"The server's prefix cache had {100 * advice.observed.cached_share:.0f} % of its "
+                "prompt tokens; here every one is computed, so TTFT and energy come out too high "
+                "in all rungs, and prefill weighs too much."
+            )
     return lines
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from beam_runtime.types import StreamKind
 from beamprof.replay.ladder import ReplayReport, Rung
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.sensitivity import Outcome
 from beamprof.report.page import (
     block,
@@ -23,8 +24,6 @@ from beamprof.units import format_duration, format_energy
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
 # however little it needs.
 AS_GOOD_POINTS = 0.3
-# Where not even one in two requests is served as promised, energy is not the question.
-KEPT_AT_ALL = 0.5
 MOST_CLASSES = 4  # that a line has room for
 
 
@@ -59,9 +58,10 @@ def show_replay(
         if setting:
             block(console, f"{name}: {setting}, by hindsight")
     if report.vanilla.attainment.impossible:
+        count = report.vanilla.attainment.impossible
         block(
             console,
-            f"{report.vanilla.attainment.impossible} prompts are too long for the TTFT SLO even "
+            f"{count:,} prompt{' is' if count == 1 else 's are'} too long for the TTFT SLO even "
             "alone at the highest clock",
         )
     if report.vanilla.cached_tokens:
@@ -107,7 +107,8 @@ def answer(report: ReplayReport) -> str:
     if unkept:
         return unkept
     best_goodput = max(report.vanilla.goodput, report.static.metrics.goodput)
-    enough = best_goodput - AS_GOOD_POINTS / 100
+    # Where no setting without BEAM keeps half of the requests, to keep as few is no answer.
+    enough = max(best_goodput - AS_GOOD_POINTS / 100, KEPT_AT_ALL)
     best = min(
         (rung for rung in report.rungs if rung.metrics.goodput >= enough),
         key=lambda rung: rung.to_vanilla,
@@ -122,6 +123,8 @@ def answer(report: ReplayReport) -> str:
         )
     static = report.static
     beside = f" and {100 * best.to_static:.0f} % of the best static setting's ({static.setting})"
+    if static.metrics.goodput < KEPT_AT_ALL:
+        beside = f" (no static setting keeps more than {100 * static.metrics.goodput:.1f} %)"
     return (
         f"{m.policy} needs {100 * best.to_vanilla:.0f} % of vanilla's energy"
         f"{beside if best is not static else f' ({static.setting})'}, {format_energy(m.energy_j)}, "

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beamprof.replay.policies.registry import VANILLA
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure, row_slo
 from beamprof.report.page import (
@@ -97,6 +98,11 @@ def _answer(result: StudyResult) -> str:
         begun += f" ({result.kept} were done before)"
     if result.failures:
         begun += f", {len(result.failures)} failed"
+    if nobody_keeps(result.frame):
+        return (
+            f"{begun}: no policy keeps its SLO for half of the requests in any cell; what they "
+            "save is no saving."
+        )
     best = _best(result.frame)
     if best is None:
         return f"{begun}: nothing saves energy and keeps the promises that vanilla keeps."
@@ -127,14 +133,32 @@ def _best(frame: pl.DataFrame) -> pl.DataFrame | None:
     def energy(rows: pl.DataFrame) -> float:
         return float(_known(rows, "energy_to_vanilla").mean())
 
-    comparable = frame.drop_nulls(list(_NUMBERS)).filter(pl.col("policy") != VANILLA)
+    comparable = with_as_good(frame).drop_nulls(list(_NUMBERS)).filter(pl.col("policy") != VANILLA)
     rivals = [rows for _, rows in comparable.group_by("policy", maintain_order=True)]
     best = min(rivals, key=lambda rows: (-_as_good(rows), energy(rows)), default=None)
     return best if best is not None and energy(best) < 1 else None
 
 
+def with_as_good(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows with ``as_good``: a policy loses no more than it may beside vanilla.
+
+    Where vanilla keeps next to nothing that says little: then a policy is not as good that keeps
+    its SLO for less than half of the requests while another keeps it for more.
+    """
+    most = pl.col("goodput").max().over(*_GROUP, "trace", "seed")
+    beside = pl.col("goodput_points") >= -AS_GOOD_POINTS
+    kept = (pl.col("goodput") >= KEPT_AT_ALL) | (most < KEPT_AT_ALL)
+    return frame.with_columns(as_good=(beside & kept).fill_null(value=False))
+
+
+def nobody_keeps(frame: pl.DataFrame) -> bool:
+    """Whether no policy keeps its SLO for half of the requests, in any cell."""
+    most = frame["goodput"].max()
+    return isinstance(most, float) and most < KEPT_AT_ALL
+
+
 def _as_good(rows: pl.DataFrame) -> int:
-    return int((_known(rows, "goodput_points") >= -AS_GOOD_POINTS).sum())
+    return int(rows["as_good"].sum())
 
 
 def _known(rows: pl.DataFrame, name: str) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ def sparkline(values: NDArray[np.float64], bars: str) -> str:
 
 def _sentence(numbers: TraceStatistics) -> str:
     return (
-        f"{numbers.requests:,} requests in {format_duration(numbers.duration_s)}: "
+        f"{_requests(numbers.requests)} in {format_duration(numbers.duration_s)}: "
         f"{_thousands(numbers.requests_per_s)} requests/s, "
         f"{_thousands(numbers.tokens_per_s)} tokens/s "
         f"({_thousands(numbers.input_tokens_per_s)} in, "
@@ -166,7 +166,8 @@ def import_words(provenance: Provenance) -> list[str]:
     if "counted_from_s" in given:
         words.append(f"times count from the first request, at {_clock(given['counted_from_s'])}")
     if "time_unit" in given:
-        words.append(f"times were read in {given['time_unit']}")
+        unit = given["time_unit"]
+        words.append("times were read as dates" if unit == "date" else f"times were read in {unit}")
     if "clocks_joined_by" in given:
         words.append(
             f"arrivals and tokens were brought to one clock by {given['clocks_joined_by']}"
@@ -180,7 +181,7 @@ def import_words(provenance: Provenance) -> list[str]:
     if "columns_not_read" in given:
         names = given["columns_not_read"]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        words.append(f"not read: {', '.join(map(str, names[:8]))}{more}")
+        words.append(f"not read: {', '.join(name or '(unnamed)' for name in names[:8])}{more}")
     return words
 
 
@@ -194,7 +195,7 @@ def _clock(seconds: float) -> str:
 
 def _counted(transform: Transform) -> str:
     before, after = transform.requests_before, transform.requests_after
-    words = f"{before:,} -> {after:,} requests" if before else f"{after:,} requests"
+    words = f"{before:,} -> {_requests(after)}" if before else _requests(after)
     counts = [
         f"{name.replace('_', ' ')} {count:,}" for name, count in transform.counts.items() if count
     ]
@@ -207,6 +208,10 @@ def _grid(first: str, *rest: str) -> Table:
     for title in rest:
         table.add_column(title, justify="right", no_wrap=True)
     return table
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} request{'' if count == 1 else 's'}"
 
 
 def _thousands(value: float) -> str:

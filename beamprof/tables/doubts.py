@@ -3,13 +3,14 @@
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.devices.assumed import NOT_MEASURED
 from beamprof.devices.device import resolve_device
-from beamprof.errors import DeviceError
+from beamprof.errors import DeviceError, ModelShapeError
+from beamprof.models.registry import registry, registry_name
 
 _MODELLED, _NEVER = "modelled", "never compared"
 
 
 def doubts(table: PerfTable) -> list[str]:
-    """A line where a table's numbers were not measured: what their model was compared with.
+    """Lines where a table's numbers were not measured: what their model was compared with.
 
     The words are the device file's own: of the device that the table names. What the table's model
     has that no device file measured stands in the table.
@@ -21,7 +22,26 @@ def doubts(table: PerfTable) -> list[str]:
         return [f"modelled numbers, of a device that this BEAM does not know ({table.device})"]
     unmeasured = table.metadata.get("accuracy", "").partition(NOT_MEASURED)[2]
     besides = [f"{NOT_MEASURED}{unmeasured}"] if unmeasured else []
-    return [f"modelled numbers, by {table.device}'s file: {accuracy}", *besides]
+    return [f"modelled numbers, by {table.device}'s file: {accuracy}", *besides, *_too_large(table)]
+
+
+def _too_large(table: PerfTable) -> list[str]:
+    """A line where no such server can be: its weights do not fit into its GPUs."""
+    name = registry_name(table.model)
+    if name is None:
+        return []
+    parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
+    try:
+        stage = registry()[name].shard(table.tp, table.pp, **parts)
+    except ModelShapeError:
+        return []
+    room = resolve_device(table.device).weight_room_bytes
+    if stage.weight_bytes <= room:
+        return []
+    return [
+        f"no such server can be: {stage.weight_bytes / 1e9:.0f} GB of weights for each GPU do not "
+        f"fit into the {room / 1e9:.0f} GB that {table.device} leaves them"
+    ]
 
 
 def compared(table: PerfTable) -> bool:

@@ -1,7 +1,8 @@
 """Write a table for other tools: CSV or JSON lines in BEAM's columns, or the published CSV form.
 
 CSV holds rows only. JSON lines begin with one line {"metadata": ...}. beam-artifact holds what
-the BEAM paper's CSVs hold: no idle rows and no chunks with earlier context, in s and mJ.
+the BEAM paper's CSVs hold: no idle rows and no chunks with earlier context, in s and mJ; and a
+column source beside theirs, so that modelled numbers stay modelled when they are read again.
 """
 
 import csv
@@ -16,6 +17,9 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import COLUMNS, RowKind
 from beamprof.errors import ImportFormatError, OutputError
 from beamprof.files import written_whole
+
+# How files of each format may be named, where their names say a kind.
+SUFFIXES = {"csv": (".csv",), "jsonl": (".jsonl", ".json"), "beam-artifact": (".csv",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ def _artifact_rows(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], di
                     "energy_consumption": row["energy_j"] * 1e3,
                     "num_trials": row["passes"],
                     "valid": 1,
+                    "source": row["source"],
                 }
             )
     return kept, left_out

@@ -8,6 +8,7 @@ of rows, never with the time that they span.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ from typing import Any
 import polars as pl
 
 from beamprof.errors import ImportFormatError, TraceError
-from beamprof.files import there_is
+from beamprof.files import STDIN, there_is
 from beamprof.traces.arrivals import poisson_arrivals_s
 from beamprof.traces.importers.base import ForeignRows, Reading
 from beamprof.traces.importers.carrier import opened_sheet
 from beamprof.traces.importers.clock import UNITS_S
 from beamprof.traces.importers.registry import importer_for, importer_named
+from beamprof.traces.judging import as_written, no_request, reason_of
 from beamprof.traces.policies import BadRows
 from beamprof.traces.source_file import sha256_of
-from beamprof.traces.trace import SLOS_MS, TIMES_S, Provenance, Trace, Transform, arrange
+from beamprof.traces.trace import TIMES_S, Provenance, Trace, Transform, arrange
 from beamprof.traces.trace_file import load_trace, sidecar_path
 from beamprof.units import format_duration
 
-_MOST_TOKENS = 2**31 - 1
 # A silence before the first request that is longer than the trace is no part of it.
 _SILENCE_S = 60.0
 # One row that is this far from all others, and a hundred times farther than they are apart, has
@@ -103,18 +104,27 @@ def import_trace(
     if format_name is not None:
         importer_named(format_name)
     with opened_sheet(path) as (sheet, file):
+        path = Path("standard input") if path == STDIN else path
         importer = importer_for(sheet, format_name)
         reading = Reading(options.time_unit, options.block_tokens, named=format_name is not None)
         rows = importer.read(sheet, reading)
         digest = sha256_of(file)
-    timed, arrivals = _with_arrivals(rows.frame, path, options)
-    sound, dropped = _judged(timed, path, options.bad_rows)
+        if rows.frame.is_empty() and not any(rows.dropped.values()):
+            raise ImportFormatError(
+                f"{path} holds no requests",
+                cause=f"its {sheet.carrier} columns are there, and no rows below them",
+                hint="is it cut off, or does it end its lines with a bare carriage return?",
+            )
+        timed, arrivals = _with_arrivals(rows, path, options)
+        sound, dropped = _judged(
+            timed, path, options.bad_rows, lambda row: as_written(sheet, rows, row)
+        )
     ordered, moved = _in_order(sound, path, sort=options.sort)
     near, far = _without_far_rows(ordered, path, options.bad_rows)
     rebased, counted_from = _from_first(near, rows, options)
     unread = {"columns_not_read": list(rows.unread)} if rows.unread else {}
     repaired = sum(sheet.repaired.values())
-    mended = {"text_with_half_characters": repaired} if repaired else {}
+    mended = {"text_with_broken_characters": repaired} if repaired else {}
     step = Transform(
         name="import",
         parameters={
@@ -134,7 +144,7 @@ def import_trace(
         arrange(rebased),
         _duration_s(rebased, rows, options),
         Provenance(
-            source=_utf8("standard input" if str(path) == "-" else path.name),
+            source=_utf8(path.name),
             format=importer.name,
             sha256=digest,
             licence=_utf8(options.licence or importer.licence),
@@ -197,8 +207,9 @@ def _long(seconds: float) -> str:
 
 
 def _with_arrivals(
-    frame: pl.DataFrame, path: Path, options: ImportOptions
+    rows: ForeignRows, path: Path, options: ImportOptions
 ) -> tuple[pl.DataFrame, dict[str, float]]:
+    frame = rows.frame
     if "arrival_s" in frame.columns:
         if options.rate_rps is not None:
             raise TraceError(
@@ -208,9 +219,14 @@ def _with_arrivals(
             )
         return frame, {}
     if options.rate_rps is None:
+        others = ", ".join(map(str, rows.unread[:8]))
+        drawn = "draw Poisson arrivals for it: --rate 2 --seed 0 (requests/s)"
         raise ImportFormatError(
             f"{path} holds lengths but no arrival times",
-            hint="draw Poisson arrivals for it: --rate 2 --seed 0 (requests/s)",
+            cause=f"not read: {others}" if others else None,
+            hint=f"call the arrival arrival_s, arrival_ms or timestamp; else {drawn}"
+            if others
+            else drawn,
         )
     arrival_s = poisson_arrivals_s(options.rate_rps, frame.height, options.seed)
     return frame.with_columns(pl.Series("arrival_s", arrival_s)), {
@@ -220,76 +236,16 @@ def _with_arrivals(
 
 
 def _judged(
-    frame: pl.DataFrame, path: Path, policy: BadRows
+    frame: pl.DataFrame, path: Path, policy: BadRows, written: Callable[[int], str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows that are requests, and how many were dropped for which reason."""
-    reasons = frame.select(_reason(frame.columns)).to_series()
+    reasons = frame.select(reason_of(frame.columns)).to_series()
     if reasons.null_count() == frame.height:
         return frame, {}
     if policy is BadRows.ERROR:
-        bad = frame.filter(reasons.is_not_null())
-        row = bad.row(0, named=True)
-        names = (*TIMES_S, "input_tokens", "output_tokens", *SLOS_MS)
-        found = ", ".join(
-            f"{name} {'no number' if row[name] is None else format(row[name], '.9g')}"
-            for name in names
-            if name in row and (row[name] is not None or name in _NEEDED)
-        )
-        reason = str(reasons.drop_nulls()[0])
-        clocks = reason in _CLOCKS and bad.height == frame.height
-        raise TraceError(
-            f"{path}: row {row['request_id']} (from 0) is no request: {reason.replace('_', ' ')}",
-            cause=f"found {found}; {bad.height} of {frame.height} rows are bad",
-            hint="are arrivals and tokens on one clock, in one unit?"
-            if clocks
-            else "drop and count such rows with --bad-rows drop",
-        )
+        raise no_request(frame, reasons, path, written)
     counts = dict(reasons.drop_nulls().value_counts(sort=True).iter_rows())
     return frame.filter(reasons.is_null()), counts
-
-
-_NEEDED = ("arrival_s", "input_tokens", "output_tokens")
-_CLOCKS = (
-    "first_token_before_arrival",
-    "last_token_before_first_token",
-    "last_token_before_arrival",
-)
-
-
-def _reason(columns: list[str]) -> pl.Expr:
-    """Why a row is no request, the first reason only; null for a sound row."""
-    arrival = pl.col("arrival_s")
-    reason = (
-        pl.when(arrival.is_null() | ~arrival.is_finite())
-        .then(pl.lit("arrival_not_a_number"))
-        .when(arrival < 0)
-        .then(pl.lit("arrival_negative"))
-    )
-    for name in ("input_tokens", "output_tokens"):
-        tokens = pl.col(name)
-        no_count = tokens.is_null() | ~tokens.is_finite() | (tokens != tokens.floor())
-        reason = (
-            reason.when(no_count | (tokens > _MOST_TOKENS))
-            .then(pl.lit(f"{name}_not_a_whole_number"))
-            .when(tokens < 1)
-            .then(pl.lit(f"{name}_below_1"))
-        )
-    for earlier, later in (TIMES_S[:2], TIMES_S[1:], (TIMES_S[0], TIMES_S[2])):
-        if earlier in columns and later in columns:
-            late = pl.col(later)
-            reason = (
-                reason.when(late.is_not_null() & ~late.is_finite())
-                .then(pl.lit(f"{later}_not_a_number"))
-                .when(late < pl.col(earlier))
-                .then(pl.lit(f"{later[:-2]}_before_{earlier[:-2]}"))
-            )
-    for name in SLOS_MS:
-        if name in columns:
-            slo = pl.col(name)
-            reason = reason.when(slo.is_not_null() & ~(slo.is_finite() & (slo > 0))).then(
-                pl.lit(f"{name}_not_above_0")
-            )
-    return reason.otherwise(pl.lit(None, dtype=pl.String)).alias("reason")
 
 
 def _in_order(

@@ -1,5 +1,6 @@
 """Policies by the names that users write: `vanilla,static:knee,beam`."""
 
+import difflib
 import re
 from collections.abc import Callable
 
@@ -57,7 +58,12 @@ def policy_named(name: str, table: PerfTable) -> Policy:
         return PowerLimit(name, _limit_w(argument, name, table), table.tp)
     if kind == "beam" and argument:
         return Beam(name, _parts(argument, name))
-    raise ReplayError(f"no policy is called {name!r}", hint=f"known are {', '.join(SPELLINGS)}")
+    kinds = [re.split(r"[:\[]", spelling)[0] for spelling in SPELLINGS]
+    close = difflib.get_close_matches(kind.strip().lower(), kinds, n=1, cutoff=0.6)
+    meant = f"did you mean {close[0]!r}? " if close and close[0] != kind else ""
+    raise ReplayError(
+        f"no policy is called {name!r}", hint=f"{meant}known are {', '.join(SPELLINGS)}"
+    )
 
 
 def _limit_w(argument: str, name: str, table: PerfTable) -> float:

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from beamprof.advice.advise import Advice
 from beamprof.files import check_writable, written_whole
-from beamprof.report.advice_view import answer, cells, heads, trust, what_was_asked
+from beamprof.report.advice_view import (
+    NOTHING,
+    answer,
+    cells,
+    heads,
+    to_type,
+    trust,
+    what_was_asked,
+)
 from beamprof.report.html.bars import bar
 from beamprof.report.html.part import Bars, Facts, Grid, Part, Section
 from beamprof.report.html.render import environment, render
@@ -29,7 +37,7 @@ def write_advice(advice: Advice, output: Path, *, force: bool = False) -> None:
 
 def advice_part(advice: Advice) -> Part:
     """The page's one part."""
-    model, load = what_was_asked(advice)
+    model, load, today = what_was_asked(advice)
     longest_w = max(rung.power_w for rung in advice.rungs)
     bars = tuple(
         bar(
@@ -41,14 +49,15 @@ def advice_part(advice: Advice) -> Part:
     )  # fmt: skip
     commands = tuple(
         (rung.name if line == 0 else "", command)
-        for rung in advice.rungs[1:]
-        for line, command in enumerate(rung.commands)
+        for rung, typed in to_type(advice)
+        for line, command in enumerate(typed or (f"# {NOTHING}",))
     )
     grounds = tuple((str(place), text) for place, text in enumerate(trust(advice), 1))
     return Part(
         kicker=f"Advice · {model}",
         sentence=answer(advice),
-        standing=f"A simulation: no server ran under these settings. It is for this {load}.",
+        standing="A simulation: no server ran under these settings. It is for this "
+        f"{load}; {today}.",
         sections=(
             Section("Energy", "Mean power of all GPUs, and the share of requests that keep all "
                     "their SLOs.", Bars(bars)),

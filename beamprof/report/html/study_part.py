@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beamprof.replay.policies.registry import ORACLE, VANILLA
+from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study_cells import PROVENANCE, row_slo
 from beamprof.report.html.bars import spread_bar
 from beamprof.report.html.colours import colours
@@ -17,15 +18,20 @@ from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.part import Bar, Bars, Facts, Grid, Part, Section
 from beamprof.report.html.replay_part import ORACLE_NAME
 from beamprof.report.replay_views import AS_GOOD_POINTS
+from beamprof.report.study_views import nobody_keeps
 from beamprof.units import format_duration
 
 _MOST_SETTINGS = 40
 _NAMES = {ORACLE: ORACLE_NAME}
+_UNKEPT = (
+    "No policy keeps its SLO for half of the requests in any setting; what they save is no saving."
+)
 _UNKNOWN = "\N{EN DASH}"
 _GROUPS = (("", 1), ("Goodput", 2), ("Energy", 4), ("Request", 2), ("TTFT", 2), ("Stream", 3))
+_ENERGY = "kWh"
 _HEADS = (
-    "policy", "kept", "points", "kWh", "of vanilla", "of static", "J/token", "mean s", "of vanilla",
-    "p99 ms", "kept", "p99 ms", "tokens/s", "kept",
+    "policy", "kept", "points", _ENERGY, "of vanilla", "of static", "J/token", "mean s",
+    "of vanilla", "p99 ms", "kept", "p99 ms", "tokens/s", "kept",
 )  # fmt: skip
 
 
@@ -85,7 +91,8 @@ def study_part(path: Path, frame: pl.DataFrame) -> Part:
     ]
     sections.append(Section("Where this comes from", "", _facts(path, frame, len(settings))))
     kicker = f"Study · {path.name} · {len(settings)} settings, {len(policies)} policies"
-    return Part(kicker, _sentence(settings, policies), _standing(frame), tuple(sections))
+    answer = _UNKEPT if nobody_keeps(frame) else _sentence(settings, policies)
+    return Part(kicker, answer, _standing(frame), tuple(sections))
 
 
 def _over(settings: Sequence[_Setting], policy: str, column: str) -> NDArray[np.float64]:
@@ -116,8 +123,16 @@ def _sentence(settings: Sequence[_Setting], policies: Sequence[str]) -> str:
 
 
 def _as_good(settings: Sequence[_Setting], policy: str) -> int:
-    points_less = (one.mean(policy, "goodput_points") for one in settings)
-    return sum(bool(one >= -AS_GOOD_POINTS) for one in points_less)  # unknown is not as good
+    return sum(_is_as_good(one, policy) for one in settings)
+
+
+def _is_as_good(setting: _Setting, policy: str) -> bool:
+    """As the terminal has it (study_views), over seeds; what is unknown is not as good."""
+    beside = setting.mean(policy, "goodput_points") >= -AS_GOOD_POINTS
+    names = setting.rows["policy"].unique().to_list()
+    others = (setting.mean(name, "goodput") for name in names)
+    kept = setting.mean(policy, "goodput") >= KEPT_AT_ALL
+    return bool(beside and (kept or not any(one >= KEPT_AT_ALL for one in others)))
 
 
 def _standing(frame: pl.DataFrame) -> str:
@@ -141,11 +156,14 @@ def _spread(policy: str, css: str, settings: Sequence[_Setting]) -> Bar:
 
 def _grid(setting: _Setting, css: dict[str, str]) -> Grid:
     policies = setting.rows["policy"].unique(maintain_order=True).to_list()
+    energies = [setting.mean(name, "energy_kwh") for name in policies]
+    unit, scale = ("Wh", 1e3) if np.nanmax([*energies, 0.0]) < 1.0 else ("kWh", 1.0)
     rows = []
     for name in policies:
         cells = [_NAMES.get(name, name)]
         for column, words in (
-            ("goodput", _share), ("goodput_points", points), ("energy_kwh", significant),
+            ("goodput", _share), ("goodput_points", points),
+            ("energy_kwh", lambda kwh: significant(scale * kwh)),
             ("energy_to_vanilla", _ratio), ("energy_to_static", _ratio),
             ("j_per_token", significant), ("request_mean_ms", _seconds), ("slowdown", _ratio),
             ("ttft_p99_ms", _ms), ("ttft_kept_share", _share), ("tbt_p99_ms", _ms),
@@ -154,7 +172,8 @@ def _grid(setting: _Setting, css: dict[str, str]) -> Grid:
             value = setting.mean(name, column)
             cells.append(words(value) if np.isfinite(value) else _UNKNOWN)
         rows.append(tuple(cells))
-    return Grid(_GROUPS, _HEADS, tuple(rows), tuple(css[name] for name in policies))
+    heads = tuple(unit if head == _ENERGY else head for head in _HEADS)
+    return Grid(_GROUPS, heads, tuple(rows), tuple(css[name] for name in policies))
 
 
 def _ratio(value: float) -> str:

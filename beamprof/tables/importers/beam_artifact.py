@@ -12,6 +12,8 @@ GPU, model, tp and pp stand in the file's name only:
     energy_consumption  mJ, one pass, the stage's tp GPUs together
     num_trials, valid   passes averaged; 1 = the authors lines the line
 
+    source              only in files that `beam table export` wrote: measured, modelled, imported
+
 The format does not record idle power, the clock reached, temperature, throttling or confidence.
 It does not say its units either; units.py refuses numbers that cannot be in these.
 """
@@ -39,6 +41,7 @@ from beamprof.tables.importers.units import GPU_POWER_W, Reading, plausible_read
 
 ORIGIN = "https://github.com/jlee335/BEAM-artifact commit 0febb08e7446c9826bff5fce93e0e8a2deab5e5f"
 LICENCE = "Apache-2.0"
+EXPORTED = "a table of BEAM's, by beam table export"
 INTEGER_COLUMNS = (
     "clock",
     "batch_size",
@@ -65,6 +68,7 @@ class _Line:
     time_taken: float
     energy_consumption: float
     num_trials: int
+    source: str = ""
 
     @property
     def decode_requests(self) -> int:
@@ -103,8 +107,11 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
         "latency_ms": np.array([line.time_taken * 1e3 for line in lines]),
         "energy_j": np.array([line.energy_consumption / 1e3 for line in lines]),
         "passes": np.array([line.num_trials for line in lines]),
-        "source": np.full(len(lines), str(Source.IMPORTED)),
+        "source": np.array([_source(line) for line in lines]),
     }
+    modelled = bool((columns["source"] == str(Source.MODELLED)).any())
+    ours = any(line.source for line in lines)
+    origin = overrides.origin or (EXPORTED if ours else ORIGIN)
     stage = layout.shape.shard(layout.tp, layout.pp)
     metadata = {
         "model": layout.shape.name,
@@ -115,23 +122,30 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
         "dtype": layout.shape.dtype,
         "device": layout.device,
         "gpu_name": layout.gpu_name,
-        "engine": "vllm",
-        "energy_source": "nvml counter",
-        "allreduce": "measured" if layout.tp > 1 else "none",
+        "engine": "modelled" if modelled else "vllm",
+        "energy_source": "modelled" if modelled else "nvml counter",
+        "allreduce": ("modelled" if modelled else "measured") if layout.tp > 1 else "none",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "origin": overrides.origin or ORIGIN,
-        "licence": overrides.licence or LICENCE,
+        "origin": origin,
+        "licence": overrides.licence or ("not stated" if ours else LICENCE),
     }
     return ImportedTable(
         columns=columns,
         metadata=metadata,
         dropped_rows=dropped_rows,
         notes=(
-            *(() if overrides.origin else (f"origin taken to be {ORIGIN}; else say --origin",)),
+            *(() if overrides.origin else (f"origin taken to be {origin}; else say --origin",)),
+            *(("its rows are modelled, and stay so: nothing was measured",) if modelled else ()),
             "not recorded in this format: idle power, clock reached, temperature, throttling, "
             "confidence intervals",
         ),
     )
+
+
+def _source(line: _Line) -> str:
+    """What a row is here: modelled numbers stay modelled, all others are somebody else's."""
+    modelled = line.source == Source.MODELLED
+    return str(Source.MODELLED if modelled else Source.IMPORTED)
 
 
 def _layout(path: Path, overrides: ImportOverrides) -> _Layout:
@@ -239,7 +253,13 @@ def _line(row: dict[str, str], number: int, where: str) -> _Line:
             raise ImportFormatError(
                 f"{where}: {name} must be {expected}, found {row[name]}", hint=LEAVE_OUT
             )
-    line = _Line(number=number, **values)  # type: ignore[arg-type]
+    source = row.get("source") or ""
+    if source and source not in set(Source):
+        raise ImportFormatError(
+            f"{where}: source must be {', '.join(Source)} or empty, found {source!r}",
+            hint="leave the column out where the file is not beam table export's",
+        )
+    line = _Line(number=number, source=source, **values)  # type: ignore[arg-type]
     if line.decode_requests == 0 and line.total_ctx_len > 0:
         raise ImportFormatError(
             f"{where}: {line.total_ctx_len} KV tokens of 0 decode requests",

@@ -17,7 +17,9 @@ from typing import IO, Any
 
 from beamprof.errors import ImportFormatError
 from beamprof.files import STDIN, is_stream
-from beamprof.traces.importers.sheet import Sheet, open_sheet
+from beamprof.traces.importers.sheet import Sheet
+from beamprof.traces.importers.sheet_kinds import open_sheet
+from beamprof.traces.importers.tidy_text import tidied
 
 # A file that unpacks into more is refused before it fills the disk.
 _MOST_BYTES = 16 << 30
@@ -46,8 +48,10 @@ def opened_sheet(path: Path) -> Iterator[tuple[Sheet, Path]]:
         ImportFormatError: missing, unreadable, a directory, damaged, or no known carrier.
     """
     with tempfile.TemporaryDirectory(prefix="beam-trace-") as folder:
+        shown = Path("standard input") if path == STDIN else path
         came = _kept(path, Path(folder))
-        yield open_sheet(_unpacked(came, path, Path(folder)), path), came
+        plain = tidied(_unpacked(came, shown, Path(folder)), shown, Path(folder))
+        yield open_sheet(plain, shown), came
 
 
 def _kept(path: Path, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import polars as pl
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import Reading
 from beamprof.traces.importers.sheet import Cells, Sheet
-from beamprof.traces.importers.timestamps import seconds_from_first
+from beamprof.traces.importers.timestamps import seconds_from_first, zoned
 from beamprof.units import format_duration
 
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -61,9 +61,13 @@ def read_times(
         ImportFormatError: no unit is stated and none is proved, or the numbers contradict it.
     """
     numbers = cells.numbers(column)
+    kept = cells.columns.get(column)
+    if isinstance(kept, pl.Series) and isinstance(kept.dtype, pl.Duration):
+        return Times(kept.dt.total_nanoseconds() * UNITS_S["ns"], "s", absolute=False)
+    if isinstance(kept, pl.Series) and isinstance(kept.dtype, pl.Datetime | pl.Date):
+        return Times(numbers * UNITS_S["us"], "date", absolute=True)
     if numbers.null_count() == cells.height and cells.words(column).null_count() < cells.height:
-        dates = pl.DataFrame({column: cells.words(column)}).select(seconds_from_first(column))
-        return Times(dates.to_series().alias(column), "date", absolute=True)
+        return Times(_dates(sheet, column, cells.words(column)), "date", absolute=True)
     proved = epoch_unit(numbers)
     if reading.time_unit is not None:
         unit = reading.time_unit
@@ -75,6 +79,26 @@ def read_times(
     if unit is None:
         raise no_unit(sheet, column, numbers)
     return Times(numbers * UNITS_S[unit], unit, absolute=proved == unit)
+
+
+def _dates(sheet: Sheet, column: str, words: pl.Series) -> pl.Series:
+    """Seconds from the first of these dates.
+
+    Raises:
+        ImportFormatError: some state their zone and others do not.
+    """
+    dates = pl.DataFrame({column: words}).select(
+        seconds=seconds_from_first(column), zoned=zoned(column)
+    )
+    with_zone = dates["zoned"].drop_nulls()
+    if with_zone.any() and not with_zone.all():
+        row = int((dates["zoned"] != dates["zoned"][0]).arg_true()[0])
+        raise ImportFormatError(
+            f"{sheet.path}: some of the times in {column} state their zone, others do not",
+            cause=f"row 0 has {words[0]}, row {row} has {words[row]}",
+            hint="write all of them with their zone (+00:00), or all without one",
+        )
+    return dates["seconds"].alias(column)
 
 
 def no_unit(sheet: Sheet, column: str, numbers: pl.Series) -> ImportFormatError:

@@ -18,6 +18,7 @@ from beamprof.traces.importers import (
     servegen,
     splitwise,
     token_counts,
+    usage_log,
     vidur,
     vllm_bench,
 )
@@ -41,6 +42,7 @@ IMPORTERS: tuple[Importer, ...] = (
     guidellm.IMPORTER,
     vllm_bench.IMPORTER,
     token_counts.IMPORTER,
+    usage_log.IMPORTER,
     jsonl.IMPORTER,
 )
 # Columns of data sets of prompts.
@@ -91,6 +93,11 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
             hint="count tokens with the model's tokenizer, and write arrival_s, input_tokens and "
             "output_tokens",
         )
+    if re.fullmatch(r"chunk-\d+-(trace|dataset)\.(csv|json)", sheet.path.name):
+        raise ImportFormatError(
+            f"{sheet.path} is one client's part of a ServeGen pool, not a trace",
+            hint=f"draw a trace from its folder: beam trace generate servegen {sheet.path.parent}",
+        )
     near, lacking = _nearest(sheet.columns)
     names = ", ".join(importer.name for importer in IMPORTERS)
     raise ImportFormatError(
@@ -107,10 +114,14 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
 
 
 def _nearest(columns: tuple[str, ...]) -> tuple[Importer | None, list[str]]:
-    """The format that shares the most columns, and what it needs besides; None: none shares any."""
+    """The format that shares the most columns, and what it needs besides; None: none shares any.
+
+    In whatever case they are written: a header in small letters shows what was meant.
+    """
+    written = {name.lower() for name in columns}
 
     def shared(importer: Importer) -> int:
-        return len(set(re.findall(r"\w[\w ]*", importer.columns)) & set(columns))
+        return len(set(re.findall(r"\w[\w ]*", importer.columns.lower())) & written)
 
     best = max(reversed(IMPORTERS), key=shared)  # of equals the one that asks for least
     if not shared(best):

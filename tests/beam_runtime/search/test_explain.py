@@ -1,5 +1,7 @@
 """An explanation names the state, the knobs, the slack, the joules and who was in the way."""
 
+from dataclasses import replace
+
 import pytest
 
 from beam_runtime.search.explain import cheapest_refused, explain
@@ -71,3 +73,12 @@ def test_nobody_there_is_a_state_too(search: Search) -> None:
     text = explain(state, search.decide(state), search.cost)
     assert "0 waiting" in text
     assert "J/token" not in text
+
+
+@pytest.mark.parametrize("requests", [200, 300])
+def test_one_microbatch_is_told_in_the_singular(search: Search, requests: int) -> None:
+    state = snapshot(search.limits, Slo(1000.0, 150.0))
+    one = state.running[0]
+    many = tuple(replace(one, request_id=f"r{n}") for n in range(requests))
+    why = search(replace(state, running=many, waiting=())).why
+    assert ", 1 microbatch, " in why

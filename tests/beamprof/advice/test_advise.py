@@ -1,6 +1,7 @@
 """The ladder: each rung's promise is held against a replay of its own setting."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
 from beamprof.advice.advise import Advice, Today, advise
-from beamprof.advice.load import load_from_rate
+from beamprof.advice.load import Observed, load_from_rate
 from beamprof.cli.main import main
 from beamprof.errors import ReplayError
 from beamprof.replay.rivals import AS_GOOD
@@ -137,6 +138,25 @@ def test_a_table_off_by_half_is_seen_against_the_servers_own_times(advice: Advic
     far = replace(advice, observed=Observed(advice.predicted_ttft_ms * 2.5, None))
     assert not any("far off" in text for text in trust(near))
     assert any("far off for TTFT" in text for text in trust(far))
+
+
+def test_numbers_of_one_engine_are_not_taken_for_the_servers(advice: Advice) -> None:
+    for engines in (1, 4):
+        told = trust(replace(advice, observed=Observed(None, None, engines=engines)))
+        assert any("4 engines share the load" in text for text in told) is (engines == 4)
+
+
+def test_what_the_prefix_cache_had_is_said_where_it_matters(advice: Advice) -> None:
+    for share in (0.0, 0.6):
+        told = trust(replace(advice, observed=Observed(None, None, share)))
+        assert any("60 % of its prompt tokens" in text for text in told) is (share > 0)
+
+
+@pytest.mark.parametrize(("chunk", "told"), [(512, False), (8192, True)])
+def test_steps_that_the_table_does_not_know_are_said_to_be_guessed(chunk: int, told: bool) -> None:
+    load = load_from_rate(1.0, 500, 20)
+    found = advise(PerfTable.load(TABLE), load, today=Today(chunk, 256))
+    assert any("1,024 tokens extrapolated" in text for text in trust(found)) is told
 
 
 def test_today_may_be_another_chunk() -> None:

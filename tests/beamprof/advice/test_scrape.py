@@ -2,14 +2,16 @@
 
 import http.server
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beamprof.advice.load import load_from_rate, load_from_scrape
+from beamprof.advice.load import load_from_rate, load_from_scrape, load_from_trace, within
 from beamprof.advice.scrape import OUTPUTS, PROMPTS, Scrape, parse_scrape, read_scrape
-from beamprof.errors import ImportFormatError, TraceError
+from beamprof.errors import ImportFormatError, ReplayError, TraceError
 
 NOW_S = 1_800_000_000.0
 
@@ -53,6 +55,87 @@ def test_lengths_times_and_the_model_are_read() -> None:
     assert found.tbt_s is not None and found.tbt_s.mean == pytest.approx(0.02)
 
 
+def test_exemplars_and_timestamps_behind_a_value_change_nothing() -> None:
+    plain = scraped(metrics())
+    with_more = "\n".join(
+        f'{line} 1790000000.123 # {{trace_id="a}}b"}} 0.5 1790000000.1' if line[:1] != "#" else line
+        for line in metrics().splitlines()
+    )
+    assert scraped(with_more) == plain
+
+
+def test_of_several_models_one_is_asked_for() -> None:
+    other = metrics(engines=2).replace("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B")
+    with pytest.raises(ImportFormatError, match="metrics of 2 models") as caught:
+        scraped(metrics() + other)
+    assert "--model Qwen/Qwen3-8B" in str(caught.value.hint)
+    for said in ("Qwen/Qwen3-8B", "qwen3-8b"):
+        found = parse_scrape(metrics() + other, "m", NOW_S, said)
+        assert (found.model, found.engines, found.prompts.count) == ("Qwen/Qwen3-8B", 2, 4000)
+    with pytest.raises(ImportFormatError, match="metrics of 2 models"):
+        parse_scrape(metrics() + other, "m", NOW_S, "phi-4")
+    # Of one model a user may say what it is made of.
+    assert parse_scrape(metrics(), "m", NOW_S, "llama3-8b").model.endswith("8B-Instruct")
+
+
+def test_servers_told_apart_by_any_label_are_engines_of_their_own() -> None:
+    text = "".join(metrics().replace('engine="0"', f'engine="0",instance="{n}"') for n in "abc")
+    found = scraped(text)
+    assert (found.engines, found.prompts.count) == (3, 6000)
+    assert load_from_scrape(found).words.startswith("2 requests/s for each of 3 engines")
+
+
+def test_two_scrapes_in_a_file_are_refused() -> None:
+    with pytest.raises(ImportFormatError, match="more than one scrape") as caught:
+        scraped(metrics() + metrics())
+    assert "twice" in str(caught.value.cause)
+
+
+def test_what_the_prefix_cache_had_is_read() -> None:
+    assert scraped(metrics()).cached_share == 0.0
+    for name in ("vllm:prefix_cache", "vllm:gpu_prefix_cache"):
+        more = "".join(
+            f'{name}_{part}_total{{engine="{engine}"}} {value}\n'
+            for part, value in (("hits", 30.0), ("queries", 40.0)) for engine in (0, 1)
+        )  # fmt: skip
+        found = scraped(metrics(2) + more)
+        assert found.cached_share == 0.75
+        assert load_from_scrape(found).observed is not None
+        assert load_from_scrape(found).observed.cached_share == 0.75  # type: ignore[union-attr]
+
+
+def test_lengths_drawn_beyond_what_the_model_takes_are_cut() -> None:
+    load = load_from_scrape(scraped(metrics()))
+    assert load.trace.input_tokens.max() > 3000
+    cut = within(load, 3000, "m")
+    assert (cut.trace.input_tokens + cut.trace.output_tokens).max() == 3000
+    assert cut.trace.requests == load.trace.requests
+    assert within(load, 10_000, "m") is load
+    with pytest.raises(ReplayError, match="on average") as caught:
+        within(load, 500, "m")
+    assert "--model DIR" in str(caught.value.hint)
+
+
+def test_lengths_that_somebody_names_are_not_cut() -> None:
+    with pytest.raises(ReplayError, match="takes 500") as caught:
+        within(load_from_rate(2.0, 800, 60), 500, "m")
+    assert "--input-tokens" in str(caught.value.hint)
+
+
+def test_a_trace_of_too_few_requests_is_no_load() -> None:
+    trace = load_from_rate(2.0, 800, 60).trace
+    assert load_from_trace(trace, "t.csv").words.endswith("requests of t.csv")
+    few = replace(trace, frame=trace.frame[:8])
+    with pytest.raises(TraceError, match=r"t.csv holds too few"):
+        load_from_trace(few, "t.csv")
+
+
+def test_a_saved_scrape_says_until_when_it_counted(tmp_path: Path) -> None:
+    path = tmp_path / "m.txt"
+    path.write_text(metrics(began_s=time.time() - 7200.0))
+    assert "2 h until the file was written" in load_from_scrape(read_scrape(str(path))).words
+
+
 def test_the_load_has_the_servers_rate_and_lengths() -> None:
     load = load_from_scrape(scraped(metrics()))
     assert load.trace.requests / load.trace.duration_s == pytest.approx(2.0, rel=0.15)
@@ -67,7 +150,8 @@ def test_the_load_has_the_servers_rate_and_lengths() -> None:
 def test_each_engine_has_its_share_of_the_rate() -> None:
     load = load_from_scrape(scraped(metrics(engines=4)))
     assert load.trace.requests / load.trace.duration_s == pytest.approx(2.0, rel=0.15)
-    assert "for each engine" in load.words
+    assert "for each of 4 engines" in load.words
+    assert load.observed is not None and load.observed.engines == 4
 
 
 def test_the_histograms_own_beginning_goes_before_the_processs() -> None:
@@ -91,7 +175,7 @@ def test_without_a_beginning_the_rate_is_asked_for(began_s: float | None) -> Non
         ("", "no Prometheus text"),
         ("<html><body>404</body></html>", "no Prometheus text"),
         ("node_cpu_seconds_total 1\n", "not vLLM's"),
-        (metrics().replace(" 1500", " nan").replace("1600000.0", "0.0"), "finished no request"),
+        (metrics().replace(" 1500", " nan").replace("1600000.0", "0.0"), "no number above"),
         ("\n".join(histogram(PROMPTS, {"1.0": 0, "+Inf": 0}, 0.0, 'a="b"')
                    + histogram(OUTPUTS, {"1.0": 0, "+Inf": 0}, 0.0, 'a="b"')), "finished no"),
     ],
@@ -125,7 +209,8 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
         thread.start()
         try:
             address = f"http://127.0.0.1:{server.server_address[1]}"
-            assert read_scrape(address).model == "meta-llama/Llama-3.1-8B-Instruct"
+            for written in (address, f"{address}/", f"{address}/metrics"):
+                assert read_scrape(written).model == "meta-llama/Llama-3.1-8B-Instruct"
             with pytest.raises(ImportFormatError, match="404"):
                 read_scrape(f"{address}/nix")
         finally:
@@ -133,6 +218,13 @@ def test_a_live_server_is_asked(tmp_path: Path) -> None:
             thread.join()
     with pytest.raises(ImportFormatError, match="no metrics at"):
         read_scrape(address)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "10.0.0.7:8001/metrics", "gpu-3.lan:80"])
+def test_an_address_without_its_scheme_is_taken_for_one(address: str) -> None:
+    with pytest.raises(ImportFormatError, match="no file") as caught:
+        read_scrape(address)
+    assert f"http://{address}" in str(caught.value.hint)
 
 
 def test_a_part_of_vllms_metrics_is_said_to_be_that() -> None:

@@ -436,6 +436,9 @@ HINTS = {
     "table inspect empty": "copy it again",
     "table inspect x.csv": "beam table import",
     "sweep show unk.toml": "did you mean 'model'",
+    "profile --model llama3 --dry-run": "did you mean llama3-8b?",
+    "replay -t t.parquet --trace x.csv --policy vanila": "did you mean 'vanilla'?",
+    "replay -t t.parquet --trace x.csv --policy BEAM": "did you mean 'beam'?",
 }
 
 

@@ -37,6 +37,29 @@ def test_every_command_shows_an_example_of_itself(capsys, words):
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
+PLACES = [(), *sorted({words[:-1] for words in commands()} - {()})]
+
+
+@pytest.mark.parametrize("words", [*PLACES, *commands()], ids=" ".join)
+def test_no_example_is_broken_into_two_lines_at_80_columns(capsys, words, monkeypatch):
+    """A line that is there to be copied can be copied."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for at, line in enumerate(lines):
+        begins = line.lstrip().startswith("beam ") or ":  beam " in line
+        assert not begins or at + 1 == len(lines) or not lines[at + 1].strip(), line
+
+
+@pytest.mark.parametrize("words", PLACES, ids=" ".join)
+def test_every_commands_summary_is_a_whole_sentence_at_80_columns(capsys, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("\nCommands:\n")[2]
+    assert listed
+    assert [line for line in listed.splitlines() if not line.endswith((".", "?"))] == []
+
+
 @pytest.mark.parametrize("module", [decide, profile, replay, study])
 def test_options_stand_in_groups(capsys, module):
     name = module.__name__.rpartition(".")[2]

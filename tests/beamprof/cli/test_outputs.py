@@ -343,3 +343,55 @@ def test_a_bug_is_json_too(monkeypatch, capsysbinary):
     answer = json.loads(out)
     assert (code, answer["status"], answer["command"]) == (70, "bug", "trace import")
     assert "ouch" in err
+
+
+NAMED = {
+    "profile --model llama3-8b --backend modelled -o p.csv": "p.parquet",
+    "table merge t.parquet u.parquet -o m.csv": "m.parquet",
+    "table export t.parquet -o e.parquet": "e.csv",
+    "table export t.parquet --format jsonl -o e.csv": "e.jsonl",
+    "table import x.csv --format beam-artifact -o i.csv": "i.parquet",
+    "study -t t.parquet --traces x.csv --policies vanilla -o s.csv": "s.parquet",
+    "report log.jsonl -o r.pdf": "r.html",
+    "report log.jsonl -o r.jpg": "r.html",
+    "advise -t t.parquet --rate 1 -o a.png": "a.html",
+    "sweep init s.json": "s.toml",
+    "trace import x.csv -o t.json": "t.parquet",
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+def test_a_name_that_says_another_kind_of_file_is_refused(capsysbinary, line):
+    shutil.copy("t.parquet", "u.parquet")
+    Path("log.jsonl").write_text("{}\n")
+    before = sorted(path.name for path in Path().iterdir())
+    code, _, err = run(capsysbinary, *line.split())
+    assert code == 2
+    assert f" {NAMED[line]}" in err.partition("hint:")[2]
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["e", "e.txt", "e.CSV", "no.such.kind"])
+def test_a_name_that_says_nothing_or_the_right_thing_is_taken(capsysbinary, name):
+    assert run(capsysbinary, "table", "export", "t.parquet", "-o", name)[0] == 0
+    assert Path(name).exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_streams_that_the_caller_closed_lead_nowhere(tmp_path, closed):
+    beam = f'"{sys.executable}" -P -m beamprof'
+    for words, code in (("table inspect t.parquet", 0), ("table inspect nix", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f"{beam} {words} {closed}"], capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert b"bug" not in done.stdout + done.stderr
+
+
+def test_an_example_of_a_study_is_one_object_where_json_is_asked_for(capsysbinary):
+    code, plain, _ = run(capsysbinary, "study", "--example")
+    code_json, out, _ = run(capsysbinary, "study", "--example", "--json")
+    assert (code, code_json) == (0, 0)
+    answer = json.loads(out)
+    assert (answer["command"], answer["status"]) == ("study --example", "ok")
+    assert answer["data"]["toml"] == plain.decode()

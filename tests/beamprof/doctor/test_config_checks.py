@@ -66,7 +66,9 @@ def test_gpus_are_held_against_the_machine_and_the_table(folder, small_table):
     assert looked(folder, text.format(by_name), gpus)["clock"].ok
     more = looked(folder, text.format(list(range(need + 1))), gpus)
     assert more["GPUs"].ok is False
-    assert f"{need + 1} are named, the table is for" in more["GPUs"].found
+    total = f"the table is for {need} (tp {small_table.tp} x pp {small_table.pp})"
+    assert more["GPUs"].found == f"{need + 1} GPUs named, {total}"
+    assert looked(folder, text.format([0]), gpus)["GPUs"].found == f"1 GPU named, {total}"
     assert looked(folder, text.format([0] * need), gpus)["clock"].found == "a GPU is named twice"
     there = looked(
         folder, text.format([0]) + f'[clock.nodes]\n"node2:4938" = {list(range(need - 1))}\n', gpus

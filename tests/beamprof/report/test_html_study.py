@@ -1,5 +1,6 @@
 """A study's page: medians over settings, every setting, and what is missing said as missing."""
 
+import io
 import json
 from concurrent.futures import Future
 
@@ -9,17 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from page_reading import Page
 from replay_cases import make_table, random_trace
+from rich.console import Console
 
 from beamprof.cli.main import main
 from beamprof.errors import ReportError
 from beamprof.replay import study as study_module
 from beamprof.replay.saved_study import load_study
-from beamprof.replay.study import METADATA_KEY, study
+from beamprof.replay.study import METADATA_KEY, StudyResult, study
 from beamprof.replay.study_cells import play_job
 from beamprof.replay.study_spec import resolve_study
 from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.study_part import study_part
 from beamprof.report.html_report import write_report
+from beamprof.report.study_views import show_study
 from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
 
@@ -100,7 +103,9 @@ def test_every_setting_has_its_table(page, studied):
     at = page.words.index("beam", page.words.index("one.parquet, SLO 300ms/90ms"))
     row = page.words[at : at + 14]
     assert row[1] == percent(first["goodput"].mean(), 2)
-    assert row[3] == significant(first["energy_kwh"].mean())
+    assert first["energy_kwh"].max() < 1.0, "a minute's energy is told in Wh"
+    assert row[3] == significant(1e3 * first["energy_kwh"].mean())
+    assert "Wh" in page.words and "kWh" not in page.words
     assert row[7] == f"{first['request_mean_ms'].mean() / 1e3:,.1f}"
     assert row[10] == percent(first["ttft_kept_share"].mean(), 2)
     assert "means over 2 seeds" in page.text and "noise 5.0 %" in page.text
@@ -108,10 +113,50 @@ def test_every_setting_has_its_table(page, studied):
     assert page.words[oracle + 1] == page.words[oracle + 7] == "–", "a bound keeps no promise"
 
 
+def kept_as(frame, **goodput):
+    """The study with these shares kept in every cell; energies stay."""
+    vanilla = goodput["vanilla"]
+    shares = pl.col("policy").replace_strict(
+        {name.replace("_", ":"): share for name, share in goodput.items()}, default=None
+    )
+    return frame.with_columns(goodput=shares, goodput_points=100 * (shares - vanilla))
+
+
+def told_as(studied, frame):
+    """What the terminal says of such a study."""
+    result = StudyResult(studied, studied.parent, 4, 4, 0, (), 0, None, (), 1.0, frame)
+    console = Console(width=100, file=io.StringIO())
+    show_study(result, console)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_a_policy_that_keeps_next_to_nothing_is_no_answer_where_another_keeps_more(studied):
+    """Beside a vanilla that keeps nothing everybody is as good: that is no reason."""
+    frame = load_study(studied)
+    few = kept_as(frame, vanilla=0.01, static_best=0.01, static_800=0.01, beam=0.8)
+    assert study_part(studied, few).sentence.startswith("beam needs")
+    assert ": beam needs" in told_as(studied, few)
+
+
+def test_a_study_that_nobody_keeps_is_said_to_be_that(studied):
+    nobody = kept_as(load_study(studied), vanilla=0.1, static_best=0.4, static_800=0.3, beam=0.2)
+    assert study_part(studied, nobody).sentence.startswith("No policy keeps its SLO for half")
+    assert "no policy keeps its SLO for half" in told_as(studied, nobody)
+
+
+def test_an_hours_energy_is_told_in_kwh(studied):
+    frame = load_study(studied).with_columns(pl.col("energy_kwh") * 1000)
+    heads = [section.body.heads for section in study_part(studied, frame).sections[1:-1]]
+    assert all("kWh" in head and "Wh" not in head for head in heads)
+
+
 def test_it_names_the_cheapest_of_those_that_keep_most(studied):
     part = study_part(studied, load_study(studied))
     rivals = ("static:best", "static:800", "beam")
-    as_good = {p: int((cells(studied, p, "goodput_points") >= -0.3).sum()) for p in rivals}
+    kept = {p: cells(studied, p, "goodput") for p in ("vanilla", *rivals)}
+    half = np.max(list(kept.values()), axis=0) >= 0.5  # somebody keeps it for half: so must they
+    beside = {p: cells(studied, p, "goodput_points") >= -0.3 for p in rivals}
+    as_good = {p: int((beside[p] & ((kept[p] >= 0.5) | ~half)).sum()) for p in rivals}
     named = part.sentence.split()[0]
     energy = {p: cells(studied, p, "energy_to_vanilla") for p in rivals}
     assert named == max(rivals, key=lambda p: (as_good[p], -energy[p].mean()))

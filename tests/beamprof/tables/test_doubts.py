@@ -66,3 +66,14 @@ def test_a_measured_table_carries_none(capsys, tmp_path, small_table):
     write_table(small_table.columns, small_table.metadata, path)
     main(["table", "check", str(path), "--json"])
     assert json.loads(capsys.readouterr().out)["warnings"] == []
+
+
+def test_a_table_of_a_server_that_cannot_be_says_so(capsys, tmp_path):
+    words = ["--model", "llama3-70b", "--backend", "modelled", "--device", "h100-sxm"]
+    for tp, doubted in (("1", True), ("2", False)):
+        path = tmp_path / f"tp{tp}.parquet"
+        assert main(["profile", *words, "--tp", tp, "-o", str(path)]) == 0
+        capsys.readouterr()
+        main(["table", "check", str(path), "--json"])
+        warnings = json.loads(capsys.readouterr().out)["warnings"]
+        assert any("137 GB of weights" in text for text in warnings) is doubted

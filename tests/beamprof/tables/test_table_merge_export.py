@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ from beam_runtime.errors import TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import COLUMNS, rows_sha256
 from beamprof.errors import ImportFormatError, OutputError
+from beamprof.tables.doubts import doubts
 from beamprof.tables.export import export_table, output_beside
 from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.importing import import_table
 from beamprof.tables.merge import Prefer, merge_files, merge_tables
 from beamprof.tables.table_file import seal_table, write_table
+
+TABLE = Path(__file__).parents[3] / "tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet"
 
 
 def part(table: PerfTable, mask) -> PerfTable:
@@ -179,6 +184,36 @@ def test_beam_artifact_counts_what_it_cannot_hold(sound, tmp_path):
     imported = importer("beam-artifact")(path, ImportOverrides())
     assert imported.metadata["model"] == "llama3-70b"
     assert len(imported.columns["kind"]) == written.rows
+
+
+def test_modelled_rows_stay_modelled_through_the_papers_csv(tmp_path):
+    """Nobody launders a model into a measurement by exporting and importing it."""
+    table = PerfTable.load(TABLE)
+    assert table.sources == ("modelled",)
+    path = output_beside(tmp_path / "t.parquet", table, "beam-artifact")
+    export_table(table, path, file_format="beam-artifact")
+    done = import_table(path, tmp_path / "back.parquet", file_format="beam-artifact")
+    assert done.table.sources == ("modelled",)
+    assert any("stay so" in note for note in done.notes)
+    assert doubts(done.table) == doubts(table)
+    assert "table export" in done.table.metadata["origin"]
+    assert done.table.metadata["energy_source"] == "modelled"
+
+
+def test_other_rows_are_imported_as_somebody_elses(sound, tmp_path):
+    path = output_beside(tmp_path / "t.parquet", sound, "beam-artifact")
+    export_table(sound, path, file_format="beam-artifact")
+    imported = importer("beam-artifact")(path, ImportOverrides())
+    assert set(imported.columns["source"]) == {"imported"}
+    assert "table export" in imported.metadata["origin"]
+    text = path.read_text()
+    path.write_text(text.replace(",measured\n", ",guessed\n", 1))
+    with pytest.raises(ImportFormatError, match="source must be"):
+        importer("beam-artifact")(path, ImportOverrides())
+    rows = [line.rpartition(",")[0] for line in text.splitlines()]
+    path.write_text("\n".join(rows) + "\n")  # as the paper's authors write it
+    imported = importer("beam-artifact")(path, ImportOverrides())
+    assert "BEAM-artifact" in imported.metadata["origin"]
 
 
 def test_an_export_that_would_be_empty(rows, seal, tmp_path):

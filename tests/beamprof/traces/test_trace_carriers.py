@@ -178,7 +178,7 @@ def test_half_a_character_is_kept_as_an_escape_and_counted(tmp_path):
     trace = import_trace(path)
     assert trace.frame["client_id"].to_list() == ["\\ud800", "\\udfff"]
     step = trace.provenance.transforms[0]
-    assert step.counts == {"text_with_half_characters": 2}
+    assert step.counts == {"text_with_broken_characters": 2}
     assert step.parameters["columns_not_read"] == ["\\ud801"]
     saved, _ = save_trace(trace, tmp_path / "out.csv")
     assert load_trace(saved).sha256() == trace.sha256()
@@ -212,6 +212,7 @@ KEYS = {
              "prefix_block_tokens", "duration_s"),
     "aiperf records": ("metadata", "metrics", "error"),
     "guidellm": ("benchmarks",),
+    "usage log": ("created", "timestamp", "usage", "prompt_tokens", "completion_tokens"),
     "vllm-bench": ("input_lens", "output_lens", "ttfts", "itls", "errors", "start_times"),
 }  # fmt: skip
 
@@ -254,6 +255,8 @@ HEADERS = {
     "splitwise": ["arrival_timestamp", "batch_size", "prompt_size", "token_size"],
     "llmservingsim": ["input_toks", "output_toks", "arrival_time_ns"],
     "served log": ["input_toks", "output_toks", "arrival_time", "first_token_ts", "last_token_ts"],
+    "usage log": ["created_at", "prompt_tokens", "completion_tokens"],
+    "ours by another clock": ["timestamp", "arrival_ms", "input_tokens", "output_tokens"],
     "ours": ["arrival_s", "input_tokens", "output_tokens", "client_id", "prefix_hashes",
              "prefix_block_tokens", "duration_s", "slo_tbt_ms", "last_token_s"],
 }  # fmt: skip

@@ -97,6 +97,9 @@ SAMPLES = {
         },
         indent=1,
     ),
+    "usage-log": '{"id": "a", "created": 1790000000.0, "usage": {"prompt_tokens": 4808, '
+    '"completion_tokens": 10}}\n{"id": "b", "created": 1790000000.052, "usage": '
+    '{"prompt_tokens": 3180, "completion_tokens": 8}}\n',
     "token-counts": "timestamp,prompt_tokens_count,output_tokens_count\n"
     "1790000000.0,4808,10\n1790000000.052,3180,8\n",
     "jsonl": '{"arrival_s": 0, "input_tokens": 4808, "output_tokens": 10}\n'
@@ -301,9 +304,9 @@ BAD_FILES = {
     ),
     "bars": (OURS.replace(",", "|") + "0|1|1\n", "no trace format"),
     "not text": (b"\x80\x81\x82\n", "not text"),
-    "not text below": (OURS.encode() + b"0,1,\xff\n", "not a readable CSV"),
+    "not text below": (OURS.encode() + b"0,1,\xff\n", "output tokens not a whole number"),
     "too many cells": (OURS + "0,1,1,9\n", "not a readable CSV"),
-    "a name twice": (OURS.strip() + ",arrival_s\n0,1,1,0\n", "one name per column"),
+    "a name twice": (OURS.strip() + ",arrival_s\n0,1,1,0\n", "two columns are called arrival_s"),
     "broken JSON": ('{"timestamp": 0, "input_length": 5, "output_length": 5}\n{"ti', "line 2"),
     "a JSON list": (SAMPLES["mooncake"] + "[1]\n", "line 3 is not a JSON object"),
     "JSON of something else": ('{"colour": "blue"}\n', "no trace format"),
