@@ -30,10 +30,10 @@ def _too_large(table: PerfTable) -> list[str]:
     name = registry_name(table.model)
     if name is None:
         return []
-    parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
     try:
+        parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
         stage = registry()[name].shard(table.tp, table.pp, **parts)
-    except ModelShapeError:
+    except (ModelShapeError, ValueError):  # a table of somebody else's: what it says of itself
         return []
     room = resolve_device(table.device).weight_room_bytes
     if stage.weight_bytes <= room:

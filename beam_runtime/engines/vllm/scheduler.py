@@ -167,7 +167,7 @@ def _misfit(missing: tuple[str, ...]) -> BeamError:
 
     return BeamError(
         f"this vLLM ({vllm.__version__}) lacks what BEAM needs: {', '.join(missing)}",
-        hint="BEAM is tested with vLLM 0.32; report this build",
+        hint="BEAM is tested with vLLM 0.32 and 0.33; report this build",
     )
 
 
