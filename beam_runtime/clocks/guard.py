@@ -62,18 +62,21 @@ class Guard:
         self._heard_s = time.monotonic()
         self._ended = ""
         self.released = False
-        # Its own session: Ctrl-C and a supervisor's signal to the group are not meant for it.
-        # -P: whatever lies in the working directory is none of its modules.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "beam_runtime.clocks.watch"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _python_path()},
-        )
+        try:
+            # Its own session: Ctrl-C and a supervisor's signal to the group are not meant for it.
+            # -P: whatever lies in the working directory is none of its modules.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "beam_runtime.clocks.watch"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": _python_path()},
+            )
+        except (OSError, ValueError, TypeError) as error:  # no Python, process or descriptor left
+            raise _not_started(error) from error
         charge = {
             "spec": spec.to_json(),
-            "state_folder": str(state.folder.absolute()),
+            "state_folder": str(state.folder),
             "lease": asdict(lease),
             "heartbeat_timeout_s": heartbeat_timeout_s,
         }
@@ -83,11 +86,7 @@ class Guard:
         except (OSError, ClockError) as error:
             self._process.kill()
             self._reap()
-            raise ClockError(
-                "the guard that releases clocks after a crash did not start",
-                cause=str(error),
-                hint="no clock is locked without it; is the Python at sys.executable complete?",
-            ) from error
+            raise _not_started(error) from error
         os.set_blocking(self._pipe, False)
         os.set_blocking(self._answers, False)
 
@@ -236,6 +235,14 @@ class Guard:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _not_started(error: Exception) -> ClockError:
+    return ClockError(
+        "the guard that releases clocks after a crash did not start",
+        cause=str(error),
+        hint="no clock is locked without it; is the Python at sys.executable complete?",
+    )
 
 
 def _python_path() -> str:

@@ -191,14 +191,17 @@ class GuardedActuator:
         try:
             self._check_nobodys()
             self._guard = self._start_guard(self._spec.on(self.gpus), self._state, self._lease)
-        except BaseException:
+            self._stop = threading.Event()
+            threading.Thread(
+                target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
+            ).start()
+        except BaseException as error:
             self._end_lease()
+            if isinstance(error, RuntimeError):  # Python's word for a machine without threads left
+                raise ClockError(
+                    "no clock is locked without a heartbeat", cause=str(error)
+                ) from error
             raise
-        self._stop = threading.Event()
-        heart = threading.Thread(
-            target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
-        )
-        heart.start()
 
     def _check_nobodys(self) -> None:
         """A lock that is on no record was set by somebody who is unknown here: it stays."""

@@ -22,6 +22,7 @@ from beam_runtime.clocks.guard import READY
 from beam_runtime.clocks.holding import parse_holding
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import node_of
+from beam_runtime.clocks.presence import forget
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
@@ -300,7 +301,7 @@ def main() -> int:
     done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
     if not watch.told_to_end and watch.linger():
         done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
-    state.presence(lease.generation).unlink(missing_ok=True)
+    forget(state.presence(lease.generation))
     return 0 if done else 1
 
 
