@@ -25,6 +25,7 @@ from beam_runtime.clocks.nvml_reader import NvmlReader
 from beam_runtime.clocks.spec import COMMAND_TIMEOUT_S
 from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.printable import one_line
 
 TIMEOUT_S = COMMAND_TIMEOUT_S
 
@@ -119,7 +120,7 @@ def _run(argv: Sequence[str], stdin: int) -> None:
     if done.returncode != 0:
         raise ClockError(
             f"{' '.join(argv)} failed",
-            cause=f"exit {done.returncode}: {done.stderr.decode(errors='replace').strip()[:500]}",
+            cause=f"exit {done.returncode}: {one_line(done.stderr.decode(errors='replace'))}",
             hint="run it by hand to see why",
         )
 

@@ -43,6 +43,20 @@ def actuator_of(calls: Path) -> CommandGpus:
     )
 
 
+def test_what_a_command_says_is_told_in_one_plain_line(calls: Path) -> None:
+    words = "import sys; sys.exit('no\\x1b[31m\\n\\x07way' + 'x' * 9000)"
+    actuator = CommandGpus(
+        NvmlGpus(["GPU-0"], nvml=FakeNvml()),
+        [sys.executable, "-c", words, "{gpu}", "{clock_mhz}"],
+        [sys.executable, "-c", "", "{gpu}"],
+    )
+    with pytest.raises(ClockError, match="failed") as caught:
+        actuator.set(1005)
+    said = str(caught.value.cause)
+    assert said.startswith("exit 1: no\\x1b[31m \\x07way")
+    assert said.isprintable() and len(said) < 600
+
+
 def made(calls: Path) -> list[list[str]]:
     return [json.loads(line) for line in calls.read_text().splitlines()]
 
