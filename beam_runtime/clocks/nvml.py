@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import POWER_CAP, ClockReading, all_or_none, check_supported
-from beam_runtime.clocks.gpu_identity import GpuIdentity, is_pci_address, normal_pci_address
+from beam_runtime.clocks.gpu_identity import (
+    GpuIdentity,
+    is_pci_address,
+    normal_pci_address,
+    nvml_index,
+)
 from beam_runtime.clocks.nvml_call import call
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
@@ -270,10 +275,8 @@ class NvmlGpus:
         self._open = True
 
     def _handle_of(self, gpu: int | str) -> Any:
-        if isinstance(gpu, int) and not isinstance(gpu, bool):
-            return call(self._nvml, "nvmlDeviceGetHandleByIndex", gpu, gpu)
         if not isinstance(gpu, str):
-            raise ClockUnavailableError(f"{gpu!r} is no GPU", hint="name one by index or UUID")
+            return call(self._nvml, "nvmlDeviceGetHandleByIndex", gpu, nvml_index(gpu))
         by_place = is_pci_address(gpu)
         name = "nvmlDeviceGetHandleByPciBusId" if by_place else "nvmlDeviceGetHandleByUUID"
         return call(self._nvml, name, gpu, gpu)

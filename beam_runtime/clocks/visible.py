@@ -15,6 +15,7 @@ from beam_runtime.clocks.gpu_identity import GpuIdentity
 from beam_runtime.clocks.nvml import NvmlGpus, gpu_count
 from beam_runtime.errors import ClockError, ClockUnavailableError
 
+_MOST_DIGITS = 9
 _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
@@ -55,7 +56,8 @@ def _named(entry: str, gpus: list[GpuIdentity], environment: Mapping[str, str]) 
                 "counts the fastest first",
                 hint=f"name it by UUID (nvidia-smi -L), or set {_ORDER}=PCI_BUS_ID",
             )
-        return gpus[int(entry[:4])].uuid if int(entry[:4]) < len(gpus) else None
+        index = int(entry) if len(entry) <= _MOST_DIGITS else len(gpus)
+        return gpus[index].uuid if index < len(gpus) else None
     if entry.startswith("MIG-"):
         return entry
     matches = [gpu.uuid for gpu in gpus if entry and gpu.uuid.startswith(entry)]

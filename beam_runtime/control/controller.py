@@ -245,13 +245,13 @@ class Controller(Hooks):
         self._watchdog.close()
         if self._worker is not None:
             self._worker.join(_JOIN_S)
-        self._steering.stop()
-        if self._clocks is not None:
-            self._clocks.close()
-        if self._steering.counts.events != self._last_words_after:
-            self._write_stop("closed")
-        if self._log is not None:
-            self._log.close()
+        try:
+            self._steering.stop(self._clocks.close if self._clocks else lambda: None)
+        finally:  # an adapter may call sys.exit()
+            if self._steering.counts.events != self._last_words_after:
+                self._write_stop("closed")
+            if self._log is not None:
+                self._log.close()
 
     # What the engine reads
 

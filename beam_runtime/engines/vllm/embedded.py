@@ -365,12 +365,15 @@ class Embedded:
             _LOG.debug("no last words", exc_info=True)
 
     def close(self) -> None:
-        """The engine shuts down: give the clocks back."""
-        for action in self._closing:
-            action()
-        self._closing.clear()
+        """The engine shuts down: give the clocks back, before anything else may fail."""
         if self._controller is not None:
             self._controller.close()
+        closing, self._closing = self._closing, []
+        for action in closing:
+            try:
+                action()
+            except Exception:
+                _LOG.debug("not closed", exc_info=True)
 
     def fail(self, error: Exception) -> None:
         """Stay out from now on; the clocks are given back on another thread."""
