@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.errors import ClockError, ClockHangsError
 
 T = TypeVar("T")
@@ -110,6 +111,7 @@ class DriverCalls:
             self._thread = None
 
     def _work(self) -> None:
+        broken_pipes_raise()
         while (call := self._queue.get()) is not None:
             call.run()
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
+from beam_runtime.broken_pipes import as_programs_expect
 from beam_runtime.clocks.base import all_or_none, check_supported
 from beam_runtime.clocks.file_lock import file_lock
 from beam_runtime.clocks.gpu_identity import GpuIdentity
@@ -103,14 +104,15 @@ class CommandGpus(NvmlReader):
 
 def _run(argv: Sequence[str], stdin: int) -> None:
     try:
-        done = subprocess.run(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        with as_programs_expect():
+            done = subprocess.run(
+                argv,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
     except FileNotFoundError as error:
         raise ClockUnavailableError(f"no command {argv[0]}", cause=str(error)) from error
     except PermissionError as error:

@@ -1,6 +1,6 @@
 """The guard's own end: watch an owner, know what it holds, give that back when it must.
 
-Started by guard.py, which draws the two pipes between them. What it knows of locks it was told
+Started by guard.py, which draws how they talk. What it knows of locks it was told
 before each of them; the record only tells it whom they belong to by now.
 """
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.control.decision_log import SCHEMA, DecisionLog
@@ -354,6 +355,7 @@ class Controller(Hooks):
 
     def _run(self) -> None:
         """The worker: every few milliseconds take in together whatever has happened."""
+        broken_pipes_raise()  # the log may be one
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()

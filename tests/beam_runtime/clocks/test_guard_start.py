@@ -1,12 +1,13 @@
 """A guard that cannot start, an owner that cannot beat: nothing is locked or left behind."""
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from lock_bench import children
+from lock_bench import HOLDER, LockBench, bench, children, wait_for
 
 from beam_runtime.clocks import guard, guarded
 from beam_runtime.clocks.file_gpus import FileGpus
@@ -14,6 +15,8 @@ from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.errors import ClockError
+
+__all__ = ["bench"]  # a fixture
 
 
 @pytest.fixture
@@ -80,3 +83,16 @@ def test_the_next_set_finds_all_in_order(gpus: Path, monkeypatch: pytest.MonkeyP
     assert set(FileGpus.locked(gpus).values()) == {960}
     actuator.close()
     assert FileGpus.locked(gpus) == {}
+
+
+def test_a_killed_guard_is_no_end_of_an_engine_that_sigpipe_would_kill(bench: LockBench) -> None:
+    """Some programs give SIGPIPE its default action back."""
+    begin = "\n    import signal\n    signal.signal(signal.SIGPIPE, signal.SIG_DFL)"
+    owner = bench.start(begin + HOLDER, 735)
+    assert bench.heard(owner) == "set 735"
+    (guard_pid,) = children(owner.pid)
+    os.kill(guard_pid, signal.SIGKILL)
+    assert bench.heard(owner).startswith("ClockError None the guard that releases clocks")
+    wait_for(lambda: not bench.board.locked())
+    assert bench.wish(owner, 960) == "set 960", "under another guard"
+    assert owner.poll() is None
