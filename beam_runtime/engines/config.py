@@ -44,7 +44,7 @@ from beam_runtime.engines.small_file import read_small
 from beam_runtime.errors import BeamError
 from beam_runtime.types import Slo
 
-_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 CONFIG_VARIABLE = "BEAM_CONFIG"
 POLICY_VARIABLE = "BEAM_POLICY"
 TOKEN_VARIABLE = "BEAM_TOKEN"
