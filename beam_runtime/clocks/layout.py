@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.places import by_place
+from beam_runtime.clocks.visible import visible_gpus
 from beam_runtime.errors import ClockError, ClockUnavailableError, TableError
 
 
@@ -62,6 +63,27 @@ def check_whole(gpus: Sequence[str | int]) -> None:
             f"GPU {sliced[0]} is cut into MIG slices",
             cause="its clock is one for all slices, and others may have theirs",
             hint=f"nvidia-smi -i {sliced[0]} -mig 0, or leave the clocks alone",
+        )
+
+
+def check_visible(uuids: Sequence[str]) -> None:
+    """Refuse this machine's GPUs that CUDA does not give to this process: they are another's.
+
+    Where CUDA_VISIBLE_DEVICES is not set, is empty or does not say which, nothing is refused.
+
+    Raises:
+        ClockUnavailableError: one is not among them.
+    """
+    try:
+        seen = visible_gpus()
+    except ClockError:
+        return
+    strangers = [gpu for gpu in by_place(uuids).get("", ()) if gpu not in seen]
+    if seen and strangers:
+        raise ClockUnavailableError(
+            f"GPU {strangers[0]} is not one of this process's",
+            cause=f"CUDA_VISIBLE_DEVICES gives it {', '.join(seen)}",
+            hint="name the GPUs that the engine runs on; nvidia-smi -L lists them by UUID",
         )
 
 

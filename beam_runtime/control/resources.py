@@ -9,7 +9,13 @@ from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
-from beam_runtime.clocks.layout import check_layout, check_model, check_whole, models_of
+from beam_runtime.clocks.layout import (
+    check_layout,
+    check_model,
+    check_visible,
+    check_whole,
+    models_of,
+)
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
@@ -75,6 +81,7 @@ def open_clocks(
     def open_them() -> ClockActuator:
         actuator = choice.spec.open()
         check_whole(gpus)
+        check_visible(actuator.gpus)
         actuator.supported_clocks_mhz()  # where it cannot work it says so here
         return actuator
 

@@ -11,7 +11,7 @@ from beam_runtime.control import resources
 from beam_runtime.control.controller import Controller
 from beam_runtime.control.resources import open_clocks
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.testing.nvml import FakeNvml, fake_gpus
+from beam_runtime.testing.nvml import FakeGpu, FakeNvml, fake_gpus
 from beam_runtime.types import EngineLimits
 from beamprof.tables.table_file import write_table
 
@@ -91,6 +91,27 @@ def test_a_gpu_that_others_have_slices_of_is_not_locked(nvml: FakeNvml, table: P
     nvml.gpus[3].mig = 1
     assert "GPU-3 is cut into MIG slices" in serves_without_clocks(table)
     assert "nvmlDeviceSetGpuLockedClocks" not in nvml.calls
+
+
+@pytest.mark.parametrize("visible", ["8,9", "0,1,2,3", "GPU-0", "MIG-5ca1ab1e-0000"])
+def test_gpus_that_cuda_does_not_give_to_this_process_are_another_s(
+    nvml: FakeNvml, table: Path, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    nvml.gpus += [FakeGpu("GPU-8"), FakeGpu("GPU-9")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert "is not one of this process's" in serves_without_clocks(table)
+    assert "nvmlDeviceSetGpuLockedClocks" not in nvml.calls
+
+
+@pytest.mark.parametrize(
+    "visible", ["", "0,1,2,3,4,5,6,7", "7,6,5,4,3,2,1,0,8", "-1", "none", "0,0"]
+)
+def test_a_variable_that_gives_them_or_says_nothing_is_no_reason(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    nvml.gpus.append(FakeGpu("GPU-8"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert open_clocks(range(8))[0] is not None
 
 
 def test_whether_a_gpu_is_sliced_need_not_be_told(nvml: FakeNvml) -> None:
