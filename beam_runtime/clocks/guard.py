@@ -1,14 +1,14 @@
 """The owner's end of the guard: a small process that outlives it and gives its GPUs back.
 
-    owner ─ socket: ".", "set 735", "returned", "confirmed", "free", "quit" ──> guard
+    owner ─ socket: ".", "call", "set 735", "returned", "answered", "free" ... > guard
       ^ └───────────── pidfd: readable when the owner is dead ──────────────> │
       └────────────── pipe: "." for what was heard, "released WHY" ────────── ┘
 
 It is told before each set and after each release, so it knows by itself what its owner holds. It
 releases when the owner is dead by whatever means, when the pipe breaks, when heartbeats stop or a
-set does not return while something is locked, and when it is told to end itself. It holds no
-torch, no vLLM and no numpy. What it cannot survive: a kill of the whole container or machine; then
-the next start or ``beam doctor --restore`` finds the lock on record. Its own end: watch.py.
+driver call does not return while something is locked, and when it is told to end itself. It holds
+no torch, no vLLM and no numpy. What it cannot survive: a kill of the whole container or machine;
+then the next start or ``beam doctor --restore`` finds the lock on record. Its own end: watch.py.
 """
 
 import contextlib
@@ -129,6 +129,16 @@ class Guard:
         """One GPU of the set that is under way is done: it does not hang."""
         with self._talking:
             self._say("moved")
+
+    def calling(self) -> None:
+        """To be said before the driver is asked for anything."""
+        with self._talking:
+            self._say("call")
+
+    def answered(self) -> None:
+        """It has answered."""
+        with self._talking:
+            self._say("answered")
 
     def returned(self) -> None:
         """The set has returned, or raised."""

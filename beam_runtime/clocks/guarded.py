@@ -21,6 +21,7 @@ from beam_runtime.clocks.evidence import foreign_clocks, free_clock_mhz
 from beam_runtime.clocks.give_back import give_back, in_words, not_ours
 from beam_runtime.clocks.guard import HEARTBEAT_S, Guard
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.orphans import release_orphan, release_recorded
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.presence import Presence
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
@@ -61,6 +62,7 @@ class GuardedActuator:
         self._owner = Owner.current()
         self._one_at_a_time = threading.RLock()
         self._setting = False
+        self._called_under: Guard | None = None
         self._stop = threading.Event()
         self._error: ClockError | None = None
 
@@ -77,16 +79,17 @@ class GuardedActuator:
 
     @property
     def overdue(self) -> bool:
-        """Whether a set is under way, and the guard has given up on it."""
-        guard = self._guard
-        return self._setting and guard is not None and bool(guard.ended)
+        """Whether a driver call is under way, and the guard has given up on it."""
+        guard = self._called_under
+        return guard is not None and bool(guard.ended) and guard.released
 
     def holds(self, clock_mhz: int) -> bool:
         """Whether this lock is in force as far as is known here: the lease is ours, watched."""
         lease, guard = self._lease, self._guard
         if lease is None or guard is None or guard.ended or lease.clock_mhz != clock_mhz:
             return False
-        return not not_ours(self._actuator, lease, self._state)
+        with self._calling():
+            return not not_ours(self._actuator, lease, self._state)
 
     def supported_clocks_mhz(self) -> tuple[int, ...]:
         """As the wrapped actuator's."""
@@ -94,7 +97,8 @@ class GuardedActuator:
 
     def read_back(self) -> tuple[ClockReading, ...]:
         """As the wrapped actuator's; a lock that shows is noted as confirmed."""
-        readings = self._actuator.read_back()
+        with self._calling():
+            readings = self._actuator.read_back()
         lease = self._lease
         bare = tuple(replace(one, reasons=()) for one in readings)  # excused, it shows no lock
         shows = (
@@ -121,7 +125,7 @@ class GuardedActuator:
             self._raise_loss()
             if self._lease is None:
                 self._take()
-            with turn(self._state, self.gpus):
+            with turn(self._state, self.gpus), self._calling():
                 self._check_still_ours()
                 self._set(clock_mhz)
 
@@ -139,7 +143,7 @@ class GuardedActuator:
             lease = self._lease
             if lease is None or lease.clock_mhz is None:
                 return
-            with self._turn_if_there_is_one():
+            with self._turn_if_there_is_one(), self._calling():
                 others = self._give_back(lease)
                 self._note_free()
             if others:
@@ -191,6 +195,8 @@ class GuardedActuator:
         try:
             self._check_nobodys()
             self._guard = self._start_guard(self._spec.on(self.gpus), self._state, self._lease)
+            if isinstance(self._actuator, NvmlGpus):
+                self._actuator.moved = self._guard.moved
             self._stop = threading.Event()
             threading.Thread(
                 target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
@@ -227,8 +233,6 @@ class GuardedActuator:
         change(self._state, lease)
         guard.about_to_set(clock_mhz)
         self._lease, self._setting = lease, True
-        if isinstance(self._actuator, NvmlGpus):
-            self._actuator.moved = guard.moved
         try:
             self._actuator.set(clock_mhz)
         finally:
@@ -349,6 +353,19 @@ class GuardedActuator:
 
     # Small things
 
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """The driver is asked, and may never answer: the guard gives back what is locked then."""
+        guard = self._called_under = self._guard
+        if guard is not None:
+            guard.calling()
+        try:
+            yield
+        finally:
+            self._called_under = None
+            if guard is not None:
+                guard.answered()
+
     def _check_process(self) -> None:
         if os.getpid() != self._owner.pid:
             raise ClockError("these clocks belong to the process that forked this one")
@@ -367,33 +384,5 @@ class GuardedActuator:
     def _release_orphan(self, holding: Holding) -> dict[str, str]:
         """As release_orphan; a command is on no record, but it may be ours."""
         if holding.actuator == ActuatorKind.COMMAND == self._spec.kind:
-            return _release_recorded(self._spec.on(holding.gpus), holding, self._state)
+            return release_recorded(self._spec.on(holding.gpus), holding, self._state)
         return release_orphan(holding, self._state)
-
-
-def release_orphan(holding: Holding, state: StateFile | None = None) -> dict[str, str]:
-    """Free a dead owner's GPUs, as its record tells.
-
-    Returns:
-        The GPUs that were left alone, as another holds them, and why.
-
-    Raises:
-        ClockError: one does not answer, or the record does not say how.
-    """
-    spec = ActuatorSpec.from_name(holding.actuator, holding.gpus)
-    return _release_recorded(spec, holding, state or StateFile())
-
-
-def _release_recorded(spec: ActuatorSpec, holding: Holding, state: StateFile) -> dict[str, str]:
-    others: dict[str, str] = {}
-    failures: list[ClockError] = []
-    for one in spec.open_releasers():
-        try:
-            others |= give_back(
-                one, holding, state, lambda gpus: spec.on(gpus).open_releasers(), orphans=True
-            )
-        except ClockError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-    return others

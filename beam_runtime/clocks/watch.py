@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,11 +45,13 @@ class Memory:
         lease: the clocks that it may have in force.
         setting_since_s: when the set began that has not returned, or last moved on to another
             GPU; None where none is under way.
+        calling_since_s: the same of any driver call: readings and releases, too.
         quit: it has ended cleanly.
     """
 
     lease: Holding
     setting_since_s: float | None = None
+    calling_since_s: float | None = None
     quit: bool = False
 
     def take_in(self, line: str) -> None:
@@ -61,8 +63,12 @@ class Memory:
                 self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False
             )
             self.setting_since_s = time.monotonic()
-        elif word == "moved" and self.setting_since_s is not None:
-            self.setting_since_s = time.monotonic()
+        elif word == "moved":
+            self._moved()
+        elif word == "call":
+            self.calling_since_s = time.monotonic()
+        elif word == "answered":
+            self.calling_since_s = None
         elif word == "returned":
             self.setting_since_s = None
         elif word == "confirmed":
@@ -71,6 +77,12 @@ class Memory:
             self.lease = replace(self.lease, clock_mhz=None, before_mhz=None, confirmed=False)
         elif word == "quit":
             self.quit = True
+
+    def _moved(self) -> None:
+        if self.setting_since_s is not None:
+            self.setting_since_s = time.monotonic()
+        if self.calling_since_s is not None:
+            self.calling_since_s = time.monotonic()
 
 
 class Watch:
@@ -124,11 +136,21 @@ class Watch:
                 return "it was told to end"
             if memory.lease.clock_mhz is None:
                 continue
-            since_s = memory.setting_since_s
-            if since_s is not None and now_s - since_s > self._hang_s:
-                return f"a set does not return for {self._hang_s:g} s"
+            for what, since_s, limit_s in self._calls():
+                if now_s - since_s > limit_s:
+                    return f"{what} does not return for {limit_s:g} s"
             if now_s > self._silent_after_s:
                 return f"no heartbeat for {self._timeout_s:g} s"
+
+    def _calls(self) -> Iterator[tuple[str, float, float]]:
+        """What is under way: in words, since when, and how long it may take, s.
+
+        A reading may take as long as a silence: who keeps Python's lock for so long ends both.
+        """
+        if self.memory.setting_since_s is not None:
+            yield "a set", self.memory.setting_since_s, self._hang_s
+        if self.memory.calling_since_s is not None:
+            yield "a driver call", self.memory.calling_since_s, max(self._hang_s, self._timeout_s)
 
     def linger(self) -> bool:
         """After a release: whether the owner died with a set under way, which may have worked.
@@ -173,8 +195,7 @@ class Watch:
         left_s = [_OWNER_POLL_S]
         if self.memory.lease.clock_mhz is not None:
             left_s.append(self._silent_after_s - now_s)
-            if self.memory.setting_since_s is not None:
-                left_s.append(self.memory.setting_since_s + self._hang_s - now_s)
+            left_s += [since_s + limit_s - now_s for _, since_s, limit_s in self._calls()]
         return max(0.0, min(left_s)) + 0.001
 
     def _read_all(self) -> None:

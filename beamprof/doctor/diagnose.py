@@ -14,7 +14,7 @@ from pathlib import Path
 from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks
 from beam_runtime.clocks.claims import Restored, gone, orphans, restore
-from beam_runtime.clocks.guarded import release_orphan
+from beam_runtime.clocks.orphans import release_orphan
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 from beamprof.doctor.checks import Check, checks

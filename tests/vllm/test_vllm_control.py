@@ -147,7 +147,7 @@ def test_a_driver_that_hangs_keeps_one_look_and_no_other_waiting(
         over.wait()
 
     nvml.on_energy = hang
-    first = threading.Thread(target=meter.read)
+    first = threading.Thread(target=meter.read, daemon=True)
     first.start()
     inside.wait()
     assert "beam_gpu" not in metrics_of(FakeEmbedded(wattmeter=meter))

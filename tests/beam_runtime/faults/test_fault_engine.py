@@ -190,7 +190,7 @@ def test_an_adapter_that_hangs_at_the_end_keeps_no_gpu_locked(bench: Bench) -> N
     controller.arrival("r1", 100)
     wait_for(lambda: set(bench.locked_mhz) == {960})
     adapter.closing = True
-    closing = threading.Thread(target=controller.close)
+    closing = threading.Thread(target=controller.close, daemon=True)
     closing.start()
     wait_for(lambda: set(bench.locked_mhz) == {None})
     assert not controller.orders.steering, "whoever reads them has the engine's own"
