@@ -125,7 +125,7 @@ class GuardedActuator:
             self._raise_loss()
             if self._lease is None:
                 self._take()
-            with turn(self._state, self.gpus), self._calling():
+            with turn(self._state, self.gpus):
                 self._check_still_ours()
                 self._set(clock_mhz)
 
@@ -143,7 +143,7 @@ class GuardedActuator:
             lease = self._lease
             if lease is None or lease.clock_mhz is None:
                 return
-            with self._turn_if_there_is_one(), self._calling():
+            with self._turn_if_there_is_one():
                 others = self._give_back(lease)
                 self._note_free()
             if others:
@@ -234,7 +234,8 @@ class GuardedActuator:
         guard.about_to_set(clock_mhz)
         self._lease, self._setting = lease, True
         try:
-            self._actuator.set(clock_mhz)
+            with self._calling():
+                self._actuator.set(clock_mhz)
         finally:
             # In our turn nobody else has set anything: what the guard gave back, we have locked.
             given_back = bool(guard.ended) and guard.released
@@ -259,13 +260,15 @@ class GuardedActuator:
         assert guard is not None
         if guard.ended:
             raise self._after_guard(guard)
-        others = not_ours(self._actuator, lease, self._state)
+        with self._calling():
+            others = not_ours(self._actuator, lease, self._state)
         if others:
             self._give_back(lease)
             raise self._lose(others)
 
     def _give_back(self, lease: Holding) -> dict[str, str]:
-        return give_back(self._actuator, lease, self._state, self._open_some, orphans=False)
+        with self._calling():
+            return give_back(self._actuator, lease, self._state, self._open_some, orphans=False)
 
     def _note_free(self) -> None:
         lease = self._lease
@@ -355,7 +358,10 @@ class GuardedActuator:
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
-        """The driver is asked, and may never answer: the guard gives back what is locked then."""
+        """The driver is asked, and may never answer: the guard gives back what is locked then.
+
+        Not the record, which waits for others and for the disk.
+        """
         guard = self._called_under = self._guard
         if guard is not None:
             guard.calling()

@@ -1,8 +1,10 @@
 """How long a set may stay where it is: with one GPU, however many there are."""
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
-from beam_runtime.clocks.state_file import Holding, StateFile
+from beam_runtime.clocks.state_file import Holding, Record, StateFile
 from beam_runtime.clocks.watch import Memory, Watch
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
@@ -77,7 +79,7 @@ def test_the_guard_hears_of_each_gpu_that_is_set(tmp_path: Path) -> None:
     (guard,) = guards
     assert guard.said[0] == "call", "comparing first may hang, too"
     at = guard.said.index("set 210")
-    assert guard.said[at + 1 :] == [*["moved"] * 8, "returned", "answered"]
+    assert guard.said[at + 1 :] == ["call", *["moved"] * 8, "answered", "returned"]
     actuator.close()
     assert all(gpu.lock_mhz is None for gpu in nvml.gpus)
 
@@ -193,3 +195,25 @@ def test_whoever_waits_for_any_driver_call_hears_that_the_guard_gave_up(
     calling.join()
     assert not owner.actuator.overdue
     assert "answered" in owner.guard.said
+
+
+def test_a_record_that_is_waited_for_is_no_driver_that_hangs(tmp_path: Path) -> None:
+    """Another process may sit on it, and a disk may take seconds."""
+    owner = HangingOwner(tmp_path, "nvmlDeviceGetClockInfo")
+    owner.actuator.set(735)
+    told: list[str] = []
+
+    class Watched(StateFile):
+        @contextlib.contextmanager
+        def change(self, *, durable: bool = True) -> Iterator[Record]:
+            told.extend(word for word in owner.guard.said if word in ("call", "answered"))
+            assert told[-1] == "answered"
+            with super().change(durable=durable) as record:
+                yield record
+
+    owner.actuator._state = Watched(tmp_path)
+    owner.actuator.set(960)
+    owner.actuator.read_back()
+    owner.actuator.release()
+    owner.actuator.close()
+    assert told.count("answered") > 3
