@@ -154,13 +154,15 @@ class StateFile:
             return Record()
         except OSError as error:
             raise self._unreadable(str(error)) from error
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
-            try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise self._unreadable("it is no file")
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise self._unreadable("it is no file")
+            with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(_LARGEST_BYTES + 1)
-            except OSError as error:
-                raise self._unreadable(str(error)) from error
+        except OSError as error:
+            raise self._unreadable(str(error)) from error
+        finally:
+            os.close(descriptor)
         try:
             return _parsed(data)
         except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beam_runtime.clocks.base import Releaser
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.claims import give_up, turn
 from beam_runtime.clocks.give_back import give_back
 from beam_runtime.clocks.guard import READY
@@ -31,6 +32,8 @@ _OWNER_POLL_S = 0.2
 _RELEASE_PAUSES_S = (0.05, 0.2, 1.0, 5.0, 20.0)
 # A stopped owner may sit on its turn for ever.
 _TURN_TIMEOUT_S = 0.3
+# How long its folder may take to answer.
+_FOLDER_LIMIT_S = 0.3
 # How late a pause may end before this process, too, counts as having been kept from running.
 _OVERSLEPT_S = 0.1
 _LONGEST_READ = 1 << 16
@@ -239,16 +242,38 @@ def release(
     left = sorted(releasers, key=lambda one: not any(map(node_of, one.gpus)))
     for pause_s in (0.0, *_RELEASE_PAUSES_S):
         sleep_s(pause_s)
+        record = _as_it_answers(state)
         with ThreadPoolExecutor(at_once) as hands:
-            tries = {hands.submit(_released, one, state, lease, open_some): one for one in left}
+            tries = {hands.submit(_released, one, record, lease, open_some): one for one in left}
             for done in as_completed(tries):
                 if done.result():
                     # One at a time: the record has one lock for all, and little patience.
-                    _strike(state, lease, tries[done].gpus)
+                    _strike(record, lease, tries[done].gpus)
                     left.remove(tries[done])
         if not left:
             return True
     return False
+
+
+class _OutOfReach(StateFile):
+    """A record whose folder does not answer: the file system of a network that is gone."""
+
+    def read(self) -> tuple[Holding, ...]:
+        raise ClockError(f"{self.folder} does not answer")
+
+
+def _as_it_answers(state: StateFile) -> StateFile:
+    """The record, or one out of reach: no lock waits for a file system."""
+    try:
+        within(_FOLDER_LIMIT_S, lambda: _is_there(state))
+    except ClockError:
+        return _OutOfReach(state.folder)
+    return state
+
+
+def _is_there(state: StateFile) -> bool:
+    # Path.is_dir() raises where a folder is stale.
+    return not isinstance(state, _OutOfReach) and os.path.isdir(state.folder)  # noqa: PTH112
 
 
 def _released(
@@ -260,7 +285,7 @@ def _released(
     """Try once, in a turn where one can be had: where not, nobody new can have had one either."""
     with contextlib.ExitStack() as held:
         if lease.clock_mhz is not None:
-            if state.folder.is_dir():
+            if _is_there(state):
                 with contextlib.suppress(ClockError):
                     held.enter_context(turn(state, releaser.gpus, _TURN_TIMEOUT_S))
             try:
@@ -272,7 +297,7 @@ def _released(
 
 def _strike(state: StateFile, lease: Holding, gpus: Sequence[str]) -> None:
     """These GPUs are off the lease, as far as there is a record."""
-    if not state.folder.is_dir():
+    if not _is_there(state):
         return
     with contextlib.suppress(ClockError), state.change() as record:
         kept = [
@@ -322,7 +347,8 @@ def main() -> int:
     done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
     if not watch.told_to_end and watch.linger():
         done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
-    forget(state.presence(lease.generation))
+    with contextlib.suppress(ClockError):
+        within(_FOLDER_LIMIT_S, lambda: forget(state.presence(lease.generation)))
     return 0 if done else 1
 
 

@@ -247,3 +247,38 @@ def test_a_record_that_would_grow_too_large_is_not_written(state: StateFile) -> 
     with pytest.raises(ClockError, match="larger than"), state.change() as record:
         record.extend(many)
     assert state.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("odd", ["folder", "pipe", "link", "device"])
+def test_a_record_that_is_no_file_cannot_be_read(state: StateFile, odd: str) -> None:
+    state.folder.mkdir(mode=0o700)
+    match odd:
+        case "folder":
+            state.path.mkdir()
+        case "pipe":
+            os.mkfifo(state.path)
+        case "link":
+            state.path.symlink_to("/etc/hosts")
+        case "device":
+            state.path.symlink_to("/dev/zero")
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ClockError, match="left as it is"):
+        state.read()
+    with pytest.raises(ClockError, match="left as it is"):
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+def test_a_file_system_without_modes_is_said(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, mode: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "fchmod", unsupported)
+    with pytest.raises(ClockError, match="cannot write"):  # who reads it could not be told
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ClockError):
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
