@@ -1,16 +1,21 @@
 """The guard gives back what it knows of, whatever has become of the record and its folder."""
 
 import os
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lock_bench import LockBench, bench
 
 from beam_runtime.clocks import watch
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 from beam_runtime.testing.actuator import FakeActuator
+
+__all__ = ["bench"]  # a fixture
 
 
 @pytest.fixture
@@ -91,3 +96,59 @@ def test_a_guard_that_cannot_tell_frees_by_what_it_was_told(state: StateFile) ->
     with pytest.raises(ClockError):
         state.read()
     assert freed(state)
+
+
+def a_folder_at(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_pipe_at(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def a_file_for(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def a_link_for(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("/nowhere/at/all")
+
+
+ODD: list[tuple[str, Callable[[Path], None]]] = [
+    ("clocks.json", a_folder_at),
+    ("clocks.json", a_pipe_at),
+    ("clocks.lock", a_folder_at),
+    ("gpu-GPU-0.lock", a_folder_at),
+    ("lease-1.lock", a_folder_at),
+    ("lease-1.lock", a_pipe_at),
+    ("", a_file_for),
+    ("", a_link_for),
+    ("", lambda folder: folder.chmod(0o777)),
+    ("", lambda folder: folder.chmod(0)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), ODD)
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_lock_in_force_while_something_odd_takes_the_records_place(
+    bench: LockBench, name: str, change: Callable[[Path], None], killed: bool
+) -> None:
+    """Whether its owner dies then or wishes for another clock: both GPUs at one clock, or free."""
+    owner = bench.holder(735, "GPU-0", "GPU-1")
+    folder = bench.state.folder
+    change(folder / name if name else folder)
+    if not killed:
+        said = bench.wish(owner, 960)
+        locked = bench.board.locked()
+        assert len(locked) in (0, 2)
+        assert len(set(locked.values())) < 2
+        assert locked != {} or said != "set 960"
+    owner.kill()
+    owner.wait()
+    bench.free()
+    if folder.is_dir():
+        folder.chmod(0o700)
