@@ -35,6 +35,7 @@ class FakeController:
     status = Status(True, "", "none", Counts(decisions=7, search_ms=2.5), 0, 0, Correction())
     resumed = False
     is_open = True
+    close = None
     asked = ""
 
     def resume(self) -> None:
@@ -104,6 +105,20 @@ def test_what_fails_at_the_end_keeps_no_clock() -> None:
     Embedded.close(beam)  # type: ignore[arg-type]
     Embedded.close(beam)  # type: ignore[arg-type]
     assert ended == ["clocks", "port", "clocks"]
+
+
+def test_without_a_thread_to_close_on_the_clocks_are_given_back_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    controller = FakeController()
+    beam = SimpleNamespace(failure="", _controller=controller)
+    Embedded.fail(beam, KeyError("a bug"))  # type: ignore[arg-type]
+    assert beam.failure == "KeyError: 'a bug'"
+    assert controller.asked == "observe"
 
 
 def test_the_controller_hears_of_a_new_policy() -> None:

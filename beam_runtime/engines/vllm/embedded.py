@@ -379,8 +379,13 @@ class Embedded:
         """Stay out from now on; the clocks are given back on another thread."""
         self.failure = f"{type(error).__name__}: {error}"
         _LOG.exception("BEAM stays out from here on, vLLM schedules by itself: %s", self.failure)
-        if self._controller is not None:
-            threading.Thread(target=self._controller.close, name="beam-close", daemon=True).start()
+        controller = self._controller
+        if controller is None:
+            return
+        try:
+            threading.Thread(target=controller.close, name="beam-close", daemon=True).start()
+        except RuntimeError:  # no thread is left: its own gives them back
+            controller.observe()
 
 
 def _each_a_token(clients: Collection[Any], count: int) -> bool:
