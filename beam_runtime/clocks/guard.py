@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import select
+import site
 import socket
 import subprocess
 import sys
@@ -267,6 +268,12 @@ def _not_started(error: Exception) -> ClockError:
 
 
 def _python_path() -> str:
-    package = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH")
-    return f"{package}{os.pathsep}{before}" if before else package
+    """Where a Python of its own finds this package, before what it is told anyway.
+
+    Not a folder that it looks in last by itself: backports of standard modules lie there, too.
+    """
+    package = Path(__file__).resolve().parents[2]
+    before = os.environ.get("PYTHONPATH", "")
+    if package in map(Path, (*site.getsitepackages(), site.getusersitepackages())):
+        return before
+    return f"{package}{os.pathsep}{before}" if before else str(package)

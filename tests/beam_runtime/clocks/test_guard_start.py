@@ -96,3 +96,16 @@ def test_a_killed_guard_is_no_end_of_an_engine_that_sigpipe_would_kill(bench: Lo
     wait_for(lambda: not bench.board.locked())
     assert bench.wish(owner, 960) == "set 960", "under another guard"
     assert owner.poll() is None
+
+
+@pytest.mark.parametrize("before", ["", "/somewhere"])
+def test_what_lies_beside_an_installed_package_hides_no_standard_module(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str
+) -> None:
+    """A backport of dataclasses, say: Python looks in its own folder of packages last."""
+    monkeypatch.setenv("PYTHONPATH", before)
+    monkeypatch.setattr(guard, "__file__", str(tmp_path / "beam_runtime" / "clocks" / "guard.py"))
+    beside = f"{tmp_path}{os.pathsep}{before}" if before else str(tmp_path)
+    assert guard._python_path() == beside, "a checkout"
+    monkeypatch.setattr(guard.site, "getsitepackages", lambda: ["/usr/lib", str(tmp_path)])
+    assert guard._python_path() == before

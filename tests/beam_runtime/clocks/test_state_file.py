@@ -282,3 +282,12 @@ def test_a_file_system_without_modes_is_said(
     with pytest.raises(ClockError):
         claim(state, Owner.current(), GPUS, "nvml", 1005)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+def test_a_host_of_any_name_keeps_a_record(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.node", lambda: "no\x1b[2Jde\udcff\n7")
+    claim(state, Owner.current(), GPUS, "nvml", 1005)
+    (holding,) = state.read()
+    assert holding.owner.host == "no[2Jde7"
