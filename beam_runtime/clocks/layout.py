@@ -1,12 +1,13 @@
 """Whether the GPUs that were named are the replica's, and the ones that its table was made on."""
 
+import os
 import re
 from collections.abc import Sequence
 
 from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.places import by_place
-from beam_runtime.clocks.visible import visible_gpus
+from beam_runtime.clocks.visible import VISIBLE, visible_gpus
 from beam_runtime.errors import ClockError, ClockUnavailableError, TableError
 
 
@@ -74,6 +75,8 @@ def check_visible(uuids: Sequence[str]) -> None:
     Raises:
         ClockUnavailableError: one is not among them.
     """
+    if VISIBLE not in os.environ:
+        return
     try:
         seen = visible_gpus()
     except ClockError:
@@ -82,7 +85,7 @@ def check_visible(uuids: Sequence[str]) -> None:
     if seen and strangers:
         raise ClockUnavailableError(
             f"GPU {strangers[0]} is not one of this process's",
-            cause=f"CUDA_VISIBLE_DEVICES gives it {', '.join(seen)}",
+            cause=f"{VISIBLE} gives it {', '.join(seen)}",
             hint="name the GPUs that the engine runs on; nvidia-smi -L lists them by UUID",
         )
 

@@ -114,6 +114,14 @@ def test_a_variable_that_gives_them_or_says_nothing_is_no_reason(
     assert open_clocks(range(8))[0] is not None
 
 
+def test_without_the_variable_nothing_is_asked(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml.fail("nvmlDeviceGetName", 999, gpu=2)  # nobody needs it to lock
+    assert open_clocks(range(8))[0] is not None
+
+
 def test_whether_a_gpu_is_sliced_need_not_be_told(nvml: FakeNvml) -> None:
     nvml.fail("nvmlDeviceGetMigMode", 3)  # NOT_SUPPORTED, as before Ampere
     assert open_clocks(range(8))[0] is not None
