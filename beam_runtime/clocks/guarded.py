@@ -179,7 +179,7 @@ class GuardedActuator:
                 self.release()
             except ClockLostError:
                 raise  # the lease has ended already
-            except ClockError:
+            except BaseException:  # whatever an actuator raises: its guard has one of its own
                 self._stop.set()
                 if self._guard is not None:
                     self._guard.abandon()
@@ -196,7 +196,7 @@ class GuardedActuator:
             self._check_nobodys()
             self._guard = self._start_guard(self._spec.on(self.gpus), self._state, self._lease)
             if isinstance(self._actuator, NvmlGpus):
-                self._actuator.moved = self._guard.moved
+                self._actuator.moved = self._moved
             self._stop = threading.Event()
             threading.Thread(
                 target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
@@ -362,7 +362,8 @@ class GuardedActuator:
 
         Not the record, which waits for others and for the disk.
         """
-        guard = self._called_under = self._guard
+        guard = self._guard if os.getpid() == self._owner.pid else None
+        self._called_under = guard
         if guard is not None:
             guard.calling()
         try:
@@ -383,6 +384,11 @@ class GuardedActuator:
             with contextlib.suppress(ClockError):
                 held.enter_context(turn(self._state, self.gpus))
             yield
+
+    def _moved(self) -> None:
+        guard = self._called_under
+        if guard is not None:
+            guard.moved()
 
     def _open_some(self, gpus: Sequence[str]) -> Sequence[Releaser]:
         return self._spec.on(gpus).open_releasers()

@@ -109,3 +109,22 @@ def test_what_lies_beside_an_installed_package_hides_no_standard_module(
     assert guard._python_path() == beside, "a checkout"
     monkeypatch.setattr(guard.site, "getsitepackages", lambda: ["/usr/lib", str(tmp_path)])
     assert guard._python_path() == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, SystemExit, KeyboardInterrupt])
+def test_what_an_actuator_raises_at_the_end_leaves_the_release_to_the_guard(
+    gpus: Path, error: type[BaseException]
+) -> None:
+    class Broken(FileGpus):
+        def release(self, *, orphans: bool = False) -> None:
+            raise error("not now")
+
+    actuator = GuardedActuator(
+        Broken(gpus),
+        ActuatorSpec(ActuatorKind.FILE, file=str(gpus)),
+        StateFile(gpus.parent / "state"),
+    )
+    actuator.set(735)
+    with pytest.raises(error):
+        actuator.close()
+    wait_for(lambda: FileGpus.locked(gpus) == {})

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,12 @@ def test_a_record_that_is_waited_for_is_no_driver_that_hangs(tmp_path: Path) -> 
     owner.actuator.release()
     owner.actuator.close()
     assert told.count("answered") > 3
+
+
+def test_a_forked_child_tells_its_parents_guard_nothing(tmp_path: Path) -> None:
+    owner = HangingOwner(tmp_path, "nvmlDeviceGetClockInfo")
+    owner.actuator.set(735)
+    told = list(owner.guard.said)
+    owner.actuator._owner = replace(Owner.current(), pid=os.getpid() + 1)  # what a child sees
+    owner.actuator.read_back()
+    assert owner.guard.said == told
