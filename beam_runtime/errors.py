@@ -15,6 +15,8 @@ Every error says what was expected and found (the message), the observed fact
 behind it (cause) and what helps (hint). The CLI prints the three on three lines.
 """
 
+from beam_runtime.printable import printable
+
 
 class BeamError(Exception):
     """Base of everything BEAM raises on purpose.
@@ -42,7 +44,7 @@ class BeamError(Exception):
             parts.append(f"cause: {self.cause}")
         if self.hint:
             parts.append(f"hint: {self.hint}")
-        return "\n".join(parts)
+        return printable("\n".join(parts))
 
 
 class TableError(BeamError):

@@ -5,7 +5,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,6 @@ if TYPE_CHECKING:
 
 JSON_SCHEMA = "beam.cli/1"
 MAX_WIDTH = 100
-
-
-# What moves a cursor, changes colours or the order of letters, and what no terminal can show.
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    """The text with such characters, as files may hold them, spelt out."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def stdout() -> "Console":

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 
-from beamprof.console import printable
+from beam_runtime.printable import printable
 
 
 class _Printable(RenderHook):

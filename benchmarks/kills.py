@@ -16,6 +16,7 @@ Aims: 0, 0, 0 and a p99 of 100 ms.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -283,12 +284,27 @@ def unmount(trial: Trial) -> None:
         subprocess.run(["umount", "-l", str(trial.state)], check=True, capture_output=True)
 
 
+def stop(trial: Trial, process: "subprocess.Popen[str]") -> None:
+    """Anywhere but within the fake board's file: no driver keeps everybody else from reading."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        with trial.board.path.with_suffix(".lock").open("a") as lock:
+            for _ in range(50):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                time.sleep(0.005)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+
+
 def stopped(trial: Trial, moments: random.Random, found: Found) -> bool:
     """Stopped at any moment until its guard frees the GPUs; another locks them; it goes on."""
     first = trial.start(moments.randrange(1 << 30), steady=moments.random() < 0.5)
     trial.until_locked()
     time.sleep(moments.random() * 0.3)
-    first.send_signal(signal.SIGSTOP)
+    stop(trial, first)
     if not trial.until(lambda: not trial.board.locked(), 5.0):
         found.locked_while_guarded = True
     second = trial.start(moments.randrange(1 << 30), steady=True)

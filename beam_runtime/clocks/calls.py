@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.errors import ClockError, ClockHangsError
 
 T = TypeVar("T")
 _LOOK_S = 0.05
+# The first call of all may wait until the driver has woken eight boards.
+OPEN_LIMIT_S = 30.0
 
 
 class _Call(Generic[T]):
@@ -30,6 +33,19 @@ class _Call(Generic[T]):
         except BaseException as error:  # whatever it is, it is the caller's to see
             self.error = error
         self.done.set()
+
+
+def within(limit_s: float, function: Callable[[], T]) -> T:
+    """Call a driver once, as at an engine's start, where nobody else watches yet.
+
+    Raises:
+        ClockHangsError: it does not return; its thread stays behind.
+    """
+    calls = DriverCalls()
+    try:
+        return calls.run(function, limit_s)
+    finally:
+        calls.close()
 
 
 class DriverCalls:
@@ -73,13 +89,17 @@ class DriverCalls:
         """Have it called behind whatever is under way, and do not wait.
 
         Raises:
-            ClockError: in a forked child.
+            ClockError: in a forked child, or no thread can be had.
         """
         if os.getpid() != self._pid:
             raise ClockError("these clocks belong to the process that forked this one")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="beam-driver", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="beam-driver", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no thread is left: nothing was called
+                raise ClockError("the driver cannot be called", cause=str(error)) from error
+            self._thread = thread
         call = _Call(function)
         self._queue.put(call)  # type: ignore[arg-type]
         return call
@@ -91,6 +111,7 @@ class DriverCalls:
             self._thread = None
 
     def _work(self) -> None:
+        broken_pipes_raise()
         while (call := self._queue.get()) is not None:
             call.run()
 

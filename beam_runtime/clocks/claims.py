@@ -10,6 +10,7 @@ itself. This machine's boot frees none of them. Records are this machine's: two 
 set the clocks of a third do not hear of each other here.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from urllib.parse import quote
 from beam_runtime.clocks.file_lock import file_lock
 from beam_runtime.clocks.owner import Owner, boot_id
 from beam_runtime.clocks.places import by_place, node_of
-from beam_runtime.clocks.presence import Presence, shows
+from beam_runtime.clocks.presence import Presence, ended_here, forget, shows
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.clocks.state_file import Holding, Record, StateFile
 from beam_runtime.errors import ClockError
@@ -62,7 +63,8 @@ def gone(state: StateFile, holding: Holding) -> bool:
     if owner.boot_id != boot_id():
         return True
     if owner.alive():
-        return False
+        # This very process, whose record could not be written when its lease ended.
+        return owner.pid == os.getpid() and ended_here(state.presence(holding.generation))
     if owner.visible and holding.generation == 0:  # recorded before there were presences
         return True
     shown = shows(state.presence(holding.generation))
@@ -100,7 +102,7 @@ def restore(
         ]
         record[:] = [one for one in record if one not in void]
     for one in void:
-        state.presence(one.generation).unlink(missing_ok=True)
+        forget(state.presence(one.generation))
     return restored
 
 
@@ -114,7 +116,7 @@ def _restored(
             others = release(holding) or {}
             with state.change() as record:
                 record[:] = [one for one in record if one != holding]
-            state.presence(holding.generation).unlink(missing_ok=True)
+            forget(state.presence(holding.generation))
     except ClockError as error:
         return Restored(holding, error)
     return Restored(holding, None, tuple(others.items()))
@@ -138,18 +140,20 @@ def take(
         ClockError: see claim; or no record can be kept.
     """
     mode = state.prepare()
-    with state.change() as record:
-        lease = Holding(owner, tuple(gpus), None, actuator, generation=record.generation + 1)
-        _refuse_if_taken(state, record, lease)
-        presence = Presence.show(state.presence(lease.generation), mode)
-        while presence is None:  # the record was lost, the files were not
-            lease = replace(lease, generation=lease.generation + 1)
+    presence: Presence | None = None
+    try:
+        with state.change() as record:
+            lease = Holding(owner, tuple(gpus), None, actuator, generation=record.generation + 1)
+            _refuse_if_taken(state, record, lease)
             presence = Presence.show(state.presence(lease.generation), mode)
-        try:
+            while presence is None:  # the record was lost, the files were not
+                lease = replace(lease, generation=lease.generation + 1)
+                presence = Presence.show(state.presence(lease.generation), mode)
             _enter(record, lease)
-        except BaseException:
+    except BaseException:  # also where the record cannot be written
+        if presence is not None:
             presence.end()
-            raise
+        raise
     return lease, presence
 
 

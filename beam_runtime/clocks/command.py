@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
+from beam_runtime.broken_pipes import as_programs_expect
 from beam_runtime.clocks.base import all_or_none, check_supported
 from beam_runtime.clocks.file_lock import file_lock
 from beam_runtime.clocks.gpu_identity import GpuIdentity
@@ -25,6 +26,7 @@ from beam_runtime.clocks.nvml_reader import NvmlReader
 from beam_runtime.clocks.spec import COMMAND_TIMEOUT_S
 from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.errors import ClockError, ClockPermissionError, ClockUnavailableError
+from beam_runtime.printable import one_line
 
 TIMEOUT_S = COMMAND_TIMEOUT_S
 
@@ -102,14 +104,15 @@ class CommandGpus(NvmlReader):
 
 def _run(argv: Sequence[str], stdin: int) -> None:
     try:
-        done = subprocess.run(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        with as_programs_expect():
+            done = subprocess.run(
+                argv,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
     except FileNotFoundError as error:
         raise ClockUnavailableError(f"no command {argv[0]}", cause=str(error)) from error
     except PermissionError as error:
@@ -119,7 +122,7 @@ def _run(argv: Sequence[str], stdin: int) -> None:
     if done.returncode != 0:
         raise ClockError(
             f"{' '.join(argv)} failed",
-            cause=f"exit {done.returncode}: {done.stderr.decode(errors='replace').strip()[:500]}",
+            cause=f"exit {done.returncode}: {one_line(done.stderr.decode(errors='replace'))}",
             hint="run it by hand to see why",
         )
 

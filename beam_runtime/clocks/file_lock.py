@@ -4,6 +4,7 @@ A lock goes with its process. A forked child would hold it on, so its copy is cl
 command that was started with the descriptor (command.py) holds it until it ends, and that is meant.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -51,8 +52,9 @@ def _opened(path: Path, mode: int) -> int:
     except OSError as error:
         raise ClockError(f"cannot lock {path}", cause=error.strerror or str(error)) from error
     _open_here.add(descriptor)
-    if os.fstat(descriptor).st_uid == os.geteuid():
-        os.fchmod(descriptor, mode)  # whatever the umask is
+    with contextlib.suppress(OSError):  # of a file system that has no such thing
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, mode)  # whatever the umask is
     return descriptor
 
 

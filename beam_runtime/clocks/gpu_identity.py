@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from beam_runtime.errors import ClockUnavailableError
+
+_HIGHEST_INDEX = (1 << 31) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class GpuIdentity:
@@ -16,6 +20,18 @@ class GpuIdentity:
     uuid: str
     name: str
     pci_address: str = ""
+
+
+def nvml_index(gpu: object) -> int:
+    """An index as NVML takes one. The binding would cut a larger one to 32 bits: another GPU's.
+
+    Raises:
+        ClockUnavailableError: it is none.
+    """
+    if not isinstance(gpu, int) or isinstance(gpu, bool) or not 0 <= gpu <= _HIGHEST_INDEX:
+        hint = "name one by index or UUID; nvidia-smi -L lists them"
+        raise ClockUnavailableError(f"{gpu!r:.60} is no GPU", hint=hint)
+    return gpu
 
 
 def normal_pci_address(text: str) -> str:

@@ -1,20 +1,22 @@
 """The owner's end of the guard: a small process that outlives it and gives its GPUs back.
 
-    owner ── pipe: ".", "set 735", "returned", "confirmed", "free", "quit" ──> guard
+    owner ─ socket: ".", "call", "set 735", "returned", "answered", "free" ... > guard
       ^ └───────────── pidfd: readable when the owner is dead ──────────────> │
       └────────────── pipe: "." for what was heard, "released WHY" ────────── ┘
 
 It is told before each set and after each release, so it knows by itself what its owner holds. It
 releases when the owner is dead by whatever means, when the pipe breaks, when heartbeats stop or a
-set does not return while something is locked, and when it is told to end itself. It holds no
-torch, no vLLM and no numpy. What it cannot survive: a kill of the whole container or machine; then
-the next start or ``beam doctor --restore`` finds the lock on record. Its own end: watch.py.
+driver call does not return while something is locked, and when it is told to end itself. It holds
+no torch, no vLLM and no numpy. What it cannot survive: a kill of the whole container or machine;
+then the next start or ``beam doctor --restore`` finds the lock on record. Its own end: watch.py.
 """
 
 import contextlib
 import json
 import os
 import select
+import site
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +36,7 @@ GUARD_TIMEOUT_S = 10.0
 READY = b"ready\n"
 _START_TIMEOUT_S = 20.0
 _LONGEST_ANSWER = 1 << 16
+_QUIETLY = socket.MSG_NOSIGNAL
 
 
 class Guard:
@@ -62,33 +65,28 @@ class Guard:
         self._heard_s = time.monotonic()
         self._ended = ""
         self.released = False
-        # Its own session: Ctrl-C and a supervisor's signal to the group are not meant for it.
-        # -P: whatever lies in the working directory is none of its modules.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "beam_runtime.clocks.watch"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _python_path()},
-        )
+        # No pipe: where SIGPIPE has its default action, writing to a dead guard would kill.
+        self._words, heard = _socketpair()
+        try:
+            with heard:
+                self._process = _started(heard)
+        except (OSError, ValueError, TypeError) as error:  # no Python, process or descriptor left
+            self._words.close()
+            raise _not_started(error) from error
         charge = {
             "spec": spec.to_json(),
-            "state_folder": str(state.folder.absolute()),
+            "state_folder": str(state.folder),
             "lease": asdict(lease),
             "heartbeat_timeout_s": heartbeat_timeout_s,
         }
         try:
-            self._write(json.dumps(charge))
+            self._words.sendall(json.dumps(charge).encode() + b"\n", _QUIETLY)
             self._await_ready()
         except (OSError, ClockError) as error:
             self._process.kill()
             self._reap()
-            raise ClockError(
-                "the guard that releases clocks after a crash did not start",
-                cause=str(error),
-                hint="no clock is locked without it; is the Python at sys.executable complete?",
-            ) from error
-        os.set_blocking(self._pipe, False)
+            raise _not_started(error) from error
+        self._words.setblocking(False)
         os.set_blocking(self._answers, False)
 
     @property
@@ -133,6 +131,16 @@ class Guard:
         with self._talking:
             self._say("moved")
 
+    def calling(self) -> None:
+        """To be said before the driver is asked for anything."""
+        with self._talking:
+            self._say("call")
+
+    def answered(self) -> None:
+        """It has answered."""
+        with self._talking:
+            self._say("answered")
+
     def returned(self) -> None:
         """The set has returned, or raised."""
         with self._talking:
@@ -159,12 +167,9 @@ class Guard:
         with self._talking:
             self._close_pipes()
             self._ended = self._ended or "it was left alone with the release"
-        threading.Thread(target=self._process.wait, name="beam-guard-reaper", daemon=True).start()
-
-    @property
-    def _pipe(self) -> int:
-        assert self._process.stdin is not None  # as created
-        return self._process.stdin.fileno()
+        reaper = threading.Thread(target=self._process.wait, name="beam-guard-reaper", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread is left: it stays a zombie
+            reaper.start()
 
     @property
     def _answers(self) -> int:
@@ -172,18 +177,15 @@ class Guard:
         return self._process.stdout.fileno()
 
     def _say(self, words: str, *, must: bool = False) -> None:
-        if self._process.stdin is None or self._process.stdin.closed:
+        if self._words.fileno() < 0:  # closed
             return
         try:
-            self._write(words)
+            self._words.send(words.encode() + b"\n", _QUIETLY)
         except BlockingIOError:  # full: it is stopped, but not gone
             if must:
                 self._give_up_on("it does not listen any more")
         except OSError:
             self._ended = self._ended or "it was killed"
-
-    def _write(self, words: str) -> None:
-        os.write(self._pipe, words.encode() + b"\n")
 
     def _listen(self) -> None:
         """Take in what it has said."""
@@ -224,10 +226,10 @@ class Guard:
             raise ClockError(answer.decode(errors="replace").strip() or "it said nothing")
 
     def _close_pipes(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._words.close()
+        if self._process.stdout is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdout.close()
 
     def _reap(self) -> None:
         self._close_pipes()
@@ -238,7 +240,40 @@ class Guard:
             self._process.wait()
 
 
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def _started(heard: socket.socket) -> "subprocess.Popen[bytes]":
+    # Its own session: Ctrl-C and a supervisor's signal to the group are not meant for it.
+    # -P: whatever lies in the working directory is none of its modules.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "beam_runtime.clocks.watch"],
+        stdin=heard.fileno(),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": _python_path()},
+    )
+
+
+def _not_started(error: Exception) -> ClockError:
+    return ClockError(
+        "the guard that releases clocks after a crash did not start",
+        cause=str(error),
+        hint="no clock is locked without it; is the Python at sys.executable complete?",
+    )
+
+
 def _python_path() -> str:
-    package = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH")
-    return f"{package}{os.pathsep}{before}" if before else package
+    """Where a Python of its own finds this package, before what it is told anyway.
+
+    Not a folder that it looks in last by itself: backports of standard modules lie there, too.
+    """
+    package = Path(__file__).resolve().parents[2]
+    before = os.environ.get("PYTHONPATH", "")
+    if package in map(Path, (*site.getsitepackages(), site.getusersitepackages())):
+        return before
+    return f"{package}{os.pathsep}{before}" if before else str(package)

@@ -21,6 +21,7 @@ from beam_runtime.clocks.evidence import foreign_clocks, free_clock_mhz
 from beam_runtime.clocks.give_back import give_back, in_words, not_ours
 from beam_runtime.clocks.guard import HEARTBEAT_S, Guard
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.orphans import release_orphan, release_recorded
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.presence import Presence
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
@@ -61,6 +62,7 @@ class GuardedActuator:
         self._owner = Owner.current()
         self._one_at_a_time = threading.RLock()
         self._setting = False
+        self._called_under: Guard | None = None
         self._stop = threading.Event()
         self._error: ClockError | None = None
 
@@ -77,16 +79,17 @@ class GuardedActuator:
 
     @property
     def overdue(self) -> bool:
-        """Whether a set is under way, and the guard has given up on it."""
-        guard = self._guard
-        return self._setting and guard is not None and bool(guard.ended)
+        """Whether a driver call is under way, and the guard has given up on it."""
+        guard = self._called_under
+        return guard is not None and bool(guard.ended) and guard.released
 
     def holds(self, clock_mhz: int) -> bool:
         """Whether this lock is in force as far as is known here: the lease is ours, watched."""
         lease, guard = self._lease, self._guard
         if lease is None or guard is None or guard.ended or lease.clock_mhz != clock_mhz:
             return False
-        return not not_ours(self._actuator, lease, self._state)
+        with self._calling():
+            return not not_ours(self._actuator, lease, self._state)
 
     def supported_clocks_mhz(self) -> tuple[int, ...]:
         """As the wrapped actuator's."""
@@ -94,7 +97,8 @@ class GuardedActuator:
 
     def read_back(self) -> tuple[ClockReading, ...]:
         """As the wrapped actuator's; a lock that shows is noted as confirmed."""
-        readings = self._actuator.read_back()
+        with self._calling():
+            readings = self._actuator.read_back()
         lease = self._lease
         bare = tuple(replace(one, reasons=()) for one in readings)  # excused, it shows no lock
         shows = (
@@ -175,7 +179,7 @@ class GuardedActuator:
                 self.release()
             except ClockLostError:
                 raise  # the lease has ended already
-            except ClockError:
+            except BaseException:  # whatever an actuator raises: its guard has one of its own
                 self._stop.set()
                 if self._guard is not None:
                     self._guard.abandon()
@@ -191,14 +195,19 @@ class GuardedActuator:
         try:
             self._check_nobodys()
             self._guard = self._start_guard(self._spec.on(self.gpus), self._state, self._lease)
-        except BaseException:
+            if isinstance(self._actuator, NvmlGpus):
+                self._actuator.moved = self._moved
+            self._stop = threading.Event()
+            threading.Thread(
+                target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
+            ).start()
+        except BaseException as error:
             self._end_lease()
+            if isinstance(error, RuntimeError):  # Python's word for a machine without threads left
+                raise ClockError(
+                    "no clock is locked without a heartbeat", cause=str(error)
+                ) from error
             raise
-        self._stop = threading.Event()
-        heart = threading.Thread(
-            target=self._keep_beating, args=(self._stop,), name="beam-heartbeat", daemon=True
-        )
-        heart.start()
 
     def _check_nobodys(self) -> None:
         """A lock that is on no record was set by somebody who is unknown here: it stays."""
@@ -224,10 +233,9 @@ class GuardedActuator:
         change(self._state, lease)
         guard.about_to_set(clock_mhz)
         self._lease, self._setting = lease, True
-        if isinstance(self._actuator, NvmlGpus):
-            self._actuator.moved = guard.moved
         try:
-            self._actuator.set(clock_mhz)
+            with self._calling():
+                self._actuator.set(clock_mhz)
         finally:
             # In our turn nobody else has set anything: what the guard gave back, we have locked.
             given_back = bool(guard.ended) and guard.released
@@ -252,13 +260,15 @@ class GuardedActuator:
         assert guard is not None
         if guard.ended:
             raise self._after_guard(guard)
-        others = not_ours(self._actuator, lease, self._state)
+        with self._calling():
+            others = not_ours(self._actuator, lease, self._state)
         if others:
             self._give_back(lease)
             raise self._lose(others)
 
     def _give_back(self, lease: Holding) -> dict[str, str]:
-        return give_back(self._actuator, lease, self._state, self._open_some, orphans=False)
+        with self._calling():
+            return give_back(self._actuator, lease, self._state, self._open_some, orphans=False)
 
     def _note_free(self) -> None:
         lease = self._lease
@@ -346,6 +356,23 @@ class GuardedActuator:
 
     # Small things
 
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """The driver is asked, and may never answer: the guard gives back what is locked then.
+
+        Not the record, which waits for others and for the disk.
+        """
+        guard = self._guard if os.getpid() == self._owner.pid else None
+        self._called_under = guard
+        if guard is not None:
+            guard.calling()
+        try:
+            yield
+        finally:
+            self._called_under = None
+            if guard is not None:
+                guard.answered()
+
     def _check_process(self) -> None:
         if os.getpid() != self._owner.pid:
             raise ClockError("these clocks belong to the process that forked this one")
@@ -358,39 +385,16 @@ class GuardedActuator:
                 held.enter_context(turn(self._state, self.gpus))
             yield
 
+    def _moved(self) -> None:
+        guard = self._called_under
+        if guard is not None:
+            guard.moved()
+
     def _open_some(self, gpus: Sequence[str]) -> Sequence[Releaser]:
         return self._spec.on(gpus).open_releasers()
 
     def _release_orphan(self, holding: Holding) -> dict[str, str]:
         """As release_orphan; a command is on no record, but it may be ours."""
         if holding.actuator == ActuatorKind.COMMAND == self._spec.kind:
-            return _release_recorded(self._spec.on(holding.gpus), holding, self._state)
+            return release_recorded(self._spec.on(holding.gpus), holding, self._state)
         return release_orphan(holding, self._state)
-
-
-def release_orphan(holding: Holding, state: StateFile | None = None) -> dict[str, str]:
-    """Free a dead owner's GPUs, as its record tells.
-
-    Returns:
-        The GPUs that were left alone, as another holds them, and why.
-
-    Raises:
-        ClockError: one does not answer, or the record does not say how.
-    """
-    spec = ActuatorSpec.from_name(holding.actuator, holding.gpus)
-    return _release_recorded(spec, holding, state or StateFile())
-
-
-def _release_recorded(spec: ActuatorSpec, holding: Holding, state: StateFile) -> dict[str, str]:
-    others: dict[str, str] = {}
-    failures: list[ClockError] = []
-    for one in spec.open_releasers():
-        try:
-            others |= give_back(
-                one, holding, state, lambda gpus: spec.on(gpus).open_releasers(), orphans=True
-            )
-        except ClockError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-    return others

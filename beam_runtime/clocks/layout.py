@@ -1,10 +1,13 @@
 """Whether the GPUs that were named are the replica's, and the ones that its table was made on."""
 
+import os
 import re
 from collections.abc import Sequence
 
+from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.places import by_place
+from beam_runtime.clocks.visible import VISIBLE, visible_gpus
 from beam_runtime.errors import ClockError, ClockUnavailableError, TableError
 
 
@@ -31,11 +34,60 @@ def check_layout(gpus: Sequence[str | int], tp: int, pp: int) -> None:
 def models_of(gpus: Sequence[str | int]) -> tuple[str, ...]:
     """Product names of this machine's GPUs among these; none where nobody can tell them."""
     here = by_place(gpus).get("", ())
-    try:
+
+    def ask() -> tuple[str, ...]:
         with NvmlGpus(here) as found:
             return found.models()
+
+    try:
+        return within(OPEN_LIMIT_S, ask)
     except ClockError:
         return ()
+
+
+def check_whole(gpus: Sequence[str | int]) -> None:
+    """Refuse this machine's GPUs that are cut into slices: a lock holds for all who have one.
+
+    Raises:
+        ClockUnavailableError: one is; where it cannot be told, none.
+    """
+    here = by_place(gpus).get("", ())
+    if not here:
+        return
+    try:
+        with NvmlGpus(here) as found:
+            sliced = [uuid for uuid, mig in zip(found.gpus, found.read_mig(), strict=True) if mig]
+    except ClockError:
+        return  # whatever it is: the first set says so
+    if sliced:
+        raise ClockUnavailableError(
+            f"GPU {sliced[0]} is cut into MIG slices",
+            cause="its clock is one for all slices, and others may have theirs",
+            hint=f"nvidia-smi -i {sliced[0]} -mig 0, or leave the clocks alone",
+        )
+
+
+def check_visible(uuids: Sequence[str]) -> None:
+    """Refuse this machine's GPUs that CUDA does not give to this process: they are another's.
+
+    Where CUDA_VISIBLE_DEVICES is not set, is empty or does not say which, nothing is refused.
+
+    Raises:
+        ClockUnavailableError: one is not among them.
+    """
+    if VISIBLE not in os.environ:
+        return
+    try:
+        seen = visible_gpus()
+    except ClockError:
+        return
+    strangers = [gpu for gpu in by_place(uuids).get("", ()) if gpu not in seen]
+    if seen and strangers:
+        raise ClockUnavailableError(
+            f"GPU {strangers[0]} is not one of this process's",
+            cause=f"{VISIBLE} gives it {', '.join(seen)}",
+            hint="name the GPUs that the engine runs on; nvidia-smi -L lists them by UUID",
+        )
 
 
 def check_model(names: Sequence[str], gpu_name: str, device: str = "") -> None:

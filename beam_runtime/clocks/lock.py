@@ -123,6 +123,8 @@ class ClockLock:
             ClockLostError: the GPUs are another's by now.
             ClockError: the set failed otherwise; every GPU has been released.
         """
+        if os.getpid() != self._owner_pid:  # before any lock of a thread, as in release()
+            raise ClockError("these clocks belong to the process that forked this one")
         with self._serial:
             if self._clock_mhz == clock_mhz and self._still_holds(clock_mhz):
                 readings = self._call(self._actuator.read_back)

@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from beam_runtime.clocks.base import POWER_CAP, ClockReading, all_or_none, check_supported
-from beam_runtime.clocks.gpu_identity import GpuIdentity, is_pci_address, normal_pci_address
+from beam_runtime.clocks.gpu_identity import (
+    GpuIdentity,
+    is_pci_address,
+    normal_pci_address,
+    nvml_index,
+)
 from beam_runtime.clocks.nvml_call import call
 from beam_runtime.clocks.nvml_errors import (
     RETRIED_CODES,
@@ -61,19 +66,18 @@ class NvmlGpus:
     def __init__(self, gpus: Sequence[int | str], *, nvml: Any = None) -> None:
         if not gpus:
             raise ClockUnavailableError("no GPU was named", hint="name one by index or UUID")
-        self._nvml = nvml if nvml is not None else _import_pynvml()
+        self._nvml = _import_pynvml() if nvml is None else nvml
         self._handles: list[Any] = []
         self._uuids: tuple[str, ...] = ()
         self._offered_mhz: tuple[int, ...] | None = None
         self._touched: set[int] = set()  # positions of GPUs that may be locked by us
-        self.moved: Callable[[], None] = lambda: None  # told after each GPU of a set or release
+        self.moved: Callable[[], None] = lambda: None  # told after each GPU of a call
         self._open = False
         self._start()
         try:
             self._handles = [self._handle_of(gpu) for gpu in gpus]
-            self._uuids = tuple(
-                _text(self._ask("nvmlDeviceGetUUID", at)) for at in range(len(gpus))
-            )
+            asked = (self._ask("nvmlDeviceGetUUID", at) for at in range(len(gpus)))
+            self._uuids = tuple(map(_text, asked))
             _check_once(gpus, self._uuids)
         except ClockError:
             self.close()
@@ -132,9 +136,9 @@ class NvmlGpus:
         for at, uuid in enumerate(self._uuids):
             clock_mhz = self._number("nvmlDeviceGetClockInfo", at, self._constant("CLOCK_SM"))
             bits = self._if_supported("nvmlDeviceGetCurrentClocksEventReasons", at)
-            readings.append(
-                ClockReading(uuid, int(clock_mhz), None if bits is None else _reasons(int(bits)))
-            )
+            reasons = None if bits is None else _reasons(int(bits))
+            readings.append(ClockReading(uuid, int(clock_mhz), reasons))
+            self.moved()
         return tuple(readings)
 
     def release(self, *, orphans: bool = False) -> None:
@@ -156,10 +160,8 @@ class NvmlGpus:
 
     def read_energy_j(self) -> tuple[float, ...]:
         """Each GPU's energy since the driver was loaded, from its own counter (Volta or newer)."""
-        return tuple(
-            self._number("nvmlDeviceGetTotalEnergyConsumption", at) / 1000.0
-            for at in range(len(self._uuids))
-        )
+        function = "nvmlDeviceGetTotalEnergyConsumption"
+        return tuple(self._number(function, at) / 1000.0 for at in self._all)
 
     def read_power_w(self) -> tuple[float | None, ...]:
         """Each GPU's power now; averaged by the driver over up to a second on some boards.
@@ -225,7 +227,7 @@ class NvmlGpus:
     def _each_if_supported(
         self, function: str, *arguments: int, unit: float = 1.0
     ) -> tuple[float | None, ...]:
-        found = (self._if_supported(function, at, *arguments) for at in range(len(self._uuids)))
+        found = (self._if_supported(function, at, *arguments) for at in self._all)
         return tuple(None if value is None else value / unit for value in found)
 
     # Names
@@ -270,10 +272,8 @@ class NvmlGpus:
         self._open = True
 
     def _handle_of(self, gpu: int | str) -> Any:
-        if isinstance(gpu, int) and not isinstance(gpu, bool):
-            return call(self._nvml, "nvmlDeviceGetHandleByIndex", gpu, gpu)
         if not isinstance(gpu, str):
-            raise ClockUnavailableError(f"{gpu!r} is no GPU", hint="name one by index or UUID")
+            return call(self._nvml, "nvmlDeviceGetHandleByIndex", gpu, nvml_index(gpu))
         by_place = is_pci_address(gpu)
         name = "nvmlDeviceGetHandleByPciBusId" if by_place else "nvmlDeviceGetHandleByUUID"
         return call(self._nvml, name, gpu, gpu)

@@ -37,7 +37,8 @@ class Owner:
     def current(cls) -> Self:
         """This process."""
         started_ticks = _stat(os.getpid())[1]
-        return cls(os.getpid(), started_ticks, boot_id(), pid_namespace(), platform.node())
+        host = "".join(filter(str.isprintable, platform.node()))  # the kernel takes any bytes
+        return cls(os.getpid(), started_ticks, boot_id(), pid_namespace(), host)
 
     @property
     def visible(self) -> bool:

@@ -17,7 +17,8 @@ Gpu = TypeVar("Gpu", str, str | int)
 
 def node_of(gpu: str | int) -> str:
     """The address of the zeusd that has this GPU; empty for a GPU of this machine."""
-    return "" if isinstance(gpu, int) else gpu.rpartition("/")[0]
+    address = "" if isinstance(gpu, int) else gpu.rpartition("/")[0]
+    return address if ":" in address else ""  # MIG-GPU-UUID/1/0 is a slice of this machine's
 
 
 def on_node(address: str, index: int) -> str:

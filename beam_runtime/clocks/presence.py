@@ -5,12 +5,16 @@ the kernel lets go of at death). Anybody who shares the state folder can see whe
 container, another user, or where /proc hides other people's processes.
 """
 
+import contextlib
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Self
 
 from beam_runtime.errors import ClockError
+
+_ended_here: set[Path] = set()
 
 
 class Presence:
@@ -49,16 +53,30 @@ class Presence:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # a file system without locks: then nobody else can see us, and must ask
             os.close(descriptor)
-            path.unlink(missing_ok=True)
-            return cls(path, -1)
+            forget(path)
+            descriptor = -1
+        _ended_here.discard(path)
         return cls(path, descriptor)
 
     def end(self) -> None:
         """Take the sign away. A forked child's copy is not its own to take."""
-        if self._descriptor >= 0 and os.getpid() == self._pid:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
+        if os.getpid() == self._pid:
+            _ended_here.add(self._path)
+            if self._descriptor >= 0:
+                forget(self._path)
+                os.close(self._descriptor)
         self._descriptor = -1
+
+
+def forget(path: Path) -> None:
+    """Remove a sign; where that cannot be (a folder that is read-only by now), nobody locks it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def ended_here(path: Path) -> bool:
+    """Whether this process has taken this sign away, whatever is still on record."""
+    return path in _ended_here
 
 
 def shows(path: Path) -> bool | None:
@@ -66,11 +84,14 @@ def shows(path: Path) -> bool | None:
 
     Never to be asked of a file of this very process: closing it would let its lock go.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # a pipe of that name has no writer
     except OSError:
         return None
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True

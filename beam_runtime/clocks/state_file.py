@@ -47,6 +47,9 @@ def state_folder() -> Path:
     """$BEAM_STATE_DIR, /var/lib/beam where this user may write there, or one of the user's own.
 
     That is beam/ in the XDG state folder ($XDG_STATE_HOME, ~/.local/state).
+
+    Raises:
+        ClockError: this user has no home, and nothing else is named.
     """
     named = os.environ.get("BEAM_STATE_DIR")
     if named:
@@ -54,7 +57,14 @@ def state_folder() -> Path:
     if os.access(SYSTEM_FOLDER, os.R_OK | os.W_OK | os.X_OK):
         return SYSTEM_FOLDER
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "beam"
+    try:
+        return (Path(state) if state else Path.home() / ".local" / "state") / "beam"
+    except RuntimeError as error:  # a user whom nobody has told the system of, as in containers
+        raise ClockError(
+            "there is no folder to keep a record of locks in",
+            cause="this user has no home",
+            hint="name a folder of yours: BEAM_STATE_DIR=FOLDER",
+        ) from error
 
 
 class StateFile:
@@ -63,10 +73,17 @@ class StateFile:
     Args:
         folder: where it lies; state_folder() by default.
         patience_s: how long to wait for another writer; LOCK_TIMEOUT_S by default.
+
+    Raises:
+        ClockError: see state_folder(); or it is relative to a folder that is gone.
     """
 
     def __init__(self, folder: Path | None = None, *, patience_s: float | None = None) -> None:
-        self.folder = folder or state_folder()
+        folder = folder or state_folder()
+        try:
+            self.folder = folder.absolute()  # an engine may go elsewhere; the record may not
+        except OSError as error:
+            raise ClockError(f"no state folder at {folder}", cause=str(error)) from error
         self.path = self.folder / "clocks.json"
         self._patience_s = patience_s
 
@@ -137,15 +154,15 @@ class StateFile:
             return Record()
         except OSError as error:
             raise self._unreadable(str(error)) from error
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
-            try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise self._unreadable("it is no file")
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise self._unreadable("it is no file")
+            with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(_LARGEST_BYTES + 1)
-            except OSError as error:
-                raise self._unreadable(str(error)) from error
-        if len(data) > _LARGEST_BYTES:
-            raise self._unreadable(f"it is larger than {_LARGEST_BYTES} bytes")
+        except OSError as error:
+            raise self._unreadable(str(error)) from error
+        finally:
+            os.close(descriptor)
         try:
             return _parsed(data)
         except (ValueError, RecursionError) as error:
@@ -158,6 +175,11 @@ class StateFile:
             "generation": generation,
             "holdings": [asdict(holding) for holding in record],
         }
+        text = json.dumps(content, indent=2)
+        try:  # what nobody could read again would keep everybody from locking, for good
+            _parsed(text.encode())
+        except ValueError as error:
+            raise ClockError(f"not fit to be on record in {self.path}", cause=str(error)) from error
         temporary = self.folder / f".clocks.{os.getpid()}.tmp"
         try:
             # What a killed writer of the same pid left behind; never followed if it is a link.
@@ -165,7 +187,7 @@ class StateFile:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             with os.fdopen(os.open(temporary, flags, mode), "w", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), mode)
-                json.dump(content, file, indent=2)
+                file.write(text)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -198,6 +220,8 @@ class StateFile:
 
 def _parsed(data: bytes) -> Record:
     """Raises ValueError for whatever it is not; RecursionError where it is nested without end."""
+    if len(data) > _LARGEST_BYTES:
+        raise ValueError(f"it is larger than {_LARGEST_BYTES} bytes")
     content = json.loads(data.decode("utf-8"))
     if not isinstance(content, dict):
         raise ValueError("expected an object")  # noqa: TRY004 - one error for what was read

@@ -15,7 +15,8 @@ from beam_runtime.clocks.gpu_identity import GpuIdentity
 from beam_runtime.clocks.nvml import NvmlGpus, gpu_count
 from beam_runtime.errors import ClockError, ClockUnavailableError
 
-_VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+_MOST_DIGITS = 9
+VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 def visible_gpus(environment: Mapping[str, str] | None = None, *, nvml: Any = None) -> list[str]:
@@ -30,7 +31,7 @@ def visible_gpus(environment: Mapping[str, str] | None = None, *, nvml: Any = No
     """
     environment = os.environ if environment is None else environment
     gpus = _gpus(nvml)
-    named = environment.get(_VISIBLE)
+    named = environment.get(VISIBLE)
     if named is None:
         return [gpu.uuid for gpu in gpus]
     found: list[str] = []
@@ -40,7 +41,7 @@ def visible_gpus(environment: Mapping[str, str] | None = None, *, nvml: Any = No
             break
         if uuid in found:
             raise ClockUnavailableError(
-                f"{_VISIBLE} names a GPU twice", cause=f"it is {named[:200]!r}"
+                f"{VISIBLE} names a GPU twice", cause=f"it is {named[:200]!r}"
             )
         found.append(uuid)
     return found
@@ -50,12 +51,13 @@ def _named(entry: str, gpus: list[GpuIdentity], environment: Mapping[str, str]) 
     if entry.isascii() and entry.isdecimal():
         if len({gpu.name for gpu in gpus}) > 1 and environment.get(_ORDER) != "PCI_BUS_ID":
             raise ClockUnavailableError(
-                f"which GPU {_VISIBLE}={entry} means cannot be told",
+                f"which GPU {VISIBLE}={entry} means cannot be told",
                 cause=f"there are {', '.join(sorted({gpu.name for gpu in gpus}))}, and CUDA "
                 "counts the fastest first",
                 hint=f"name it by UUID (nvidia-smi -L), or set {_ORDER}=PCI_BUS_ID",
             )
-        return gpus[int(entry[:4])].uuid if int(entry[:4]) < len(gpus) else None
+        index = int(entry) if len(entry) <= _MOST_DIGITS else len(gpus)
+        return gpus[index].uuid if index < len(gpus) else None
     if entry.startswith("MIG-"):
         return entry
     matches = [gpu.uuid for gpu in gpus if entry and gpu.uuid.startswith(entry)]

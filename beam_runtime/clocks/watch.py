@@ -1,6 +1,6 @@
 """The guard's own end: watch an owner, know what it holds, give that back when it must.
 
-Started by guard.py, which draws the two pipes between them. What it knows of locks it was told
+Started by guard.py, which draws how they talk. What it knows of locks it was told
 before each of them; the record only tells it whom they belong to by now.
 """
 
@@ -11,17 +11,19 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beam_runtime.clocks.base import Releaser
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.claims import give_up, turn
 from beam_runtime.clocks.give_back import give_back
 from beam_runtime.clocks.guard import READY
 from beam_runtime.clocks.holding import parse_holding
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import node_of
+from beam_runtime.clocks.presence import forget
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
@@ -30,6 +32,8 @@ _OWNER_POLL_S = 0.2
 _RELEASE_PAUSES_S = (0.05, 0.2, 1.0, 5.0, 20.0)
 # A stopped owner may sit on its turn for ever.
 _TURN_TIMEOUT_S = 0.3
+# How long its folder may take to answer.
+_FOLDER_LIMIT_S = 0.3
 # How late a pause may end before this process, too, counts as having been kept from running.
 _OVERSLEPT_S = 0.1
 _LONGEST_READ = 1 << 16
@@ -44,11 +48,13 @@ class Memory:
         lease: the clocks that it may have in force.
         setting_since_s: when the set began that has not returned, or last moved on to another
             GPU; None where none is under way.
+        calling_since_s: the same of any driver call: readings and releases, too.
         quit: it has ended cleanly.
     """
 
     lease: Holding
     setting_since_s: float | None = None
+    calling_since_s: float | None = None
     quit: bool = False
 
     def take_in(self, line: str) -> None:
@@ -60,8 +66,12 @@ class Memory:
                 self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False
             )
             self.setting_since_s = time.monotonic()
-        elif word == "moved" and self.setting_since_s is not None:
-            self.setting_since_s = time.monotonic()
+        elif word == "moved":
+            self._moved()
+        elif word == "call":
+            self.calling_since_s = time.monotonic()
+        elif word == "answered":
+            self.calling_since_s = None
         elif word == "returned":
             self.setting_since_s = None
         elif word == "confirmed":
@@ -70,6 +80,12 @@ class Memory:
             self.lease = replace(self.lease, clock_mhz=None, before_mhz=None, confirmed=False)
         elif word == "quit":
             self.quit = True
+
+    def _moved(self) -> None:
+        if self.setting_since_s is not None:
+            self.setting_since_s = time.monotonic()
+        if self.calling_since_s is not None:
+            self.calling_since_s = time.monotonic()
 
 
 class Watch:
@@ -123,11 +139,21 @@ class Watch:
                 return "it was told to end"
             if memory.lease.clock_mhz is None:
                 continue
-            since_s = memory.setting_since_s
-            if since_s is not None and now_s - since_s > self._hang_s:
-                return f"a set does not return for {self._hang_s:g} s"
+            for what, since_s, limit_s in self._calls():
+                if now_s - since_s > limit_s:
+                    return f"{what} does not return for {limit_s:g} s"
             if now_s > self._silent_after_s:
                 return f"no heartbeat for {self._timeout_s:g} s"
+
+    def _calls(self) -> Iterator[tuple[str, float, float]]:
+        """What is under way: in words, since when, and how long it may take, s.
+
+        A reading may take as long as a silence: who keeps Python's lock for so long ends both.
+        """
+        if self.memory.setting_since_s is not None:
+            yield "a set", self.memory.setting_since_s, self._hang_s
+        if self.memory.calling_since_s is not None:
+            yield "a driver call", self.memory.calling_since_s, max(self._hang_s, self._timeout_s)
 
     def linger(self) -> bool:
         """After a release: whether the owner died with a set under way, which may have worked.
@@ -172,8 +198,7 @@ class Watch:
         left_s = [_OWNER_POLL_S]
         if self.memory.lease.clock_mhz is not None:
             left_s.append(self._silent_after_s - now_s)
-            if self.memory.setting_since_s is not None:
-                left_s.append(self.memory.setting_since_s + self._hang_s - now_s)
+            left_s += [since_s + limit_s - now_s for _, since_s, limit_s in self._calls()]
         return max(0.0, min(left_s)) + 0.001
 
     def _read_all(self) -> None:
@@ -217,16 +242,38 @@ def release(
     left = sorted(releasers, key=lambda one: not any(map(node_of, one.gpus)))
     for pause_s in (0.0, *_RELEASE_PAUSES_S):
         sleep_s(pause_s)
+        record = _as_it_answers(state)
         with ThreadPoolExecutor(at_once) as hands:
-            tries = {hands.submit(_released, one, state, lease, open_some): one for one in left}
+            tries = {hands.submit(_released, one, record, lease, open_some): one for one in left}
             for done in as_completed(tries):
                 if done.result():
                     # One at a time: the record has one lock for all, and little patience.
-                    _strike(state, lease, tries[done].gpus)
+                    _strike(record, lease, tries[done].gpus)
                     left.remove(tries[done])
         if not left:
             return True
     return False
+
+
+class _OutOfReach(StateFile):
+    """A record whose folder does not answer: the file system of a network that is gone."""
+
+    def read(self) -> tuple[Holding, ...]:
+        raise ClockError(f"{self.folder} does not answer")
+
+
+def _as_it_answers(state: StateFile) -> StateFile:
+    """The record, or one out of reach: no lock waits for a file system."""
+    try:
+        within(_FOLDER_LIMIT_S, lambda: _is_there(state))
+    except ClockError:
+        return _OutOfReach(state.folder)
+    return state
+
+
+def _is_there(state: StateFile) -> bool:
+    # Path.is_dir() raises where a folder is stale.
+    return not isinstance(state, _OutOfReach) and os.path.isdir(state.folder)  # noqa: PTH112
 
 
 def _released(
@@ -238,7 +285,7 @@ def _released(
     """Try once, in a turn where one can be had: where not, nobody new can have had one either."""
     with contextlib.ExitStack() as held:
         if lease.clock_mhz is not None:
-            if state.folder.is_dir():
+            if _is_there(state):
                 with contextlib.suppress(ClockError):
                     held.enter_context(turn(state, releaser.gpus, _TURN_TIMEOUT_S))
             try:
@@ -250,7 +297,7 @@ def _released(
 
 def _strike(state: StateFile, lease: Holding, gpus: Sequence[str]) -> None:
     """These GPUs are off the lease, as far as there is a record."""
-    if not state.folder.is_dir():
+    if not _is_there(state):
         return
     with contextlib.suppress(ClockError), state.change() as record:
         kept = [
@@ -300,7 +347,8 @@ def main() -> int:
     done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
     if not watch.told_to_end and watch.linger():
         done = release(releasers, state, watch.memory.lease, open_some, at_once=at_once)
-    state.presence(lease.generation).unlink(missing_ok=True)
+    with contextlib.suppress(ClockError):
+        within(_FOLDER_LIMIT_S, lambda: forget(state.presence(lease.generation)))
     return 0 if done else 1
 
 

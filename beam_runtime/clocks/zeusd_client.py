@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from beam_runtime.errors import ClockError, ClockPermissionError
+from beam_runtime.printable import one_line
 
 # How long a daemon may be silent. A set takes 7-35 ms in the driver, and 200 ms were seen; three
 # tries (set, give back, give back once more) fit into the guard's patience of 5 s.
@@ -48,7 +49,7 @@ class ZeusdClient:
         except (ValueError, RecursionError) as error:
             raise ClockError(
                 f"zeusd at {self._place} answers {path} with something other than JSON",
-                cause=text[:200],
+                cause=one_line(text, 200),
                 hint="is it a zeusd, and as new as zeus 0.16?",
             ) from error
 
@@ -91,13 +92,13 @@ class ZeusdClient:
         if answer.status in _FORBIDDEN:
             raise ClockPermissionError(
                 f"zeusd at {self._place} refuses {path}",
-                cause=text[:1000],
+                cause=one_line(text),
                 hint="set ZEUSD_TOKEN to a token for control that is still good",
             )
         if answer.status != 200:
             raise ClockError(
                 f"zeusd at {self._place} could not do {path}",
-                cause=f"HTTP {answer.status}: {text[:1000]}",
+                cause=f"HTTP {answer.status}: {one_line(text)}",
                 hint="its log says more: journalctl -u zeusd",
             )
         return text

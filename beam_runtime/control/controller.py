@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.control.decision_log import SCHEMA, DecisionLog
@@ -245,13 +246,13 @@ class Controller(Hooks):
         self._watchdog.close()
         if self._worker is not None:
             self._worker.join(_JOIN_S)
-        self._steering.stop()
-        if self._clocks is not None:
-            self._clocks.close()
-        if self._steering.counts.events != self._last_words_after:
-            self._write_stop("closed")
-        if self._log is not None:
-            self._log.close()
+        try:
+            self._steering.stop(self._clocks.close if self._clocks else lambda: None)
+        finally:  # an adapter may call sys.exit()
+            if self._steering.counts.events != self._last_words_after:
+                self._write_stop("closed")
+            if self._log is not None:
+                self._log.close()
 
     # What the engine reads
 
@@ -354,6 +355,7 @@ class Controller(Hooks):
 
     def _run(self) -> None:
         """The worker: every few milliseconds take in together whatever has happened."""
+        broken_pipes_raise()  # the log may be one
         while not self._closing.wait(self._steering.gap_ms / 1e3):
             try:
                 self.advance()

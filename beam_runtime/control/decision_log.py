@@ -38,6 +38,8 @@ MAX_BYTES = 1 << 28
 KEPT = 3
 # Whatever is longer was not written by a controller: its parts are no JSON, and left out.
 _LONGEST_LINE = 1 << 24
+_FIRST_BYTES = b'{"kind":"'  # of every record
+_LONGEST_BEGIN = 64
 HEARTBEAT_MS = 600_000.0
 _ALTERNATIVES = 3
 _LOG = logging.getLogger("beam_runtime")
@@ -68,14 +70,18 @@ class DecisionLog:
         self._start: dict[str, Any] = {}
         self._turning = threading.Lock()
         self._heard_ms: float | None = None
+        self._descriptor = -1
         try:
             self._descriptor = _opened(self.path)
             status = os.fstat(self._descriptor)
             _check_ours(status, self.path.parent.stat().st_uid)
             size = status.st_size  # 0 of a pipe or a terminal
-            if size and _last_byte(self.path) != b"\n":  # a crash cut a line
-                os.write(self._descriptor, b"\n")
+            if size:
+                _check_log(self.path)
+                if _last_byte(self.path) != b"\n":  # a crash cut a line
+                    os.write(self._descriptor, b"\n")
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+            self.close()
             raise BeamError(
                 f"cannot open the decision log {self.path}",
                 cause=error.strerror if isinstance(error, OSError) else str(error),
@@ -158,7 +164,11 @@ class DecisionLog:
 
 
 def _opened(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    """A pipe that nobody reads is not waited for. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _check_ours(file: os.stat_result, folder_uid: int) -> None:
@@ -173,6 +183,14 @@ def _check_ours(file: os.stat_result, folder_uid: int) -> None:
         raise PermissionError(0, f"it belongs to user {file.st_uid}, expected {os.geteuid()}")
     if file.st_mode & stat.S_IWOTH:
         raise PermissionError(0, "everybody may write to it")
+
+
+def _check_log(path: Path) -> None:
+    """Raises ValueError for a file that no controller has begun: a table, settings, a token."""
+    with path.open("rb") as file:
+        begin = file.read(_LONGEST_BEGIN).replace(b" ", b"")[: len(_FIRST_BYTES)]
+    if not _FIRST_BYTES.startswith(begin):
+        raise ValueError("it holds something else than decisions, and is not written to")
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -24,8 +24,12 @@ class OrdersInForce:
         """The engine's own settings, and why."""
         return Orders(self._own, Rules.vanilla(), steering=False, why=why)
 
+    def put(self, orders: Orders) -> None:
+        """For whoever reads them; an adapter is not called."""
+        self.orders = replace(orders, number=self.orders.number + 1)
+
     def publish(self, orders: Orders) -> None:
         """Put these in force. Raises whatever the engine's adapter raises; they stay in force."""
-        self.orders = replace(orders, number=self.orders.number + 1)
+        self.put(orders)
         if self._engine is not None:
             self._engine.apply(self.orders)

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.choose import choose_actuator
 from beam_runtime.clocks.guarded import GuardedActuator
-from beam_runtime.clocks.layout import check_layout, check_model, models_of
+from beam_runtime.clocks.layout import (
+    check_layout,
+    check_model,
+    check_visible,
+    check_whole,
+    models_of,
+)
 from beam_runtime.clocks.spec import ActuatorKind
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
@@ -70,17 +77,26 @@ def open_clocks(
     choice = choose_actuator(gpus)
     if choice.spec.kind is ActuatorKind.NONE:
         return None, str(choice)
+
+    def open_them() -> ClockActuator:
+        actuator = choice.spec.open()
+        check_whole(gpus)
+        check_visible(actuator.gpus)
+        actuator.supported_clocks_mhz()  # where it cannot work it says so here
+        return actuator
+
     try:
         if isinstance(table, PerfTable):
             check_layout(gpus, table.tp, table.pp)
-        actuator = choice.spec.open()
-        actuator.supported_clocks_mhz()  # where it cannot work it says so here
+        actuator = within(OPEN_LIMIT_S, open_them)
         # By UUID from here on: an index changes when a GPU falls off the bus.
         spec = replace(choice.spec, gpus=actuator.gpus)
         return GuardedActuator(actuator, spec), str(choice)
     except ClockError as error:
         cause = f" ({error.cause})" if error.cause else ""
         return None, f"clocks stay as they are: {error.message}{cause}"
+    except Exception as error:  # an engine starts, whatever its driver and its /proc are like
+        return None, f"clocks stay as they are: {type(error).__name__}: {error}"
 
 
 def open_table(

@@ -48,7 +48,6 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Slo
 
 _LOG = logging.getLogger("beam_runtime")
-
 _OBSERVES = "BEAM was asked to observe"
 _UNOPENED = "warming up: the search is not open yet"
 
@@ -159,8 +158,7 @@ class Steering:
 
     def opened(self, searches: Searches, stance: Stance) -> None:
         """Here they are, for this stance: decide by it from now on."""
-        self._searches, self._waiting, self._asked = searches, "", True
-        self._stance = stance
+        self._searches, self._stance, self._waiting, self._asked = searches, stance, "", True
         self._seen.calibration.begin_from(stance.floor, by_gap=stance.by_gap)
         self._fell(self._fallback.condition(Fault.PROMISE, stance.hopeless, self._seen.last_ms))
 
@@ -188,9 +186,11 @@ class Steering:
         self._want_clock(None)
         self._publish(self._in_force.engines_own(self._hung))
 
-    def stop(self) -> None:
-        """The engine has its own settings from now on."""
-        self._publish(self._in_force.engines_own("BEAM has been stopped"))
+    def stop(self, free: Callable[[], None]) -> None:
+        """The engine's own settings; clocks are freed before its adapter, which may do anything."""
+        self._in_force.put(self._in_force.engines_own("BEAM has been stopped"))
+        free()
+        self._publish(self.orders)
 
     # What others may ask
 
@@ -354,8 +354,7 @@ class Steering:
             self._unsearched(error, moment.now_ms)
             return
         self._seen.predicted_ttft_ms = expected.ttft_ms
-        correction = moment.correction
-        self._publish(replace(self.orders, correction=correction, expected=expected))
+        self._publish(replace(self.orders, correction=moment.correction, expected=expected))
 
     def _unsearched(self, error: Exception, now_ms: float) -> None:
         self.counts.failed_searches += 1

@@ -40,13 +40,17 @@ from typing import Any
 
 from beam_runtime.clocks.places import on_node
 from beam_runtime.engines import toml
+from beam_runtime.engines.small_file import read_small
 from beam_runtime.errors import BeamError
 from beam_runtime.types import Slo
 
-_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 CONFIG_VARIABLE = "BEAM_CONFIG"
 POLICY_VARIABLE = "BEAM_POLICY"
 TOKEN_VARIABLE = "BEAM_TOKEN"
+_LARGEST_FILE_BYTES = 1 << 20
+_LONGEST_TOKEN_BYTES = 1 << 16
+_HIGHEST_INDEX = 9999
 
 
 _FIELDS = (
@@ -115,8 +119,8 @@ class EmbeddedConfig:
         token = environment.get(TOKEN_VARIABLE, "")
         if not token and self.token_file is not None:
             try:
-                token = self.token_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
+                token = read_small(self.token_file, _LONGEST_TOKEN_BYTES).strip()
+            except (OSError, ValueError) as error:
                 raise BeamError(f"cannot read {self.token_file}", cause=str(error)) from error
             if not token:
                 raise BeamError(f"{self.token_file} holds no token", hint="one line of text")
@@ -126,7 +130,7 @@ class EmbeddedConfig:
     def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
         """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
         try:
-            raw = toml.load(path)
+            raw = toml.loads(read_small(path, _LARGEST_FILE_BYTES))
         except (OSError, ValueError) as error:
             raise BeamError(
                 f"cannot read the configuration {path}",
@@ -156,6 +160,12 @@ def positive(value: object) -> float | None:
     except OverflowError:
         return None
     return number if 0.0 < number < math.inf else None
+
+
+def _names_a_gpu(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return type(value) is int and 0 <= value <= _HIGHEST_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +268,7 @@ class _Reader:
 
     def _gpus(self, raw: dict[str, Any]) -> tuple[str | int, ...]:
         value = raw.get("gpus", [])
-        if not isinstance(value, list) or not all(type(gpu) in (str, int) for gpu in value):
+        if not isinstance(value, list) or not all(map(_names_a_gpu, value)):
             raise self._refuse("clock.gpus", "a list of UUIDs or NVML indices", value)
         return tuple(value)
 
@@ -273,7 +283,7 @@ class _Reader:
             if not named or int(named[2]) > 65535:
                 raise self._refuse(f"clock.nodes.{address}", "named HOST:PORT of a zeusd", address)
             if not isinstance(indices, list) or not all(
-                type(index) is int and index >= 0 for index in indices
+                type(index) is int and _names_a_gpu(index) for index in indices
             ):
                 raise self._refuse(f"clock.nodes.{address}", "a list of NVML indices", indices)
         return tuple(

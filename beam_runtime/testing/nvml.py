@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from zlib import crc32
 
+_C_UNSIGNED = (1 << 32) - 1
+
 
 class FakeNvmlError(Exception):
     """Like pynvml.NVMLError: ``value`` is the code."""
@@ -144,7 +146,8 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
         self._called("nvmlDeviceGetHandleByIndex")
-        if not 0 <= index < len(self.gpus):
+        index &= _C_UNSIGNED  # as ctypes does
+        if index >= len(self.gpus):
             raise FakeNvmlError(2)
         return self.gpus[index]
 

@@ -257,7 +257,7 @@ def _broken(run: _Run) -> int:
 def _say(
     run: _Run, status: str, message: str, cause: str | None = None, hint: str | None = None
 ) -> None:
-    from beamprof.console import printable
+    from beam_runtime.printable import printable
 
     label = "interrupted" if status == "interrupted" else "error"
     for name, text in ((label, message), ("cause", cause), ("hint", hint)):

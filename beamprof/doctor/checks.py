@@ -15,6 +15,7 @@ from beam_runtime.clocks.zeusd_client import ZeusdClient
 from beam_runtime.clocks.zeusd_offer import ask_offer
 from beam_runtime.errors import ClockError
 from beamprof.doctor.gpus import Gpu, reason
+from beamprof.files import there_is, user_path
 
 # The first nvidia-ml-py that knows clock-event reasons by their present name.
 _OLDEST_NVML = (12, 535)
@@ -115,7 +116,7 @@ def _rights(gpus: Sequence[Gpu]) -> Iterator[Check]:
 
 
 def _zeusd() -> Iterator[Check]:
-    places = [place for place in zeusd_places() if Path(place).exists()]
+    places = [place for place in zeusd_places() if there_is(Path(place))]
     if not places:
         yield Check("zeusd", None, f"no socket at {' or '.join(zeusd_places())}")
     for place in places:
@@ -171,7 +172,7 @@ def _numba() -> Iterator[Check]:
 
     places = [Path(beam_runtime.__file__).parent]
     named = os.environ.get("NUMBA_CACHE_DIR")
-    places += [Path(named)] if named else [Path.home() / ".cache"]
+    places += [Path(named)] if named else [user_path("~") / ".cache"]
     usable = [place for place in places if _writable(place)]
     if usable:
         yield Check("numba's cache", True, str(usable[0]))
@@ -185,7 +186,7 @@ def _numba() -> Iterator[Check]:
 
 def _writable(place: Path) -> bool:
     """Whether files can be made there; the nearest folder above that exists decides."""
-    while not place.exists() and place != place.parent:
+    while not there_is(place) and place != place.parent:
         place = place.parent
     return os.access(place, os.W_OK | os.X_OK)
 

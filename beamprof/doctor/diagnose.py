@@ -8,11 +8,13 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks
 from beam_runtime.clocks.claims import Restored, gone, orphans, restore
-from beam_runtime.clocks.guarded import release_orphan
+from beam_runtime.clocks.orphans import release_orphan
 from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 from beamprof.doctor.checks import Check, checks
@@ -21,6 +23,7 @@ from beamprof.doctor.gpus import Gpu, find_gpus, reason
 from beamprof.settings import user_config
 
 # What the two halves use, and what uses them.
+_PATIENCE_S = 30.0  # with a driver that hangs, for each lock on record
 PACKAGES = ("beamprof", "numpy", "numba", "pyarrow", "nvidia-ml-py", "torch", "vllm")
 
 
@@ -152,7 +155,9 @@ def _locks(state: StateFile, restore_orphans: bool) -> tuple[tuple[Lock, ...], s
         before = state.read()
         lost = orphans(state, before)
         done = (
-            restore(state, lambda holding: release_orphan(holding, state))
+            restore(
+                state, lambda holding: within(_PATIENCE_S, partial(release_orphan, holding, state))
+            )
             if restore_orphans and before
             else []
         )

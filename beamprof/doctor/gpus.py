@@ -6,15 +6,18 @@ Whatever a GPU does not tell is None. It reads only.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.nvml import NvmlGpus, gpu_count
-from beam_runtime.errors import BeamError, ClockError, ClockUnavailableError
+from beam_runtime.errors import BeamError, ClockError, ClockHangsError, ClockUnavailableError
 
 T = TypeVar("T")
 # An A100's counter ticks every 100 ms.
 _TICK_WATCH_S = 0.35
 _TICK_SAMPLE_S = 0.005
+_PATIENCE_S = 10.0  # for all readings of one GPU
 _MOST_GPUS = 64  # where a binding cannot count, they are looked for up to here
 
 
@@ -53,16 +56,16 @@ def find_gpus(nvml: Any = None) -> tuple[str | None, tuple[Gpu, ...], str]:
     driver: str | None = None
     found: list[Gpu] = []
     try:
-        count = gpu_count(nvml)
-    except ClockUnavailableError as error:
+        count = within(_PATIENCE_S, lambda: gpu_count(nvml))
+    except (ClockUnavailableError, ClockHangsError) as error:
         return None, (), reason(error)
     except ClockError:
         count = _MOST_GPUS  # an old binding: they are looked for until NVML says there are no more
     for index in range(count):
         try:
-            with NvmlGpus([index], nvml=nvml) as one:
-                driver = driver or _told(one.driver_version, None)[0]
-                found.append(_gpu(index, one))
+            version, gpu = within(_PATIENCE_S, partial(_look_at, index, nvml))
+            driver = driver or version
+            found.append(gpu)
         except ClockError as error:
             if count == _MOST_GPUS and getattr(error.__cause__, "value", None) == _NO_SUCH_INDEX:
                 break
@@ -71,6 +74,11 @@ def find_gpus(nvml: Any = None) -> tuple[str | None, tuple[Gpu, ...], str]:
 
 
 _NO_SUCH_INDEX = 2
+
+
+def _look_at(index: int, nvml: Any) -> tuple[str | None, Gpu]:
+    with NvmlGpus([index], nvml=nvml) as one:
+        return _told(one.driver_version, None)[0], _gpu(index, one)
 
 
 def _gpu(index: int, one: NvmlGpus) -> Gpu:

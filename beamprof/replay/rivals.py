@@ -116,8 +116,6 @@ def find_limit(trace: Trace, site: Site, table: PerfTable, vanilla: Setting) -> 
         goodput = promises(played).goodput
         if goodput >= vanilla.goodput - AS_GOOD and played.energy_j < least_j:
             best, least_j = limit, played.energy_j
-        if goodput < vanilla.goodput - _HOPELESS:
-            break
     return best
 
 

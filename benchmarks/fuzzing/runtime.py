@@ -106,7 +106,17 @@ def guards_messages(folder: Path) -> Read:
     from beam_runtime.clocks.watch import Memory
 
     lease = parse_holding(RECORD["holdings"][0])  # type: ignore[index]
-    messages = [b"set 960", b"returned", b"confirmed", b"free", b"quit", b"."]
+    messages = [
+        b"set 960",
+        b"call",
+        b"answered",
+        b"moved",
+        b"returned",
+        b"confirmed",
+        b"free",
+        b"quit",
+        b".",
+    ]
 
     def once(moments: random.Random) -> None:
         memory = Memory(lease)

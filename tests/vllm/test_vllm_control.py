@@ -5,9 +5,11 @@ import http.client
 import json
 import math
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from beam_runtime.control.counts import Counts
 from beam_runtime.control.orders import Orders
 from beam_runtime.control.status import Status
 from beam_runtime.engines.config import EmbeddedPolicy
-from beam_runtime.engines.vllm import http_server
+from beam_runtime.engines.vllm import http_server, power
 from beam_runtime.engines.vllm.control import Control
 from beam_runtime.engines.vllm.embedded import Embedded
 from beam_runtime.engines.vllm.http_server import ControlServer
@@ -33,6 +35,7 @@ class FakeController:
     status = Status(True, "", "none", Counts(decisions=7, search_ms=2.5), 0, 0, Correction())
     resumed = False
     is_open = True
+    close = None
     asked = ""
 
     def resume(self) -> None:
@@ -89,6 +92,35 @@ def test_changes_take_effect_whole_or_not_at_all() -> None:
     assert embedded.policy is EmbeddedPolicy.OBSERVE
 
 
+def test_what_fails_at_the_end_keeps_no_clock() -> None:
+    ended: list[str] = []
+
+    def fails() -> None:
+        raise OSError("the port is gone")
+
+    beam = SimpleNamespace(
+        _closing=[fails, lambda: ended.append("port")],
+        _controller=SimpleNamespace(close=lambda: ended.append("clocks")),
+    )
+    Embedded.close(beam)  # type: ignore[arg-type]
+    Embedded.close(beam)  # type: ignore[arg-type]
+    assert ended == ["clocks", "port", "clocks"]
+
+
+def test_without_a_thread_to_close_on_the_clocks_are_given_back_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    controller = FakeController()
+    beam = SimpleNamespace(failure="", _controller=controller)
+    Embedded.fail(beam, KeyError("a bug"))  # type: ignore[arg-type]
+    assert beam.failure == "KeyError: 'a bug'"
+    assert controller.asked == "observe"
+
+
 def test_the_controller_hears_of_a_new_policy() -> None:
     embedded = FakeEmbedded()
     control = Control(embedded)  # type: ignore[arg-type]
@@ -116,6 +148,32 @@ def test_measured_power_is_the_counters_own() -> None:
     assert "\nbeam_gpu_energy_j_total 900\n" in text
     nvml.fail("nvmlDeviceGetTotalEnergyConsumption", 15)  # the GPU fell off the bus
     assert "beam_gpu" not in metrics_of(FakeEmbedded(wattmeter=meter))
+
+
+def test_a_driver_that_hangs_keeps_one_look_and_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(power, "_PATIENCE_S", 0.05)
+    nvml, over, inside = FakeNvml(fake_gpus(1)), threading.Event(), threading.Event()
+    meter = Wattmeter(NvmlGpus([0], nvml=nvml))
+
+    def hang(gpu: object) -> None:
+        inside.set()
+        over.wait()
+
+    nvml.on_energy = hang
+    first = threading.Thread(target=meter.read, daemon=True)
+    first.start()
+    inside.wait()
+    assert "beam_gpu" not in metrics_of(FakeEmbedded(wattmeter=meter))
+    assert Control(FakeEmbedded(wattmeter=meter)).status()["measured"] == {  # type: ignore[arg-type]
+        "energy_j": None,
+        "power_w": None,
+    }
+    nvml.on_energy = None
+    over.set()
+    first.join()
+    assert meter.read().energy_j == 0.0, "it answers again"
 
 
 def test_without_named_gpus_there_is_no_power() -> None:

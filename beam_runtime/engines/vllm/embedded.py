@@ -365,19 +365,27 @@ class Embedded:
             _LOG.debug("no last words", exc_info=True)
 
     def close(self) -> None:
-        """The engine shuts down: give the clocks back."""
-        for action in self._closing:
-            action()
-        self._closing.clear()
+        """The engine shuts down: give the clocks back, before anything else may fail."""
         if self._controller is not None:
             self._controller.close()
+        closing, self._closing = self._closing, []
+        for action in closing:
+            try:
+                action()
+            except Exception:
+                _LOG.debug("not closed", exc_info=True)
 
     def fail(self, error: Exception) -> None:
         """Stay out from now on; the clocks are given back on another thread."""
         self.failure = f"{type(error).__name__}: {error}"
         _LOG.exception("BEAM stays out from here on, vLLM schedules by itself: %s", self.failure)
-        if self._controller is not None:
-            threading.Thread(target=self._controller.close, name="beam-close", daemon=True).start()
+        controller = self._controller
+        if controller is None:
+            return
+        try:
+            threading.Thread(target=controller.close, name="beam-close", daemon=True).start()
+        except RuntimeError:  # no thread is left: its own gives them back
+            controller.observe()
 
 
 def _each_a_token(clients: Collection[Any], count: int) -> bool:

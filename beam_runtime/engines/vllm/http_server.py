@@ -21,6 +21,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.control.decision_log import finite
 from beam_runtime.errors import BeamError
 
@@ -71,7 +72,11 @@ class ControlServer(ThreadingHTTPServer):
 
     def start(self) -> None:
         """Answer from now on, on a thread of its own."""
-        threading.Thread(target=self.serve_forever, name="beam-metrics", daemon=True).start()
+        threading.Thread(target=self._serve, name="beam-metrics", daemon=True).start()
+
+    def _serve(self) -> None:
+        broken_pipes_raise()  # in its threads, too: whoever asks may hang up
+        self.serve_forever()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """One connection more, if there is room."""

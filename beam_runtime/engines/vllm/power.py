@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from beam_runtime.clocks.calls import OPEN_LIMIT_S, within
 from beam_runtime.clocks.energy import EnergyCounter
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.places import by_place
-from beam_runtime.errors import ClockError
+from beam_runtime.errors import ClockError, ClockHangsError
 
 # Counters tick every 100 ms: over a second the mean is good to a few percent.
 LEAST_S = 1.0
+# A driver call may not return: who asks next does not wait for it.
+_PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,14 @@ class Wattmeter:
         self._power_w: float | None = None
 
     def read(self) -> PowerReading:
-        """The energy so far, and the power of late. Raises ClockError."""
-        with self._one_at_a_time:
+        """The energy so far, and the power of late.
+
+        Raises:
+            ClockError: the counter cannot be read, or somebody else's look does not return.
+        """
+        if not self._one_at_a_time.acquire(timeout=_PATIENCE_S):
+            raise ClockHangsError("the energy counters do not answer")
+        try:
             now_j = self._counter.read_energy_j()
             self._energy_j += sum(
                 max(0.0, after - before)
@@ -68,6 +77,8 @@ class Wattmeter:
                 self._power_w = (self._energy_j - mark_j) / (now_s - mark_s)
                 self._mark = now_s, self._energy_j
             return PowerReading(self._energy_j, self._power_w)
+        finally:
+            self._one_at_a_time.release()
 
 
 def open_wattmeter(gpus: Sequence[str | int]) -> Wattmeter | None:
@@ -76,6 +87,6 @@ def open_wattmeter(gpus: Sequence[str | int]) -> Wattmeter | None:
     if not own:
         return None
     try:
-        return Wattmeter(NvmlGpus(own))
+        return within(OPEN_LIMIT_S, lambda: Wattmeter(NvmlGpus(own)))
     except ClockError:
         return None

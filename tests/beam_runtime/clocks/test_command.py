@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from lock_bench import LockBench, bench, wait_for
+from lock_bench import PATIENCE_S, LockBench, bench, wait_for
 
 from beam_runtime.clocks import command
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.command import CommandGpus
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.state_file import StateFile
@@ -41,6 +42,29 @@ def actuator_of(calls: Path) -> CommandGpus:
         [*base, "set", "{gpu}", "{index}", "{clock_mhz}"],
         [*base, "release", "{gpu}", "$(touch nothing); {x}"],
     )
+
+
+def test_a_command_is_started_as_programs_expect(calls: Path) -> None:
+    """What BEAM's own threads block, a site's pipeline may rely on."""
+    words = "import signal, sys; sys.exit(signal.SIGPIPE in signal.pthread_sigmask(0, ()))"
+    argv = [sys.executable, "-c", words, "{gpu}", "{clock_mhz}"]
+    actuator = CommandGpus(NvmlGpus(["GPU-0"], nvml=FakeNvml()), argv, argv[:-1])
+    within(PATIENCE_S, lambda: actuator.set(1005))
+    within(PATIENCE_S, actuator.release)
+
+
+def test_what_a_command_says_is_told_in_one_plain_line(calls: Path) -> None:
+    words = "import sys; sys.exit('no\\x1b[31m\\n\\x07way' + 'x' * 9000)"
+    actuator = CommandGpus(
+        NvmlGpus(["GPU-0"], nvml=FakeNvml()),
+        [sys.executable, "-c", words, "{gpu}", "{clock_mhz}"],
+        [sys.executable, "-c", "", "{gpu}"],
+    )
+    with pytest.raises(ClockError, match="failed") as caught:
+        actuator.set(1005)
+    said = str(caught.value.cause)
+    assert said.startswith("exit 1: no\\x1b[31m \\x07way")
+    assert said.isprintable() and len(said) < 600
 
 
 def made(calls: Path) -> list[list[str]]:

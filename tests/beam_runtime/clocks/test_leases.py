@@ -13,9 +13,10 @@ import pytest
 from lock_bench import PATIENCE_S, LockBench, bench, children, wait_for
 
 from beam_runtime.clocks.claims import claim, restore, take, turn
-from beam_runtime.clocks.guarded import GuardedActuator, release_orphan
+from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nvml import NvmlGpus
+from beam_runtime.clocks.orphans import release_orphan
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, StateFile

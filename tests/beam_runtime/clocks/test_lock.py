@@ -166,6 +166,9 @@ def test_a_forked_child_leaves_its_parents_clocks_alone() -> None:
         lock._owner_pid = os.getpid() + 1  # what a child sees
         lock.release()
         assert actuator.locked_mhz == [1005]
+        with pytest.raises(ClockError, match="the process that forked"):
+            lock.set(1200)
+        assert actuator.locked_mhz == [1005]
         lock._owner_pid = os.getpid()
     assert actuator.locked_mhz == [None]
 

@@ -18,9 +18,10 @@ from beam_runtime.clocks.base import ClockActuator
 from beam_runtime.clocks.choose import Choice
 from beam_runtime.clocks.claims import claim, orphans, restore
 from beam_runtime.clocks.file_gpus import MODEL, FileGpus
-from beam_runtime.clocks.guarded import GuardedActuator, release_orphan
+from beam_runtime.clocks.guarded import GuardedActuator
 from beam_runtime.clocks.lock import ClockLock
 from beam_runtime.clocks.nodes import AcrossNodes
+from beam_runtime.clocks.orphans import release_orphan
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import by_place, node_of
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec

@@ -245,6 +245,14 @@ def test_an_index_or_list_that_names_no_gpu_is_refused() -> None:
         NvmlGpus([], nvml=FakeNvml())
 
 
+@pytest.mark.parametrize("index", [1 << 32, -(1 << 32), (1 << 64) + 1, -1, True, 1.0, None])
+def test_an_index_that_the_binding_would_cut_to_another_one_is_refused(index: object) -> None:
+    nvml = FakeNvml(fake_gpus(2))
+    with pytest.raises(ClockUnavailableError, match="no GPU"):
+        NvmlGpus([index], nvml=nvml)  # type: ignore[list-item]
+    assert not nvml.initialised
+
+
 def test_reasons_are_text() -> None:
     nvml = FakeNvml()
     nvml.gpus[0].reasons = 0x004 | 0x040 | 0x001

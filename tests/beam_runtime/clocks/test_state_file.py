@@ -185,3 +185,109 @@ def test_an_orphan_that_cannot_be_released_stays_on_record(state: StateFile, dea
     (restored,) = restore(state, fail)
     assert restored.error is not None
     assert orphans(state, state.read()) == [restored.holding]
+
+
+def test_the_folder_stays_where_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may change its directory between a lock and its release."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BEAM_STATE_DIR", "locks")
+    state = StateFile()
+    claim(state, Owner.current(), GPUS, "nvml", 1005)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [one.clock_mhz for one in state.read()] == [1005]
+    assert (tmp_path / "locks" / "clocks.json").exists()
+
+
+def test_a_user_without_a_home_names_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("BEAM_STATE_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(state_file, "SYSTEM_FOLDER", Path("/nowhere"))
+    monkeypatch.setattr(state_file.Path, "home", homeless)
+    with pytest.raises(ClockError, match="no folder to keep a record") as caught:
+        StateFile()
+    assert "BEAM_STATE_DIR" in str(caught.value.hint)
+    monkeypatch.setenv("BEAM_STATE_DIR", "/somewhere")
+    assert StateFile().folder == Path("/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("generation", 1 << 63),
+        ("actuator", "zeusd:/run/\udcff.sock"),  # of a socket that ZEUSD_SOCK_PATH names
+        ("actuator", "zeusd:/run/\x1b[2J.sock"),
+        ("gpus", ("GPU-a" * 4000,)),
+        ("clock_mhz", 10**6),
+    ],
+)
+def test_what_nobody_could_read_again_is_not_written(
+    state: StateFile, field: str, value: object
+) -> None:
+    claim(state, Owner.current(), GPUS, "nvml", 1005)
+    before = state.path.read_bytes()
+    odd = Holding(Owner.current(), ("GPU-c",), 735, "nvml", generation=3)
+    with pytest.raises(ClockError, match="not fit to be on record"), state.change() as record:
+        record.append(replace(odd, **{field: value}))  # type: ignore[arg-type]
+    assert state.path.read_bytes() == before
+
+
+def test_a_record_that_would_grow_too_large_is_not_written(state: StateFile) -> None:
+    claim(state, Owner.current(), GPUS, "nvml", 1005)
+    before = state.path.read_bytes()
+    many = [
+        Holding(Owner.current(), (f"GPU-{at}" + "x" * 900,), 735, "nvml", generation=at + 2)
+        for at in range(1000)
+    ]
+    with pytest.raises(ClockError, match="larger than"), state.change() as record:
+        record.extend(many)
+    assert state.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("odd", ["folder", "pipe", "link", "device"])
+def test_a_record_that_is_no_file_cannot_be_read(state: StateFile, odd: str) -> None:
+    state.folder.mkdir(mode=0o700)
+    match odd:
+        case "folder":
+            state.path.mkdir()
+        case "pipe":
+            os.mkfifo(state.path)
+        case "link":
+            state.path.symlink_to("/etc/hosts")
+        case "device":
+            state.path.symlink_to("/dev/zero")
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ClockError, match="left as it is"):
+        state.read()
+    with pytest.raises(ClockError, match="left as it is"):
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+def test_a_file_system_without_modes_is_said(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, mode: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "fchmod", unsupported)
+    with pytest.raises(ClockError, match="cannot write"):  # who reads it could not be told
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ClockError):
+        claim(state, Owner.current(), GPUS, "nvml", 1005)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+def test_a_host_of_any_name_keeps_a_record(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.node", lambda: "no\x1b[2Jde\udcff\n7")
+    claim(state, Owner.current(), GPUS, "nvml", 1005)
+    (holding,) = state.read()
+    assert holding.owner.host == "no[2Jde7"

@@ -77,6 +77,20 @@ def test_a_refusal_says_what_the_daemon_said(
     assert zeusd.nvml.locked[0] is None
 
 
+@pytest.mark.parametrize("status", [200, 302, 401, 500])
+def test_a_page_of_another_server_is_told_in_one_plain_line(zeusd: Zeusd, status: int) -> None:
+    page = "<html>\r\n<head>\x1b[2J\x1b]0;you\x07\u202e\n" + "<p>moved</p>\n" * 9000
+    zeusd.answer = (status, page)
+    actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)
+    with pytest.raises(ClockError) as caught:
+        actuator.set(1005)
+    assert "<html>" in str(caught.value.cause)
+    assert str(caught.value).count("\n") <= 2, "message, cause and hint"
+    assert str(caught.value).replace("\n", "").isprintable()
+    assert len(str(caught.value)) < 2000
+    assert zeusd.nvml.locked[0] is None
+
+
 def test_the_token_travels(zeusd: Zeusd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZEUSD_TOKEN", "secret")
     actuator = ZeusdGpus(NvmlGpus([0], nvml=zeusd.nvml), zeusd.place)

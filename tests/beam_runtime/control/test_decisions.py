@@ -279,3 +279,29 @@ def test_another_users_log_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     DecisionLog(path).close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"PAR1\x15\x04" * 40, b'policy = "steer"\n', b"secret", b'{"slo": 1}\n', b"\0" * 99, b"\n"],
+)
+def test_a_file_of_something_else_is_not_written_to(tmp_path: Path, content: bytes) -> None:
+    """A table, settings, a token: one line at its end, and it is none any more."""
+    path = tmp_path / "table.parquet"
+    path.write_bytes(content)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(BeamError, match="cannot open the decision log") as caught:
+        DecisionLog(path)
+    assert "something else than decisions" in str(caught.value.cause)
+    assert path.read_bytes() == content
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"k', b'{"kind": "start", "at_ms": 0}'])
+def test_a_log_is_one_however_it_was_begun(tmp_path: Path, begun: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(begun)
+    log = DecisionLog(path)
+    log.write("stop", 1.0)
+    log.close()
+    assert path.read_bytes().splitlines()[-1] == b'{"kind":"stop","at_ms":1.0}'

@@ -1,12 +1,16 @@
 """Point 7: the engine itself; and a search that fails or takes too long."""
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from fault_bench import Bench, forecast, requests
+from fault_bench import Bench, content, forecast, requests, wait_for
 
 from beam_runtime.control.controller import Controller
+from beam_runtime.control.decision_log import DecisionLog, read_log
 from beam_runtime.control.orders import Orders
 from beam_runtime.types import Decision, Knobs, Snapshot
 
@@ -133,3 +137,62 @@ def test_a_decision_that_comes_too_late_is_dropped(bench: Bench) -> None:
         assert controller.status.counts.late_decisions == 10
         assert controller.status.counts.decisions == 10
     assert set(bench.actuator.locked_mhz) == {None}
+
+
+class Ends:
+    """An adapter that does something else than to take the engine's own settings back."""
+
+    def __init__(self, ending: Callable[[], None]) -> None:
+        self.ending = ending
+        self.closing = False
+
+    def snapshot(self) -> Snapshot:
+        raise LookupError("told by events alone")
+
+    def apply(self, orders: Orders) -> None:
+        if self.closing:
+            self.ending()
+
+
+def _raises(error: type[BaseException]) -> Callable[[], None]:
+    def ending() -> None:
+        raise error("not now")
+
+    return ending
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_an_adapter_that_raises_at_the_end_keeps_no_gpu_locked(
+    bench: Bench, error: type[BaseException], tmp_path: Path
+) -> None:
+    adapter, log = Ends(_raises(error)), DecisionLog(tmp_path / "log.jsonl")
+    controller = Controller(
+        bench.cost, bench.limits, actuator=bench.actuator, engine=adapter, search=content,
+        log=log, threads=False,
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt, SystemExit, GeneratorExit), controller:
+        controller.arrival("r1", 100)
+        controller.advance()
+        assert set(bench.locked_mhz) == {960}
+        adapter.closing = True
+    assert set(bench.locked_mhz) == {None}
+    assert not controller.orders.steering
+    assert [*read_log(log.path)][-1]["kind"] == "stop"
+
+
+def test_an_adapter_that_hangs_at_the_end_keeps_no_gpu_locked(bench: Bench) -> None:
+    over = threading.Event()
+    adapter = Ends(lambda: over.wait() and None)
+    controller = Controller(
+        bench.cost, bench.limits, actuator=bench.actuator, engine=adapter, search=content,
+    )  # fmt: skip
+    controller.__enter__()
+    controller.arrival("r1", 100)
+    wait_for(lambda: set(bench.locked_mhz) == {960})
+    adapter.closing = True
+    closing = threading.Thread(target=controller.close, daemon=True)
+    closing.start()
+    wait_for(lambda: set(bench.locked_mhz) == {None})
+    assert not controller.orders.steering, "whoever reads them has the engine's own"
+    over.set()
+    closing.join()

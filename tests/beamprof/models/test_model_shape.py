@@ -182,6 +182,8 @@ def test_unknown_model_lists_the_known():
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a positive number"),
         ({"head_dim": -1}, "head_dim must be a positive integer"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
+        ({"rope_parameters": 1.5}, "rope_parameters must be an object"),
         ({"hidden_size": 100}, "64 heads do not divide"),
         ({"num_key_value_heads": 7, "head_dim": 128}, "7 KV heads do not divide"),
     ],

@@ -2,11 +2,13 @@
 
 import json
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beamprof.errors import BeamError, ImportFormatError, TraceError
+from beamprof.traces.importers.timestamps import seconds_from_first
 from beamprof.traces.importing import ImportOptions, import_trace
 from beamprof.traces.policies import BadRows
 from beamprof.traces.statistics import trace_statistics
@@ -182,3 +184,13 @@ def test_any_clock_ends_in_a_trace_or_in_words(tmp_path_factory, first, gaps, fo
     # No trace begins after years of nothing, and its numbers can be had.
     assert trace.arrival_s[0] <= max(60.0, trace.arrival_s[-1] - trace.arrival_s[0])
     assert trace_statistics(trace).requests == len(times)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["2024-05-10 00:00:02.\u0661", "\u0662\u0660\u0662\u0664-05-10 00:00:02",
+     "2024-05-10 00:00:0\u096c", "2024-05-10 00:00:02+\u06601:00"],
+)  # fmt: skip
+def test_digits_of_another_script_are_no_time(odd):
+    times = pl.DataFrame({"t": ["2024-05-10 00:00:01.5", odd, "2024-05-10 00:00:03"]})
+    assert times.select(seconds_from_first("t")).to_series().to_list() == [0.0, None, 1.5]
