@@ -137,6 +137,7 @@ def test_nonsense(bench: Bench) -> None:
 def test_events_before_and_after_its_life(bench: Bench) -> None:
     bench.run(requests())
     assert bench.controller is not None
+    bench.controller.advance()  # what it was told in its life
     before = bench.controller.status
     bench.controller.arrival("late", 100)
     bench.controller.step_issued(["late"])
