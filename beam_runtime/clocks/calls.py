@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from beam_runtime.broken_pipes import broken_pipes_raise
+from beam_runtime.clocks.broken_pipes import broken_pipes_raise
 from beam_runtime.errors import ClockError, ClockHangsError
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
-from beam_runtime.broken_pipes import as_programs_expect
 from beam_runtime.clocks.base import all_or_none, check_supported
+from beam_runtime.clocks.broken_pipes import as_programs_expect
 from beam_runtime.clocks.file_lock import file_lock
 from beam_runtime.clocks.gpu_identity import GpuIdentity
 from beam_runtime.clocks.nvml import NvmlGpus

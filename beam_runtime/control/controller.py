@@ -28,8 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from beam_runtime.broken_pipes import broken_pipes_raise
 from beam_runtime.clocks.base import ClockActuator
+from beam_runtime.clocks.broken_pipes import broken_pipes_raise
 from beam_runtime.clocks.setter import ClockSetter, SetOutcome
 from beam_runtime.control.decision_log import SCHEMA, DecisionLog
 from beam_runtime.control.events import (

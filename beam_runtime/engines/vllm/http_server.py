@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from beam_runtime.broken_pipes import broken_pipes_raise
+from beam_runtime.clocks.broken_pipes import broken_pipes_raise
 from beam_runtime.control.decision_log import finite
 from beam_runtime.errors import BeamError
 
