@@ -106,7 +106,7 @@ class Optimality:
         kept: of these, how many have a candidate that keeps every SLO.
         missed: of those, how many the search found none for.
         mean_regret, worst_regret: energy over the best candidate's, less one.
-        worst_violation: beyond the least, where nothing keeps the SLOs (shares of SLOs).
+        worst_violation: requests at risk beyond the least, where nothing keeps the SLOs.
     """
 
     states: int
