@@ -38,6 +38,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from beam_runtime.clocks.gpu_identity import nvml_index
 from beam_runtime.clocks.places import on_node
 from beam_runtime.engines import toml
 from beam_runtime.engines.small_file import read_small
@@ -50,7 +51,6 @@ POLICY_VARIABLE = "BEAM_POLICY"
 TOKEN_VARIABLE = "BEAM_TOKEN"
 _LARGEST_FILE_BYTES = 1 << 20
 _LONGEST_TOKEN_BYTES = 1 << 16
-_HIGHEST_INDEX = 9999
 
 
 _FIELDS = (
@@ -165,7 +165,11 @@ def positive(value: object) -> float | None:
 def _names_a_gpu(value: object) -> bool:
     if isinstance(value, str):
         return bool(value)
-    return type(value) is int and 0 <= value <= _HIGHEST_INDEX
+    try:
+        nvml_index(value)
+    except BeamError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

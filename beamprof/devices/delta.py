@@ -6,6 +6,7 @@ prompt runs through its tokens in order: few heads leave SMs idle, many fill the
 
 import numpy as np
 
+from beamprof.devices.constants import DeltaKernels
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
@@ -35,17 +36,30 @@ def delta_us(
     kernels = device.delta
     if kernels is None:
         raise DeviceError(f"{device.name}'s file has no constants for gated delta nets")
-    decoding = state_bytes(mixer, requests) / (
-        kernels.bandwidth_share * bandwidth(device, clocks_mhz)
-    )
-    heads = mixer.state_size / MEASURED_STATE
-    work = prompts * new_tokens * heads * kernels.head_token_clocks
-    paced = np.maximum(new_tokens * kernels.token_clocks, work / device.compute.sms)
-    conv = 2.0 * CONV_BYTES * prompts * new_tokens * mixer.conv_channels
-    chunk = (paced + conv / kernels.conv_bytes_per_clock) / clocks_mhz
-    starts_us = kernels.decode_fixed_us * np.minimum(requests, 1)  # each with kernels of its own
-    starts_us = starts_us + kernels.fixed_us * np.minimum(new_tokens, 1)
-    return np.asarray(starts_us + decoding + chunk)
+    work_clocks = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
+    paced_clocks = np.maximum(new_tokens * kernels.token_clocks, work_clocks)
+    bytes_moved = state_bytes(mixer, requests)
+    starts = starts_us(kernels, requests, new_tokens)
+    decoding = bytes_moved / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
+    conv = conv_clocks(kernels, mixer.conv_channels, prompts * new_tokens)
+    return np.asarray(starts + decoding + (paced_clocks + conv) / clocks_mhz)
+
+
+def scan_clocks(device: Device, kernels: DeltaKernels, state_size: int, tokens: Number) -> Number:
+    """Of all SMs, for so many prompt tokens through states of so many numbers."""
+    heads = state_size / MEASURED_STATE
+    return tokens * heads * kernels.head_token_clocks / device.compute.sms
+
+
+def conv_clocks(kernels: DeltaKernels, channels: int, tokens: Number) -> Number:
+    """Of the short convolution before it: every channel read and written."""
+    return 2.0 * CONV_BYTES * tokens * channels / kernels.conv_bytes_per_clock
+
+
+def starts_us(kernels: DeltaKernels, requests: Number, new_tokens: Number) -> Array:
+    """Decodes and prompts have kernels of their own, each with its start."""
+    decodes_us = kernels.decode_fixed_us * np.minimum(requests, 1)
+    return np.asarray(decodes_us + kernels.fixed_us * np.minimum(new_tokens, 1))
 
 
 def state_bytes(mixer: GatedDelta, requests: Number) -> Number:

@@ -9,7 +9,7 @@ the chunks of a prompt are worked on side by side and only their states are hand
 
 import numpy as np
 
-from beamprof.devices.delta import CONV_BYTES, MEASURED_STATE, Number
+from beamprof.devices.delta import Number, conv_clocks, scan_clocks, starts_us
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
@@ -37,16 +37,12 @@ def mamba_us(
             f"{device.name}'s file has no constants for gated delta nets, by which Mamba-2 layers "
             "are modelled"
         )
-    decoding = mamba_state_bytes(mixer, requests) / (
-        kernels.bandwidth_share * bandwidth(device, clocks_mhz)
-    )
-    heads = mixer.state_size / MEASURED_STATE
-    scan = prompts * new_tokens * heads * kernels.head_token_clocks / device.compute.sms
-    conv = 2.0 * CONV_BYTES * prompts * new_tokens * mixer.conv_channels
-    chunk = (scan + conv / kernels.conv_bytes_per_clock) / clocks_mhz
-    starts_us = kernels.decode_fixed_us * np.minimum(requests, 1)
-    starts_us = starts_us + kernels.fixed_us * np.minimum(new_tokens, 1)
-    return np.asarray(starts_us + decoding + chunk)
+    scan = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
+    conv = conv_clocks(kernels, mixer.conv_channels, prompts * new_tokens)
+    bytes_moved = mamba_state_bytes(mixer, requests)
+    starts = starts_us(kernels, requests, new_tokens)
+    decoding = bytes_moved / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
+    return np.asarray(starts + decoding + (scan + conv) / clocks_mhz)
 
 
 def mamba_state_bytes(mixer: Mamba2, requests: Number) -> Number:
