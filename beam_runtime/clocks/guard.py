@@ -29,8 +29,9 @@ from beam_runtime.clocks.state_file import Holding, StateFile
 from beam_runtime.errors import ClockError
 
 HEARTBEAT_S = 0.2
-# Silence that counts as stopped or hung, while something is locked.
-HEARTBEAT_TIMEOUT_S = 1.0
+# Silence that counts as stopped or hung, while something is locked: four beats. With the guard's
+# wait for a turn the GPUs are free within a second of it.
+HEARTBEAT_TIMEOUT_S = 0.8
 # A guard that says nothing for so long watches nothing.
 GUARD_TIMEOUT_S = 10.0
 READY = b"ready\n"

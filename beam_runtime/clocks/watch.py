@@ -19,7 +19,7 @@ from beam_runtime.clocks.base import Releaser
 from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.claims import give_up, turn
 from beam_runtime.clocks.give_back import give_back
-from beam_runtime.clocks.guard import READY
+from beam_runtime.clocks.guard import HEARTBEAT_S, READY
 from beam_runtime.clocks.holding import parse_holding
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import node_of
@@ -30,12 +30,14 @@ from beam_runtime.errors import ClockError
 
 _OWNER_POLL_S = 0.2
 _RELEASE_PAUSES_S = (0.05, 0.2, 1.0, 5.0, 20.0)
-# A stopped owner may sit on its turn for ever.
-_TURN_TIMEOUT_S = 0.3
+# A stopped owner may sit on its turn for ever; where it cannot be had, nobody new has one either.
+_TURN_TIMEOUT_S = 0.1
 # How long its folder may take to answer.
 _FOLDER_LIMIT_S = 0.3
 # How late a pause may end before this process, too, counts as having been kept from running.
 _OVERSLEPT_S = 0.1
+# A heart not heard for so long is late: its owner does not run, whatever it has begun.
+_LATE_BEAT_S = 1.5 * HEARTBEAT_S
 _LONGEST_READ = 1 << 16
 _MOST_DIGITS = 8  # of a clock
 
@@ -81,6 +83,13 @@ class Memory:
         elif word == "quit":
             self.quit = True
 
+    def excuse(self, seconds: float) -> None:
+        """So long the owner, or who watches it, could not run: no call counts it as its own."""
+        if self.setting_since_s is not None:
+            self.setting_since_s += seconds
+        if self.calling_since_s is not None:
+            self.calling_since_s += seconds
+
     def _moved(self) -> None:
         if self.setting_since_s is not None:
             self.setting_since_s = time.monotonic()
@@ -95,7 +104,9 @@ class Watch:
         lease: of the owner, as it is now.
         pipe: file descriptor of its messages.
         heartbeat_timeout_s: silence that counts as hung, while something is locked.
-        hang_s: how long a set may take, or stay with one GPU where it tells of each.
+        hang_s: how long a driver call may take, or stay with one GPU where it tells of each, while
+            its owner's heart beats on. Where that is silent, too, somebody may keep Python's lock:
+            that is a silence.
         answer: file descriptor for what is said back; None = nobody listens.
         wake: file descriptor that is readable once this process was told to end.
     """
@@ -121,7 +132,7 @@ class Watch:
         self._pidfd = _pidfd_of(lease.owner)
         self._cut = b""
         self._pipe_open = True
-        self._silent_after_s = time.monotonic() + heartbeat_timeout_s
+        self._heard_s = time.monotonic()
         os.set_blocking(pipe, False)
 
     def wait(self) -> str:
@@ -139,21 +150,18 @@ class Watch:
                 return "it was told to end"
             if memory.lease.clock_mhz is None:
                 continue
-            for what, since_s, limit_s in self._calls():
-                if now_s - since_s > limit_s:
-                    return f"{what} does not return for {limit_s:g} s"
-            if now_s > self._silent_after_s:
+            for what, since_s in self._calls():
+                if min(now_s, self._heard_s + _LATE_BEAT_S) - since_s > self._hang_s:
+                    return f"{what} does not return for {self._hang_s:g} s"
+            if now_s - self._heard_s > self._timeout_s:
                 return f"no heartbeat for {self._timeout_s:g} s"
 
-    def _calls(self) -> Iterator[tuple[str, float, float]]:
-        """What is under way: in words, since when, and how long it may take, s.
-
-        A reading may take as long as a silence: who keeps Python's lock for so long ends both.
-        """
+    def _calls(self) -> Iterator[tuple[str, float]]:
+        """What is under way: in words, and since when."""
         if self.memory.setting_since_s is not None:
-            yield "a set", self.memory.setting_since_s, self._hang_s
+            yield "a set", self.memory.setting_since_s
         if self.memory.calling_since_s is not None:
-            yield "a driver call", self.memory.calling_since_s, max(self._hang_s, self._timeout_s)
+            yield "a driver call", self.memory.calling_since_s
 
     def linger(self) -> bool:
         """After a release: whether the owner died with a set under way, which may have worked.
@@ -187,7 +195,8 @@ class Watch:
         ready = [descriptor for descriptor, _ in poll.poll(pause_s * 1e3)]
         overslept_s = time.monotonic() - begun_s - pause_s
         if overslept_s > _OVERSLEPT_S:  # the whole machine or container was: no sign of a hang
-            self._silent_after_s += overslept_s
+            self._heard_s += overslept_s
+            self.memory.excuse(overslept_s)
         dead = self._pidfd in ready or (self._pidfd is None and not self._owner.alive())
         self.told_to_end = self.told_to_end or (self._wake is not None and self._wake in ready)
         if self._pipe_open and (dead or self.told_to_end or self._pipe in ready):
@@ -197,8 +206,9 @@ class Watch:
     def _pause_s(self, now_s: float) -> float:
         left_s = [_OWNER_POLL_S]
         if self.memory.lease.clock_mhz is not None:
-            left_s.append(self._silent_after_s - now_s)
-            left_s += [since_s + limit_s - now_s for _, since_s, limit_s in self._calls()]
+            left_s.append(self._heard_s + self._timeout_s - now_s)
+            ends_s = [since_s + self._hang_s for _, since_s in self._calls()]
+            left_s += [end_s - now_s for end_s in ends_s if end_s <= self._heard_s + _LATE_BEAT_S]
         return max(0.0, min(left_s)) + 0.001
 
     def _read_all(self) -> None:
@@ -213,7 +223,9 @@ class Watch:
             if not data:
                 self._pipe_open = False
                 break
-            self._silent_after_s = time.monotonic() + self._timeout_s
+            now_s = time.monotonic()
+            self.memory.excuse(max(0.0, now_s - self._heard_s - _LATE_BEAT_S))
+            self._heard_s = now_s
             *lines, self._cut = (self._cut + data).split(b"\n")
             for line in lines:
                 self.memory.take_in(line.decode(errors="replace"))

@@ -18,6 +18,7 @@ from beam_runtime.control.counts import Counts
 from beam_runtime.control.decision_log import DecisionLog, decision_fields, forecast_fields
 from beam_runtime.control.events import (
     ASK_FOR_A_DECISION,
+    ASK_FOR_A_FORECAST,
     ClockConfirmed,
     ClockRefused,
     Completion,
@@ -223,10 +224,11 @@ class Steering:
 
     def _absorb(self, event: Event, now_ms: float) -> None:
         self.counts.events += 1
-        self._asked = self._asked or isinstance(event, ASK_FOR_A_DECISION)
         self._seen.absorb(event, now_ms)
         if isinstance(event, StepIssued | StepFinished):  # most of them are
             return
+        asks = ASK_FOR_A_FORECAST if self._observing else ASK_FOR_A_DECISION
+        self._asked = self._asked or isinstance(event, asks)
         match event:
             case ClockConfirmed(_, None):
                 self._release_failed = False
@@ -307,10 +309,8 @@ class Steering:
     def _decide(self, searches: Searches, now_ms: float) -> None:
         moment = self._seen.moment(now_ms, self.orders.knobs)
         own = searches.predict_own if self._observing else None
-        fresh = (
-            self.orders.decision is not None and now_ms - self._chosen_ms < self.rules.refresh_ms
-        )
-        if own is not None and fresh:
+        age_ms = now_ms - self._chosen_ms if self.orders.decision is not None else float("inf")
+        if own is not None and age_ms < self.rules.observing_refresh_ms:
             self._predict(own, moment)
             return
         self._chosen_ms = now_ms

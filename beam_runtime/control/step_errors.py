@@ -98,8 +98,9 @@ class BySize:
 
     def __init__(self, rules: CalibrationRules) -> None:
         self._rules = rules
-        self._raw: NDArray[np.float64] = np.ones(SIZES)
-        self._steps: NDArray[np.int64] = np.zeros(SIZES, dtype=np.int64)
+        # Lists: one size is asked for with every step, all of them once a decision.
+        self._raw = [1.0] * SIZES
+        self._steps = [0] * SIZES
 
     def observe(self, size: int, ratio: float) -> None:
         """Learn from one step: measured time over what the scale alone predicts."""
@@ -110,7 +111,7 @@ class BySize:
     def factor(self, size: int) -> float:
         """Of one size."""
         low, high = self._rules.clamp
-        return min(max(float(self._raw[size]), low), high)
+        return min(max(self._raw[size], low), high)
 
     @property
     def factors(self) -> NDArray[np.float64]:
@@ -121,8 +122,7 @@ class BySize:
     @property
     def largest(self) -> int:
         """The largest size that was seen; -1 before any was."""
-        seen = np.flatnonzero(self._steps)
-        return int(seen[-1]) if len(seen) else -1
+        return max((size for size, steps in enumerate(self._steps) if steps), default=-1)
 
 
 class Window:

@@ -52,12 +52,11 @@ class Gaps:
     late_tokens: int = 0
     worst_ms: float = 0.0
 
-    def add(self, gaps_ms: Floats, slos_ms: Floats) -> None:
+    def add(self, gaps_ms: Floats, late_tokens: int) -> None:
         """Tokens that came so long after the ones before; NaN where there was none."""
-        known = ~np.isnan(gaps_ms)
-        self.tokens += int(known.sum())
-        self.late_tokens += int((gaps_ms[known] > slos_ms[known] + SAME_MS).sum())
-        self.worst_ms = max(self.worst_ms, float(gaps_ms[known].max(initial=0.0)))
+        self.tokens += len(gaps_ms) - int(np.count_nonzero(np.isnan(gaps_ms)))
+        self.late_tokens += late_tokens
+        self.worst_ms = float(np.fmax.reduce(gaps_ms, initial=self.worst_ms))
 
 
 class Tracker:
@@ -147,8 +146,8 @@ class Tracker:
             self._chunk_ms[request_id] = at_ms
             if computed + tokens >= record["total_tokens"]:
                 tokens_for.append(row)
-        going = [row for name in decodes if (row := self._admit(name, at_ms)) is not None]
-        if going:
+        going = self._rows_of(decodes, at_ms)
+        if len(going):
             requests = self._rows.state.requests
             computed_tokens = requests["computed_tokens"][going]
             decode_context = int(computed_tokens.sum())
@@ -156,7 +155,8 @@ class Tracker:
             computed_tokens = np.maximum(computed_tokens + 1, requests["total_tokens"][going])
             requests["computed_tokens"][going] = computed_tokens
             requests["last_step"][going] = self._rows.next_step
-        self._rows.issue(tokens_for + going)
+        brings = np.concatenate((np.array(tokens_for, np.intp), going)) if tokens_for else going
+        self._rows.issue(brings)
         return StepShape(prefill_tokens, prefill_context, len(going), decode_context, pairs)
 
     def steps_unheard(self, decodes: Iterable[str]) -> int:
@@ -166,12 +166,12 @@ class Tracker:
         for asynchronous scheduling, which the extra place in the pipeline tells.
         """
         rows = self._rows
-        flying = int(rows.state.engine["flying"][0])
+        flying = len(rows.flights)
         unheard = max(0, flying + 1 - self._limits.max_steps_in_flight)
         if flying > unheard and self._limits.max_steps_in_flight <= self._limits.pp:
             going = {rows.running.get(request_id, -1) for request_id in decodes} - {-1}
             for number in range(flying - 1, unheard - 1, -1):
-                if not going.isdisjoint(rows.members(number)):
+                if not going.isdisjoint(rows.flights[number].tolist()):
                     return number + 1
         return unheard
 
@@ -182,14 +182,16 @@ class Tracker:
             self.odd_events += 1
             return
         self._last_step_ms = at_ms
-        members = np.array(rows, dtype=np.intp)
-        records = self._rows.state.requests[members]
-        steps_back = self._rows.state.engine["steps_back"][0]
-        # A preempted one still gets the token; one whose first token was reported before its step
-        # has it already.
-        complete = records["computed_tokens"] >= records["total_tokens"]
-        preempted = (records["computed_tokens"] == 0) & (records["last_step"] >= steps_back)
-        self._tokens(members[complete | preempted], at_ms)
+        requests = self._rows.state.requests
+        computed_tokens = requests["computed_tokens"][rows]
+        complete = computed_tokens >= requests["total_tokens"][rows]
+        if np.count_nonzero(complete) < len(rows):
+            # A preempted one still gets the token; one whose first token was reported before its
+            # step has it already.
+            preempted = computed_tokens == 0
+            preempted &= requests["last_step"][rows] >= self._rows.steps_back
+            rows = rows[complete | preempted]
+        self._tokens(rows, at_ms)
 
     def first_token(self, request_id: str, at_ms: float) -> tuple[float, Slo] | None:
         """A first token is out; its TTFT in milliseconds and what was promised.
@@ -311,18 +313,31 @@ class Tracker:
                 self._overtaken_ms.setdefault(other, at_ms)
         return row
 
+    def _rows_of(self, names: Iterable[str], at_ms: float) -> Ints:
+        """Rows of requests that are issued in a step; those unknown are left out."""
+        names = tuple(names)
+        try:  # all of them run already, as in most steps
+            found = map(self._rows.running.__getitem__, names)
+            return np.fromiter(found, np.intp, len(names))
+        except KeyError:
+            rows = (self._admit(name, at_ms) for name in names)
+            return np.array([row for row in rows if row is not None], np.intp)
+
     def _tokens(self, rows: Ints, at_ms: float) -> None:
-        """Each of these requests has a token more."""
-        records = self._rows.state.requests[rows]
-        records["broken"] |= breaks(records, at_ms)
-        first = records["generated_tokens"] == 0
-        records["ttft_ms"][first] = at_ms - records["arrival_ms"][first]
-        records["first_token_ms"][first] = at_ms
-        self._gaps.add(at_ms - records["last_token_ms"], records["token_slo_ms"])
-        records["total_tokens"] += 1
-        records["generated_tokens"] += 1
-        records["last_token_ms"] = at_ms
-        self._rows.state.requests[rows] = records
+        """Each of these requests has a token more. For every step: field by field, in place."""
+        requests = self._rows.state.requests
+        generated = requests["generated_tokens"][rows]
+        gaps_ms = at_ms - requests["last_token_ms"][rows]
+        late = int(np.count_nonzero(gaps_ms > requests["token_slo_ms"][rows] + SAME_MS))
+        first = rows[generated == 0]
+        self._gaps.add(gaps_ms, late)
+        if len(first) or late:  # what comes in time breaks nothing
+            requests["broken"][rows] |= breaks(requests[rows], at_ms)
+            requests["ttft_ms"][first] = at_ms - requests["arrival_ms"][first]
+            requests["first_token_ms"][first] = at_ms
+        requests["total_tokens"][rows] += 1
+        requests["generated_tokens"][rows] = generated + 1
+        requests["last_token_ms"][rows] = at_ms
 
     def _lost(self, now_ms: float) -> list[str]:
         """Running requests that got nothing for long, while others did, or are too long."""

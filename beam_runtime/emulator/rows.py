@@ -1,16 +1,17 @@
 """The owner of an engine's columns: gives out a row to each request, by its id.
 
-A row keeps its number until its request leaves; then another may get it. Order is kept beside
-the columns, as long as nobody plays on them: ``gathered`` puts a copy in order for that.
+A row keeps its number until its request leaves; then another may get it. Order and steps in flight
+are kept beside the columns, as long as nobody plays on them: ``copy`` puts them in for that.
 """
 
 import math
+from collections import deque
 
 import numpy as np
 
 from beam_runtime.emulator.moment import gathered
 from beam_runtime.emulator.promises import promise
-from beam_runtime.emulator.state import REQUEST, Records, State, empty_state
+from beam_runtime.emulator.state import REQUEST, Ints, Records, State, empty_state
 from beam_runtime.types import EngineLimits, Slo
 
 _FIRST_ROWS = 64
@@ -26,6 +27,8 @@ class Rows:
         state: the columns; row numbers of running and waiting requests stand in the two below.
         running: row by request id, in the engine's order.
         waiting: row by request id, first come first.
+        flights: rows that each step in flight brings a token, oldest first.
+        steps_back: that have come back so far.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -33,6 +36,8 @@ class Rows:
         self.state = empty_state(_FIRST_ROWS, limits.max_steps_in_flight, limits.pp)
         self.running: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
+        self.flights: deque[Ints] = deque()
+        self.steps_back = 0
         self._free = list(range(_FIRST_ROWS - 1, -1, -1))
 
     def find(self, request_id: str) -> int | None:
@@ -61,8 +66,7 @@ class Rows:
             row = self.waiting.pop(request_id, None)
         if row is None:
             return False
-        members = self.state.members
-        members[members == row] = -1
+        self.flights = deque(rows[rows != row] for rows in self.flights)
         self.state.requests[row] = np.zeros((), REQUEST)
         self._free.append(row)
         return True
@@ -78,39 +82,23 @@ class Rows:
         self.waiting = {request_id: row, **self.waiting}
         return row
 
-    def issue(self, rows: list[int]) -> None:
+    def issue(self, rows: Ints) -> None:
         """A step is in flight that brings these a token. More than fit: the oldest is lost."""
-        engine, slots = self.state.engine[0], len(self.state.flights)
-        if engine["flying"] == slots - 1:
+        if len(self.flights) == len(self.state.flights) - 1:
             self.finish()
-        slot = (engine["flying_head"] + engine["flying"]) % slots
-        self.state.flights["tokens"][slot] = len(rows)
-        self.state.members[slot, : len(rows)] = rows
-        engine["flying"] += 1
+        self.flights.append(rows)
 
-    def finish(self) -> list[int] | None:
+    def finish(self) -> Ints | None:
         """The oldest step in flight is back: rows that it brings a token; None without one."""
-        engine = self.state.engine[0]
-        if not engine["flying"]:
+        if not self.flights:
             return None
-        slot = int(engine["flying_head"])
-        rows = self.state.members[slot, : self.state.flights["tokens"][slot]].tolist()
-        engine["flying_head"] = (slot + 1) % len(self.state.flights)
-        engine["flying"] -= 1
-        engine["steps_back"] += 1
-        return [row for row in rows if row >= 0]
-
-    def members(self, number: int) -> list[int]:
-        """Rows that the ``number``-th of the steps in flight brings a token."""
-        slot = (int(self.state.engine["flying_head"][0]) + number) % len(self.state.flights)
-        rows: list[int] = self.state.members[slot, : self.state.flights["tokens"][slot]].tolist()
-        return rows
+        self.steps_back += 1
+        return self.flights.popleft()
 
     @property
     def next_step(self) -> int:
         """The number of the step that would be issued next, as steps_back counts."""
-        engine = self.state.engine[0]
-        return int(engine["steps_back"] + engine["flying"]) + 1
+        return self.steps_back + len(self.flights) + 1
 
     def running_records(self) -> Records:
         """A copy of the running requests' records, in order."""
@@ -118,20 +106,21 @@ class Rows:
 
     def copy(self, finishes_ms: tuple[float, ...], now_ms: float) -> State:
         """To play on, with the times at which steps in flight are expected back."""
-        engine = self.state.engine[0]
-        slots = len(self.state.flights)
-        for number, finish_ms in zip(range(engine["flying"]), finishes_ms, strict=False):
-            self.state.flights["finish_ms"][(engine["flying_head"] + number) % slots] = finish_ms
+        state, engine = self.state, self.state.engine[0]
+        engine["flying"], engine["steps_back"] = len(self.flights), self.steps_back
+        times_ms = (*finishes_ms, *[now_ms] * len(self.flights))
+        for number, rows in enumerate(self.flights):
+            state.flights[number] = (len(rows), times_ms[number])
+            state.members[number, : len(rows)] = rows
         running = np.fromiter(self.running.values(), np.int64, len(self.running))
         waiting = np.fromiter(self.waiting.values(), np.int64, len(self.waiting))
-        return gathered(self.state, running, waiting, now_ms)
+        return gathered(state, running, waiting, now_ms)
 
     def _grow(self) -> None:
         """Twice the rows."""
         old, rows = self.state, len(self.state.requests)
         limits = self._limits
         self.state = empty_state(2 * rows, limits.max_steps_in_flight, limits.pp)
-        self.state.engine[:], self.state.flights[:] = old.engine, old.flights
+        self.state.engine[:] = old.engine
         self.state.requests[:rows] = old.requests
-        self.state.members[:, :rows] = old.members
         self._free = list(range(2 * rows - 1, rows - 1, -1))

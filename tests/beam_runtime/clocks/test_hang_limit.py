@@ -140,7 +140,26 @@ def test_a_reading_or_release_that_does_not_return_is_given_up_like_a_set(answer
     said = watch.wait()
     over.set()
     heart.join()
-    assert said == ("" if answered else "a driver call does not return for 1 s")
+    assert said == ("" if answered else "a driver call does not return for 0.05 s")
+
+
+def test_who_keeps_pythons_lock_during_a_reading_makes_no_hang_of_it() -> None:
+    """No heart beats then; afterwards it may beat before the reading is said to be answered."""
+    reader, writer = os.pipe()
+    os.write(writer, b"set 735\nreturned\ncall\n")
+    lease = Holding(Owner.current(), ("GPU-0",), None, "nvml")
+    watch = Watch(lease, reader, 60.0, hang_s=1.0)
+
+    def go_on() -> None:
+        time.sleep(2.0)
+        os.write(writer, b".\n")
+        time.sleep(0.05)
+        os.write(writer, b"answered\nfree\nquit\n")
+
+    engine = threading.Thread(target=go_on, daemon=True)
+    engine.start()
+    assert watch.wait() == ""
+    engine.join()
 
 
 class HangingOwner:
