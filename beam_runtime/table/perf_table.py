@@ -105,8 +105,9 @@ class PerfTable:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where the rows come from; one, unless somebody mixed them."""
-        return tuple(Source(text) for text in sorted(set(self.columns["source"].tolist())))
+        """Where the passes come from; one, unless somebody mixed them."""
+        passes = self.rows(RowKind.FORWARD)
+        return tuple(Source(text) for text in sorted(set(passes["source"].tolist())))
 
     @cached_property
     def clocks_mhz(self) -> tuple[int, ...]:

@@ -295,6 +295,7 @@ def import_(
 
     For example:  beam table import FILE.csv --format beam-artifact -o mine.parquet
     """
+    from beam_runtime.table.schema import RowKind
     from beamprof.tables.importers import FOLDERS, ImportOverrides
     from beamprof.tables.importing import import_table
 
@@ -317,15 +318,17 @@ def import_(
             force=force,
         )
     table = done.table
+    passes = len(table.rows(RowKind.FORWARD)["kind"])
     data = {
         "output": str(done.output_path),
-        "rows": len(table),
+        "rows": passes,
+        "idle_rows": len(table) - passes,
         "dropped_rows": done.dropped_rows,
         "metadata": dict(table.metadata),
         "notes": list(done.notes),
     }
     lines = [
-        f"Imported {len(table):,} rows of {table.model} tp{table.tp} pp{table.pp} on "
+        f"Imported {passes:,} rows of {table.model} tp{table.tp} pp{table.pp} on "
         f"{table.device}; {done.dropped_rows:,} were marked as not valid and dropped.",
     ]
     following = f"beam table inspect {quote(str(done.output_path))}"

@@ -72,7 +72,8 @@ def _idle_line(view: TableView) -> Text:
         return Text(text, "yellow")
     picked = view.idle[:: max(1, len(view.idle) // 4)]
     text = ", ".join(f"{idle.power_w:.0f} W at {idle.clock_mhz} MHz" for idle in picked)
-    return Text(f"{text} ({view.tp} GPU{'s' * (view.tp > 1)} together)")
+    modelled = ", modelled" * any(idle.modelled for idle in view.idle)
+    return Text(f"{text} ({view.tp} GPU{'s' * (view.tp > 1)} together{modelled})")
 
 
 def _coverage(coverage: Coverage, *, narrow: bool) -> Table:

@@ -1,11 +1,19 @@
-"""Import a foreign file as a BEAM table: read, convert, seal, write."""
+"""Import a foreign file as a BEAM table: read, convert, add idle power, seal, write."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
+from beamprof.devices.device import resolve_device
+from beamprof.errors import DeviceError
 from beamprof.files import check_writable
-from beamprof.tables.importers import ImportOverrides, importer
+from beamprof.tables.importers import ImportedTable, ImportOverrides, importer
+from beamprof.tables.importers.idle_rows import with_idle_rows
 from beamprof.tables.table_file import write_table
 
 
@@ -53,12 +61,30 @@ def import_table(
     read = importer(file_format)
     check_writable(output, force=force)
     imported = read(source, overrides or ImportOverrides())
-    table = write_table(imported.columns, imported.metadata, output, force=force)
+    columns, added = _with_idle_power(imported)
+    table = write_table(columns, imported.metadata, output, force=force)
     return TableImport(
         table=table,
         source_path=source,
         output_path=output,
         file_format=file_format,
         dropped_rows=imported.dropped_rows,
-        notes=imported.notes,
+        notes=imported.notes + added,
     )
+
+
+def _with_idle_power(
+    imported: ImportedTable,
+) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
+    """The columns with idle rows, by the device file where the format has none; and a note."""
+    columns = imported.columns
+    if (columns["kind"] == str(RowKind.IDLE)).any():
+        return columns, ()
+    try:
+        device = resolve_device(imported.metadata["device"])
+    except DeviceError:
+        return columns, ()
+    note = (
+        f"idle power is taken from {device.name}'s device file; those rows are marked as modelled"
+    )
+    return with_idle_rows(columns, device, int(imported.metadata["tp"])), (note,)

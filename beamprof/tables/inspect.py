@@ -1,15 +1,15 @@
 """What a person needs to see of a table before trusting it with a fleet's clocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
-from beam_runtime.types import StepShape
+from beam_runtime.types import Source, StepShape
 from beamprof.tables.check import TableCheck, check_table
 from beamprof.tables.grid import CellGrid
 
@@ -80,6 +80,7 @@ class IdlePower:
 
     clock_mhz: int
     power_w: float
+    modelled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def inspect_table(table: PerfTable) -> TableView:
         coverage=_coverage(grid),
         ridge=ridge,
         frontier=tuple(_spread(ridge, 3)),
-        idle=_idle(idle["clock_mhz"], idle["energy_j"] / idle["latency_ms"] * 1e3),
+        idle=_idle(idle),
         check=check_table(table),
     )
 
@@ -212,10 +213,13 @@ def _within(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bo
     return inside
 
 
-def _idle(clocks_mhz: NDArray[np.int64], power_w: NDArray[np.float64]) -> tuple[IdlePower, ...]:
+def _idle(rows: Mapping[str, NDArray[Any]]) -> tuple[IdlePower, ...]:
+    clocks_mhz, power_w = rows["clock_mhz"], rows["energy_j"] / rows["latency_ms"] * 1e3
+    modelled = rows["source"] == str(Source.MODELLED)
     return tuple(
-        IdlePower(int(clock), float(np.median(power_w[clocks_mhz == clock])))
+        IdlePower(int(clock), float(np.median(power_w[at])), bool(modelled[at].all()))
         for clock in np.unique(clocks_mhz)
+        for at in [clocks_mhz == clock]
     )
 
 

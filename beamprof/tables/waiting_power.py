@@ -12,7 +12,9 @@ import numpy as np
 
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import Source
 from beamprof.devices.device import resolve_device
 from beamprof.devices.power import waiting_w
 from beamprof.errors import DeviceError
@@ -33,7 +35,9 @@ def with_waiting_power(
         say(f"{gpu_w:g} W per waiting GPU at every clock")
         return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), table.tp * gpu_w))
     if np.isfinite(cost.idle_power_w).all():
-        say(f"{_range(cost, table.tp)} per waiting GPU, by the table's idle rows")
+        modelled = (table.rows(RowKind.IDLE)["source"] == str(Source.MODELLED)).all()
+        rows = "idle rows, modelled" if modelled else "idle rows"
+        say(f"{_range(cost, table.tp)} per waiting GPU, by the table's {rows}")
         return cost
     try:
         device = resolve_device(table.device)

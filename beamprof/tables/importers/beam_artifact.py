@@ -14,8 +14,9 @@ GPU, model, tp and pp stand in the file's name only:
 
     source              only in files that `beam table export` wrote: measured, modelled, imported
 
-The format does not record idle power, the clock reached, temperature, throttling or confidence.
-It does not say its units either; units.py refuses numbers that cannot be in these.
+The format does not record idle power (importing.py takes that from the GPU's device file, where
+there is one), the clock reached, temperature, throttling or confidence. It does not say its units
+either; units.py refuses numbers that cannot be in these.
 """
 
 import csv

@@ -17,8 +17,9 @@ from beam_runtime.types import Source, StepShape
 from beamprof.devices.device import Device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.gemm import Array
-from beamprof.devices.power import running_w, waiting_w
+from beamprof.devices.power import running_w
 from beamprof.models.shape import ModelShape, StageShape
+from beamprof.tables.importers.idle_rows import with_idle_rows
 
 
 class Summed(Protocol):
@@ -41,7 +42,6 @@ def summed_table(
     """Columns and metadata of such a table; its importer adds where the operators came from."""
     clocks = sorted({*device.clocks.profile_mhz, device.clocks.max_mhz})
     rows = [row for step in steps for row in pass_rows(operators, device, stage, step, clocks)]
-    rows += [idle_row(device, stage, clock) for clock in clocks]
     metadata = {
         "model": model.name,
         "model_shape": model.to_json(),
@@ -55,7 +55,8 @@ def summed_table(
         "energy_source": "modelled",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, metadata
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return with_idle_rows(columns, device, stage.tp), metadata
 
 
 def pass_rows(
@@ -87,14 +88,3 @@ def pass_rows(
             "source": str(Source.IMPORTED if imported else Source.MODELLED),
         })  # fmt: skip
     return rows
-
-
-def idle_row(device: Device, stage: StageShape, clock_mhz: int) -> dict[str, object]:
-    """A stage that waits with its clock locked, by the device file."""
-    watts = float(waiting_w(device, np.array([float(clock_mhz)]))[0])
-    return {
-        "kind": str(RowKind.IDLE), "clock_mhz": clock_mhz, "prefill_tokens": 0,
-        "prefill_context_tokens": 0, "decode_requests": 0, "decode_context_tokens": 0,
-        "latency_ms": 1000.0, "energy_j": watts * stage.tp, "clock_reached_mhz": float(clock_mhz),
-        "passes": 1, "source": str(Source.MODELLED),
-    }  # fmt: skip

@@ -5,13 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
-from beam_runtime.table.schema import COLUMNS
+from beam_runtime.table.schema import COLUMNS, RowKind
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import Source
+from beamprof.devices.device import resolve_device
+from beamprof.devices.power import waiting_w
 from beamprof.errors import ImportFormatError, ModelShapeError, OutputError
 from beamprof.tables.export import export_table, output_beside
 from beamprof.tables.importers import ImportOverrides, importer
 from beamprof.tables.importers.beam_artifact import LICENCE, ORIGIN
 from beamprof.tables.importing import import_table
+from beamprof.tables.waiting_power import with_waiting_power
 
 NAME = "dvfs_profile_NVIDIA A100-SXM4-80GB_meta-llama_Llama-3.3-70B-Instruct_tp2_pp4_one.csv"
 HEADER = (
@@ -220,7 +226,7 @@ def test_measured_csvs_survive_import_load_and_export(measured_csvs, tmp_path):
         output = tmp_path / f"{source.stem}.parquet"
         import_table(source, output, file_format="beam-artifact")
         table = PerfTable.load(output)
-        assert len(table) == 744
+        assert len(table.rows(RowKind.FORWARD)["kind"]) == 744
         back = output_beside(output, table, "beam-artifact")
         export_table(table, back, file_format="beam-artifact")
         published, exported = (numbers(path) for path in (source, back))
@@ -237,6 +243,32 @@ def test_measured_csvs_survive_import_load_and_export(measured_csvs, tmp_path):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-13)
             else:
                 assert np.array_equal(ours, theirs), column.name
+
+
+def test_a_controller_and_a_replay_take_the_same_waiting_power(tmp_path):
+    """The device file's, written into the table: the format has none, and a runtime no files."""
+    imported = import_table(
+        written(tmp_path, *LINES), tmp_path / "a.parquet", file_format="beam-artifact"
+    )
+    table = imported.table
+    idle = table.rows(RowKind.IDLE)
+    assert set(idle["source"]) == {"modelled"}
+    assert table.sources == (Source.IMPORTED,), "of the passes"
+    assert any("device file" in note for note in imported.notes)
+    cost, said = StepCost.from_table(table), []
+    by_device = waiting_w(resolve_device(table.device), cost.clocks_mhz.astype(float))
+    assert cost.idle_power_w == pytest.approx(table.tp * by_device)
+    in_replay = with_waiting_power(cost, table, None, said.append)
+    assert in_replay.idle_power_w == pytest.approx(with_idle_power(cost, None).idle_power_w)
+    assert "modelled" in said[0]
+
+
+def test_of_a_gpu_without_a_device_file_no_waiting_power_is_known(tmp_path):
+    imported = import_table(
+        written(tmp_path, *LINES), tmp_path / "a.parquet", file_format="beam-artifact",
+        overrides=ImportOverrides(device="some-other-gpu"),
+    )  # fmt: skip
+    assert len(imported.table.rows(RowKind.IDLE)["kind"]) == 0
 
 
 def numbers(path: Path) -> dict[tuple[int, ...], list[float]]:
