@@ -1,8 +1,6 @@
 """Routed experts of one layer in torch: as transformers computes them, and as a GPU can replay it.
 
-Tokens are sorted by expert, so that each expert's are one run of rows. On GPUs whose torch has a
-grouped GEMM for the format it takes all runs at once and nothing waits for the host, which a CUDA
-graph needs; elsewhere a loop goes over the experts that have work.
+Tokens are sorted by expert, so that each expert's are one run of rows.
 """
 
 from dataclasses import dataclass
@@ -11,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from beamprof.backends.torch_linear import Weight, grouped, linear
+
 
 @dataclass(frozen=True, slots=True)
 class DenseWeights:
     """A gated MLP: gate_up (2 width, hidden), down (hidden, width)."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class ExpertWeights:
     """
 
     router: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
     top_k: int
     normalised: bool = True
     shared: DenseWeights | None = None
@@ -41,8 +41,8 @@ class ExpertWeights:
 
 def dense(hidden: Tensor, weights: DenseWeights) -> Tensor:
     """SwiGLU: (tokens, hidden) to this rank's part of (tokens, hidden)."""
-    gate, up = functional.linear(hidden, weights.gate_up).chunk(2, dim=-1)
-    return functional.linear(functional.silu(gate) * up, weights.down)
+    gate, up = linear(hidden, weights.gate_up).chunk(2, dim=-1)
+    return linear(functional.silu(gate) * up, weights.down)
 
 
 def experts(hidden: Tensor, weights: ExpertWeights) -> Tensor:
@@ -55,20 +55,8 @@ def experts(hidden: Tensor, weights: ExpertWeights) -> Tensor:
     rows = hidden[order // weights.top_k]
     numbers = torch.arange(weights.router.shape[0], device=hidden.device)
     ends = (expert.flatten()[:, None] == numbers).sum(dim=0).cumsum(dim=0)
-    gate, up = _grouped(rows, weights.gate_up, ends).chunk(2, dim=-1)
-    out = _grouped(functional.silu(gate) * up, weights.down, ends)
+    gate, up = grouped(rows, weights.gate_up, ends).chunk(2, dim=-1)
+    out = grouped(functional.silu(gate) * up, weights.down, ends)
     out = out * chosen.flatten()[order, None].to(out.dtype)
     mixed = torch.zeros_like(hidden).index_add_(0, order // weights.top_k, out)
     return mixed if weights.shared is None else mixed + dense(hidden, weights.shared)
-
-
-def _grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Rows [ends[e - 1], ends[e]) times weights[e] (outputs, inputs)."""
-    if rows.is_cuda and rows.dtype is torch.bfloat16 and hasattr(torch, "_grouped_mm"):
-        return torch._grouped_mm(rows, weights.transpose(1, 2), offs=ends.to(torch.int32))
-    out, begin = rows.new_empty(rows.shape[0], weights.shape[1]), 0
-    for expert, end in enumerate(ends.tolist()):
-        if end > begin:
-            torch.mm(rows[begin:end], weights[expert].T, out=out[begin:end])
-        begin = end
-    return out

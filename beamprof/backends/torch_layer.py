@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from beamprof.backends.torch_experts import DenseWeights, ExpertWeights, dense, experts
+from beamprof.backends.torch_linear import Weight, linear
 from beamprof.models.layers import Attention
 from beamprof.models.shape import ModelShape
 
@@ -27,7 +28,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's shard, as torch.nn.functional.linear takes it: (outputs, inputs).
+    """One layer's shard, as torch_linear takes it: (outputs, inputs).
 
     Attributes:
         qkv: ((heads + 2 kv_heads) head_dim, hidden): queries, keys, values; qkv_bias or None.
@@ -37,11 +38,11 @@ class LayerWeights:
         attention_norm, mlp_norm: (hidden,).
     """
 
-    qkv: Tensor
+    qkv: Weight
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Tensor
+    out: Weight
     mlp: DenseWeights | ExpertWeights
     attention_norm: Tensor
     mlp_norm: Tensor
@@ -108,7 +109,7 @@ def decoder_layer(
         hidden, hidden.shape[-1:], weights.attention_norm, model.rms_norm_eps
     )
     mixed = _attention(normed, weights, blocks, rotate, model, attention)
-    hidden = hidden + reduce(functional.linear(mixed, weights.out))
+    hidden = hidden + reduce(linear(mixed, weights.out))
     normed = functional.rms_norm(hidden, hidden.shape[-1:], weights.mlp_norm, model.rms_norm_eps)
     if isinstance(weights.mlp, DenseWeights):
         return hidden + reduce(dense(normed, weights.mlp))
@@ -124,9 +125,7 @@ def _attention(
     attention: Attention,
 ) -> Tensor:
     """(tokens, hidden) -> (tokens, heads x head_dim), before the output projection."""
-    qkv = functional.linear(normed, weights.qkv, weights.qkv_bias).unflatten(
-        -1, (-1, attention.head_dim)
-    )
+    qkv = linear(normed, weights.qkv, weights.qkv_bias).unflatten(-1, (-1, attention.head_dim))
     heads = (attention.heads, attention.kv_heads, attention.kv_heads)
     queries, keys, values = qkv.split(heads, dim=1)
     if weights.q_norm is not None and weights.k_norm is not None:

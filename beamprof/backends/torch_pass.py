@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from beam_runtime.types import StepShape
+from beamprof.backends.torch_buildable import attention_of, buildable, mlp_of
 from beamprof.backends.torch_experts import DenseWeights, ExpertWeights
 from beamprof.backends.torch_layer import (
     Block,
@@ -24,13 +25,10 @@ from beamprof.backends.torch_layer import (
     decoder_layer,
     rotation,
 )
+from beamprof.backends.torch_linear import Weight, in_fp8
 from beamprof.backends.torch_memory import check_fits
-from beamprof.errors import BackendError
-from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp, NoMlp
+from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp
 from beamprof.models.shape import ModelShape, StageShape
-
-# Families whose layers torch_layer computes; others norm, rotate or activate in other ways.
-FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class Stage:
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.reduce = reduce
         self._random = torch.Generator(self.device).manual_seed(seed)
-        self.decoder = buildable(model, stage)
+        self.decoder = buildable(model, stage, self.device)
         self.attention = [attention_of(layer) for layer in self.decoder]
         check_fits(self.device, int(stage.weight_bytes), f"{stage.layers} layers of {model.name}")
         self.layers = [self._random_layer(layer) for layer in self.decoder]
@@ -146,11 +144,11 @@ class Stage:
         head_ones = torch.ones(shard.head_dim, dtype=self.dtype, device=self.device)
         normed = self.model.qk_norm
         return LayerWeights(
-            qkv=self.random(shard.qkv_size, hidden, scale=wide),
+            qkv=self._weight("attention", shard.qkv_size, hidden, scale=wide),
             qkv_bias=self.random(shard.qkv_size) if self.model.qkv_bias else None,
             q_norm=head_ones if normed else None,
             k_norm=head_ones if normed else None,
-            out=self.random(hidden, attended, scale=1 / math.sqrt(attended)),
+            out=self._weight("attention", hidden, attended, scale=1 / math.sqrt(attended)),
             mlp=self._random_mlp(mlp_of(layer)),
             attention_norm=ones,
             mlp_norm=ones,
@@ -161,15 +159,20 @@ class Stage:
         wide, narrow = 1 / math.sqrt(hidden), 1 / math.sqrt(width)
         if isinstance(mlp, DenseMlp):
             return DenseWeights(
-                gate_up=self.random(2 * width, hidden, scale=wide),
-                down=self.random(hidden, width, scale=narrow),
+                gate_up=self._weight("mlp", 2 * width, hidden, scale=wide),
+                down=self._weight("mlp", hidden, width, scale=narrow),
             )
         return ExpertWeights(
             router=self.random(mlp.experts, hidden, scale=wide),
-            gate_up=self.random(mlp.experts, 2 * width, hidden, scale=wide),
-            down=self.random(mlp.experts, hidden, width, scale=narrow),
+            gate_up=self._weight("experts", mlp.experts, 2 * width, hidden, scale=wide),
+            down=self._weight("experts", mlp.experts, hidden, width, scale=narrow),
             top_k=mlp.top_k,
         )
+
+    def _weight(self, tensor: str, *shape: int, scale: float) -> Weight:
+        """Random weights of a class of tensors, in its format."""
+        made = self.random(*shape, scale=scale)
+        return in_fp8(made) if getattr(self.model.precision, tensor) == "fp8" else made
 
     def _grow_cache(self, tokens: int, step: StepShape) -> None:
         """Room for ``tokens`` in every layer, filled with random keys and values."""
@@ -272,45 +275,3 @@ def _activation_bytes(stage: StageShape, step: StepShape) -> int:
         width = 4 * mlp.intermediate_size * copies + 4 * stage.hidden_size * copies
         widest = max(widest, width + 2 * mixer.qkv_size)
     return step.tokens * widest * stage.activation_bytes
-
-
-def attention_of(layer: Layer) -> Attention:
-    """A layer's softmax attention, which buildable() has checked to be there."""
-    if not isinstance(layer.mixer, Attention):
-        raise TypeError(f"{layer} has no softmax attention")
-    return layer.mixer
-
-
-def mlp_of(layer: Layer) -> DenseMlp | MoeMlp:
-    """A layer's MLP: the families that are built here have one in every layer."""
-    if isinstance(layer.mlp, NoMlp):
-        raise TypeError(f"{layer} has no MLP")
-    return layer.mlp
-
-
-def buildable(model: ModelShape, stage: StageShape) -> list[Layer]:
-    """The stage's layers, kind after kind.
-
-    Raises:
-        BackendError: a family, mixer, format or layout that is not built here.
-    """
-    layers = [group.layer for group in stage.groups for _ in range(group.count)]
-    kinds = [group.layer for group in stage.groups]
-    why = ""
-    if model.architecture not in FAMILIES:
-        why = f"layers of {model.architecture}"
-    elif model.precision.method:
-        why = f"weights quantised by {model.precision.method}"
-    elif any(not isinstance(layer.mixer, Attention) for layer in kinds):
-        why = "attention other than softmax's"
-    elif any(isinstance(layer.mlp, MoeMlp) and layer.mlp.shared_size for layer in kinds):
-        why = "shared experts"
-    elif stage.ep > 1 or stage.dp > 1:
-        why = "experts spread over GPUs"
-    if why:
-        raise BackendError(
-            f"the torch backend does not build {why}: {model.name}",
-            cause=f"it builds {', '.join(FAMILIES)} in 16 or 32 bit",
-            hint="measure through the engine, --backend vllm, or model it, --backend modelled",
-        )
-    return layers

@@ -34,11 +34,11 @@ def test_the_rehearsal_measures_every_stage_and_compares_it(tmp_path: Path) -> N
     done = measure("--rehearse", str(out))
     logs = "\n".join(path.read_text() for path in out.glob("*.log"))
     assert done.returncode == 0, done.stderr + logs
-    for name in ("dense-tp2-pp2", "experts-tp1-pp1"):
+    for name in ("dense-tp2-pp2", "fp8-tp1-pp2", "experts-tp1-pp1"):
         table = PerfTable.load(out / f"{name}.parquet")
         assert table.sources == (Source.MEASURED,)
         assert len(table) > 5
-    for part in ("dense", "experts"):
+    for part in ("dense", "fp8", "experts"):
         assert f"{part}: done" in done.stdout
         assert f"{part}-modelled: done" in done.stdout
         assert f"{part}-compared: done" in done.stdout
@@ -55,7 +55,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "dense: failed" in done.stderr
     assert "experts: failed" in done.stderr
-    assert "error: dense experts failed" in done.stderr
+    assert "error: dense fp8 experts failed" in done.stderr
     assert (tmp_path / "out" / "provenance.json").is_file()
 
 
