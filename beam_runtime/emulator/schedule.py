@@ -81,8 +81,8 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prompts: int, setup:
 
     An engine can be told whom it does not see, how many tokens a step has, and how many of them
     any prompt gets at most (vLLM's long_prefill_token_threshold). So where prompts are to stay
-    SHORT of their last token, the first that would be done says how many each may get, the next
-    one ends the step, and those that are short already are not seen.
+    SHORT of their last token, the first that would be done says how many each may get (unless a
+    user has), the next one ends the step, and those that are short already are not seen.
 
     Args:
         state: the engine.
@@ -92,7 +92,7 @@ def fill(state: State, budget_tokens: int, all_shown: bool, prompts: int, setup:
         setup: limits.
     """
     requests, places = state.requests, state.places
-    left, each_tokens = budget_tokens, 0
+    left, each_tokens = budget_tokens, prompt_cap_tokens(state, setup)
     free_blocks = state.engine.free_blocks
     running, waiting = state.engine.running, state.engine.waiting
     items, preempted, admitted, passed_over = 0, 0, 0, 0
@@ -175,6 +175,21 @@ def prompt_tokens(
     """How many tokens a prompt gets of a step with so many left."""
     tokens: int = min(min(request.total_tokens, setup.max_model_len) - computed, left)
     return min(tokens, each_tokens) if each_tokens > 0 else tokens
+
+
+@compiled
+def prompt_cap_tokens(state: State, setup: Records) -> int:
+    """Most tokens of any prompt in this step, 0 = all it holds: nobody is held up by one alone.
+
+    vLLM 0.32's rule.
+    """
+    threshold: int = setup.long_prefill_token_threshold
+    requests = state.engine.running + state.engine.waiting
+    if threshold == 0 or requests < 2:
+        return 0
+    if setup.long_prefill_token_threshold_adaptive:
+        threshold = max(threshold, setup.max_batched_tokens // requests)
+    return threshold
 
 
 @compiled

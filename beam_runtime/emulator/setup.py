@@ -12,6 +12,7 @@ from beam_runtime.types import SAME_MS, SIZES, Correction, EngineLimits, Knobs, 
 
 SETUP = record_type(
     "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
+    "long_prefill_token_threshold long_prefill_token_threshold_adaptive "
     "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
     "wide_margin_ms arrivals_per_s patience_slos",
@@ -117,6 +118,8 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         limits.max_batched_tokens,
         limits.max_model_len,
         limits.max_steps_in_flight,
+        limits.long_prefill_token_threshold,
+        limits.long_prefill_token_threshold_adaptive,
         rules.just_in_time,
         rules.ride_along,
         rules.give_way,

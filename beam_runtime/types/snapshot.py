@@ -66,6 +66,9 @@ class Correction:
         return scale * by_size[size] if size < len(by_size) else scale
 
 
+_FROM_ZERO = ("_ms", "_threshold", "_adaptive")  # ends of names of limits that may be 0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What does not change while an engine runs.
@@ -76,6 +79,9 @@ class EngineLimits:
         max_num_seqs: requests that may run at the same time.
         max_batched_tokens: tokens of the largest step that the engine was started for.
         max_model_len: longest prompt and answer together, tokens.
+        long_prefill_token_threshold: most tokens of one prompt in a step where others are there,
+            as vLLM has it; 0 = as many as the step holds.
+        long_prefill_token_threshold_adaptive: no fewer than the largest step has for each request.
         max_steps_in_flight: vLLM's batch queue: pp (which 0 stands for), or pp + 1 with async
             scheduling.
         host_gap_ms: time per stage and step that no pass covers; about 5.5 ms on a measured
@@ -92,6 +98,8 @@ class EngineLimits:
     max_num_seqs: int = 256
     max_batched_tokens: int = 512
     max_model_len: int = 1 << 30
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
     max_steps_in_flight: int = 0
     host_gap_ms: float = 0.0
     transfer_ms: float = 0.0
@@ -101,7 +109,7 @@ class EngineLimits:
         if self.max_steps_in_flight == 0:
             object.__setattr__(self, "max_steps_in_flight", self.pp)
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name.endswith("_ms") else 1
+            value, least = getattr(self, field.name), int(not field.name.endswith(_FROM_ZERO))
             if not value >= least:
                 raise ValueError(f"{field.name} must be {least} or more, found {value}")
 

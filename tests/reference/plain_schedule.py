@@ -67,7 +67,7 @@ def fill(
     """
     visible = {r.request_id for r in decodes}
     running = list(state.running)
-    batch = _Batch(budget_tokens, state.free_blocks, state.limits.block_size)
+    batch = _Batch(budget_tokens, state)
     at = 0
     while at < len(running) and batch.budget > 0:
         request = running[at]
@@ -102,14 +102,24 @@ def fill(
     return batch.step(budget_tokens, state.free_blocks)
 
 
+def prompt_cap(state: Snapshot) -> int:
+    """Most tokens of any prompt in a step, 0 = no cap: only where others are there, too."""
+    limits, requests = state.limits, len(state.running) + len(state.waiting)
+    if not limits.long_prefill_token_threshold or requests < 2:
+        return 0
+    share = limits.max_batched_tokens // requests
+    floor = share if limits.long_prefill_token_threshold_adaptive else 0
+    return max(limits.long_prefill_token_threshold, floor)
+
+
 class _Batch:
     """A step while it is being filled."""
 
-    def __init__(self, budget: int, free_blocks: int, block_size: int) -> None:
+    def __init__(self, budget: int, state: Snapshot) -> None:
         self.budget = budget
-        self.each = 0
-        self.free_blocks = free_blocks
-        self.block_size = block_size
+        self.each = prompt_cap(state)
+        self.free_blocks = state.free_blocks
+        self.block_size = state.limits.block_size
         self.decodes: list[str] = []
         self.chunks: list[tuple[str, int]] = []
         self.admitted: list[str] = []

@@ -52,6 +52,8 @@ class Workload:
     prefix_caching: bool = False
     changing_budget: bool = False
     aborts: bool = False
+    threshold: int = 0
+    adaptive: bool = False
 
 
 class Composed:
@@ -64,6 +66,8 @@ class Composed:
             max_num_seqs=load.max_num_seqs,
             max_batched_tokens=BATCHED_TOKENS,
             max_model_len=MODEL_LEN,
+            long_prefill_token_threshold=load.threshold,
+            long_prefill_token_threshold_adaptive=load.adaptive,
         )
         self.size = self.limits.block_size
         self.state = empty_state(ROWS, load.pp, load.pp, free_blocks)
@@ -195,6 +199,8 @@ def run(rig: Rig, load: Workload) -> Seen:
         max_num_seqs=load.max_num_seqs,
         num_blocks=load.num_blocks,
         prefix_caching=load.prefix_caching,
+        long_prefill_token_threshold=load.threshold,
+        long_prefill_token_threshold_adaptive=load.adaptive,
     )
     paper = Composed(load, oracle.free_blocks)
     longest = min(MODEL_LEN, (load.num_blocks - 1) * oracle.block_size) - 1
@@ -306,6 +312,22 @@ def test_prefix_cache_hits_when_kv_blocks_are_few(rig: Rig, pp: int) -> None:
     assert sum(one.shared for one in seen) > 50
     assert sum(one.answers for one in seen) > 50
     assert sum(one.looks for one in seen) > 50
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("threshold", [1, 40, 300])
+def test_no_more_of_a_prompt_than_a_threshold(
+    rig: Rig, pp: int, threshold: int, adaptive: bool
+) -> None:
+    for seed in range(10):
+        run(
+            rig,
+            Workload(
+                7000 + seed, pp, num_blocks=(60, PLENTY)[seed % 2], threshold=threshold,
+                adaptive=adaptive, changing_budget=seed % 2 == 0,
+            ),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])

@@ -64,6 +64,7 @@ class Witness:
             self.seen["between"] += 1
 
 
+@pytest.mark.parametrize("threshold", [0, 40], ids=["", "a threshold of the user's"])
 @pytest.mark.parametrize("by_step", [True, False], ids=["eligible step", "running list"])
 @pytest.mark.parametrize("pp", [2, 4])
 def test_each_step_is_the_composers(
@@ -74,6 +75,7 @@ def test_each_step_is_the_composers(
     monkeypatch: pytest.MonkeyPatch,
     pp: int,
     by_step: bool,
+    threshold: int,
 ) -> None:
     tiny_table(config.parent / "table.parquet", pp=pp)
     monkeypatch.setattr(
@@ -81,10 +83,12 @@ def test_each_step_is_the_composers(
     )
     witness = Witness(monkeypatch)
     for seed in range(10):
-        engine = rig(make=make_scheduler, pp=pp, max_num_seqs=12)
+        engine = rig(
+            make=make_scheduler, pp=pp, max_num_seqs=12, long_prefill_token_threshold=threshold
+        )
         director = Together(lambda chunk=(64, 100, 128)[seed % 3]: Knobs(1200, chunk))
         _, wanted = drive(engine, simulated, director, seed, pp)
         assert engine.scheduler.beam.failure == ""
         assert {name: engine.given[name] for name in wanted} == wanted
-        assert engine.scheduler.scheduler_config.long_prefill_token_threshold == 0
+        assert engine.scheduler.scheduler_config.long_prefill_token_threshold == threshold
     assert min(witness.seen.values()) > 20, witness.seen

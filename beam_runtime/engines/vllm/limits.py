@@ -33,6 +33,10 @@ def engine_limits(vllm_config: Any, scheduler: Any, table: PerfTable) -> EngineL
         max_num_seqs=sched.max_num_seqs,
         max_batched_tokens=min(sched.max_num_batched_tokens, scheduler.max_num_scheduled_tokens),
         max_model_len=vllm_config.model_config.max_model_len,
+        long_prefill_token_threshold=sched.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=bool(
+            getattr(sched, "long_prefill_token_threshold_adaptive", False)
+        ),
         max_steps_in_flight=max(1, int(in_flight)),
         host_gap_ms=_number(table, "host_gap_ms"),
         transfer_ms=_number(table, "stage_transfer_ms"),

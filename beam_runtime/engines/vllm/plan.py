@@ -53,7 +53,9 @@ class Constraint(AbstractContextManager["Constraint"]):
         by_step: whether next_decode_eligible_step can hide requests.
     """
 
-    __slots__ = ("_before", "_by_step", "_each_before", "_hiding", "_plan", "_scheduler")
+    __slots__ = (
+        "_adaptive_before", "_before", "_by_step", "_each_before", "_hiding", "_plan", "_scheduler"
+    )  # fmt: skip
 
     def __init__(self, scheduler: Any, *, by_step: bool) -> None:
         self._scheduler = scheduler
@@ -61,6 +63,7 @@ class Constraint(AbstractContextManager["Constraint"]):
         self._hiding: AbstractContextManager[None] | None = None
         self._plan = Plan(0)
         self._before = self._each_before = 0
+        self._adaptive_before = False
 
     def of(self, planned: Plan) -> Self:
         """With this plan from the next ``with`` on."""
@@ -78,18 +81,19 @@ class Constraint(AbstractContextManager["Constraint"]):
             self._hiding.__enter__()
         self._before = scheduler.max_num_scheduled_tokens
         scheduler.max_num_scheduled_tokens = planned.budget_tokens
-        if planned.each_tokens:
+        if planned.each_tokens:  # no more than the user's own, which the composer knows
             config = scheduler.scheduler_config
-            self._each_before = theirs = config.long_prefill_token_threshold
-            config.long_prefill_token_threshold = min(
-                theirs or planned.each_tokens, planned.each_tokens
-            )
+            self._each_before = config.long_prefill_token_threshold
+            self._adaptive_before = getattr(scheduler, "adaptive_long_prefill_threshold", False)
+            config.long_prefill_token_threshold = planned.each_tokens
+            scheduler.adaptive_long_prefill_threshold = False
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._scheduler.max_num_scheduled_tokens = self._before
         if self._plan.each_tokens:
             self._scheduler.scheduler_config.long_prefill_token_threshold = self._each_before
+            self._scheduler.adaptive_long_prefill_threshold = self._adaptive_before
         hiding, self._hiding = self._hiding, None
         if hiding is not None:
             hiding.__exit__(*raised)

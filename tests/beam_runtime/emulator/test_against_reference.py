@@ -102,6 +102,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         max_num_seqs=draw(st.integers(1, 24)),
         max_batched_tokens=draw(st.integers(8, 512)),
         max_model_len=draw(st.sampled_from((1250, 1 << 30))),
+        long_prefill_token_threshold=draw(st.sampled_from((0, 0, 1, 40))),
+        long_prefill_token_threshold_adaptive=draw(st.booleans()),
         max_steps_in_flight=pp + draw(st.integers(0, 1)),
         host_gap_ms=draw(up_to(6.0)),
         transfer_ms=draw(up_to(1.0)),
