@@ -86,9 +86,14 @@ class Columns:
             one.tokens = request.num_tokens
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
-        for record, one in zip(self._requests, self._known, strict=False):
-            promise(record, one.slo)
-        self._by_gap = all(one.slo.kind is StreamKind.GAP for one in self._known)
+        if self._known:  # most have the same SLO: written at once, the others over it
+            common = self._known[0].slo
+            promise(self._requests[: len(running)], common)
+            for at, one in enumerate(self._known):
+                if one.slo is not common:
+                    promise(self._requests[at], one.slo)
+        slos = {id(one.slo): one.slo for one in self._known}
+        self._by_gap = all(slo.kind is StreamKind.GAP for slo in slos.values())
 
     def _count_placeholders(self, running: list[Any], end: int) -> None:
         """Async scheduling lets a request go on before its token is back.

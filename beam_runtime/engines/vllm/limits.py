@@ -114,7 +114,9 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
     """
 
     def promised(request: Any, default: Slo) -> Slo:
-        extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+        extra = getattr(getattr(request, "sampling_params", None), "extra_args", None)
+        if not extra:  # the same object for all of them: whoever keeps columns writes it once
+            return default
         base = config.classes.get(str(extra.get("beam_class")), default)
         ttft_ms, *streaming = (
             _milliseconds(extra.get(f"beam_{name}_ms")) for name in ("ttft", "tbt", "tpot", "e2e")
