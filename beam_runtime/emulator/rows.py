@@ -86,6 +86,8 @@ class Rows:
         """A step is in flight that brings these a token. More than fit: the oldest is lost."""
         if len(self.flights) == len(self.state.flights) - 1:
             self.finish()
+        if len(rows) > len(self.running):  # some were named more than once
+            rows = np.unique(rows)
         self.flights.append(rows)
 
     def finish(self) -> Ints | None:

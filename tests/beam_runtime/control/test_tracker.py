@@ -211,6 +211,17 @@ def test_strange_arrivals_become_servable(prompt_tokens: int, cached: int) -> No
     assert shape.prefill_context_tokens >= 0
 
 
+def test_a_request_named_a_thousand_times_in_a_step_gets_one_token() -> None:
+    tracker = tracker_with("a", "b")
+    tracker.issued([], [("a", 100), ("b", 100)], 1.0)
+    tracker.finished(2.0)
+    tracker.issued(["a"] * 1000 + ["b"], [], 3.0)
+    assert len(view(tracker, 3.0, (9.0,)).in_flight) == 1
+    tracker.finished(9.0)
+    generated = {r.request_id: r.generated_tokens for r in view(tracker, 9.0).running}
+    assert generated["a"] == 2
+
+
 def _snapshot(running: list[RequestState]) -> Snapshot:
     return Snapshot(0.0, LIMITS, Knobs(1410, 512), running=tuple(running))
 
