@@ -67,7 +67,8 @@ def test_no_thread_is_left_for_its_heartbeat(gpus: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as broken:
         broken.setattr(guarded.threading.Thread, "start", none_left)
         refused(gpus, "without a heartbeat")
-    assert children(os.getpid()) == before, "its guard went home"
+    # Guards of other tests may still be on their way.
+    assert set(children(os.getpid())) <= set(before), "its guard went home"
 
 
 def test_the_next_set_finds_all_in_order(gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
