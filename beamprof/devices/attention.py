@@ -88,6 +88,7 @@ def decode_us(
     busy_us = (waves * block_us)[:, None] + (waves * block_clocks)[:, None] / clocks_mhz
     cold = np.reshape(cold, (-1, 1))
     moved = heads.cache_bytes(each * requests)[:, None] * cold / kernels.bandwidth_share
+    first_us = np.minimum(kernels.first_us, moved / bandwidth(device, clocks_mhz))
     queries = (requests * heads.heads * heads.head_dim)[:, None]
     moved_us = (moved + 2 * ACTIVATION_BYTES * queries) / bandwidth(device, clocks_mhz)
     total = soft_max(busy_us, moved_us, kernels.decode_exponent)
@@ -95,7 +96,7 @@ def decode_us(
         merged = np.where(requests[:, None] <= MERGED_REQUESTS, queries, 0.0)
         total = total + merged / (kernels.merge_per_clock * clocks_mhz)
     fixed_us = kernels.split_us * splits + kernels.request_us * requests + kernels.decode_fixed_us
-    return np.asarray(total + kernels.first_us * cold + fixed_us[:, None])
+    return np.asarray(total + first_us + fixed_us[:, None])
 
 
 def chunk_us(

@@ -72,6 +72,9 @@ class MoeKernels:
         row_bytes_per_clock: rows gathered, activated and summed up, bytes per clock.
         expert_us: for each expert with work.
         spread_us: besides, where the experts are spread over GPUs: choices of others are left out.
+        ragged_share: of load_bytes_per_clock, where the rows of a weight do not start at multiples
+            of 16 elements (a width of 704 over 8 GPUs): they are loaded element by element.
+        least_rows: of a tile, for kernels that have no lower ones.
     """
 
     efficiency: float
@@ -84,6 +87,8 @@ class MoeKernels:
     row_bytes_per_clock: float
     expert_us: float
     spread_us: float = 0.0
+    ragged_share: float = 1.0
+    least_rows: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class AttentionKernels:
         split_us: besides, of the pass, where caches are split.
         merge_per_clock: query elements that the merging of splits takes in per clock; 0 = none.
         request_us: each request of a decode batch, in the kernel that plans the splits.
-        first_us: the latency of DRAM, of first reads that nothing hides.
+        first_us: until DRAM streams at its bandwidth; never more than the stream itself takes.
     """
 
     head_dims: tuple[float, ...]

@@ -27,6 +27,8 @@ from beamprof.models.recurrent import GatedDelta
 
 MIN_US = 20.0  # errors are reported from here on: shorter rows are mostly launch, but fitted
 L2_KEPT = 0.85  # of the L2 cache: what is smaller stays in it while an operator is repeated
+# L2 in two halves, each with a copy of what its SMs read: experts' weights, read by any, fit half.
+HALVED_L2 = ("h100-sxm", "h200-sxm", "b200")
 HELD_OUT_SHARE = 0.2
 FEW_MODELS = 5  # a format measured on fewer MoE models has splits of them held out, not models
 FLOOR_EXPONENT = 6.0
@@ -318,7 +320,9 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         def predict(device: Device, at: np.ndarray, routed=routed, form=form):  # type: ignore[no-untyped-def]
             fields = ("choices", "active", "rows", "tiles", "hidden", "width", "ups", "spread")
             chosen = Routed(*(getattr(routed, name)[at] for name in fields))
-            return experts_us(device, chosen, FORMATS[form], _top(device))[:, 0]
+            copies = 2.0 if device.name in HALVED_L2 else 1.0
+            cold = cold_share(device, copies * chosen.weight_bytes(FORMATS[form]))
+            return experts_us(device, chosen, FORMATS[form], _top(device), cold)[:, 0]
 
         us = part["latency"].to_numpy() * 1e3
         model = _columns(part, "hidden_size", "inter_size", "topk", "num_experts")
@@ -329,7 +333,10 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
             rate = device.moe_kernels(FORMATS[form]).rate
             return routed.flops / rate, routed.dram_bytes(FORMATS[form])
 
-        found.append(Rows("MoE", f"moe.{form}", MOE, us, held, predict, _power(part), work))
+        constants = dict(MOE)
+        if form == "bfloat16":  # other formats' shapes all start at multiples of 16, or are padded
+            constants["ragged_share"] = (0.3, 1e-2, 1.0)
+        found.append(Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work))
     return found
 
 
