@@ -156,6 +156,9 @@ class LatentKernels:
         bandwidth_share: of the DRAM bandwidth, while the latent cache is streamed.
         fixed_us: norms, RoPE, cache write and the kernels' starts. row_bytes_per_clock: elementwise
             traffic of a token's heads.
+        token_clocks: of the whole GPU, for what each token costs whatever its heads.
+        fp8_us: besides fixed_us: kernels that bring queries and latents into an 8-bit format.
+        request_us: besides, each request of a decode batch: its thread blocks and merged splits.
     """
 
     chunk_efficiency: float
@@ -163,6 +166,9 @@ class LatentKernels:
     bandwidth_share: float
     fixed_us: float
     row_bytes_per_clock: float
+    token_clocks: float = 0.0
+    fp8_us: float = 0.0
+    request_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

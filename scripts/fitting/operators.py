@@ -87,6 +87,9 @@ LATENT = {
     "bandwidth_share": (1.0, 0.3, 1.3),
     "fixed_us": (40.0, 1.0, 400.0),
     "row_bytes_per_clock": (500.0, 20.0, 1e5),
+    "token_clocks": (10.0, 1e-2, 1e3),
+    "fp8_us": (5.0, 1e-2, 60.0),
+    "request_us": (0.05, 1e-4, 5.0),
 }
 DELTA = {
     "token_clocks": (90.0, 1.0, 1e4),
