@@ -248,6 +248,8 @@ def _section(
         raise DeviceError(f"{where}: [{title}] {fault} {key!r}", hint=_example_hint())
     values = {}
     for key, value in table.items():
+        if key in _BY_HEAD_SIZE and not isinstance(value, list):
+            value = [value] * len(table["head_dims"])
         numbers = value if isinstance(value, list) else [value]
         is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])
         sound = all(_is_number(one) and (isinstance(one, int) or not whole) for one in numbers)
@@ -266,6 +268,8 @@ def _is_number(value: object) -> bool:
 
 
 _TOO_HIGH_MHZ = 100_000
+# Where one number may stand for all head sizes.
+_BY_HEAD_SIZE = ("kv_bytes_per_clock",)
 
 
 def _check(device: Device, where: str) -> None:

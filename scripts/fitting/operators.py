@@ -70,7 +70,7 @@ ATTENTION_CHUNK = {
 ATTENTION_DECODE = {
     "kv_bytes_per_clock": (40.0, 3.0, 1e3),
     "least_keys": (100.0, 8.0, 256.0),
-    "bandwidth_share": (1.0, 0.3, 1.3),
+    "bandwidth_share": (1.0, 0.3, 1.2),
     "decode_fixed_us": (8.0, 0.5, 60.0),
     "decode_exponent": (2.5, 1.0, 20.0),
     "block_us": (0.5, 1e-3, 20.0),

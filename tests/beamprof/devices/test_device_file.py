@@ -43,6 +43,14 @@ def test_names_as_people_write_them(written: str, name: str) -> None:
     assert resolve_device(written).name == name
 
 
+def test_one_rate_may_stand_for_all_head_sizes() -> None:
+    text = a100_text()
+    (line,) = [one for one in text.splitlines() if one.startswith("kv_bytes_per_clock")]
+    device = parse_device(text.replace(line, "kv_bytes_per_clock = 15.0"), "mine", "mine.toml")
+    kernels = device.attention["bfloat16"]
+    assert kernels.kv_bytes_per_clock == (15.0,) * len(kernels.head_dims)
+
+
 @pytest.mark.parametrize("written", ["h", "", "..", "h100/../x", "H20", "L40", "B20", "H10", "A10"])
 def test_unknown_device_lists_the_known(written: str) -> None:
     with pytest.raises(DeviceError, match="unknown device") as caught:
