@@ -191,7 +191,10 @@ def fit_cached_kv(device: Device, passes: list[Pass]) -> tuple[Device, dict[str,
                 clocks = (long.latency_ms - short.latency_ms) * 1e3 * short.clocks_mhz
                 rates.append(kv_bytes / device.compute.sms / np.median(clocks))
     name = "attention.bfloat16.kv_bytes_per_clock"
-    return replaced(device, {name: float(np.median(rates))}), {name: float(np.std(rates))}
+    sizes = len(device.attention["bfloat16"].head_dims)
+    return replaced(device, {name: (float(np.median(rates)),) * sizes}), {
+        name: float(np.std(rates))
+    }
 
 
 def fit_attention(device: Device, data: Path) -> tuple[Device, dict[str, float]]:

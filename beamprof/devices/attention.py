@@ -1,14 +1,17 @@
 """Time of softmax attention in one layer: decodes that stream their KV cache, chunks that multiply.
 
-Decode attention runs one thread block per (request, KV head), so its time has small steps where
-B * kv_heads crosses a multiple of the SMs; below that the cache is split over idle SMs (flash
-decoding). Contexts of a batch are taken as equal: only their sum is known. A sliding window bounds
-each of them.
+Decode attention runs one thread block per (request, KV head), in whole waves over the SMs; where
+they are few, the cache is split over idle SMs (flash decoding). A block costs its start, and its
+keys at an SM's rate, few of them as much as a tile; all together cost what DRAM needs. Up to
+MERGED_REQUESTS a second kernel merges the splits, be there one or several. FlashAttention 2 gives
+each query head a block of its own, and splits nothing, where a group has one head or a window
+bounds it. Contexts of a batch are taken as equal: only their sum is known.
 
-Chunk attention runs one thread block per 128 rows of (query, head of a KV head's group). Work over
-rate paces it, and its longest block where there are too few to fill the SMs. Along the diagonal a
-tile of queries computes what its last (and, within a window, its first) query sees, and starts with
-a prologue, which counts as a few more keys.
+Chunk attention runs one thread block per query_rows of (query, head of a KV head's group), or of
+one head's queries. Work over rate paces it, its longest block where there are too few to fill the
+SMs, and whole waves of its shortest. Along the diagonal a tile of queries computes what its last
+(and, within a window, its first) query sees, and starts with a prologue, which counts as a few more
+keys. Before it, keys and values are written to the cache by a kernel of one thread block per token.
 """
 
 from dataclasses import dataclass
@@ -19,8 +22,13 @@ from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array, bandwidth, soft_max
 from beamprof.models.formats import KV_BYTES
 
-QUERY_TILE = 128  # rows of one thread block in chunk attention
 SPLIT_BELOW = 0.8  # flash decoding splits the cache while blocks < 0.8 * SMs
+KEY_TILE = 128  # keys of the smallest split
+MAX_SPLITS = 32  # of one cache: what vLLM allows in CUDA graphs
+MERGED_REQUESTS = 512  # vLLM captures CUDA graphs up to here, the merging of splits among them
+CHUNK_SPLIT_BELOW = 0.5  # chunks' tiles are split over keys while they fill fewer of the SMs
+WRITE_THREADS = 512  # at most, of the block that writes one token's keys or values
+WRITE_EXPONENT = 4.0  # how sharply the slower paces it, blocks or DRAM
 ACTIVATION_BYTES = 2
 
 
@@ -60,18 +68,35 @@ def decode_us(
     caches pass through L2 in between; less where a benchmark repeats one layer.
     """
     kernels, sms = device.attention_kernels(heads.kv), device.compute.sms
-    each = np.minimum(context_tokens / requests + 1, heads.window_tokens)
-    blocks = requests * heads.kv_heads
-    blocks = np.where(blocks < SPLIT_BELOW * sms, sms, blocks)
-    block_bytes = (heads.cache_bytes(each * requests) / blocks)[:, None]
-    block_us = block_bytes / (kernels.kv_bytes_per_clock * clocks_mhz)
-    dram_bytes = block_bytes * np.reshape(cold, (-1, 1))
-    dram_us = dram_bytes / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
-    waves, rest = (part[:, None] for part in np.divmod(blocks, sms))
-    busy_us = block_us + kernels.block_us
-    total = waves * np.maximum(busy_us, sms * dram_us)
-    total = total + (rest > 0) * np.maximum(busy_us, rest * dram_us)
-    return np.asarray(total + kernels.decode_fixed_us)
+    mean = context_tokens / requests
+    each = np.minimum(mean + 1, heads.window_tokens)
+    group = heads.heads / heads.kv_heads
+    packed = (group > 1) & np.isinf(heads.window_tokens) | bool(kernels.decode_packs)
+    group = np.where(packed, group, 1.0)
+    whole = requests * heads.heads / group
+    parts = np.minimum(whole * np.clip(each / KEY_TILE, 1.0, MAX_SPLITS), sms)
+    splits = packed & (whole < SPLIT_BELOW * sms) & (parts > whole)
+    blocks = np.where(splits, parts, whole)
+    keys = np.maximum(each * whole / blocks, kernels.least_keys)
+    rate = np.interp(heads.head_dim, kernels.head_dims, kernels.kv_bytes_per_clock)
+    block_clocks = heads.cache_bytes(keys) / heads.kv_heads / rate
+    block_us = kernels.block_us + kernels.row_us * group
+    if kernels.slid_us:
+        slid_us = np.interp(heads.head_dim, kernels.head_dims, kernels.slid_us)
+        block_us = block_us + slid_us * (mean >= heads.window_tokens)
+    waves = np.ceil(blocks / sms)
+    busy_us = (waves * block_us)[:, None] + (waves * block_clocks)[:, None] / clocks_mhz
+    cold = np.reshape(cold, (-1, 1))
+    moved = heads.cache_bytes(each * requests)[:, None] * cold / kernels.bandwidth_share
+    first_us = np.minimum(kernels.first_us, moved / bandwidth(device, clocks_mhz))
+    queries = (requests * heads.heads * heads.head_dim)[:, None]
+    moved_us = (moved + 2 * ACTIVATION_BYTES * queries) / bandwidth(device, clocks_mhz)
+    total = soft_max(busy_us, moved_us, kernels.decode_exponent)
+    if kernels.merge_per_clock:
+        merged = np.where(requests[:, None] <= MERGED_REQUESTS, queries, 0.0)
+        total = total + merged / (kernels.merge_per_clock * clocks_mhz)
+    fixed_us = kernels.split_us * splits + kernels.request_us * requests + kernels.decode_fixed_us
+    return np.asarray(total + first_us + fixed_us[:, None])
 
 
 def chunk_us(
@@ -81,37 +106,50 @@ def chunk_us(
     tokens: Array,
     context_tokens: Array,
     clocks_mhz: Array,
+    cold: Array | float = 1.0,
 ) -> Array:
     """Microseconds of one layer's attention of prefill chunks over their context and themselves.
 
     ``requests`` equal chunks in one pass, ``tokens`` new tokens of each, ``context_tokens`` before
-    each: (R,). Returns (R, M).
+    each: (R,). ``cold`` as of decode_us, but of all that is moved. Returns (R, M).
     """
     kernels, compute = device.attention_kernels(heads.kv), device.compute
-    group = heads.heads / heads.kv_heads
-    tiles = heads.kv_heads * np.ceil(tokens * group / QUERY_TILE) * requests
+    group = heads.heads / heads.kv_heads if kernels.chunk_packs else np.ones_like(heads.heads)
+    tiles = heads.heads / group * np.ceil(tokens * group / kernels.query_rows) * requests
     slid = context_tokens + tokens > heads.window_tokens
-    ragged = np.minimum(QUERY_TILE / group, tokens) * np.where(slid, 1.0, 0.5)
+    ragged = np.minimum(kernels.query_rows / group, tokens) * np.where(slid, 1.0, 0.5)
     started = kernels.prologue_keys + ragged
     keys = mean_keys(tokens, context_tokens, heads.window_tokens) + started
     most = np.minimum(context_tokens + tokens, heads.window_tokens) + started
     efficiency = np.interp(heads.head_dim, kernels.head_dims, kernels.efficiency)
     key_clocks = 4.0 * heads.head_dim / (compute.tensor_flops_per_clock * efficiency)
-    mean_clocks = tiles * QUERY_TILE * keys * key_clocks / compute.sms
-    busy_clocks = mean_clocks
+    tile_clocks = kernels.query_rows * keys * key_clocks + kernels.tile_clocks
+    busy_clocks = tiles * tile_clocks / compute.sms
     if kernels.balance_exponent:
-        longest_clocks = QUERY_TILE * most * key_clocks
-        busy_clocks = soft_max(mean_clocks, longest_clocks, kernels.balance_exponent)
+        splits = np.ones_like(tiles)
+        if kernels.chunk_packs:
+            splits = np.clip(CHUNK_SPLIT_BELOW * compute.sms / tiles, 1.0, MAX_SPLITS)
+        longest_clocks = kernels.query_rows * most / splits * key_clocks + kernels.tile_clocks
+        # Blocks that start with as long a context as the others do not fill up a last wave.
+        least = np.minimum(context_tokens, heads.window_tokens) + started
+        waves = np.ceil(tiles / compute.sms)
+        whole_clocks = waves * (kernels.query_rows * least * key_clocks + kernels.tile_clocks)
+        busy_clocks = np.maximum(busy_clocks, whole_clocks)
+        busy_clocks = soft_max(busy_clocks, longest_clocks, kernels.balance_exponent)
     busy_us = busy_clocks[:, None] / clocks_mhz
-    # Queries and outputs; keys and values read and written to the cache, before they are attended.
-    sizes = (heads.heads + 2.0 * heads.kv_heads) * heads.head_dim
-    own_bytes = 2 * ACTIVATION_BYTES * requests * tokens * sizes
+    new, elements = requests * tokens, heads.kv_heads * heads.head_dim
+    byte_us = np.reshape(cold, (-1, 1)) / bandwidth(device, clocks_mhz)
+    queries = 2 * ACTIVATION_BYTES * new * heads.heads * heads.head_dim
     seen = np.minimum(context_tokens, heads.window_tokens) + tokens
-    moved = own_bytes / kernels.query_bandwidth_share + heads.cache_bytes(
-        requests * seen / kernels.bandwidth_share
-    )
-    moved_us = moved[:, None] / bandwidth(device, clocks_mhz)
-    return np.asarray(kernels.chunk_fixed_us + busy_us + moved_us)
+    moved = queries / kernels.query_bandwidth_share
+    moved = moved + heads.cache_bytes(requests * seen) / kernels.bandwidth_share
+    total = soft_max(busy_us, moved[:, None] * byte_us, kernels.chunk_exponent)
+    written = 2 * ACTIVATION_BYTES * new * elements + heads.cache_bytes(new)
+    written_us = (written / kernels.query_bandwidth_share)[:, None] * byte_us
+    threads = np.minimum(elements, WRITE_THREADS) / WRITE_THREADS
+    threads_us = (kernels.token_clocks * new * threads)[:, None] / clocks_mhz
+    write_us = soft_max(threads_us, written_us, WRITE_EXPONENT)
+    return np.asarray(kernels.chunk_fixed_us + total + write_us)
 
 
 def mean_keys(tokens: Array, context_tokens: Array, window_tokens: Array) -> Array:

@@ -72,6 +72,9 @@ class MoeKernels:
         row_bytes_per_clock: rows gathered, activated and summed up, bytes per clock.
         expert_us: for each expert with work.
         spread_us: besides, where the experts are spread over GPUs: choices of others are left out.
+        ragged_share: of load_bytes_per_clock, where the rows of a weight do not start at multiples
+            of 16 elements (a width of 704 over 8 GPUs): they are loaded element by element.
+        least_rows: of a tile, for kernels that have no lower ones.
     """
 
     efficiency: float
@@ -84,6 +87,8 @@ class MoeKernels:
     row_bytes_per_clock: float
     expert_us: float
     spread_us: float = 0.0
+    ragged_share: float = 1.0
+    least_rows: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +96,55 @@ class AttentionKernels:
     """Attention over a cache of one format ([attention.<format>]); see beamprof.devices.attention.
 
     Attributes:
-        head_dims, efficiency: share of the bf16 tensor rate in chunk attention, by head size.
-        prologue_keys: what starts and ends a query tile, as so many more keys.
+        head_dims: head sizes that the tuples below are given for, linear in between.
+        efficiency: share of the bf16 tensor rate in chunk attention, by head size.
+        prologue_keys, tile_clocks: what starts and ends a query tile, as so many more keys, and
+            besides, whatever the head size.
         balance_exponent: how sharply its longest tile paces a chunk that does not fill the SMs;
             0 = not at all.
+        chunk_exponent, decode_exponent: p of (compute^p + memory^p)^(1/p); 1 = one after the other.
         chunk_fixed_us, decode_fixed_us: the kernels' starts.
-        kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock.
         bandwidth_share: of the DRAM bandwidth, while the cache is streamed.
         query_bandwidth_share: the same for the queries and outputs of a chunk.
+        token_clocks: of the whole GPU, to write one token's keys and values, of WRITE_THREADS
+            elements and more, to the cache.
+        query_rows: of a chunk's tile.
+        chunk_packs, decode_packs: 1 where a thread block takes all heads of a group; 0 where a
+            chunk's tile is of one head and never split, and where FlashAttention 2 decodes.
+        kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock, by head
+            size. least_keys: fewer keys cost a block as much.
+        block_us: a decode's thread block. row_us: besides, for each head of its group.
+        slid_us: besides, where a window has slid: it straddles key tiles; by head size.
+        split_us: besides, of the pass, where caches are split.
+        merge_per_clock: query elements that the merging of splits takes in per clock; 0 = none.
+        request_us: each request of a decode batch, in the kernel that plans the splits.
+        first_us: until DRAM streams at its bandwidth; never more than the stream itself takes.
     """
 
     head_dims: tuple[float, ...]
     efficiency: tuple[float, ...]
     prologue_keys: float
     balance_exponent: float
-    kv_bytes_per_clock: float
+    kv_bytes_per_clock: tuple[float, ...]
     chunk_fixed_us: float = 0.0
     decode_fixed_us: float = 0.0
     bandwidth_share: float = 1.0
     query_bandwidth_share: float = 1.0
+    tile_clocks: float = 0.0
+    chunk_exponent: float = 1.0
+    token_clocks: float = 0.0
+    query_rows: int = 128
+    chunk_packs: int = 1
+    decode_packs: int = 1
+    least_keys: float = 1.0
     block_us: float = 0.0
+    row_us: float = 0.0
+    slid_us: tuple[float, ...] = ()
+    split_us: float = 0.0
+    merge_per_clock: float = 0.0
+    request_us: float = 0.0
+    first_us: float = 0.0
+    decode_exponent: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +156,9 @@ class LatentKernels:
         bandwidth_share: of the DRAM bandwidth, while the latent cache is streamed.
         fixed_us: norms, RoPE, cache write and the kernels' starts. row_bytes_per_clock: elementwise
             traffic of a token's heads.
+        token_clocks: of the whole GPU, for what each token costs whatever its heads.
+        fp8_us: besides fixed_us: kernels that bring queries and latents into an 8-bit format.
+        request_us: besides, each request of a decode batch: its thread blocks and merged splits.
     """
 
     chunk_efficiency: float
@@ -129,6 +166,9 @@ class LatentKernels:
     bandwidth_share: float
     fixed_us: float
     row_bytes_per_clock: float
+    token_clocks: float = 0.0
+    fp8_us: float = 0.0
+    request_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

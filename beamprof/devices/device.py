@@ -28,6 +28,7 @@ from beamprof.devices.constants import (
     MoeKernels,
     Power,
 )
+from beamprof.devices.routing import TILE_ROWS
 from beamprof.errors import DeviceError
 from beamprof.files import read_text, user_path
 from beamprof.models.formats import FORMATS, Format
@@ -247,6 +248,8 @@ def _section(
         raise DeviceError(f"{where}: [{title}] {fault} {key!r}", hint=_example_hint())
     values = {}
     for key, value in table.items():
+        if key in _BY_HEAD_SIZE and not isinstance(value, list):
+            value = [value] * len(table["head_dims"])
         numbers = value if isinstance(value, list) else [value]
         is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])
         sound = all(_is_number(one) and (isinstance(one, int) or not whole) for one in numbers)
@@ -265,6 +268,8 @@ def _is_number(value: object) -> bool:
 
 
 _TOO_HIGH_MHZ = 100_000
+# Where one number may stand for all head sizes.
+_BY_HEAD_SIZE = ("kv_bytes_per_clock",)
 
 
 def _check(device: Device, where: str) -> None:
@@ -305,16 +310,35 @@ def _check(device: Device, where: str) -> None:
     for key, value in rates.items():
         if value <= 0:
             raise DeviceError(f"{where}: {key} must be above 0, found {value}")
+    _check_kernels(device, where)
     if device.power.stall_share > 1:
         raise DeviceError(
             f"{where}: power.stall_share must be 0 to 1, found {device.power.stall_share}"
         )
 
 
+def _check_kernels(device: Device, where: str) -> None:
+    """Numbers by head size, and tiles that exist."""
+    for form, attention in device.attention.items():
+        tuples = (attention.efficiency, attention.kv_bytes_per_clock, attention.slid_us)
+        if any(column and len(column) != len(attention.head_dims) for column in tuples):
+            raise DeviceError(
+                f"{where}: [attention.{form}] efficiency, kv_bytes_per_clock and slid_us need a "
+                "number for each of head_dims"
+            )
+    for form, moe in device.moe.items():
+        if moe.least_rows > max(TILE_ROWS):
+            raise DeviceError(
+                f"{where}: moe.{form}.least_rows must be at most {max(TILE_ROWS)}, "
+                f"found {moe.least_rows}"
+            )
+
+
 # Constants that something is divided by.
 _RATES = {"efficiency", "load_bytes_per_clock", "overlap_exponent", "rate", "bandwidth_share",
           "row_bytes_per_clock", "kv_bytes_per_clock", "chunk_efficiency",
-          "decode_efficiency", "query_bandwidth_share", "conv_bytes_per_clock"}  # fmt: skip
+          "decode_efficiency", "query_bandwidth_share", "conv_bytes_per_clock", "query_rows",
+          "chunk_exponent", "decode_exponent", "ragged_share"}  # fmt: skip
 
 
 def _keys(kernels: object) -> set[str]:

@@ -50,7 +50,10 @@ def latent_us(
     rows = tokens * mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
     expanded = prompts * (new_tokens + before) * mixer.heads * (mixer.nope_dim + mixer.value_dim)
     rows_us = 2.0 * (rows + expanded) / (kernels.row_bytes_per_clock * clocks_mhz)
-    return np.asarray(kernels.fixed_us + soft_max(busy_us, moved_us, EXPONENT) + rows_us)
+    fixed_us = kernels.fixed_us + (kernels.fp8_us if KV_BYTES[kv] == 1 else 0.0)
+    tokens_us = kernels.token_clocks * tokens / clocks_mhz + kernels.request_us * decodes[0]
+    body_us = soft_max(busy_us, moved_us, EXPONENT)
+    return np.asarray(fixed_us + body_us + rows_us + tokens_us)
 
 
 def latent_flops(

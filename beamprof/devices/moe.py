@@ -16,7 +16,8 @@ from beamprof.devices.routing import SPREAD, TILE_ROWS, Loads, drawn_loads, expe
 from beamprof.models.formats import Format
 from beamprof.models.layers import MoeMlp
 
-TILE_OUTPUTS = 128
+TILE_OUTPUTS = (32, 128)  # narrow ones fill the SMs where few experts have work
+ALIGNED_INPUTS = 16  # elements: what one load of a thread takes in
 TILE_EXPONENT = 4.0
 
 
@@ -82,6 +83,10 @@ class Routed:
         """Useful FLOPs."""
         return 2.0 * self.rows * (self.ups + 1) * self.width * self.hidden
 
+    def weight_bytes(self, form: Format) -> Array:
+        """Weights of the experts with work."""
+        return self.active * (self.ups + 1) * self.width * self.hidden * form.weight_bytes
+
     def dram_bytes(self, form: Format) -> Array:
         """Weights of the experts with work, inputs and outputs of their rows."""
         moved = np.zeros_like(self.rows)
@@ -91,34 +96,51 @@ class Routed:
         return moved
 
 
-def experts_us(device: Device, routed: Routed, form: Format, clocks_mhz: Array) -> Array:
+def experts_us(
+    device: Device,
+    routed: Routed,
+    form: Format,
+    clocks_mhz: Array,
+    cold: Array | float = 1.0,
+) -> Array:
     """Microseconds of routed experts (R, M), routing and sums included.
+
+    ``cold`` (R,) is the share of their weights that comes from DRAM: all of it in a server; none
+    where a benchmark repeats one layer within L2.
 
     Raises:
         DeviceError: the device file has no constants for experts.
     """
     kernels, compute = device.moe_kernels(form), device.compute
     best = np.full((routed.rows.size, clocks_mhz.size), np.inf)
-    for height, tiles in zip(TILE_ROWS, routed.tiles.T, strict=True):
+    shapes = [
+        (height, tiles, wide)
+        for height, tiles in zip(TILE_ROWS, routed.tiles.T, strict=True)
+        for wide in TILE_OUTPUTS
+        if height >= kernels.least_rows
+    ]
+    for height, tiles, wide in shapes:
         total = np.zeros_like(best)
         for outputs, inputs in routed.projections:
             depth = inputs + kernels.prologue_inputs
-            flop_clocks = 2.0 * height * TILE_OUTPUTS * depth
+            flop_clocks = 2.0 * height * wide * depth
             flop_clocks = flop_clocks / (
                 compute.tensor_flops_per_clock * kernels.rate * kernels.efficiency
             )
-            row_bytes = height * form.activation_bytes + TILE_OUTPUTS * form.weight_bytes
-            load_clocks = row_bytes * depth / kernels.load_bytes_per_clock
+            row_bytes = height * form.activation_bytes + wide * form.weight_bytes
+            aligned = np.where(inputs % ALIGNED_INPUTS == 0, 1.0, kernels.ragged_share)
+            load_clocks = row_bytes * depth / (kernels.load_bytes_per_clock * aligned)
             tile_clocks = soft_max(flop_clocks, load_clocks, TILE_EXPONENT)
-            waves = np.maximum(tiles * np.ceil(outputs / TILE_OUTPUTS) / compute.sms, 1.0)
-            moved = routed.active * outputs * inputs * form.weight_bytes
+            waves = np.maximum(tiles * np.ceil(outputs / wide) / compute.sms, 1.0)
+            moved = cold * routed.active * outputs * inputs * form.weight_bytes
             moved = moved + routed.rows * (inputs * form.activation_bytes + 2.0 * outputs)
             moved_us = moved[:, None] / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
             busy_us = (waves * tile_clocks)[:, None] / clocks_mhz
             total = total + soft_max(busy_us, moved_us, kernels.overlap_exponent)
         best = np.minimum(best, total)
-    width = (routed.ups + 1) * routed.width + 2 * routed.hidden
-    rows_clocks = 2.0 * routed.choices * width / kernels.row_bytes_per_clock
+    # The activation reads and writes an expert's width; the sum reads every choice's outputs.
+    moved = 2.0 * routed.choices * ((routed.ups + 1) * routed.width + routed.hidden)
+    rows_clocks = moved / kernels.row_bytes_per_clock
     fixed_us = kernels.fixed_us + kernels.spread_us * routed.spread
     fixed_us = fixed_us + kernels.expert_us * routed.active
     return np.asarray(fixed_us[:, None] + best + rows_clocks[:, None] / clocks_mhz)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from fitting.operators import ATTENTION_CHUNK, ATTENTION_DECODE, GEMM, L2_KEPT, MOE, Rows
+from fitting.operators import (
+    ATTENTION_CHUNK,
+    ATTENTION_DECODE,
+    GEMM,
+    MOE,
+    Rows,
+    chunk_cold,
+    cold_share,
+)
 
 from beamprof.devices.attention import Heads, chunk_us, decode_us
 from beamprof.devices.device import Device
@@ -99,8 +107,9 @@ def _attention(folder: Path, model: ModelShape, held: bool) -> list[Rows]:
                           np.inf * ones, "bfloat16")  # fmt: skip
             new, k, b, each = (x[at] for x in c)
             if not decodes:
-                return chunk_us(device, heads, ones, new, k, _top(device))[:, 0]
-            cold = (heads.cache_bytes(b * each) > L2_KEPT * device.memory.l2_mb * 1e6) * 1.0
+                cold = chunk_cold(device, heads, new)
+                return chunk_us(device, heads, ones, new, k, _top(device), cold)[:, 0]
+            cold = cold_share(device, heads.cache_bytes(b * each))
             return decode_us(device, heads, b, b * each, _top(device), cold)[:, 0]
 
         constants = ATTENTION_DECODE if decodes else ATTENTION_CHUNK

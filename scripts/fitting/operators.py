@@ -2,8 +2,8 @@
 
 A family yields its predictions in microseconds from a device, in columns, at the highest clock.
 What belongs to how the rows were measured, and not to the GPU, stays here: the host's floor under
-operators that were launched one by one (no CUDA graph), and the L2 cache that decode attention of
-a small cache was repeated in.
+operators that were launched one by one (no CUDA graph), and the L2 cache that small attention was
+repeated in.
 """
 
 import zlib
@@ -26,7 +26,9 @@ from beamprof.models.layers import LatentAttention, MoeMlp
 from beamprof.models.recurrent import GatedDelta
 
 MIN_US = 20.0  # errors are reported from here on: shorter rows are mostly launch, but fitted
-L2_KEPT = 0.85  # of the L2 cache: a smaller KV cache stays in it while an operator is repeated
+L2_KEPT = 0.85  # of the L2 cache: what is smaller stays in it while an operator is repeated
+# L2 in two halves, each with a copy of what its SMs read: experts' weights, read by any, fit half.
+HALVED_L2 = ("h100-sxm", "h200-sxm", "b200")
 HELD_OUT_SHARE = 0.2
 FEW_MODELS = 5  # a format measured on fewer MoE models has splits of them held out, not models
 FLOOR_EXPONENT = 6.0
@@ -56,17 +58,28 @@ MOE = {
     "spread_us": (3.0, 1e-2, 60.0),
 }
 ATTENTION_CHUNK = {
-    "efficiency": (0.55, 0.05, 1.2),
+    "efficiency": (0.55, 0.01, 1.2),
     "prologue_keys": (64.0, 1.0, 3000.0),
+    "tile_clocks": (1000.0, 1.0, 1e5),
     "balance_exponent": (2.0, 1.0, 20.0),
+    "chunk_exponent": (1.5, 1.0, 20.0),
     "chunk_fixed_us": (8.0, 0.5, 60.0),
     "query_bandwidth_share": (0.5, 0.05, 1.3),
+    "token_clocks": (10.0, 1e-2, 100.0),
 }
 ATTENTION_DECODE = {
     "kv_bytes_per_clock": (40.0, 3.0, 1e3),
-    "bandwidth_share": (1.0, 0.3, 1.3),
+    "least_keys": (100.0, 8.0, 256.0),
+    "bandwidth_share": (1.0, 0.3, 1.2),
     "decode_fixed_us": (8.0, 0.5, 60.0),
+    "decode_exponent": (2.5, 1.0, 20.0),
     "block_us": (0.5, 1e-3, 20.0),
+    "row_us": (1e-3, 1e-6, 1.0),
+    "slid_us": (1.0, 1e-3, 20.0),
+    "split_us": (1.0, 1e-3, 20.0),
+    "merge_per_clock": (130.0, 5.0, 1e5),
+    "request_us": (1e-3, 1e-6, 1.0),
+    "first_us": (5.0, 1e-3, 20.0),
 }
 LATENT = {
     "chunk_efficiency": (0.5, 0.05, 1.2),
@@ -74,6 +87,9 @@ LATENT = {
     "bandwidth_share": (1.0, 0.3, 1.3),
     "fixed_us": (40.0, 1.0, 400.0),
     "row_bytes_per_clock": (500.0, 20.0, 1e5),
+    "token_clocks": (10.0, 1e-2, 1e3),
+    "fp8_us": (5.0, 1e-2, 60.0),
+    "request_us": (0.05, 1e-4, 5.0),
 }
 DELTA = {
     "token_clocks": (90.0, 1.0, 1e4),
@@ -191,7 +207,13 @@ def _context(frame: pl.DataFrame) -> list[Rows]:
         requests, tokens, before = _columns(part, "batch_size", "isl", "step")
 
         def predict(device: Device, at: np.ndarray, heads=heads, c=(requests, tokens, before)):  # type: ignore[no-untyped-def]
-            return chunk_us(device, _at(heads, at), *(x[at] for x in c), _top(device))[:, 0]
+            some, columns = _at(heads, at), [x[at] for x in c]
+            cold = chunk_cold(device, some, columns[0] * columns[1])
+            us = chunk_us(device, some, *columns, _top(device), cold)[:, 0]
+            # A prompt of one token is a decode, and run by its kernels.
+            decodes = decode_us(device, some, columns[0], columns[0] * columns[2], _top(device),
+                                cold_share(device, some.cache_bytes(columns[0])))  # fmt: skip
+            return np.where(columns[1] == 1, decodes[:, 0], us)
 
         def work(device: Device, heads=heads, b=requests, n=tokens, k=before):  # type: ignore[no-untyped-def]
             del device
@@ -225,9 +247,8 @@ def _generation(frame: pl.DataFrame) -> list[Rows]:
 
         def predict(device: Device, at: np.ndarray, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
             cache = heads.cache_bytes(b * np.minimum(s + 1, heads.window_tokens))[at]
-            cold = (cache > L2_KEPT * device.memory.l2_mb * 1e6).astype(np.float64)
             columns = (_at(heads, at), b[at], b[at] * s[at])
-            return decode_us(device, *columns, _top(device), cold)[:, 0]
+            return decode_us(device, *columns, _top(device), cold_share(device, cache))[:, 0]
 
         def work(device: Device, heads=heads, b=requests, s=step):  # type: ignore[no-untyped-def]
             del device
@@ -249,6 +270,17 @@ def _generation(frame: pl.DataFrame) -> list[Rows]:
             )
         )
     return found
+
+
+def cold_share(device: Device, moved: Array) -> Array:
+    """1 where what an operator moves does not stay in L2 from one repetition to the next."""
+    return np.asarray(moved > L2_KEPT * device.memory.l2_mb * 1e6, dtype=np.float64)
+
+
+def chunk_cold(device: Device, heads: Heads, new_tokens: Array) -> Array:
+    """The same of chunks: queries, outputs, keys and values."""
+    elements = 2.0 * (heads.heads + heads.kv_heads) * heads.head_dim
+    return cold_share(device, new_tokens * elements * ELEMENT_BYTES)
 
 
 def _heads(part: pl.DataFrame, kv: str) -> tuple[Heads, list[Array]]:
@@ -291,7 +323,9 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         def predict(device: Device, at: np.ndarray, routed=routed, form=form):  # type: ignore[no-untyped-def]
             fields = ("choices", "active", "rows", "tiles", "hidden", "width", "ups", "spread")
             chosen = Routed(*(getattr(routed, name)[at] for name in fields))
-            return experts_us(device, chosen, FORMATS[form], _top(device))[:, 0]
+            copies = 2.0 if device.name in HALVED_L2 else 1.0
+            cold = cold_share(device, copies * chosen.weight_bytes(FORMATS[form]))
+            return experts_us(device, chosen, FORMATS[form], _top(device), cold)[:, 0]
 
         us = part["latency"].to_numpy() * 1e3
         model = _columns(part, "hidden_size", "inter_size", "topk", "num_experts")
@@ -302,7 +336,10 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
             rate = device.moe_kernels(FORMATS[form]).rate
             return routed.flops / rate, routed.dram_bytes(FORMATS[form])
 
-        found.append(Rows("MoE", f"moe.{form}", MOE, us, held, predict, _power(part), work))
+        constants = dict(MOE)
+        if form == "bfloat16":  # other formats' shapes all start at multiples of 16, or are padded
+            constants["ragged_share"] = (0.3, 1e-2, 1.0)
+        found.append(Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work))
     return found
 
 

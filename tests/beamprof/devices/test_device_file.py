@@ -43,6 +43,14 @@ def test_names_as_people_write_them(written: str, name: str) -> None:
     assert resolve_device(written).name == name
 
 
+def test_one_rate_may_stand_for_all_head_sizes() -> None:
+    text = a100_text()
+    (line,) = [one for one in text.splitlines() if one.startswith("kv_bytes_per_clock")]
+    device = parse_device(text.replace(line, "kv_bytes_per_clock = 15.0"), "mine", "mine.toml")
+    kernels = device.attention["bfloat16"]
+    assert kernels.kv_bytes_per_clock == (15.0,) * len(kernels.head_dims)
+
+
 @pytest.mark.parametrize("written", ["h", "", "..", "h100/../x", "H20", "L40", "B20", "H10", "A10"])
 def test_unknown_device_lists_the_known(written: str) -> None:
     with pytest.raises(DeviceError, match="unknown device") as caught:
@@ -102,7 +110,9 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "sms = -108", "0 or more"),
         ("sms = 108", "sms = true", "must be a whole number"),
         ("cap_w = 400 ", "cap_w = nan ", "must be a number"),
-        ("stall_share = 0.7529", "stall_share = 1.5", "stall_share"),
+        ("stall_share = 0.7189", "stall_share = 1.5", "stall_share"),
+        ("[15.03, 15.03]", "15.03", "kv_bytes_per_clock"),
+        ("[15.03, 15.03]", "[15.03]", "number for each of head_dims"),
         ("step_mhz = 15", "step_mhz = 0", "step_mhz"),
         ("step_mhz = 15", "step_mhz = 0.5", "must be a whole number"),
         ("min_mhz = 210", "min_mhz = 1e-300", "must be a whole number"),

@@ -1,0 +1,73 @@
+"""What measured kernels do beyond work over rate: waves, windows, split caches, odd widths."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from beamprof.devices.attention import Heads, chunk_us, decode_us
+from beamprof.devices.device import Device, resolve_device
+from beamprof.devices.moe import Routed, experts_us
+from beamprof.models.formats import FORMATS
+from beamprof.models.layers import MoeMlp
+
+H100, L40S = resolve_device("h100-sxm"), resolve_device("l40s")
+TOP = np.array([1980.0])
+
+
+def decode(device: Device, heads: Heads, requests: float, each: float, cold: float = 1.0) -> float:
+    batch, context = np.array([requests]), np.array([requests * each])
+    return float(decode_us(device, heads, batch, context, TOP, cold)[0, 0])
+
+
+def test_decode_blocks_run_in_whole_waves() -> None:
+    heads = Heads.of(32, 8, 128, 0, "bfloat16")
+    full = H100.compute.sms // heads.kv_heads[0]
+    one, two = (decode(H100, heads, b, 64, cold=0.0) for b in (full, full + 1))
+    assert two - one > H100.attention["bfloat16"].block_us
+
+
+def test_a_window_that_slid_costs_its_blocks_more() -> None:
+    windowed = Heads.of(64, 8, 64, 128, "bfloat16")
+    assert decode(H100, windowed, 64, 4096) > 1.1 * decode(H100, windowed, 64, 127)
+
+
+def test_first_reads_never_cost_more_than_the_stream() -> None:
+    heads = Heads.of(8, 1, 64, 0, "bfloat16")
+    cold, warm = (decode(H100, heads, 1, 15, share) for share in (1.0, 0.0))
+    assert cold - warm < 0.1
+
+
+def test_flash_attention_2_splits_no_cache_of_a_group_of_one() -> None:
+    alone = Heads.of(8, 8, 128, 0, "bfloat16")
+    grouped = Heads.of(32, 8, 128, 0, "bfloat16")
+    assert decode(L40S, alone, 1, 8191, 0.0) > 3 * decode(L40S, grouped, 1, 8191, 0.0)
+
+
+def test_chunks_with_a_long_context_fill_whole_waves() -> None:
+    heads, kernels = Heads.of(32, 8, 128, 0, "bfloat16"), L40S.attention["bfloat16"]
+    tiles = L40S.compute.sms // 32  # of each head, in one wave
+    new = np.array([tiles * kernels.query_rows, (tiles + 1) * kernels.query_rows], dtype=float)
+    ones = np.ones(2)
+    one, two = chunk_us(L40S, heads, ones, new, 16384 * ones, TOP)[:, 0]
+    assert two > 1.4 * one  # 1.25 of the work
+
+
+def test_a_width_off_the_loads_is_slow() -> None:
+    kernels = H100.moe["bfloat16"]
+    plain = replace(H100, moe={**H100.moe, "bfloat16": replace(kernels, ragged_share=1.0)})
+    for width, slower in ((88, True), (96, False)):
+        routed = Routed.of(MoeMlp(128, 8, width, 0, True, 1), 2816, 64)
+        here, there = (
+            float(experts_us(device, routed, FORMATS["bfloat16"], TOP)[0, 0])
+            for device in (H100, plain)
+        )
+        assert (here > 1.2 * there) is slower
+
+
+def test_experts_kept_in_l2_are_read_faster() -> None:
+    routed = Routed.of(MoeMlp(128, 8, 768, 0, True, 1), 2048, 1)
+    cold, warm = (
+        float(experts_us(L40S, routed, FORMATS["bfloat16"], TOP, share)[0, 0])
+        for share in (1.0, 0.0)
+    )
+    assert cold > 1.5 * warm
