@@ -247,9 +247,10 @@ def _section(
         fault = "lacks" if key in wanted else "has an unknown"
         raise DeviceError(f"{where}: [{title}] {fault} {key!r}", hint=_example_hint())
     values = {}
-    for key, value in table.items():
-        if key in _BY_HEAD_SIZE and not isinstance(value, list):
-            value = [value] * len(table["head_dims"])
+    for key, given in table.items():
+        value = given
+        if key in _BY_HEAD_SIZE and not isinstance(given, list):
+            value = [given] * len(table["head_dims"])
         numbers = value if isinstance(value, list) else [value]
         is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])
         sound = all(_is_number(one) and (isinstance(one, int) or not whole) for one in numbers)
