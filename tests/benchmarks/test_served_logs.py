@@ -49,10 +49,12 @@ def test_constants_that_made_a_log_are_found_again(monkeypatch: pytest.MonkeyPat
 
 @needs_data
 def test_the_dense_log_is_met_where_nothing_was_fitted() -> None:
+    """In its second half; operators alone hold no gap between steps, and are early by that."""
     judged = judge(DENSE)
     assert abs(judged.second.ttft) <= TARGETS["dense"]["ttft"]
     assert abs(judged.second.tpot) <= TARGETS["dense"]["tpot"]
-    assert abs(judged.operators.ttft) <= TARGETS["dense"]["ttft"]
+    assert -0.05 < judged.operators.ttft < 0.0
+    assert -0.03 < judged.operators.tpot < 0.0
 
 
 @needs_data

@@ -106,5 +106,11 @@ def test_error_against_the_published_tables(
     compared = benchmark.compare(file)
     assert compared.error.latency_mape <= latency
     assert compared.error.energy_mape <= energy
-    # Measured optima scatter by the energy's noise; 14B, one GPU in fewer passes, the most.
-    assert compared.near_smoothed >= 0.8
+
+
+@pytest.mark.skipif(not MEASURED.is_dir(), reason="the published A100 tables are not at hand")
+def test_the_cheapest_clock_is_near_the_measured_one(benchmark: ModuleType) -> None:
+    """In nine of ten cells of all tables; they scatter by the energy's noise, 14B's the most."""
+    near = [benchmark.compare(file).near_smoothed for file in MEASURED.glob("dvfs_profile_*.csv")]
+    assert len(near) == 3
+    assert sum(near) / len(near) >= 0.9
