@@ -249,7 +249,7 @@ def _section(
     values = {}
     for key, given in table.items():
         value = given
-        if key in _BY_HEAD_SIZE and not isinstance(given, list):
+        if key in _BY_HEAD_SIZE and isinstance(table["head_dims"], list) and _is_number(given):
             value = [given] * len(table["head_dims"])
         numbers = value if isinstance(value, list) else [value]
         is_list, whole = str(wanted[key]).startswith("tuple"), "int" in str(wanted[key])

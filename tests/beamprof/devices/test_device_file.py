@@ -112,6 +112,8 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("cap_w = 400 ", "cap_w = nan ", "must be a number"),
         ("stall_share = 0.7189", "stall_share = 1.5", "stall_share"),
         ("[15.03, 15.03]", "[15.03]", "number for each of head_dims"),
+        ("[15.03, 15.03]", '"fast"', "kv_bytes_per_clock must be a list"),
+        ("head_dims = [64, 128]", "head_dims = 128", "must be a list"),
         ("step_mhz = 15", "step_mhz = 0", "step_mhz"),
         ("step_mhz = 15", "step_mhz = 0.5", "must be a whole number"),
         ("min_mhz = 210", "min_mhz = 1e-300", "must be a whole number"),
