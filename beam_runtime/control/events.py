@@ -124,5 +124,3 @@ Event = (
 
 # After these the best knobs may be others; the rest only keeps the picture up to date.
 ASK_FOR_A_DECISION = (Arrival, FirstToken, Completion, Abort, Preemption, Resume, Observe)
-# An observer forecasts for who waits; what it would decide can wait for its next refresh.
-ASK_FOR_A_FORECAST = (Arrival, Preemption, Resume, Observe)

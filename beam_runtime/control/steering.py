@@ -18,7 +18,6 @@ from beam_runtime.control.counts import Counts
 from beam_runtime.control.decision_log import DecisionLog, decision_fields, forecast_fields
 from beam_runtime.control.events import (
     ASK_FOR_A_DECISION,
-    ASK_FOR_A_FORECAST,
     ClockConfirmed,
     ClockRefused,
     Completion,
@@ -227,8 +226,7 @@ class Steering:
         self._seen.absorb(event, now_ms)
         if isinstance(event, StepIssued | StepFinished):  # most of them are
             return
-        asks = ASK_FOR_A_FORECAST if self._observing else ASK_FOR_A_DECISION
-        self._asked = self._asked or isinstance(event, asks)
+        self._asked = self._asked or isinstance(event, ASK_FOR_A_DECISION)
         match event:
             case ClockConfirmed(_, None):
                 self._release_failed = False
