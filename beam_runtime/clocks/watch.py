@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from beam_runtime.clocks.base import Releaser
@@ -21,6 +21,7 @@ from beam_runtime.clocks.claims import give_up, turn
 from beam_runtime.clocks.give_back import give_back
 from beam_runtime.clocks.guard import HEARTBEAT_S, READY
 from beam_runtime.clocks.holding import parse_holding
+from beam_runtime.clocks.memory import Memory
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.places import node_of
 from beam_runtime.clocks.presence import forget
@@ -39,62 +40,6 @@ _OVERSLEPT_S = 0.1
 # A heart not heard for so long is late: its owner does not run, whatever it has begun.
 _LATE_BEAT_S = 1.5 * HEARTBEAT_S
 _LONGEST_READ = 1 << 16
-_MOST_DIGITS = 8  # of a clock
-
-
-@dataclass(slots=True)
-class Memory:
-    """What the owner has told.
-
-    Attributes:
-        lease: the clocks that it may have in force.
-        setting_since_s: when the set began that has not returned, or last moved on to another
-            GPU; None where none is under way.
-        calling_since_s: the same of any driver call: readings and releases, too.
-        quit: it has ended cleanly.
-    """
-
-    lease: Holding
-    setting_since_s: float | None = None
-    calling_since_s: float | None = None
-    quit: bool = False
-
-    def take_in(self, line: str) -> None:
-        """One message; what is not understood is a heartbeat at least."""
-        word, _, rest = line.partition(" ")
-        if word == "set" and len(rest) < _MOST_DIGITS and rest.isdecimal():
-            before_mhz = self.lease.clock_mhz or self.lease.before_mhz
-            self.lease = replace(
-                self.lease, clock_mhz=int(rest), before_mhz=before_mhz, confirmed=False
-            )
-            self.setting_since_s = time.monotonic()
-        elif word == "moved":
-            self._moved()
-        elif word == "call":
-            self.calling_since_s = time.monotonic()
-        elif word == "answered":
-            self.calling_since_s = None
-        elif word == "returned":
-            self.setting_since_s = None
-        elif word == "confirmed":
-            self.lease = replace(self.lease, confirmed=True)
-        elif word == "free":
-            self.lease = replace(self.lease, clock_mhz=None, before_mhz=None, confirmed=False)
-        elif word == "quit":
-            self.quit = True
-
-    def excuse(self, seconds: float) -> None:
-        """So long the owner, or who watches it, could not run: no call counts it as its own."""
-        if self.setting_since_s is not None:
-            self.setting_since_s += seconds
-        if self.calling_since_s is not None:
-            self.calling_since_s += seconds
-
-    def _moved(self) -> None:
-        if self.setting_since_s is not None:
-            self.setting_since_s = time.monotonic()
-        if self.calling_since_s is not None:
-            self.calling_since_s = time.monotonic()
 
 
 class Watch:

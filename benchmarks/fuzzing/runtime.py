@@ -103,7 +103,7 @@ def records(folder: Path) -> Read:
 def guards_messages(folder: Path) -> Read:
     """What the guard is told, through its pipe; it survives whatever it is."""
     from beam_runtime.clocks.holding import parse_holding
-    from beam_runtime.clocks.watch import Memory
+    from beam_runtime.clocks.memory import Memory
 
     lease = parse_holding(RECORD["holdings"][0])  # type: ignore[index]
     messages = [

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from beam_runtime.clocks.guarded import GuardedActuator
+from beam_runtime.clocks.memory import Memory
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.owner import Owner
 from beam_runtime.clocks.spec import ActuatorKind, ActuatorSpec
 from beam_runtime.clocks.state_file import Holding, Record, StateFile
-from beam_runtime.clocks.watch import Memory, Watch
+from beam_runtime.clocks.watch import Watch
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 
 
