@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from beam_runtime.types import (
         Decision,
         EngineLimits,
+        Follows,
         Forecast,
         Knobs,
         Origin,
@@ -45,6 +46,7 @@ _HOME = {
     "explain": "search.explain",
     "Decision": "types",
     "EngineLimits": "types",
+    "Follows": "types",
     "Forecast": "types",
     "Knobs": "types",
     "RequestState": "types",
@@ -68,6 +70,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader meets them
     "Slo",
     "Orders",
     "Knobs",
+    "Follows",
     "Status",
     "SteeringRules",
     "EngineAdapter",

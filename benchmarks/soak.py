@@ -47,7 +47,7 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.actuator import FakeActuator
 from beam_runtime.testing.engine import FakeEngine, FakeRequest
 from beam_runtime.testing.nvml_file import FileBoard
-from beam_runtime.types import Decision, EngineLimits, Slo, Snapshot, StepShape
+from beam_runtime.types import Decision, EngineLimits, Follows, Slo, Snapshot, StepShape
 
 TABLE = Path("tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet")
 SLO = Slo(1000.0, 200.0)
@@ -259,7 +259,7 @@ def storm(folder: Path, seconds: float, rate: float, seed: int) -> Storm:
     log = DecisionLog(folder / "decisions.jsonl", max_bytes=1 << 22, kept=1)
     beam = Controller(
         cost, LIMITS, actuator=GuardedActuator(spec.open(), spec), engine=engine, rules=RULES,
-        slos={"default": SLO}, log=log,
+        slos={"default": SLO}, log=log, follows=Follows.STEPS,
     )  # fmt: skip
     with beam:
         while beam.warming_up:
@@ -385,7 +385,7 @@ def day(hours: float, every_s: float, loss: float, seed: int) -> Day:
     begun_s = time.monotonic()
     with Controller(
         cost, LIMITS, actuator=actuator, slos={"default": SLO}, search=search, threads=False,
-        now_ms=lambda: engine.now_ms, rules=RULES,
+        now_ms=lambda: engine.now_ms, rules=RULES, follows=Follows.STEPS,
     ) as beam:  # fmt: skip
         ledger = engine.run(Counting(beam))  # type: ignore[arg-type]
         counts = beam.status.counts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_runtime import BeamError, Controller, EngineLimits, PerfTable, Slo, StepCost
+from beam_runtime import BeamError, Controller, EngineLimits, Follows, PerfTable, Slo, StepCost
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.testing.actuator import FakeActuator
 from beam_runtime.testing.engine import FakeEngine, FakeRequest, Ledger
@@ -43,7 +43,8 @@ def serve_with_beam(cost: StepCost, limits: EngineLimits, requests: list[FakeReq
     gpus = FakeActuator(gpus=2 * limits.pp)
     engine = FakeEngine(cost, limits, requests, gpu_clock_mhz=lambda: gpus.locked_mhz[0])
     beam = Controller(
-        cost, limits, actuator=gpus, threads=False, now_ms=lambda: engine.now_ms
+        cost, limits, actuator=gpus, follows=Follows.STEPS, threads=False,
+        now_ms=lambda: engine.now_ms,
     )  # fmt: skip
     with beam:
         ledger = engine.run(beam)

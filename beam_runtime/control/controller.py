@@ -52,7 +52,7 @@ from beam_runtime.control.watchdog import Watchdog
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Decision, EngineLimits, Knobs, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Follows, Knobs, Slo, Snapshot
 
 if TYPE_CHECKING:
     from beam_runtime.emulator.next_step import NextStep
@@ -77,6 +77,7 @@ class Controller(Hooks):
         own: the engine's own settings, given back whenever BEAM steps aside; by default its
             largest step, clocks unlocked.
         kv_blocks: its KV-cache blocks, where known.
+        follows: what the engine follows of its orders; by default the chunk alone.
         rules: how often, how long, how far.
         log: where decisions go; closed at the end.
         search: finds the best knobs for a snapshot; by default the compiled search.
@@ -86,7 +87,7 @@ class Controller(Hooks):
         now_ms: the time axis of all hooks, in milliseconds; time.monotonic() by default.
 
     Raises:
-        ValueError: ``own`` is outside what ``limits`` allow.
+        ValueError: ``own`` is outside what ``limits`` allow, or ``follows`` is unknown.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Controller(Hooks):
         slos: Mapping[str, Slo] | None = None,
         own: Knobs | None = None,
         kv_blocks: int | None = None,
+        follows: Follows = Follows.CHUNK,
         rules: SteeringRules | None = None,
         log: DecisionLog | None = None,
         search: Callable[[Snapshot], Decision] | None = None,
@@ -128,15 +130,15 @@ class Controller(Hooks):
         self._compose_with = compose_with
         self._opening = Opening(
             cost, limits, slos or {}, self._own, search,
-            clocks=actuator is not None, composer=compose_with is not None, threads=threads,
+            follows=Follows(follows), clocks=actuator is not None,
+            composer=compose_with is not None, threads=threads,
         )  # fmt: skip
         searches = None if self._opening.later else self._opening.look()
         self._steering = Steering(
             cost, limits, self._own, searches, self._opening.stance,
             self._now_ms, self._want_clock, promise=self._opening.promise,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
-            sets_clocks=actuator is not None,
-            observing=observing,
+            sets_clocks=actuator is not None, observing=observing,
         )  # fmt: skip
         if searches is not None:
             self._hand_over(searches)
@@ -163,6 +165,7 @@ class Controller(Hooks):
         slos: Mapping[str, Slo] | None = None,
         own: Knobs | None = None,
         kv_blocks: int | None = None,
+        follows: Follows = Follows.CHUNK,
         rules: SteeringRules | None = None,
     ) -> Self:
         """A controller from files: never raises for what it finds there.
@@ -187,6 +190,7 @@ class Controller(Hooks):
             slos: see Controller.
             own: see Controller.
             kv_blocks: see Controller.
+            follows: see Controller.
             rules: see Controller.
         """
         table = open_table(
@@ -202,9 +206,8 @@ class Controller(Hooks):
             except BeamError as error:
                 _LOG.warning("%s", error)
         controller = cls(
-            cost, limits,
-            engine=engine, actuator=actuator, slos=slos, own=own, kv_blocks=kv_blocks,
-            rules=rules, log=log,
+            cost, limits, engine=engine, actuator=actuator, slos=slos, own=own,
+            kv_blocks=kv_blocks, follows=follows, rules=rules, log=log,
         )  # fmt: skip
         controller.clocks = clocks
         _LOG.log(logging.WARNING if gpus and actuator is None else logging.INFO, "%s", clocks)

@@ -22,7 +22,7 @@ from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import TableError
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Decision, EngineLimits, Knobs, Slo
+from beam_runtime.types import Decision, EngineLimits, Follows, Knobs, Slo
 
 
 class Opening:
@@ -34,6 +34,7 @@ class Opening:
         slos: classes by name; ``default`` is what most requests are promised.
         own: the engine's own settings.
         given: a search to use instead of the compiled one.
+        follows: what the engine follows.
         clocks: whether they can be set.
         composer: whether the compiled composer is wanted as well.
         threads: whether there is a thread to open searches on; without, one look() does it.
@@ -52,6 +53,7 @@ class Opening:
         own: Knobs,
         given: Given | None,
         *,
+        follows: Follows,
         clocks: bool,
         composer: bool,
         threads: bool,
@@ -61,13 +63,14 @@ class Opening:
         self._slos = {"default": Slo(), **slos}
         self._own = own
         self._given = given
+        self._follows = follows
         self._clocks = clocks
         self._composer = composer  # until it was handed over
         # Only the compiled search takes time to open: the thread that will use it does that.
         self.later = threads and given is None and not isinstance(cost, TableError)
         self._warming: Warming | None = None
         self._pure: tuple[Stance, Searcher] | None = None
-        self.stance = open_stance(cost, limits, self._slos)
+        self.stance = self._stance()
         self.pending = False
         self._begin()
 
@@ -95,7 +98,7 @@ class Opening:
     def promise(self, slo: Slo) -> None:
         """Most requests are promised this from now on: another stance, perhaps."""
         self._slos["default"] = slo
-        before, self.stance = self.stance, open_stance(self._cost, self._limits, self._slos)
+        before, self.stance = self.stance, self._stance()
         if self.stance != before:
             self.close()
             self._begin()
@@ -112,6 +115,9 @@ class Opening:
         if self._warming is not None:
             self._warming.close()
         self._end()
+
+    def _stance(self) -> Stance:
+        return open_stance(self._cost, self._limits, self._slos, self._follows, self._own)
 
     def _begin(self) -> None:
         self._open = partial(

@@ -30,6 +30,7 @@ from beam_runtime.types import (
     Correction,
     Decision,
     EngineLimits,
+    Follows,
     Forecast,
     Knobs,
     Rules,
@@ -193,12 +194,18 @@ def at_top_clock(cost: StepCost) -> StepCost:
 
 
 def open_stance(
-    cost: StepCost | TableError, limits: EngineLimits, slos: Mapping[str, Slo]
+    cost: StepCost | TableError,
+    limits: EngineLimits,
+    slos: Mapping[str, Slo],
+    follows: Follows,
+    own: Knobs,
 ) -> Stance:
     """How to steer; of no consequence without a table."""
     if isinstance(cost, TableError):
         return Stance(Rules(), Policy(), Correction())
-    return stance_for(cost, limits, slos.get("default", Slo()), classes=slos.values())
+    return stance_for(
+        cost, limits, slos.get("default", Slo()), slos.values(), follows, own.chunk_tokens
+    )
 
 
 def open_searches(

@@ -11,7 +11,8 @@ from beam_runtime.table.step_cost import FloatArray, StepCost, clock_index
 from beam_runtime.types import SAME_MS, SIZES, Correction, EngineLimits, Knobs, Rules, size_of
 
 SETUP = record_type(
-    "pp block_size max_num_seqs max_batched_tokens max_model_len max_steps_in_flight "
+    "pp most_microbatches block_size max_num_seqs max_batched_tokens max_model_len "
+    "max_steps_in_flight "
     "long_prefill_token_threshold long_prefill_token_threshold_adaptive "
     "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
@@ -113,6 +114,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
     setup = records(1, SETUP)
     setup[0] = (
         limits.pp,
+        limits.pp if rules.microbatches else 1,
         limits.block_size,
         limits.max_num_seqs,
         limits.max_batched_tokens,

@@ -183,7 +183,7 @@ def equal_work(
     token_j = token_price_j(decoding, setup, tables)
     best = Cycle(0.0, 0.0, 0.0, 0.0)
     best_w = fastest_ms = math.inf
-    for microbatches in range(1, setup.pp + 1):
+    for microbatches in range(1, setup.most_microbatches + 1):
         passes, batch = split(decoding, microbatches)
         for clock in range(len(tables.idle_w)):
             one = round_of(passes, batch, clock, setup, tables)

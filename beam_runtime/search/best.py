@@ -291,7 +291,7 @@ def best_of_all(
         for at in range(len(grid.chunks) if prefill else 1):
             wanted = grid.chunks[at] if prefill else given.chunk_tokens
             one.chunk_tokens = legal_chunk(start.engine.decoding, wanted, setup)
-            for microbatches in range(given.least_microbatches, setup.pp + 1):
+            for microbatches in range(1, setup.most_microbatches + 1):
                 for pace in range(len(grid.pace_shares)):
                     one.microbatches, one.pace = microbatches, pace
                     for clock in range(len(tables.idle_w)):

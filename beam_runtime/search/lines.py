@@ -38,7 +38,7 @@ OPEN, DROPPED, CLOSED = range(3)
 GRID = record_type(
     "asked_clock "  # the clock asked for last, -1 if it is not a candidate
     "current_clock only_clock "  # the one in effect; the only one to consider, -1 for all
-    "chunk_tokens least_microbatches "  # in force; to choose from, up to the pipeline's stages
+    "chunk_tokens "  # in force
     "most_plays most_work",  # steps x requests to be played
     "effective_ms delay_ms "  # when the clock asked for takes effect; how long a change takes
     "now_ms lookahead_ms switch_j hurry_j_per_ms",  # the last: what makes good a lost millisecond
@@ -231,7 +231,7 @@ def choose_steady(
     """Per clock the microbatches and the pace that are cheapest and in time after the prefill."""
     for clock in range(len(tables.idle_w)):
         room.after[clock].late_ms = room.after[clock].net_w = math.inf
-    for microbatches in range(grid.given.least_microbatches, setup.pp + 1):
+    for microbatches in range(1, setup.most_microbatches + 1):
         passes, batch = split(decoding, max(microbatches, decoding.groups))
         fewer, larger = split(decoding, microbatches)
         for clock in range(len(tables.idle_w)):
@@ -285,7 +285,7 @@ def prepare_decode(
     slowdown = slowdown_now(state, prices.fastest_ms, setup)
     limit_ms = slowdown * prices.fastest_ms
     paces = len(grid.pace_shares)
-    for microbatches in range(1, setup.pp + 1):
+    for microbatches in range(1, setup.most_microbatches + 1):
         passes, batch = split(decoding, max(microbatches, decoding.groups))
         fewer, larger = split(decoding, microbatches)
         for clock in range(len(tables.idle_w)):
@@ -317,9 +317,8 @@ def prepare_decode(
                 # A longer pace that the SLO cuts to the same cycle is the same setting, and so
                 # are more microbatches than requests.
                 same = pace > 0 and room.entries[line - 1, clock].energy_j == entry.energy_j
-                least = grid.given.least_microbatches
-                if same or not least <= microbatches <= max(least, decoding.requests):
+                if same or microbatches > max(1, decoding.requests):
                     entry.status = CLOSED
-    lines: int = setup.pp * paces
+    lines: int = setup.most_microbatches * paces
     close_slow(lines, slowdown, room)
     return lines

@@ -64,7 +64,6 @@ class Search:
         self.chunks = self.policy.chunk_tokens or chunk_candidates(
             cost, limits, self.rules, self.policy.most_chunks
         )
-        self._least_microbatches = min(self.policy.least_microbatches, limits.pp)
         self._searcher = Searcher(
             self.cost,
             limits,
@@ -73,7 +72,6 @@ class Search:
             PACE_SHARES,
             self.policy.lookahead_ms,
             self.policy.switch_j,
-            self._least_microbatches,
         )
         # Compiled here, so that no request ever waits for it.
         self._searcher.search(warm_up(limits, self.chunks[-1], int(cost.clocks_mhz[-1])))
@@ -147,7 +145,7 @@ class Search:
         moment = Moment.of(state)
         if moment.requests:
             self._searcher.search(moment)
-        microbatches = range(self._least_microbatches, self.limits.pp + 1)
+        microbatches = range(1, self.limits.pp + 1 if self.rules.microbatches else 2)
         for clock, chunk, groups, pace in product(
             range(len(self.cost.clocks_mhz)), range(len(self.chunks)), microbatches,
             range(len(PACE_SHARES)),

@@ -37,7 +37,6 @@ class Searcher:
         pace_shares: the paces, in shares of the tightest TBT SLO.
         lookahead_ms: the horizon is at least this long.
         switch_j: what a clock change must save.
-        least_microbatches: to choose from, up to the pipeline's stages.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Searcher:
         pace_shares: tuple[float, ...],
         lookahead_ms: float,
         switch_j: float = 0.0,
-        least_microbatches: int = 1,
     ) -> None:
         self._cost = cost
         self._limits = limits
@@ -67,7 +65,6 @@ class Searcher:
             plays=records(MOST_PLAYS, PLAY),
         )
         given = records(1, GRID)
-        given["least_microbatches"] = least_microbatches
         given["most_plays"], given["most_work"] = MOST_PLAYS, MOST_WORK
         given["delay_ms"], given["lookahead_ms"] = limits.clock_delay_ms, lookahead_ms
         given["switch_j"] = switch_j

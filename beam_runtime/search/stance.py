@@ -15,10 +15,12 @@ from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
 from beam_runtime.search.together import STEP_TOKENS, longest_between
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Correction, EngineLimits, Rules, Slo, StepShape, StreamKind
+from beam_runtime.types import Correction, EngineLimits, Follows, Rules, Slo, StepShape, StreamKind
 
 # Shares of the SLO; calibration widens them.
 TTFT_MARGIN, TBT_MARGIN = 0.15, 0.025
+# Of an engine that makes its steps by itself: nothing of the composer's but room for a chunk.
+_OWN_STEPS = replace(Rules.vanilla(), min_chunk_tokens=Rules().min_chunk_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ def stance_for(
     cost: StepCost,
     limits: EngineLimits,
     slo: Slo,
-    rules: Rules | None = None,
     classes: Collection[Slo] = (),
+    follows: Follows = Follows.STEPS,
+    own_chunk_tokens: int | None = None,
 ) -> Stance:
     """The stance for one engine.
 
@@ -54,11 +57,13 @@ def stance_for(
         cost: what its steps cost.
         limits: of the engine.
         slo: what most of its requests are promised.
-        rules: other than all of the composer's.
         classes: what others are promised. The tightest promise sets the margins: a share of a
             longer one could be all that a short one has.
+        follows: what the engine follows. What it does not is foreseen as the engine does it.
+        own_chunk_tokens: the engine's own, where it follows none; by default its largest.
     """
-    rules = rules or Rules()
+    steps = follows is Follows.STEPS
+    rules = Rules() if steps else _OWN_STEPS
     first_token_ms = min(one.ttft_ms for one in (slo, *classes))
     floor = Correction(
         ttft_margin_ms=TTFT_MARGIN * first_token_ms,
@@ -72,11 +77,13 @@ def stance_for(
     if slo.kind is not StreamKind.GAP:  # a chunk may be longer than a token's time
         in_time = longest
     between = longest_between(cost, limits, slo, longest)
-    if between:
+    if between and steps:
         rules, in_time = replace(rules, together=True), max(in_time, between)
     largest = min(longest, max(in_time * 4 // 3, 4 * rules.min_chunk_tokens))
     useful = replace(limits, max_batched_tokens=largest)
     chunks = chunk_candidates(cost, useful, rules, Policy().most_chunks)
+    if follows is Follows.CLOCK:
+        chunks = (own_chunk_tokens or limits.max_batched_tokens,)
     policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
     by_gap = any(one.kind is StreamKind.GAP for one in (slo, *classes))
     return Stance(rules, policy, floor, by_gap, _hopeless(cost, limits, slo, rules))

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from beam_runtime.emulator.promises import promise
 from beam_runtime.emulator.setup import HOLD, Batch, Setting, make_setup, make_tables
 from beam_runtime.emulator.state import READY, Ints, empty_state
 from beam_runtime.table.step_cost import StepCost, clock_index
-from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, Slo, Snapshot
+from beam_runtime.types import Correction, EngineLimits, Follows, Knobs, Rules, Slo, Snapshot
 
 # How long virtual time may jump while a controller waits for its turn.
 _LONGEST_JUMP_MS = 100.0
@@ -83,6 +83,7 @@ class FakeEngine:
         stall_ms: from when to when no step comes back.
         mute: whether a hook (its name, the request) is lost on its way to the controller.
         skew_ms: the time that hooks report instead of the true one.
+        follows: what of its orders; what it does not, it does as vLLM would.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class FakeEngine:
         stall_ms: tuple[float, float] = (math.inf, math.inf),
         mute: Callable[[str, str], bool] = lambda hook, request_id: False,
         skew_ms: Callable[[float], float] = lambda now_ms: now_ms,
+        follows: Follows = Follows.STEPS,
     ) -> None:
         self._cost = cost
         self._limits = limits
@@ -107,6 +109,7 @@ class FakeEngine:
         self._stall_ms = stall_ms
         self._mute = mute
         self._skew_ms = skew_ms
+        self._follows = Follows(follows)
         self._tables = make_tables(cost, limits.max_batched_tokens + limits.max_num_seqs)
         self._top = len(cost.clocks_mhz) - 1
         self._clock, self._clock_before, self._switch_ms = self._top, self._top, -math.inf
@@ -134,7 +137,13 @@ class FakeEngine:
         return snapshot_of(moment)
 
     def apply(self, orders: Orders) -> None:
-        """Serve the next steps like this."""
+        """Serve the next steps like this, as far as it is followed."""
+        if self._follows is not Follows.STEPS:
+            chunk_tokens = orders.knobs.chunk_tokens
+            if self._follows is Follows.CLOCK:
+                chunk_tokens = self._limits.max_batched_tokens
+            knobs = Knobs(orders.knobs.clock_mhz, chunk_tokens)
+            orders = replace(orders, knobs=knobs, rules=Rules.vanilla())
         self._orders = orders
 
     # The engine's loop

@@ -1,7 +1,7 @@
 """The nouns that every room shares: frozen, slotted, with units in their names."""
 
 from beam_runtime.types.decision import Alternative, Decision, Forecast
-from beam_runtime.types.knobs import Knobs, Rules
+from beam_runtime.types.knobs import Follows, Knobs, Rules
 from beam_runtime.types.origin import Origin, Source
 from beam_runtime.types.same_time import SAME_MS
 from beam_runtime.types.slo import ASSUMED_ANSWER_TOKENS, Slo, StreamKind
@@ -26,6 +26,7 @@ __all__ = [
     "Correction",
     "Decision",
     "EngineLimits",
+    "Follows",
     "Forecast",
     "Knobs",
     "Origin",

@@ -1,6 +1,7 @@
 """What BEAM sets: the four knobs, and the composer's rules that use them."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Rules:
         late_cuts_chunk: a chunk that would make a decode late is cut to what is in time; where
             nothing is, the decodes go ahead of it alone.
         pace: hold ready decodes, and merge them, until the earliest is due.
+        microbatches: choose how many the decodes are split into; off, all that are ready go in one
+            step, as in vLLM.
         together: while there is prefill, all decodes go in one step and chunks alone in those
             between (search/together.py says where that pays); off, decodes ride in every step.
         lead_ms: how long before the first stage is free a step is issued.
@@ -47,6 +50,7 @@ class Rules:
     give_way: bool = True
     late_cuts_chunk: bool = True
     pace: bool = True
+    microbatches: bool = True
     together: bool = False
     lead_ms: float = 2.0
     min_chunk_tokens: int = 32
@@ -54,4 +58,19 @@ class Rules:
     @classmethod
     def vanilla(cls) -> "Rules":
         """Plain vLLM: every rule off, its queue filled as soon as it has room."""
-        return cls(False, False, False, False, False, False, min_chunk_tokens=0)
+        return cls(False, False, False, False, False, False, False, min_chunk_tokens=0)
+
+
+class Follows(StrEnum):
+    """What an engine follows of its orders. The clock BEAM sets by itself."""
+
+    CLOCK = "clock"
+    """Nothing: it schedules as it always did."""
+    CHUNK = "chunk"
+    """``knobs.chunk_tokens`` is its step's token budget, which it fills as it always did."""
+    STEPS = "steps"
+    """Its steps are those that NextStep composes: chunk, microbatches, pace and rules."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Follows":
+        raise ValueError(f"an engine follows {', '.join(cls)}; {value!r} is none of these")

@@ -82,8 +82,9 @@ def _with_idle_power(
         return columns, ()
     try:
         device = resolve_device(imported.metadata["device"])
-    except DeviceError:
-        return columns, ()
+    except DeviceError as error:  # a GPU that BEAM has no file of, or a slip of the pen
+        note = f"{error.message}, so what it draws while it waits is not known; {error.hint}"
+        return columns, (note,)
     note = (
         f"idle power is taken from {device.name}'s device file; those rows are marked as modelled"
     )

@@ -162,7 +162,7 @@ def equal_work(
     decoding = everyone(state)
     token_j = _token_price_j(decoding, cost, state.limits.pp)
     best_w, best_tokens, fastest_ms = np.inf, 0.0, np.inf
-    for microbatches in range(1, state.limits.pp + 1):
+    for microbatches in range(1, (state.limits.pp if rules.microbatches else 1) + 1):
         for share in PACE_SHARES:
             pace_ms = share * decoding.tbt_ms
             one = steady(

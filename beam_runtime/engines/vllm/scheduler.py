@@ -34,6 +34,7 @@ from beam_runtime.engines.vllm.power import open_wattmeter
 from beam_runtime.engines.vllm.replica import Replica
 from beam_runtime.engines.vllm.view import SchedulerView
 from beam_runtime.errors import BeamError
+from beam_runtime.types import Follows
 
 if TYPE_CHECKING:
     from beam_runtime.control.decision_log import DecisionLog
@@ -220,6 +221,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         # Whoever only looks on locks nothing, whatever it could.
         observing=config.policy is EmbeddedPolicy.OBSERVE,
         compose_with=embedded.compose_with,
+        follows=Follows.STEPS,
         now_ms=_monotonic_ms,
     )
     controller.clocks = clocks

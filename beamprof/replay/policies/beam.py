@@ -95,10 +95,9 @@ def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> 
     rules, policy = stance.rules, stance.policy
     if "chunk" not in parts:
         policy = replace(policy, chunk_tokens=(limits.max_batched_tokens // 2,))
-    if "microbatches" not in parts:
-        policy = replace(policy, least_microbatches=limits.pp)
     rules = replace(
         rules,
+        microbatches=rules.microbatches and "microbatches" in parts,
         pace=rules.pace and "pace" in parts,
         just_in_time=rules.just_in_time and "jit" in parts,
         ride_along=rules.ride_along and "ride" in parts,

@@ -21,6 +21,7 @@ from beam_runtime.testing.actuator import FakeActuator
 from beam_runtime.types import (
     Decision,
     EngineLimits,
+    Follows,
     Forecast,
     Knobs,
     RequestState,
@@ -62,7 +63,7 @@ def actuator() -> FakeActuator:
 
 @pytest.fixture
 def controller(small_cost: StepCost, limits: EngineLimits, actuator: FakeActuator) -> Controller:
-    return Controller(small_cost, limits, actuator=actuator, search=by_load)
+    return Controller(small_cost, limits, actuator=actuator, search=by_load, follows=Follows.STEPS)
 
 
 def test_events_become_orders_and_clocks(controller: Controller, actuator: FakeActuator) -> None:

@@ -17,7 +17,7 @@ from beam_runtime.control.opening import Opening
 from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import EngineLimits, Knobs, Slo
+from beam_runtime.types import EngineLimits, Follows, Knobs, Slo
 
 LAX, STRICT = Slo(1000.0, 200.0), Slo(300.0, 60.0)
 
@@ -103,7 +103,7 @@ def test_the_composer_is_handed_over_once_and_not_lost_to_an_early_promise(
 ) -> None:
     opening = Opening(
         small_cost, limits, {"default": LAX}, Knobs(1000, 512), None,
-        clocks=True, composer=True, threads=False,
+        follows=Follows.STEPS, clocks=True, composer=True, threads=False,
     )  # fmt: skip
     opening.promise(STRICT)
     first = opening.look()

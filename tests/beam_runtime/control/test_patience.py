@@ -5,7 +5,7 @@ from beam_runtime.control.orders import Orders
 from beam_runtime.control.patience import HURRIED_SLOS
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing import FakeEngine, FakeRequest
-from beam_runtime.types import PATIENT_SLOS, EngineLimits, Slo
+from beam_runtime.types import PATIENT_SLOS, EngineLimits, Follows, Slo
 
 TIGHT = Slo(ttft_ms=400.0, tbt_ms=60.0)
 
@@ -33,7 +33,12 @@ def test_an_overload_that_lasts_is_served_as_vllm_would_until_it_is_over(
     rush, quiet = arrivals(1200, every_ms=20.0), arrivals(650, 300.0, begin_ms=200_000.0)
     engine = Watched(small_cost, limits, [*rush, *quiet])
     with Controller(
-        small_cost, limits, threads=False, now_ms=lambda: engine.now_ms, slos={"default": TIGHT}
+        small_cost,
+        limits,
+        follows=Follows.STEPS,
+        threads=False,
+        now_ms=lambda: engine.now_ms,
+        slos={"default": TIGHT},
     ) as beam:
         ledger = engine.run(beam)
         assert not beam.status.reason

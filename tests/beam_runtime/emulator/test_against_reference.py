@@ -170,6 +170,7 @@ RULES = st.builds(
     give_way=st.booleans(),
     late_cuts_chunk=st.booleans(),
     pace=st.booleans(),
+    microbatches=st.booleans(),
     together=st.booleans(),
     min_chunk_tokens=st.sampled_from((0, 32)),
 )

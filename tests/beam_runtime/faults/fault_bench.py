@@ -21,7 +21,7 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.actuator import FakeActuator
 from beam_runtime.testing.engine import FakeEngine, FakeRequest, Ledger
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
-from beam_runtime.types import Decision, EngineLimits, Forecast, Knobs, Slo, Snapshot
+from beam_runtime.types import Decision, EngineLimits, Follows, Forecast, Knobs, Slo, Snapshot
 
 SLO = Slo(3000.0, 400.0)
 QUICK = SteeringRules(stall_ms=500.0, fallback=FallbackRules(pause_ms=400.0))
@@ -164,6 +164,7 @@ class Bench:
             self.limits,
             actuator=self.actuator,
             engine=fake if adapter is True else adapter or None,
+            follows=Follows.STEPS,
             search=search,
             threads=threads,
             now_ms=now_ms,

@@ -320,16 +320,15 @@ class TestCandidates:
         assert chunk_candidates(COST, limits, Rules(), 12)[-1] == 300
 
 
-def test_decodes_are_split_as_far_as_asked():
-    split = Search(COST, LIMITS, policy=Policy(least_microbatches=3))
-    shallow = Search(
-        COST, replace(LIMITS, pp=2, max_steps_in_flight=2), policy=Policy(least_microbatches=3)
-    )
+def test_an_engine_that_does_not_split_its_decodes_is_not_told_to():
+    whole = Search(COST, LIMITS, rules=Rules(microbatches=False))
     for state in STATES[:8]:
         if state.running or state.waiting:
-            assert split(state).knobs.microbatches >= 3
-    state = Snapshot(0.0, shallow.limits, Knobs(1410, 256), (decode("r"),))
-    assert shallow(state).knobs.microbatches == 2
+            decision = whole(state)
+            assert decision.knobs.microbatches == 1
+            best = whole.best_of_all(state)
+            assert decision.forecast.broken <= best.forecast.broken + 0.01
+    assert {knobs.microbatches for knobs, _ in whole.survey(STATES[1])} <= {1}
 
 
 def test_the_survey_goes_through_every_candidate(search: Search):

@@ -1,11 +1,13 @@
 """The stance follows the SLO and the table, not the engine's largest step."""
 
+from dataclasses import replace
+
 import pytest
 
 from beam_runtime.search.search import Search
 from beam_runtime.search.stance import stance_for
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import EngineLimits, Knobs, Rules, Slo, Snapshot, StepShape
+from beam_runtime.types import EngineLimits, Follows, Knobs, Rules, Slo, Snapshot, StepShape
 
 LARGEST = (512, 2048, 8192)
 
@@ -92,3 +94,23 @@ def test_streams_are_by_gap_where_one_class_is(small_cost: StepCost) -> None:
     assert stance_for(small_cost, limits, gap).by_gap
     assert not stance_for(small_cost, limits, mean).by_gap
     assert stance_for(small_cost, limits, mean, classes=(gap,)).by_gap
+
+
+@pytest.mark.parametrize("tbt_ms", [100.0, 110.0, 120.0, 200.0])
+def test_what_an_engine_does_not_follow_is_foreseen_as_it_does_it(
+    small_cost: StepCost, tbt_ms: float
+) -> None:
+    limits = EngineLimits(pp=4, max_batched_tokens=1024)
+    slo = Slo(1000.0, tbt_ms)
+    stances = [
+        stance_for(small_cost, limits, slo, follows=follows, own_chunk_tokens=384)
+        for follows in (Follows.CLOCK, Follows.CHUNK)
+    ]
+    for stance in stances:
+        room = Rules().min_chunk_tokens
+        assert replace(stance.rules, min_chunk_tokens=0) == Rules.vanilla()
+        assert stance.rules.min_chunk_tokens == room
+        assert stance.floor == stance_for(small_cost, limits, slo).floor
+    clock, chunk = stances
+    assert clock.policy.chunk_tokens == (384,)
+    assert len(chunk.policy.chunk_tokens) > 1

@@ -10,7 +10,7 @@ from beam_runtime.control.decision_log import DecisionLog
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.engine import FakeEngine, FakeRequest
-from beam_runtime.types import EngineLimits, Slo
+from beam_runtime.types import EngineLimits, Follows, Slo
 from beamprof.replay.ladder import replay
 from beamprof.replay.options import ReplayOptions
 
@@ -41,7 +41,13 @@ def serve(table: PerfTable, path: Path, slos: tuple[Slo, ...], stall_ms, **optio
     ]
     engine = FakeEngine(cost, limits, requests, stall_ms=stall_ms)
     with Controller(
-        cost, limits, threads=False, now_ms=lambda: engine.now_ms, log=DecisionLog(path), **options
+        cost,
+        limits,
+        follows=Follows.STEPS,
+        threads=False,
+        now_ms=lambda: engine.now_ms,
+        log=DecisionLog(path),
+        **options,
     ) as beam:
         engine.run(beam)
 

@@ -263,12 +263,18 @@ def test_a_controller_and_a_replay_take_the_same_waiting_power(tmp_path):
     assert "modelled" in said[0]
 
 
-def test_of_a_gpu_without_a_device_file_no_waiting_power_is_known(tmp_path):
+@pytest.mark.parametrize(
+    ("device", "meant"), [("some-other-gpu", ""), ("a100-smx4", "did you mean a100-")]
+)
+def test_of_a_gpu_without_a_device_file_no_waiting_power_is_known(tmp_path, device, meant):
     imported = import_table(
         written(tmp_path, *LINES), tmp_path / "a.parquet", file_format="beam-artifact",
-        overrides=ImportOverrides(device="some-other-gpu"),
+        overrides=ImportOverrides(device=device),
     )  # fmt: skip
     assert len(imported.table.rows(RowKind.IDLE)["kind"]) == 0
+    (said,) = [note for note in imported.notes if "waits is not known" in note]
+    assert device in said
+    assert meant in said
 
 
 def numbers(path: Path) -> dict[tuple[int, ...], list[float]]:
