@@ -15,8 +15,8 @@ from beam_runtime.types import EngineLimits
 settings.register_profile("beam", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("beam")
 
-# Its asserts speak, wherever it is imported from.
-pytest.register_assert_rewrite("fault_bench")
+# Their asserts speak, wherever they are imported from.
+pytest.register_assert_rewrite("fault_bench", "guard_bench")
 
 CLOCKS_MHZ = (510, 735, 960, 1185, 1410)
 CELLS = (
