@@ -1,4 +1,4 @@
-"""A replay and a controller's log, small and real, to report on."""
+"""A replay and a controller's log, small and real, to report on, and the page of both."""
 
 import sys
 from pathlib import Path
@@ -13,9 +13,11 @@ from beam_runtime.testing.engine import FakeEngine, FakeRequest
 from beam_runtime.types import EngineLimits, Follows, Slo
 from beamprof.replay.ladder import replay
 from beamprof.replay.options import ReplayOptions
+from beamprof.report.html_report import write_report
 
 sys.path.insert(0, str(Path(__file__).parent))  # for page_reading
 sys.path.insert(0, str(Path(__file__).parent.parent / "replay"))  # for replay_cases
+from page_reading import Page
 from replay_cases import make_table, random_trace
 
 
@@ -67,3 +69,14 @@ def observed_log(small_table: PerfTable, tmp_path_factory) -> Path:
     never_ms = (float("inf"), float("inf"))
     serve(small_table, path, (Slo(400.0, 120.0), Slo(2000.0, 300.0)), never_ms, observing=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def both(replayed, decision_log, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    return write_report([replayed, decision_log], path)
+
+
+@pytest.fixture(scope="session")
+def page(both):
+    return Page(both.path.read_text("utf-8"))
