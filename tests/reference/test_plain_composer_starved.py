@@ -1,7 +1,7 @@
 """A request without KV blocks: it gives its own back, waits, and comes back, as in vLLM."""
 
 from plain_composer import Step, compose
-from plain_emulator import finish
+from plain_moves import finish
 
 from beam_runtime.types import EngineLimits, Knobs, RequestState, Rules, Snapshot, StepInFlight
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from plain_composer import Step, compose
-from plain_emulator import finish, issue
+from plain_moves import finish, issue
 from plain_pipeline import ClockPlan, Pipeline
 from plain_schedule import blocks
 from replay_cases import IDLE_W, make_table, make_trace, random_trace
