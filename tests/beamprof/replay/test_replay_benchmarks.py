@@ -5,6 +5,7 @@ from pathlib import Path
 
 import energy
 import fidelity
+import measured_node
 import numpy as np
 import polars as pl
 import pytest
@@ -54,8 +55,8 @@ def test_the_plant_is_as_close_to_the_measured_node_as_we_say(table_70b):
 
 def served_by(table, gap_ms, front_ms, waiting_w, gpus_more=0, energy=1.0):
     """Rows as a node would give them that is what the replay says it is."""
-    node = fidelity.Node(table, table.clocks_mhz, seeds=3)
-    constants = fidelity.Constants(gap_ms, front_ms, waiting_w)
+    node = measured_node.Node(table, table.clocks_mhz, seeds=3)
+    constants = measured_node.Constants(gap_ms, front_ms, waiting_w)
     rows = []
     for clock in table.clocks_mhz:
         for tps in (500.0, 1000.0, 1500.0):
@@ -129,7 +130,7 @@ def test_the_power_window_counts_a_step_by_the_part_inside_it(site):
     inside = (30e3 - step["issued_ms"]) / stay_ms
     by_hand = inside * step["energy_j"] + IDLE_W * (4 * 30 - inside * step["busy_ms"] / 1e3)
     assert 0.05 < inside < 0.2
-    assert fidelity.window_power_w(played, IDLE_W) == pytest.approx(by_hand / 30)
+    assert measured_node.window_power_w(played, IDLE_W) == pytest.approx(by_hand / 30)
 
 
 def test_rows_of_another_layout_are_refused(tmp_path):
