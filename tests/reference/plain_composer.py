@@ -1,7 +1,7 @@
 """The step composer: how knobs become the engine's next step.
 
 ``compose`` is one pure function. Emulator, replay plant and engine adapter call it (the first
-two also in its compiled form, kernel.py), so that what was predicted is what is done.
+two in its compiled form), so that what was predicted is what is done.
 
 BEAM's rules (design/control.md), each of which ``Rules`` can switch off: issue just in time;
 let decodes ride while there is prefill; those that can wait give way to prompts, or all go in
