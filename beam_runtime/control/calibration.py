@@ -83,7 +83,7 @@ class Calibration:
         self._ttft = Window(self._rules)
         self._patience = Patience()
         self._arrived_ms: float | None = None
-        self._between_ms = 0.0
+        self._between_ms = self._answer_tokens = 0.0
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._correction: Correction | None = self._floor
@@ -136,6 +136,12 @@ class Calibration:
         self._between_ms += weight * (between_ms - self._between_ms)
         self._correction = None
 
+    def observe_answer(self, tokens: int) -> None:
+        """Learn from an answer that is complete."""
+        weight = self._rules.weight if self._answer_tokens else 1.0
+        self._answer_tokens += weight * (tokens - self._answer_tokens)
+        self._correction = None
+
     @property
     def correction(self) -> Correction:
         """What to correct predictions by now."""
@@ -163,15 +169,17 @@ class Calibration:
         # A token's way leads through every stage, and a slow step is slow in each of them.
         pass_ms = self._pp * max(prefill.margin_ms(), decode.margin_ms())
         stream_ms = self._wider() * pass_ms if self._by_gap else 0.0
+        arrivals_per_s = 1e3 / self._between_ms if self._between_ms else 0.0
         return Correction(
             prefill_scale=prefill.scale.clamped,
             decode_scale=decode.scale.clamped,
             ttft_margin_ms=max(self._floor.ttft_margin_ms + pass_ms, self._ttft.margin_ms()),
             tbt_margin_ms=max(self._floor.tbt_margin_ms, stream_ms),
-            arrivals_per_s=1e3 / self._between_ms if self._between_ms else 0.0,
+            arrivals_per_s=arrivals_per_s,
             prefill_by_size=prefill.by_size,
             decode_by_size=decode.by_size,
             patience_slos=self._patience.slos,
+            decode_tokens_per_s=arrivals_per_s * self._answer_tokens,
         )
 
     def _wider(self) -> float:

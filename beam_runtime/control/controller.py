@@ -136,7 +136,7 @@ class Controller(Hooks):
         searches = None if self._opening.later else self._opening.look()
         self._steering = Steering(
             cost, limits, self._own, searches, self._opening.stance,
-            self._now_ms, self._want_clock, promise=self._opening.promise,
+            self._now_ms, self._want_clock, hear=self._opening.hear,
             slos=slos, kv_blocks=kv_blocks, engine=engine, rules=rules, log=log,
             sets_clocks=actuator is not None, observing=observing,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from beam_runtime.control.events import (
 from beam_runtime.control.step_watch import StepWatch
 from beam_runtime.control.tracker import Gaps, Tracker
 from beam_runtime.emulator.moment import Moment
+from beam_runtime.search.keepable import Keepable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Knobs, Slo, Snapshot
 
@@ -71,6 +72,7 @@ class Observer:
         kv_blocks: int | None = None,
     ) -> None:
         self._limits = limits
+        self._keepable = None if cost is None else Keepable(cost, limits)
         self._slos = {"default": Slo(), **(slos or {})}
         self._counts = counts
         self._note = note
@@ -134,11 +136,11 @@ class Observer:
                 event = event._replace(at_ms=min(at_ms, now_ms))
                 waited_slos = self._tracker.longest_wait_slos(event.at_ms)
                 self.calibration.observe_arrival(event.at_ms, waited_slos)
-                self._tracker.arrived(event, self._slo(event.slo))
+                self._tracker.arrived(event, self._served(event.slo))
             case FirstToken(at_ms, request_id):
                 self._first_token(request_id, self.time(at_ms))
             case Completion(_, request_id) | Abort(_, request_id):
-                self._tracker.ended(request_id)
+                self._ended(request_id, whole=isinstance(event, Completion))
             case Preemption(_, request_id):
                 self._tracker.preempted(request_id)
             case ClockConfirmed(at_ms, clock_mhz):
@@ -159,6 +161,17 @@ class Observer:
     def forget_lost(self, now_ms: float) -> None:
         """Forget requests whose end was not reported."""
         self._counts.lost_requests += len(self._tracker.forget_lost(now_ms))
+
+    def _ended(self, request_id: str, *, whole: bool) -> None:
+        tokens = self._tracker.ended(request_id)
+        if whole and self._keepable is not None:
+            self._keepable.answered(tokens)
+            self.calibration.observe_answer(tokens)
+
+    def _served(self, named: Slo | str | None) -> Slo:
+        """What a request is promised, as it is served."""
+        slo, default = self._slo(named), self._slos["default"]
+        return slo if self._keepable is None else self._keepable.served(slo, default)
 
     def _slo(self, named: Slo | str | None) -> Slo:
         if isinstance(named, Slo):

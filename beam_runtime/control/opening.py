@@ -6,9 +6,11 @@
 Everything happens on the thread that will ask the searches, or, without threads, on the caller's.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
+from beam_runtime.control.events import Arrival, Promise
 from beam_runtime.control.resources import (
     Given,
     Searcher,
@@ -20,9 +22,14 @@ from beam_runtime.control.resources import (
 from beam_runtime.control.warming import Warming
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.errors import TableError
+from beam_runtime.search.keepable import Keepable
 from beam_runtime.search.stance import Stance
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Decision, EngineLimits, Follows, Knobs, Slo
+
+# A promise that a request brings sets margins where it is so much tighter than all known ones;
+# no more of them than it takes to come from seconds to milliseconds.
+CLEARLY, MOST_OWN = 0.8, 32
 
 
 class Opening:
@@ -61,6 +68,8 @@ class Opening:
         self._cost = cost
         self._limits = limits
         self._slos = {"default": Slo(), **slos}
+        self._own_slos: list[Slo] = []  # that requests brought
+        self._keepable = None if isinstance(cost, TableError) else Keepable(cost, limits)
         self._own = own
         self._given = given
         self._follows = follows
@@ -98,6 +107,24 @@ class Opening:
     def promise(self, slo: Slo) -> None:
         """Most requests are promised this from now on: another stance, perhaps."""
         self._slos["default"] = slo
+        self._stand_anew()
+
+    def hear(self, event: Promise | Arrival) -> None:
+        """What is promised from now on, or to one request: margins are for tight ones, too."""
+        if isinstance(event, Promise):
+            self.promise(event.slo)
+        elif isinstance(event.slo, Slo) and self._keepable is not None:
+            known = (*self._slos.values(), *self._own_slos)
+            tightest_ms = min(
+                (one.token_ms for one in known if not self._keepable.hopeless(one)),
+                default=math.inf,
+            )
+            tight = event.slo.token_ms < CLEARLY * tightest_ms and len(self._own_slos) < MOST_OWN
+            if tight and not self._keepable.hopeless(event.slo):
+                self._own_slos.append(event.slo)
+                self._stand_anew()
+
+    def _stand_anew(self) -> None:
         before, self.stance = self.stance, self._stance()
         if self.stance != before:
             self.close()
@@ -117,7 +144,10 @@ class Opening:
         self._end()
 
     def _stance(self) -> Stance:
-        return open_stance(self._cost, self._limits, self._slos, self._follows, self._own)
+        classes = (*self._slos.values(), *self._own_slos)
+        return open_stance(
+            self._cost, self._limits, self._slos["default"], classes, self._follows, self._own
+        )
 
     def _begin(self) -> None:
         self._open = partial(

@@ -1,6 +1,6 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,16 +196,15 @@ def at_top_clock(cost: StepCost) -> StepCost:
 def open_stance(
     cost: StepCost | TableError,
     limits: EngineLimits,
-    slos: Mapping[str, Slo],
+    slo: Slo,
+    classes: Collection[Slo],
     follows: Follows,
     own: Knobs,
 ) -> Stance:
     """How to steer; of no consequence without a table."""
     if isinstance(cost, TableError):
         return Stance(Rules(), Policy(), Correction())
-    return stance_for(
-        cost, limits, slos.get("default", Slo()), slos.values(), follows, own.chunk_tokens
-    )
+    return stance_for(cost, limits, slo, classes, follows, own.chunk_tokens)
 
 
 def open_searches(

@@ -18,6 +18,7 @@ from beam_runtime.control.counts import Counts
 from beam_runtime.control.decision_log import DecisionLog, decision_fields, forecast_fields
 from beam_runtime.control.events import (
     ASK_FOR_A_DECISION,
+    Arrival,
     ClockConfirmed,
     ClockRefused,
     Completion,
@@ -63,7 +64,7 @@ class Steering:
         stance: the rules and margins that the searches were made with.
         now_ms: the time axis of all events.
         want_clock: asks for a clock, None to release; the answer comes as an event.
-        promise: hears what most requests are promised from now on; opened() may follow.
+        hear: is told what is promised, to most or to one; opened() may follow.
         slos: named classes; ``default`` is for requests that name none.
         kv_blocks: KV-cache blocks of the engine, where known.
         engine: its adapter, where there is one.
@@ -83,7 +84,7 @@ class Steering:
         now_ms: Callable[[], float],
         want_clock: Callable[[int | None], None],
         *,
-        promise: Callable[[Slo], None] | None = None,
+        hear: Callable[[Promise | Arrival], None] | None = None,
         slos: Mapping[str, Slo] | None = None,
         kv_blocks: int | None = None,
         engine: EngineAdapter | None = None,
@@ -100,7 +101,7 @@ class Steering:
         self._stance = stance
         self._now_ms = now_ms
         self._want_clock = want_clock
-        self._promise = promise
+        self._hear = hear
         self._engine = engine
         self.rules = rules or SteeringRules()
         self._log = log
@@ -242,8 +243,8 @@ class Steering:
                 self._fallback.resume()
             case Observe(_, observing):
                 self._observe(observing)
-            case Promise(_, slo) if self._promise is not None:
-                self._promise(slo)
+            case Promise() | Arrival() if self._hear is not None:
+                self._hear(event)
 
     def _clock_refused(self, event: ClockRefused) -> None:
         at_ms = self._seen.last_ms

@@ -112,10 +112,13 @@ class Tracker:
         row = self._rows.add(event.request_id, prompt_tokens, event.at_ms, slo, cached_tokens)
         self._record(row)["shared_blocks"] = cached_tokens // size
 
-    def ended(self, request_id: str) -> None:
-        """A request completed or was aborted."""
+    def ended(self, request_id: str) -> int:
+        """A request completed or was aborted; how many tokens it had got."""
+        row = self._rows.find(request_id)
+        tokens = 0 if row is None else int(self._record(row)["generated_tokens"])
         known = self._forget(request_id)
         self.odd_events += not known and self._rejected_ms.pop(request_id, None) is None
+        return tokens
 
     def preempted(self, request_id: str) -> None:
         """A running request lost its blocks and waits before all others."""

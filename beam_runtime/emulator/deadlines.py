@@ -21,6 +21,9 @@ LEAD_TOKENS, LEAD_STEP = 8.0, 0.2
 # Of that it gives up all but this much to go on in one step with other decodes.
 KEPT_TOKENS = 1.0
 
+# A first token's margin is what most requests need; of a shorter promise it is at most so much.
+MOST_OF_TTFT = 0.3
+
 _breaks, _share_ms = compiled(breaks), compiled(share_ms)
 
 
@@ -51,6 +54,13 @@ def ahead_due_ms(request: Records, lead_tokens: float) -> float:
 
 
 @compiled
+def first_margin_ms(ttft_slo_ms: float, setup: Records) -> float:
+    """How much earlier than promised a first token shall be predicted."""
+    margin_ms: float = min(setup.ttft_margin_ms, MOST_OF_TTFT * ttft_slo_ms)
+    return margin_ms
+
+
+@compiled
 def first_risk(excess_ms: float, margin_ms: float) -> float:
     """How likely a first token breaks its promise that is predicted so late, margin included.
 
@@ -70,7 +80,7 @@ def queue_risk(prefill_ms: float, first_token_ms: float, setup: Records) -> floa
     for. So prompts whose own promise is broken still press, by those behind them. Nobody knows
     the class of those to come: they are taken to be promised the tightest of those present.
     """
-    late_ms = prefill_ms + setup.ttft_margin_ms - first_token_ms
+    late_ms = prefill_ms + first_margin_ms(first_token_ms, setup) - first_token_ms
     lost: float = setup.arrivals_per_s * max(0.0, late_ms) / 1e3
     return lost
 

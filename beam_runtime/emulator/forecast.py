@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled, entry
 from beam_runtime.emulator.composer import classify
-from beam_runtime.emulator.deadlines import first_risk, queue_risk, stream_risk
+from beam_runtime.emulator.deadlines import first_margin_ms, first_risk, queue_risk, stream_risk
 from beam_runtime.emulator.places import opened, restore
 from beam_runtime.emulator.play import play
 from beam_runtime.emulator.promises import GAP
@@ -91,8 +91,9 @@ def forecast(
             continue
         at_risk = 0.0
         if start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf:
-            excess_ms = request.ttft_ms + setup.ttft_margin_ms - request.ttft_slo_ms
-            at_risk = first_risk(excess_ms, setup.ttft_margin_ms)
+            margin_ms = first_margin_ms(request.ttft_slo_ms, setup)
+            excess_ms = request.ttft_ms + margin_ms - request.ttft_slo_ms
+            at_risk = first_risk(excess_ms, margin_ms)
             if excess_ms > ttft_worst_ms:
                 ttft_worst_ms, ttft_row = excess_ms, row
         if request.worst_gap_ms >= 0.0:

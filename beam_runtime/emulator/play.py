@@ -224,12 +224,14 @@ class Decoding(NamedTuple):
         context_tokens: their KV tokens together.
         tbt_ms: the tightest TBT SLO among them.
         groups: microbatches they already form; only a pace merges those.
+        by_gap: whether any of them is promised its gaps.
     """
 
     requests: int
     context_tokens: int
     tbt_ms: float
     groups: int
+    by_gap: bool
 
 
 @compiled
@@ -238,15 +240,16 @@ def decode_phase(state: State) -> Decoding:
     groups = int(state.engine.ready > 0)
     for number in range(state.engine.flying):
         groups += state.flights[flight_slot(state, number)].tokens > 0
-    context_tokens, tbt_ms, all_ms = 0, math.inf, math.inf
+    context_tokens, tbt_ms, all_ms, by_gap = 0, math.inf, math.inf, False
     for at in range(state.engine.running):
         request = state.requests[state.places[at].running]
         context_tokens += request.computed_tokens
+        by_gap = by_gap or request.slo_kind == GAP
         all_ms = min(all_ms, request.token_slo_ms)
         if request.broken == 0:
             tbt_ms = min(tbt_ms, request.token_slo_ms)
     tbt_ms = tightest_ms(tbt_ms, all_ms)
-    return Decoding(state.engine.running, context_tokens, tbt_ms, max(1, groups))
+    return Decoding(state.engine.running, context_tokens, tbt_ms, max(1, groups), by_gap)
 
 
 class Played(NamedTuple):

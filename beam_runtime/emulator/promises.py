@@ -21,7 +21,8 @@ _KINDS = {StreamKind.GAP: GAP, StreamKind.TPOT: TPOT, StreamKind.E2E: E2E}
 def promise(record: Records, slo: Slo) -> None:
     """Write what one request, or each of several, was promised."""
     record["ttft_slo_ms"], record["stream_slo_ms"] = slo.ttft_ms, slo.stream_ms
-    record["token_slo_ms"], record["tbt_share"] = slo.token_ms, slo.tbt_share
+    record["token_slo_ms"], record["tbt_share"] = slo.due_every_ms or slo.token_ms, slo.tbt_share
+    record["broken"] |= slo.due_every_ms is not None
     record["slo_kind"], record["answer_tokens"] = _KINDS[slo.kind], slo.answer_tokens
     record["least_tokens_per_s"] = slo.least_tokens_per_s or 0.0
     record["max_slowdown"] = slo.max_slowdown or 0.0
@@ -30,6 +31,7 @@ def promise(record: Records, slo: Slo) -> None:
 def promised(record: Records) -> Slo:
     """What one request was promised."""
     kind, target_ms = int(record["slo_kind"]), float(record["stream_slo_ms"])
+    due_every_ms = float(record["token_slo_ms"])
     return Slo(
         float(record["ttft_slo_ms"]),
         target_ms if kind == GAP else None,
@@ -39,6 +41,7 @@ def promised(record: Records) -> Slo:
         int(record["answer_tokens"]),
         float(record["least_tokens_per_s"]) or None,
         float(record["max_slowdown"]) or None,
+        due_every_ms if kind == GAP and due_every_ms != target_ms else None,
     )
 
 

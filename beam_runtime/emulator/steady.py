@@ -16,6 +16,7 @@ from typing import NamedTuple
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.deadlines import tightest_ms
 from beam_runtime.emulator.play import Decoding
+from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.setup import (
     JOULE,
     MS,
@@ -100,9 +101,11 @@ def steady_of(
     """From the rounds of the groups there are and of those asked for.
 
     They go on together where the first can be held until the next is back, a stage's time later,
-    and is in time all the same.
+    and is in time all the same. It is held once: a mean makes that good with its next tokens.
     """
-    held_ms = min(pace_ms, decoding.tbt_ms - setup.wide_margin_ms - together.cycle_ms)
+    held_ms = pace_ms
+    if decoding.by_gap:
+        held_ms = min(pace_ms, decoding.tbt_ms - setup.wide_margin_ms - together.cycle_ms)
     merges = setup.pace and held_ms >= apart.cycle_ms / setup.pp
     return paced(decoding, clock, together if merges else apart, pace_ms, setup, tables)
 
@@ -164,14 +167,15 @@ def settlement_j(prices: Prices, horizon_ms: float, tokens: float) -> float:
 def everyone(state: State, setup: Records) -> Decoding:
     """All requests of a state that nothing was played on, decoding together."""
     requests = min(state.engine.rows, setup.max_num_seqs)
-    context_tokens, tbt_ms, all_ms = 0, math.inf, math.inf
+    context_tokens, tbt_ms, all_ms, by_gap = 0, math.inf, math.inf, False
     for row in range(requests):
+        by_gap = by_gap or state.requests[row].slo_kind == GAP
         context_tokens += state.requests[row].total_tokens
         all_ms = min(all_ms, state.requests[row].token_slo_ms)
         if state.requests[row].broken == 0:
             tbt_ms = min(tbt_ms, state.requests[row].token_slo_ms)
     tbt_ms = tightest_ms(tbt_ms, all_ms)
-    return Decoding(requests, context_tokens, tbt_ms if requests > 0 else 0.0, 1)
+    return Decoding(requests, context_tokens, tbt_ms if requests > 0 else 0.0, 1, by_gap)
 
 
 @compiled

@@ -121,7 +121,10 @@ def prepare_prefill(
         if request.kind == READY or request.kind == DECODING:
             context_tokens += request.computed_tokens
     all_of_them = everyone(state, setup)
-    later = Decoding(all_of_them.requests, all_of_them.context_tokens, all_of_them.tbt_ms, setup.pp)
+    later = Decoding(
+        all_of_them.requests, all_of_them.context_tokens, all_of_them.tbt_ms, setup.pp,
+        all_of_them.by_gap,
+    )  # fmt: skip
     lead_in_ms = 0.0
     for free_ms in state.stage_free_ms:
         lead_in_ms += max(0.0, free_ms - now_ms)
@@ -153,7 +156,9 @@ def prepare_prefill(
         riders = decoding
         if riders == 0 and sketch.steps > 2 * setup.pp:
             riders = prompts - 1
-        meanwhile = Decoding(riders, context_tokens, all_of_them.tbt_ms, setup.pp)
+        meanwhile = Decoding(
+            riders, context_tokens, all_of_them.tbt_ms, setup.pp, all_of_them.by_gap
+        )
         for clock in range(clocks):
             found = estimate(
                 sketch, clock, lead_in_ms, first_ms, meanwhile, room.after[clock],

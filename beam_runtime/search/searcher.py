@@ -132,7 +132,8 @@ class Searcher:
         """
         pace_ms = float(self._grid.pace_shares[pace]) * self.tightest_tbt_ms(moment)
         requests = moment.state.requests[: len(moment.names)]
-        if not (requests["max_slowdown"].any() or requests["least_tokens_per_s"].any()):
+        limited = requests["max_slowdown"].any() or requests["least_tokens_per_s"].any()
+        if not (limited or moment.correction.decode_tokens_per_s):
             return pace_ms
         prefill = self._room.lines["microbatches"][0] == 0
         line = chunk if prefill else (microbatches - 1) * len(self._grid.pace_shares) + pace

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from beam_runtime.emulator.compiler import compiled
-from beam_runtime.emulator.deadlines import first_risk, queue_risk
+from beam_runtime.emulator.deadlines import first_margin_ms, first_risk, queue_risk
 from beam_runtime.emulator.places import flight_slot, waiting_place
 from beam_runtime.emulator.play import MAX_STEPS, Decoding
 from beam_runtime.emulator.schedule import admissible, held_blocks
@@ -150,8 +150,8 @@ def draw(
                 group.context_tokens += request.total_tokens
                 if request.ttft_ms == math.inf and request.broken == 0:
                     waited_ms = now_ms - request.arrival_ms + start_ms
-                    wait_excess_ms = waited_ms + setup.ttft_margin_ms - request.ttft_slo_ms
-                    sheet[firsts].wait_excess_ms = wait_excess_ms
+                    margin_ms = first_margin_ms(request.ttft_slo_ms, setup)
+                    sheet[firsts].wait_excess_ms = waited_ms + margin_ms - request.ttft_slo_ms
                     sheet[firsts].slo_ms = request.ttft_slo_ms
                     firsts += 1
         batch = Batch(0, 0, 0, 0, tokens, context, pairs, riding, riding_context, 0)
@@ -288,7 +288,7 @@ def estimate(
         first = paper.sheet[number]
         excess_ms = first.wait_excess_ms + first.share * total_ms
         worst_ms = max(worst_ms, excess_ms)
-        broken += first_risk(excess_ms, setup.ttft_margin_ms)
+        broken += first_risk(excess_ms, first_margin_ms(first.slo_ms, setup))
     tbt_excess_ms = -math.inf
     if meanwhile.requests > 0:
         tbt_excess_ms = gap_ms + setup.tbt_margin_ms - meanwhile.tbt_ms

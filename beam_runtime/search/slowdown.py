@@ -1,6 +1,9 @@
-"""Limits that people set on saving: so many tokens per second, or at most so much slower.
+"""Limits on saving: those that people set, and the seats that those to come need.
 
-Both come to one number: how many times as long as at the fastest setting a token, or a prompt's
+    tokens per second, or at most so much slower    for a class or a request
+    seats        whoever is served slowly stays long, and sits where another would (Little's law)
+
+All come to one number: how many times as long as at the fastest setting a token, or a prompt's
 prefill, may take now. The fastest setting always keeps it, so a limit leaves something to choose
 from, breaks no promise and lets nobody starve, at any load.
 
@@ -16,6 +19,9 @@ from beam_runtime.emulator.steady import Round
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo, StepShape
 
+# As many of max_num_seqs are taken on average at most; the rest is for when more come at a time.
+SEATS = 0.75
+
 
 @compiled
 def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
@@ -27,6 +33,9 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
             slowdown = min(slowdown, request.max_slowdown)
         if request.least_tokens_per_s > 0.0:
             slowdown = min(slowdown, 1e3 / request.least_tokens_per_s / fastest_ms)
+    if setup.decode_tokens_per_s > 0.0:
+        stay_ms = 1e3 * SEATS * setup.max_num_seqs / setup.decode_tokens_per_s  # for each token
+        slowdown = min(slowdown, stay_ms / fastest_ms)
     return max(1.0, slowdown)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from beam_runtime.search.chunks import chunk_candidates
+from beam_runtime.search.keepable import Keepable
 from beam_runtime.search.policy import Policy
 from beam_runtime.search.together import STEP_TOKENS, longest_between
 from beam_runtime.table.step_cost import StepCost
@@ -57,17 +58,20 @@ def stance_for(
         cost: what its steps cost.
         limits: of the engine.
         slo: what most of its requests are promised.
-        classes: what others are promised. The tightest promise sets the margins: a share of a
-            longer one could be all that a short one has.
+        classes: what others are promised. The tightest promise that can be kept sets the margins:
+            a share of a longer one could be all that a short one has.
         follows: what the engine follows. What it does not is foreseen as the engine does it.
         own_chunk_tokens: the engine's own, where it follows none; by default its largest.
     """
     steps = follows is Follows.STEPS
     rules = Rules() if steps else _OWN_STEPS
-    first_token_ms = min(one.ttft_ms for one in (slo, *classes))
+    keepable = Keepable(cost, limits)
+    promises = [one for one in (slo, *classes) if not keepable.hopeless(one)] or [slo]
+    slo = promises[0]
+    first_token_ms = min(one.ttft_ms for one in promises)
     floor = Correction(
         ttft_margin_ms=TTFT_MARGIN * first_token_ms,
-        tbt_margin_ms=TBT_MARGIN * min(one.token_ms for one in (slo, *classes)),
+        tbt_margin_ms=TBT_MARGIN * min(one.token_ms for one in promises),
     )
     # No table is believed about steps longer than those that it holds.
     longest = min(limits.max_batched_tokens, int(cost.edges_tokens[-1]))
@@ -85,23 +89,8 @@ def stance_for(
     if follows is Follows.CLOCK:
         chunks = (own_chunk_tokens or limits.max_batched_tokens,)
     policy = Policy(chunk_tokens=chunks, first_token_ms=first_token_ms)
-    by_gap = any(one.kind is StreamKind.GAP for one in (slo, *classes))
-    return Stance(rules, policy, floor, by_gap, _hopeless(cost, limits, slo, rules))
-
-
-def _hopeless(cost: StepCost, limits: EngineLimits, slo: Slo, rules: Rules) -> str:
-    """A gap has to leave room for a small chunk beside the token, a mean for the token alone."""
-    step = StepShape(decode_requests=1)
-    if slo.kind is StreamKind.GAP:
-        step = StepShape(2 * rules.min_chunk_tokens, decode_requests=1)
-    least_ms = limits.pp * (float(cost.latency_ms(step).min()) + limits.host_gap_ms)
-    if least_ms <= slo.token_ms:
-        return ""
-    beside = f" beside {step.prefill_tokens} prompt tokens" if step.prefill_tokens else ""
-    return (
-        f"a token{beside} takes {least_ms:.0f} ms at the fastest clock, promised are "
-        f"{slo.token_ms:.0f} ms"
-    )
+    by_gap = any(one.kind is StreamKind.GAP for one in promises)
+    return Stance(rules, policy, floor, by_gap, keepable.hopeless(slo))
 
 
 def _passes_ms(cost: StepCost, longest: int) -> dict[int, float]:

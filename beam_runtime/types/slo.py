@@ -33,6 +33,8 @@ class Slo:
             on saving, no promises that goodput counts: where even the fastest setting is slower,
             nothing is lost.
         max_slowdown: how many times as long it may take as at the fastest setting.
+        due_every_ms: when its tokens are due where no setting keeps its promise, which then buys
+            nothing (search/keepable.py); set by BEAM.
 
     Raises:
         ValueError: a time, a share or a limit that is none, or two kinds of streaming at once.
@@ -46,6 +48,7 @@ class Slo:
     answer_tokens: int = ASSUMED_ANSWER_TOKENS
     least_tokens_per_s: float | None = None
     max_slowdown: float | None = None
+    due_every_ms: float | None = None
 
     def __post_init__(self) -> None:
         given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]

@@ -7,7 +7,8 @@ from beamprof.decide.engine_state import StateSpec
 from beamprof.errors import StateError
 from beamprof.tables.grid import forward_steps
 
-DEFAULT_CHUNK_TOKENS = 512
+# What vLLM's server takes, and docs/vllm.md recommends.
+DEFAULT_CHUNK_TOKENS = 2048
 # More than any model of today takes in one request.
 _MOST_TOKENS = 16_000_000
 

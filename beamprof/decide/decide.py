@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Self
 
+from beam_runtime.emulator.deadlines import MOST_OF_TTFT
 from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
 from beam_runtime.search.slowdown import out_of_reach
@@ -18,6 +19,7 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import SAME_MS, EngineLimits, Forecast, Knobs, Slo, Snapshot, StreamKind
+from beamprof.decide.bounds import DEFAULT_CHUNK_TOKENS
 from beamprof.decide.engine_state import StateSpec
 from beamprof.slo import limit_words
 from beamprof.units import format_ms
@@ -155,7 +157,7 @@ def limits_of(
 
     Args:
         table: tells the stages and, where it knows, host gap and transfer.
-        max_chunk_tokens: the largest step the engine was started for; 512 by default.
+        max_chunk_tokens: the largest step the engine was started for; DEFAULT_CHUNK_TOKENS if None.
         host_gap_ms: over the table's.
         max_num_seqs: requests that may run together.
     """
@@ -164,7 +166,7 @@ def limits_of(
     return EngineLimits(
         pp=table.pp,
         max_num_seqs=max_num_seqs,
-        max_batched_tokens=max_chunk_tokens or 512,
+        max_batched_tokens=max_chunk_tokens or DEFAULT_CHUNK_TOKENS,
         host_gap_ms=float(gap) if host_gap_ms is None else host_gap_ms,
         transfer_ms=float(transfer),
     )
@@ -193,11 +195,12 @@ def decide(
     slo, limits = slo or Slo(), limits or limits_of(table)
     notes: list[str] = []
     cost = with_idle_power(smoothed(StepCost.from_table(table)), idle_power_w, notes.append)
-    stance = stance_for(cost, limits, slo)
+    state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
+    promises = [one.slo for one in (*state.waiting, *state.running)]
+    stance = stance_for(cost, limits, slo, promises)
     if floor := out_of_reach(cost, limits, slo):
         notes.append(floor)
     search = Search(cost, limits, rules=stance.rules, policy=stance.policy)
-    state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
     state = replace(state, correction=stance.floor)
     decision = search(state)
     switch_j = stance.policy.switch_j
@@ -358,8 +361,12 @@ def _lost(forecast: Forecast, state: Snapshot) -> int:
 def _over_ms(forecast: Forecast, state: Snapshot) -> dict[str, float]:
     """How far TTFT and TBT are over their SLOs at worst, margins not counted."""
     margin = state.correction
+    waiting = {one.request_id: one.slo.ttft_ms for one in state.waiting}
+    first_ms = margin.ttft_margin_ms
+    if forecast.ttft_worst in waiting:
+        first_ms = min(first_ms, MOST_OF_TTFT * waiting[forecast.ttft_worst])
     return {
-        "TTFT": forecast.ttft_excess_ms - margin.ttft_margin_ms,
+        "TTFT": forecast.ttft_excess_ms - first_ms,
         "TBT": forecast.tbt_excess_ms - margin.tbt_margin_ms,
     }
 

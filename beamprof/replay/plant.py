@@ -27,7 +27,7 @@ from beamprof.replay import event_loop as loop
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.prefix_cache import make_cache
-from beamprof.replay.promised import promised_slos
+from beamprof.replay.promised import distinct_slos, promised_slos
 from beamprof.replay.site import Site
 from beamprof.replay.view import View
 from beamprof.traces.trace import Trace
@@ -54,6 +54,9 @@ class _Plant:
         self.limits = replace(site.limits, max_batched_tokens=policy.max_batched_tokens)
         _check_servable(trace, self.limits, site.kv_blocks)
         self.promised = promised_slos(trace, site.slo, site.classes)
+        self.served = self.promised.copy()
+        self.told = np.zeros(trace.requests, dtype=bool)  # of the end of their answers
+        self.all_ended = 0  # of all requests before this one
         self.prefixes = make_cache(
             trace, self.limits.block_size, site.kv_blocks, wanted=site.prefix_cache
         )
@@ -70,7 +73,7 @@ class _Plant:
             site.front_end_ms,
             np.ascontiguousarray(trace.input_tokens),
             np.ascontiguousarray(trace.output_tokens),
-            self.promised,
+            self.served,
         )
         largest = max(self.limits.max_batched_tokens, self.limits.max_num_seqs)
         believed = smoothed(site.believed) if policy.smooths else site.believed
@@ -85,6 +88,7 @@ class _Plant:
         self.tokens: list[Records] = []
         top = int(site.cost.clocks_mhz[-1])
         self.view = View(believed, self.limits, site.slo, site.kv_blocks, Knobs(top, 1))
+        self.view.promises = distinct_slos(self.promised)
         self.clock_changes = 0
         self.idle_j = 0.0
         self.idle_until_ms = 0.0
@@ -98,6 +102,7 @@ class _Plant:
         self.view.returned = self.plant.steps[:0]
         knobs = self.policy.start(self.view)
         self.view.knobs = knobs
+        self._promise(0)
         self.setting = lasting_setting(self.site.cost, knobs)
         setup = self._setup()
         tick_ms = self.policy.tick_ms
@@ -137,11 +142,32 @@ class _Plant:
         view.arrived_tokens = int(self.arrived_tokens[arrived - 1]) if arrived else 0
         view.arrived_ms = self.workload.queued_ms[:arrived]
         view.returned = self._newly_returned(now_ms)
+        view.ended_tokens = self._newly_ended(arrived)
+        serves_by = self.policy.serves_by
         knobs = self.policy.decide(view)
+        if self.policy.serves_by != serves_by:
+            self._promise(arrived)
         if knobs is not view.knobs and knobs != view.knobs:
             self._set(knobs, now_ms)
         self.decisions += 1
         self.decision_s += time.perf_counter() - began_s
+
+    def _promise(self, first: int) -> None:
+        """What requests from the first on are promised, as the policy serves it."""
+        site = self.site
+        served = promised_slos(self.trace, site.slo, site.classes, self.policy.served)
+        self.served[first:] = served[first:]
+
+    def _newly_ended(self, arrived: int) -> NDArray[np.int64]:
+        """Tokens of answers that are complete since this was asked last."""
+        first = self.all_ended
+        ended = ~np.isnan(self.plant.finish_ms[first:arrived])
+        newly = ended & ~self.told[first:arrived]
+        self.told[first:arrived] |= ended
+        while self.all_ended < arrived and self.told[self.all_ended]:
+            self.all_ended += 1
+        tokens: NDArray[np.int64] = self.workload.output_tokens[first:arrived][newly]
+        return tokens
 
     def _newly_returned(self, now_ms: float) -> Records:
         steps = self.plant.steps[: self.plant.tally["steps"][0]]

@@ -4,13 +4,13 @@ A request's class is the trace's column slo_class; what a class is promised is s
 replay's own SLO.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from beam_runtime.emulator.promises import promise
+from beam_runtime.emulator.promises import promise, promised
 from beam_runtime.emulator.state import REQUEST, Records, records
 from beam_runtime.types import Slo
 from beamprof.errors import ReplayError
@@ -20,8 +20,13 @@ _STREAM = {"tbt_ms", "tpot_ms", "e2e_ms"}
 CLASS = "slo_class"
 
 
-def promised_slos(trace: Trace, slo: Slo, classes: Mapping[str, Slo] | None = None) -> Records:
-    """(R,) of REQUEST, its promises filled in.
+def promised_slos(
+    trace: Trace,
+    slo: Slo,
+    classes: Mapping[str, Slo] | None = None,
+    served: Callable[[Slo], Slo] = lambda slo: slo,
+) -> Records:
+    """(R,) of REQUEST, its promises filled in, each as it is ``served``.
 
     A class's SLO stands in for the replay's. A request's own TTFT stands in for either's, and its
     own promise of the stream too, of whatever kind that is.
@@ -30,13 +35,20 @@ def promised_slos(trace: Trace, slo: Slo, classes: Mapping[str, Slo] | None = No
         ReplayError: a request brings two promises of its stream.
     """
     rows = records(trace.requests, REQUEST)
-    promise(rows, slo)
+    promise(rows, served(slo))
     for name, own, mine in _groups(trace, classes or {}):
         one = records(1, REQUEST)
         base = slo if name is None else (classes or {})[name]
-        promise(one, base.revised(**own))  # type: ignore[arg-type]  # milliseconds, all of them
+        promise(one, served(base.revised(**own)))  # type: ignore[arg-type]  # milliseconds
         rows[mine] = one[0]
     return rows
+
+
+def distinct_slos(promises: Records) -> tuple[Slo, ...]:
+    """Each promise once, of records as promised_slos gives them."""
+    columns = ["ttft_slo_ms", "stream_slo_ms", "slo_kind"]
+    _, first = np.unique(promises[columns], return_index=True)
+    return tuple(promised(one) for one in promises[first])
 
 
 def own_slos(trace: Trace) -> int:

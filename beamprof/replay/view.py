@@ -19,11 +19,13 @@ class View:
         limits: of the engine.
         cost: the controller's table; the plant's may be another.
         slo: what requests are promised.
+        promises: whatever else any of them is promised.
         kv_blocks: KV-cache blocks of the replica.
         returned: the steps that came back since the policy was last asked; of
             event_loop.STEP, the clock as an index.
         arrived_tokens: prompt tokens that have arrived so far.
         arrived_ms: when each of those requests came to the engine.
+        ended_tokens: of answers that have ended since the policy was last asked.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class View:
         self.cost = cost
         self.limits = limits
         self.slo = slo
+        self.promises: tuple[Slo, ...] = ()
         self.kv_blocks = kv_blocks
         self.arrived_tokens = 0
         self.arrived_ms: NDArray[np.float64] = np.zeros(0)
+        self.ended_tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.knobs = knobs
         self.now_ms = 0.0
         self.clock_since_ms = float("-inf")

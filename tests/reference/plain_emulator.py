@@ -28,6 +28,7 @@ from plain_moves import finish, issue
 from plain_pipeline import ClockPlan, Pass, Pipeline, clock_index
 from plain_promises import (
     due_ms,
+    first_margin_ms,
     first_risk,
     last_token_ms,
     late_after_ms,
@@ -113,8 +114,9 @@ def forecast(
         at_risk = 0.0
         ttft_ms = played.ttft_ms.get(name, math.inf)
         if math.isfinite(ttft_ms):
-            ttft[name] = ttft_ms + correction.ttft_margin_ms - request.slo.ttft_ms
-            at_risk = first_risk(ttft[name], correction.ttft_margin_ms)
+            margin_ms = first_margin_ms(request.slo.ttft_ms, correction)
+            ttft[name] = ttft_ms + margin_ms - request.slo.ttft_ms
+            at_risk = first_risk(ttft[name], margin_ms)
         if name in played.late_ms:
             of_token_ms = played.token_ms[name]
             late_ms = late_after_ms(
@@ -328,6 +330,7 @@ def decode_phase(state: Snapshot) -> Decoding:
         context_tokens=sum(r.computed_tokens for r in state.running),
         tbt_ms=tightest_ms(timed(r, state) for r in state.running),
         groups=max(1, groups),
+        by_gap=any(r.slo.kind is StreamKind.GAP for r in state.running),
     )
 
 

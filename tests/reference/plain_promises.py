@@ -63,6 +63,11 @@ def tightest_ms(requests: Iterable[RequestState]) -> float:
     return min((token_ms(r) for r in holding), default=0.0)
 
 
+def first_margin_ms(ttft_slo_ms: float, learnt: Correction) -> float:
+    """Of a short promise no more than three tenths."""
+    return min(learnt.ttft_margin_ms, 0.3 * ttft_slo_ms)
+
+
 def first_risk(excess_ms: float, margin_ms: float) -> float:
     """How likely a first token is lost, margin included."""
     return min(1.0, excess_ms / max(2.0 * margin_ms, 1.0)) if excess_ms > SAME_MS else 0.0
@@ -71,7 +76,7 @@ def first_risk(excess_ms: float, margin_ms: float) -> float:
 def queue_risk(prefill_ms: float, requests: Iterable[RequestState], learnt: Correction) -> float:
     """How many of those to come will lose their first token to a queue so long."""
     first_token_ms = min((r.slo.ttft_ms for r in requests), default=math.inf)
-    late_ms = prefill_ms + learnt.ttft_margin_ms - first_token_ms
+    late_ms = prefill_ms + first_margin_ms(first_token_ms, learnt) - first_token_ms
     return learnt.arrivals_per_s * max(0.0, late_ms) / 1e3
 
 

@@ -22,7 +22,15 @@ from plain_promises import tightest_ms, timed
 from plain_schedule import servable, total_tokens
 
 from beam_runtime.table.step_cost import FloatArray, StepCost
-from beam_runtime.types import SAME_MS, Correction, EngineLimits, Rules, Snapshot, StepShape
+from beam_runtime.types import (
+    SAME_MS,
+    Correction,
+    EngineLimits,
+    Rules,
+    Snapshot,
+    StepShape,
+    StreamKind,
+)
 
 # The paces that a search tries, in shares of the tightest TBT SLO: none, and up to all of it.
 PACE_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -37,12 +45,14 @@ class Decoding:
         context_tokens: their KV tokens together.
         tbt_ms: the tightest TBT SLO among them.
         groups: microbatches they already form; only a pace merges those.
+        by_gap: whether any of them is promised its gaps.
     """
 
     requests: int
     context_tokens: int
     tbt_ms: float
     groups: int = 1
+    by_gap: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +131,8 @@ def steady(
         # The first is held until the next is back, a stage's time later, if that is in time.
         one = _round(decoding, microbatches, cost, limits, correction)
         longest_ms = decoding.tbt_ms - correction.wide_margin_ms - one[0]
-        merged = np.minimum(pace_ms, longest_ms) >= cycle_ms / limits.pp
+        held_ms = np.minimum(pace_ms, longest_ms) if decoding.by_gap else pace_ms
+        merged = held_ms >= cycle_ms / limits.pp
         cycle_ms = np.where(merged, one[0], cycle_ms)
         busy_ms = np.where(merged, one[1], busy_ms)
         pass_j = np.where(merged, one[2], pass_j)
@@ -195,6 +206,7 @@ def everyone(state: Snapshot) -> Decoding:
         requests=len(requests),
         context_tokens=sum(total_tokens(r) for r in requests),
         tbt_ms=tightest_ms(timed(r, state) for r in requests),
+        by_gap=any(r.slo.kind is StreamKind.GAP for r in requests),
     )
 
 

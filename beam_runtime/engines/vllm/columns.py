@@ -87,11 +87,12 @@ class Columns:
         self._prompts = np.array([request.num_prompt_tokens for request in running], dtype=np.int64)
         self._at = {request.request_id: at for at, request in enumerate(running)}
         if self._known:  # most have the same SLO: written at once, the others over it
-            common = self._known[0].slo
+            self._requests["broken"][: len(running)] = 0
+            common = self._known[0].planned
             promise(self._requests[: len(running)], common)
             for at, one in enumerate(self._known):
-                if one.slo is not common:
-                    promise(self._requests[at], one.slo)
+                if one.planned is not common:
+                    promise(self._requests[at], one.planned)
         slos = {id(one.slo): one.slo for one in self._known}
         self._by_gap = all(slo.kind is StreamKind.GAP for slo in slos.values())
 

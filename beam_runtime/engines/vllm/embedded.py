@@ -29,6 +29,7 @@ from beam_runtime.engines.vllm.planner import Planner
 from beam_runtime.engines.vllm.step_meter import StepMeter
 from beam_runtime.engines.vllm.tally import Tally
 from beam_runtime.engines.vllm.view import Flying, SchedulerView, arrival_ms
+from beam_runtime.search.keepable import Keepable
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Forecast, Slo
 
@@ -112,6 +113,7 @@ class Embedded:
         self._head = HeadWatch(view)
         self._constraint = Constraint(view.scheduler, by_step=features.eligible_step)
         self._slo_of, self._class_of = slo_of, class_of
+        self._keepable = Keepable(cost, view.limits)
         self._meter = StepMeter(cost, self._passes, self.tally, view.limits)
         self._now_ms = now_ms
         self._controller: Controller | None = None
@@ -169,6 +171,7 @@ class Embedded:
     def _follow(self, request: Any, now_ms: float) -> None:
         slo = self._slo_of(request, self.slo)
         known = self.view.follow(request, arrival_ms(request, now_ms, time.time), slo)
+        known.planned = self._keepable.served(slo, self.slo)
         known.slo_class = self._class_of(request)
         known.tally = self.tally.of_class(known.slo_class)
         known.tally.requests += 1
@@ -195,8 +198,7 @@ class Embedded:
 
     @_never_raises
     def _gate(self, oldest_is_back: bool) -> Gate:
-        now_ms = self._now_ms()
-        planned = self._plan(now_ms)
+        planned = self._plan(self._now_ms())
         if planned is None or not planned.holds:
             return Gate.GO
         self.tally.holds += 1
@@ -219,9 +221,7 @@ class Embedded:
             self._begun_ms = now_ms
         planned = self._plan(now_ms)
         self._planner.drop()
-        if planned is None:
-            return None
-        return self._constraint.of(planned)
+        return None if planned is None else self._constraint.of(planned)
 
     def _plan(self, now_ms: float) -> Plan | None:
         """The plan for a step now; None = vLLM's own way."""
@@ -331,6 +331,7 @@ class Embedded:
                 known.last_token_ms = now_ms
             if one.finish_reason is not None:
                 self.view.forget(name)
+                self._keepable.answered(known.tokens - known.prompt_tokens)
                 self.controller.completion(name, at_ms=now_ms, told=known.done())
                 kept = requests.get(name)
                 if getattr(kept, "resumable", False) and has_next_input(kept):

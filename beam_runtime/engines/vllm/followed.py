@@ -26,6 +26,7 @@ class Followed:
         energy_j: likewise, its share of its steps' active energy, by the tokens it had in them.
         prompt_tokens: of ``tokens``.
         slo_class: what its SLO is called.
+        planned: its SLO as steps are planned for it (search/keepable.py).
         tally: the counters of that class.
         cohort: what it goes with.
     """
@@ -40,8 +41,12 @@ class Followed:
     energy_j: float = 0.0
     prompt_tokens: int = 0
     slo_class: str = "default"
+    planned: Slo = field(init=False)
     tally: ClassTally = field(default_factory=ClassTally)
     cohort: "Cohort | None" = None
+
+    def __post_init__(self) -> None:
+        self.planned = self.slo
 
     def settled(self) -> Self:
         """With all that its cohort owes it."""

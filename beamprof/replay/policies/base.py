@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from enum import IntFlag
 
-from beam_runtime.types import Correction, Knobs, Rules
+from beam_runtime.types import Correction, Knobs, Rules, Slo
 from beamprof.replay.view import View
 
 
@@ -20,6 +20,10 @@ class Wake(IntFlag):
     FIRST_TOKEN = 2
     COMPLETION = 4
     STEP = 8
+
+
+# vLLM's steps where nobody says otherwise: BEAM's authors' chunk, and what a step may hold at most.
+CHUNK_TOKENS, LARGEST_STEP_TOKENS = 256, 2048
 
 
 class Policy(ABC):
@@ -43,7 +47,7 @@ class Policy(ABC):
     tick_ms: float = math.inf
     one_step_per_microbatch: bool = False
     smooths: bool = False
-    max_batched_tokens: int = 512
+    max_batched_tokens: int = LARGEST_STEP_TOKENS
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,6 +55,15 @@ class Policy(ABC):
     @abstractmethod
     def start(self, view: View) -> Knobs:
         """Knobs before the first request. ``view`` has the table and the engine's limits."""
+
+    def served(self, slo: Slo) -> Slo:
+        """A promise as its stream is served; asked after ``start``, and where that has changed."""
+        return slo
+
+    @property
+    def serves_by(self) -> object:
+        """What ``served`` goes by; another value: promises of those to come are asked for anew."""
+        return None
 
     def decide(self, view: View) -> Knobs:
         """Knobs from now on; by default those in force."""

@@ -10,11 +10,16 @@ from dataclasses import replace
 
 from beam_runtime.control.calibration import Calibration
 from beam_runtime.emulator.state import Records
+from beam_runtime.search.keepable import Keepable
 from beam_runtime.search.policy import Policy as SearchPolicy
 from beam_runtime.search.search import Search
 from beam_runtime.search.stance import Stance, stance_for
-from beam_runtime.types import Correction, EngineLimits, Knobs, Rules, StepShape
-from beamprof.replay.policies.base import Policy, Wake
+from beam_runtime.types import Correction, Knobs, Rules, Slo, StepShape
+from beamprof.replay.policies.base import (
+    CHUNK_TOKENS,
+    Policy,
+    Wake,
+)
 from beamprof.replay.view import View
 
 # What beam may do beside choosing the clock, each of which can be left out: knobs, then rules.
@@ -49,18 +54,29 @@ class Beam(Policy):
 
     def start(self, view: View) -> Knobs:
         """Compile the search; begin fast."""
-        stance = with_parts(stance_for(view.cost, view.limits, view.slo), self._parts, view.limits)
+        stance = stance_for(view.cost, view.limits, view.slo, view.promises)
+        stance = with_parts(stance, self._parts)
+        self._keepable, self._default = Keepable(view.cost, view.limits), view.slo
         self.rules = stance.rules
         self.correction = self._floor or stance.floor
         self._hopeless = bool(stance.hopeless)
         if self._hopeless:  # as the controller: the engine has its own settings
             self.rules = Rules.vanilla()
-            return Knobs(int(view.cost.clocks_mhz[-1]), self.max_batched_tokens // 2)
+            return Knobs(int(view.cost.clocks_mhz[-1]), CHUNK_TOKENS)
         self._calibration = Calibration(view.limits.pp, self.correction, by_gap=stance.by_gap)
         self._arrivals = 0
         policy = self._policy or stance.policy
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
         return Knobs(int(view.cost.clocks_mhz[-1]), self._search.chunks[-1])
+
+    def served(self, slo: Slo) -> Slo:
+        """As the controller would."""
+        return self._keepable.served(slo, self._default)
+
+    @property
+    def serves_by(self) -> int:
+        """How long answers are taken to be."""
+        return self._keepable.answer_tokens
 
     def decide(self, view: View) -> Knobs:
         """Learn from the steps that came back and the requests that came, then search."""
@@ -74,6 +90,9 @@ class Beam(Policy):
         for arrived_ms in view.arrived_ms[self._arrivals :].tolist():
             self._calibration.observe_arrival(arrived_ms, view.longest_wait_slos())
         self._arrivals = len(view.arrived_ms)
+        for tokens in view.ended_tokens.tolist():
+            self._keepable.answered(tokens)
+            self._calibration.observe_answer(tokens)
         self.correction = self._calibration.correction
         return self._search.decide(view.moment(self.correction)).knobs
 
@@ -90,11 +109,11 @@ class Beam(Policy):
         self._calibration.observe_step(shape, predicted_ms, observed_ms)
 
 
-def with_parts(stance: Stance, parts: Collection[str], limits: EngineLimits) -> Stance:
+def with_parts(stance: Stance, parts: Collection[str]) -> Stance:
     """The stance without what is not among ``parts``; a knob left out is as vLLM has it."""
     rules, policy = stance.rules, stance.policy
     if "chunk" not in parts:
-        policy = replace(policy, chunk_tokens=(limits.max_batched_tokens // 2,))
+        policy = replace(policy, chunk_tokens=(CHUNK_TOKENS,))
     rules = replace(
         rules,
         microbatches=rules.microbatches and "microbatches" in parts,

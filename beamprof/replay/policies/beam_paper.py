@@ -38,6 +38,7 @@ class BeamPaper(Policy):
 
     wakes = Wake.ARRIVAL | Wake.COMPLETION | Wake.STEP
     one_step_per_microbatch = True
+    max_batched_tokens = CHUNKS[-1]
 
     def start(self, view: View) -> Knobs:
         """Begin as vLLM would."""

@@ -6,10 +6,8 @@ is in time is found by halving; the prediction is the emulator's.
 
 from beam_runtime.search.search import Search
 from beam_runtime.types import Correction, Knobs
-from beamprof.replay.policies.base import Policy, Wake
+from beamprof.replay.policies.base import CHUNK_TOKENS, Policy, Wake
 from beamprof.replay.view import View
-
-CHUNK_TOKENS = 256
 
 
 class LowestFeasible(Policy):

@@ -14,7 +14,7 @@ from beam_runtime.emulator.state import Records
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Knobs, StepShape
-from beamprof.replay.policies.base import Policy
+from beamprof.replay.policies.base import CHUNK_TOKENS, Policy
 from beamprof.replay.view import View
 
 TICK_MS = 100.0
@@ -35,7 +35,9 @@ class PowerLimit(Policy):
 
     tick_ms = TICK_MS
 
-    def __init__(self, name: str, limit_w: float, tp: int, chunk_tokens: int = 256) -> None:
+    def __init__(
+        self, name: str, limit_w: float, tp: int, chunk_tokens: int = CHUNK_TOKENS
+    ) -> None:
         super().__init__(name)
         self.limit_w = limit_w
         self._stage_w = limit_w * tp

@@ -4,7 +4,7 @@ What a person does with one nvidia-smi line, and the baseline that counts.
 """
 
 from beam_runtime.types import Knobs
-from beamprof.replay.policies.base import Policy
+from beamprof.replay.policies.base import CHUNK_TOKENS, Policy
 from beamprof.replay.view import View
 
 
@@ -17,7 +17,7 @@ class Static(Policy):
         chunk_tokens: vLLM's max_num_batched_tokens; BEAM's authors used 256.
     """
 
-    def __init__(self, name: str, clock_mhz: int | None, chunk_tokens: int = 256) -> None:
+    def __init__(self, name: str, clock_mhz: int | None, chunk_tokens: int = CHUNK_TOKENS) -> None:
         super().__init__(name)
         self.clock_mhz = clock_mhz
         self.chunk_tokens = chunk_tokens

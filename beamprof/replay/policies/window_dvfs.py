@@ -12,7 +12,7 @@ import polars as pl
 
 from beam_runtime.types import Knobs
 from beamprof.replay.plant import play
-from beamprof.replay.policies.base import Policy
+from beamprof.replay.policies.base import CHUNK_TOKENS, Policy
 from beamprof.replay.policies.static import Static
 from beamprof.replay.site import Site
 from beamprof.replay.view import View
@@ -27,7 +27,6 @@ LOADS_TPS = (600, 1200, 2400, 3600, 4800)
 # The load that the trials were made with: lengths uniform within 30 % of these.
 INPUT_TOKENS, OUTPUT_TOKENS, SPREAD = 1050, 150, 0.3
 MINUTE_S = 60.0
-CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ pytest.importorskip("numba", reason="without numba there is nothing to compile")
 
 from beam_runtime.control import opening as opening_module
 from beam_runtime.control.controller import Controller
+from beam_runtime.control.events import Arrival
 from beam_runtime.control.opening import Opening
 from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.search.stance import stance_for
@@ -124,3 +125,21 @@ def test_a_promise_that_changes_no_stance_opens_nothing(beam: Controller, tmp_pa
         wait_for(lambda: beam.status.counts.events == 2)
         assert not beam.warming_up
         assert beam.orders.steering
+
+
+def test_margins_are_for_what_single_requests_are_promised_too(
+    small_cost: StepCost, limits: EngineLimits
+) -> None:
+    """Each promise that is clearly tighter than all before, and can be kept."""
+    opening = Opening(
+        small_cost, limits, {"default": LAX}, Knobs(1000, 512), None,
+        follows=Follows.STEPS, clocks=True, composer=False, threads=False,
+    )  # fmt: skip
+    alone = opening.stance
+    for gap_ms in (1.0, LAX.token_ms, 0.9 * LAX.token_ms):
+        opening.hear(Arrival(0.0, "a", 10, LAX.revised(tbt_ms=gap_ms), 0))
+        assert opening.stance == alone
+    tight = LAX.revised(tbt_ms=0.5 * LAX.token_ms)
+    opening.hear(Arrival(0.0, "b", 10, tight, 0))
+    assert opening.stance == stance_for(small_cost, limits, LAX, [tight])
+    assert opening.stance.floor.tbt_margin_ms < alone.floor.tbt_margin_ms

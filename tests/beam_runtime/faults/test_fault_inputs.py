@@ -158,11 +158,11 @@ def test_an_unknown_class_gets_the_default(bench: Bench, caplog: pytest.LogCaptu
         return alternating(state)
 
     def visit(controller: Controller, now_ms: float) -> None:
-        for name, slo in (("a", "chat"), ("b", "bulk"), ("c", None), ("d", Slo(1.0, 2.0))):
+        for name, slo in (("a", "chat"), ("b", "bulk"), ("c", None), ("d", Slo(1000.0, 200.0))):
             controller.arrival(name, 10, slo=slo)
 
-    classes = {"default": Slo(5.0, 6.0), "chat": Slo(3.0, 4.0)}
+    classes = {"default": Slo(5000.0, 600.0), "chat": Slo(3000.0, 400.0)}
     bench.run(requests(2), search=note, meanwhile=visit, slos=classes)
-    assert (seen["a"], seen["b"]) == (Slo(3.0, 4.0), Slo(5.0, 6.0))
-    assert (seen["c"], seen["d"]) == (Slo(5.0, 6.0), Slo(1.0, 2.0))
+    assert (seen["a"], seen["b"]) == (Slo(3000.0, 400.0), Slo(5000.0, 600.0))
+    assert (seen["c"], seen["d"]) == (Slo(5000.0, 600.0), Slo(1000.0, 200.0))
     assert caplog.text.count("no SLO class 'bulk'") == 1

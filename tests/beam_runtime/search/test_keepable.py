@@ -1,0 +1,66 @@
+"""Promises as streams are served."""
+
+import pytest
+
+from beam_runtime.control.controller import Controller
+from beam_runtime.search.keepable import Keepable
+from beam_runtime.search.stance import stance_for
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.testing import FakeEngine, FakeRequest
+from beam_runtime.testing.actuator import FakeActuator
+from beam_runtime.types import EngineLimits, Follows, Slo
+
+LIMITS = EngineLimits(pp=1, max_num_seqs=64, max_batched_tokens=512, host_gap_ms=2.0)
+DEFAULT = Slo(1000.0, 200.0)
+
+
+def test_a_gap_without_hope_is_due_as_most_others_are(small_cost: StepCost) -> None:
+    keepable = Keepable(small_cost, LIMITS)
+    served = keepable.served(Slo(500.0, 1.0), DEFAULT)
+    assert keepable.hopeless(Slo(500.0, 1.0))
+    assert (served.tbt_ms, served.due_every_ms) == (1.0, 200.0)
+    for kept in (Slo(500.0, 100.0), Slo(500.0, tpot_ms=1.0)):
+        assert keepable.served(kept, DEFAULT) == kept
+
+
+def test_a_whole_answer_is_for_as_many_tokens_as_answers_have(small_cost: StepCost) -> None:
+    keepable, whole = Keepable(small_cost, LIMITS), Slo(1000.0, e2e_ms=30_000.0)
+    unknown = keepable.served(whole, DEFAULT).answer_tokens
+    for tokens in range(101, 201):
+        keepable.answered(tokens)
+    assert keepable.served(whole, DEFAULT).answer_tokens == 195
+    assert unknown > 200, "until answers were seen they are taken to be long"
+    told = Slo(1000.0, e2e_ms=30_000.0, answer_tokens=40)
+    assert keepable.served(told, DEFAULT) == told
+
+
+def test_promises_without_hope_set_no_margins(small_cost: StepCost) -> None:
+    alone = stance_for(small_cost, LIMITS, DEFAULT)
+    assert stance_for(small_cost, LIMITS, DEFAULT, [Slo(500.0, 1.0)]) == alone
+    tight = stance_for(small_cost, LIMITS, DEFAULT, [Slo(1000.0, 80.0)])
+    assert tight.floor.tbt_margin_ms < alone.floor.tbt_margin_ms
+    only_classes = stance_for(small_cost, LIMITS, Slo(1000.0, 1.0), [DEFAULT])
+    assert not only_classes.hopeless
+    assert only_classes.floor == alone.floor
+
+
+@pytest.mark.parametrize("own", [Slo(1000.0, 1.0), Slo(1000.0, 60.0)])
+def test_a_few_requests_with_a_tight_gap_cost_the_others_nothing(
+    small_cost: StepCost, own: Slo
+) -> None:
+    """Without hope, or to be kept."""
+    requests = [
+        FakeRequest(f"r{n}", 150.0 * n, 600, 40, own if n % 20 == 0 else DEFAULT)
+        for n in range(120)
+    ]
+    gpus = FakeActuator(gpus=1)
+    engine = FakeEngine(small_cost, LIMITS, requests, gpu_clock_mhz=lambda: gpus.locked_mhz[0])
+    with Controller(
+        small_cost, LIMITS, actuator=gpus, follows=Follows.STEPS, threads=False,
+        now_ms=lambda: engine.now_ms,
+    ) as beam:  # fmt: skip
+        ledger = engine.run(beam)
+    assert ledger.late_ttft <= 2
+    mine = sum(39 for request in requests if request.slo is own)
+    hopeless = own.tbt_ms == 1.0
+    assert ledger.late_tbt <= (mine if hopeless else 0.02 * mine)
