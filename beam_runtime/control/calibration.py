@@ -23,7 +23,7 @@ from statistics import NormalDist
 from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.patience import Patience
 from beam_runtime.control.step_errors import StepErrors, Window
-from beam_runtime.types import Correction, StepShape, size_of
+from beam_runtime.types import ASSUMED_ANSWER_TOKENS, Correction, StepShape, size_of
 
 _GAUSS = NormalDist()
 
@@ -83,7 +83,8 @@ class Calibration:
         self._ttft = Window(self._rules)
         self._patience = Patience()
         self._arrived_ms: float | None = None
-        self._between_ms = self._answer_tokens = 0.0
+        self._between_ms = 0.0
+        self._answers, self._answer_tokens = 0, float(ASSUMED_ANSWER_TOKENS)
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._correction: Correction | None = self._floor
@@ -138,7 +139,8 @@ class Calibration:
 
     def observe_answer(self, tokens: int) -> None:
         """Learn from an answer that is complete."""
-        weight = self._rules.weight if self._answer_tokens else 1.0
+        self._answers += 1
+        weight = max(self._rules.weight, 1.0 / (self._answers + 1))
         self._answer_tokens += weight * (tokens - self._answer_tokens)
         self._correction = None
 

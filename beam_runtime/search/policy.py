@@ -15,8 +15,6 @@ class Policy:
         switch_j: what a clock change must save to be worth it.
         chunk_tokens: the chunk sizes to choose from; the table's staircase edges by default.
         most_chunks: of those edges, how many.
-        seats: share of max_num_seqs above which nothing is paced: paced requests stay longer, so
-            more of them run at one time (Little's law), and those to come need a seat as well.
         first_token_ms: how soon whoever comes to an empty engine must have a first token.
     """
 
@@ -25,5 +23,4 @@ class Policy:
     switch_j: float = 0.5
     chunk_tokens: tuple[int, ...] = ()
     most_chunks: int = 12
-    seats: float = 0.75
     first_token_ms: float = 1000.0

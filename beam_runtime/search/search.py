@@ -88,24 +88,15 @@ class Search:
             found = self._searcher.search(moment, asked_mhz)
             if found.violation == 0.0:
                 note = "; its clock has not dwelt long enough to change"
-                return decision(self._seated(found, moment), moment.now_ms, note=note)
+                return decision(found, moment.now_ms, note=note)
         found = self._searcher.search(moment)
-        return decision(self._seated(found, moment), moment.now_ms)
+        return decision(found, moment.now_ms)
 
     decide = __call__
 
     def best_of_all(self, state: Snapshot | Moment) -> Found:
         """The best of every candidate, each of them played: what a search is measured by."""
         return self._searcher.best_of_all(state if isinstance(state, Moment) else Moment.of(state))
-
-    def _seated(self, found: Found, moment: Moment) -> Found:
-        """Unpaced, where seats grow few."""
-        taken = moment.running / self.limits.max_num_seqs
-        if taken <= self.policy.seats or not found.knobs.pace_ms:
-            return found
-        knobs = replace(found.knobs, pace_ms=0.0)
-        unpaced = self._searcher.forecast(moment, knobs)
-        return replace(found, knobs=knobs, forecast=unpaced, energy_j=unpaced.energy_j)
 
     def _rest(self, moment: Moment) -> Decision:
         """Nobody is there: the clock that idles cheapest among those a prompt could start at.

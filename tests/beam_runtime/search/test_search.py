@@ -234,16 +234,21 @@ def test_a_clock_change_must_be_worth_its_price():
     assert dear(state).knobs.clock_mhz == 1140
 
 
-def test_nothing_is_paced_when_seats_grow_few():
+def test_streams_are_as_fast_as_leaves_seats_to_those_to_come():
+    """Little's law: requests a second x tokens of an answer x a token's time sit at one time."""
     running = tuple(decode(f"r{i}") for i in range(8))
-    roomy, tight = (
-        Search(COST, limits)(Snapshot(0.0, limits, Knobs(1140, 256), running))
-        for limits in (LIMITS, replace(LIMITS, max_num_seqs=10))
-    )
-    assert roomy.knobs.pace_ms > 0.0
-    assert tight.knobs == replace(roomy.knobs, pace_ms=0.0)
-    assert tight.forecast.energy_j > roomy.forecast.energy_j, "predicted of what is chosen"
-    assert f"{tight.forecast.energy_j:.0f} J" in tight.why
+
+    def tokens(decode_tokens_per_s: float) -> float:
+        learnt = Correction(decode_tokens_per_s=decode_tokens_per_s)
+        limits = replace(LIMITS, max_num_seqs=40)
+        state = Snapshot(0.0, limits, Knobs(1410, 256), running, correction=learnt)
+        search = Search(COST, limits)
+        decision = search(state)
+        assert decision.knobs in [knobs for knobs, _ in search.survey(state)]
+        return decision.forecast.output_tokens
+
+    few, many, too_many = tokens(10.0), tokens(400.0), tokens(1e5)
+    assert few < many < too_many
 
 
 @pytest.mark.parametrize("seed", range(0, 140, 7))

@@ -231,16 +231,14 @@ def test_a_cost_at_other_clocks_is_refused(site, table):
         replace(site, believed=other)
 
 
-def test_beam_does_not_pace_when_seats_run_out(table, site):
+def test_paced_streams_leave_seats_to_those_to_come(table, site):
     # Eight seats, and a request every 0.4 s that a paced engine would hold for six seconds.
     where = replace(site, limits=replace(site.limits, max_num_seqs=8), slo=Slo(1000.0, 300.0))
     trace = make_trace([(0.4 * i, 32, 20) for i in range(60)], 30)
     played = play(trace, policy_named("beam", table), where)
     steps = played.steps[played.steps["prefill_tokens"] == 0]
-    crowded = steps["running_requests"] > 6
-    assert crowded.any()
-    assert (steps["pace_ms"][crowded] == 0.0).all()
-    assert (steps["pace_ms"][~crowded] > 0.0).any()
+    assert (steps["pace_ms"] > 0.0).any()
+    assert steps["running_requests"].mean() < 7.0
     assert (played.first_token_ms - played.arrival_ms <= 1000.0).mean() > 0.9
 
 
