@@ -83,7 +83,7 @@ class Calibration:
         self._ttft = Window(self._rules)
         self._patience = Patience()
         self._arrived_ms: float | None = None
-        self._between_ms = 0.0
+        self._between_ms = self._prompt_tokens = 0.0
         self._answers, self._answer_tokens = 0, float(ASSUMED_ANSWER_TOKENS)
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
@@ -118,13 +118,18 @@ class Calibration:
             self._ttft.observe(predicted_ms, observed_ms)
             self._correction = None
 
-    def observe_arrival(self, at_ms: float, waited_slos: float = 0.0) -> None:
+    def observe_arrival(
+        self, at_ms: float, waited_slos: float = 0.0, prompt_tokens: float = 0.0
+    ) -> None:
         """Learn from a request that comes.
 
         Args:
             at_ms: when.
             waited_slos: how long the prompt that waits longest has waited, in its TTFT SLO.
+            prompt_tokens: that it has to compute.
         """
+        weight = self._rules.weight if self._prompt_tokens else 1.0
+        self._prompt_tokens += weight * (prompt_tokens - self._prompt_tokens)
         self._patience.observe_arrival(waited_slos)
         before_ms = self._arrived_ms
         self._arrived_ms = at_ms if before_ms is None else max(before_ms, at_ms)
@@ -181,6 +186,7 @@ class Calibration:
             prefill_by_size=prefill.by_size,
             decode_by_size=decode.by_size,
             patience_slos=self._patience.slos,
+            prompt_tokens=self._prompt_tokens,
             decode_tokens_per_s=arrivals_per_s * self._answer_tokens,
         )
 

@@ -135,7 +135,8 @@ class Observer:
                 # It may have queued elsewhere before, but it cannot come from the future.
                 event = event._replace(at_ms=min(at_ms, now_ms))
                 waited_slos = self._tracker.longest_wait_slos(event.at_ms)
-                self.calibration.observe_arrival(event.at_ms, waited_slos)
+                to_compute = max(1, event.prompt_tokens - event.cached_tokens)
+                self.calibration.observe_arrival(event.at_ms, waited_slos, to_compute)
                 self._tracker.arrived(event, self._served(event.slo))
             case FirstToken(at_ms, request_id):
                 self._first_token(request_id, self.time(at_ms))

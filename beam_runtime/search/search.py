@@ -73,6 +73,7 @@ class Search:
             PACE_SHARES,
             self.policy.lookahead_ms,
             self.policy.switch_j,
+            self.policy.first_token_ms,
         )
         # Compiled here, so that no request ever waits for it.
         self._searcher.search(warm_up(limits, self.chunks[-1], int(cost.clocks_mhz[-1])))

@@ -10,11 +10,12 @@ from beam_runtime.emulator.setup import Setting, make_setup, make_tables
 from beam_runtime.emulator.state import Records, State, empty_state, records
 from beam_runtime.errors import BeamError
 from beam_runtime.search import best
+from beam_runtime.search.hurry import Hurry
 from beam_runtime.search.lines import AFTER, ENTRY, GRID, LINE, PLAY, Grid, Room
 from beam_runtime.search.reasons import Found, Tried
 from beam_runtime.search.sketch import RIDERS, SHEET, Paper
 from beam_runtime.table.step_cost import StepCost, clock_index
-from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules, StepShape
+from beam_runtime.types import Correction, EngineLimits, Forecast, Knobs, Rules
 
 # Seldom reached: MOST_WORK ends a search of many requests before.
 MOST_PLAYS = 96
@@ -37,6 +38,7 @@ class Searcher:
         pace_shares: the paces, in shares of the tightest TBT SLO.
         lookahead_ms: the horizon is at least this long.
         switch_j: what a clock change must save.
+        first_token_ms: the tightest TTFT SLO.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Searcher:
         pace_shares: tuple[float, ...],
         lookahead_ms: float,
         switch_j: float = 0.0,
+        first_token_ms: float = math.inf,
     ) -> None:
         self._cost = cost
         self._limits = limits
@@ -68,7 +71,7 @@ class Searcher:
         given["most_plays"], given["most_work"] = MOST_PLAYS, MOST_WORK
         given["delay_ms"], given["lookahead_ms"] = limits.clock_delay_ms, lookahead_ms
         given["switch_j"] = switch_j
-        given["hurry_j_per_ms"] = hurry_j_per_ms(cost, limits.pp, max(chunks, default=1))
+        self._hurry = Hurry(cost, limits, max(chunks, default=1), first_token_ms)
         self._grid = Grid(given, np.array(chunks, dtype=np.int64), np.array(pace_shares))
         self._corrected: tuple[Correction, Records] | None = None
         self._make_paper(64, limits.max_steps_in_flight)
@@ -168,6 +171,7 @@ class Searcher:
         given["only_clock"] = -1 if only_mhz is None else self._clock_mhz.index(only_mhz)
         given["chunk_tokens"] = moment.knobs.chunk_tokens
         given["effective_ms"], given["now_ms"] = plan.switch_ms, moment.now_ms
+        given["hurry_j_per_ms"] = self._hurry.j_per_ms(moment.correction)
 
     def _make_paper(self, rows: int, steps: int) -> None:
         pp = self._limits.pp
@@ -205,18 +209,6 @@ class Searcher:
                 )
             )
         return tuple(tried)
-
-
-def hurry_j_per_ms(cost: StepCost, pp: int, chunk_tokens: int) -> float:
-    """What a millisecond less takes where prompts are in a hurry: at which price prefill saves it.
-
-    On average from the cheapest clock of a chunk to the fastest; 0 where that is the cheapest.
-    """
-    chunk = StepShape(prefill_tokens=chunk_tokens)
-    pass_ms, pass_j = cost.latency_ms(chunk), pp * cost.energy_j(chunk)
-    cheapest = int(np.argmin(pass_j))
-    saved_ms = float(pass_ms[cheapest] - pass_ms[-1])
-    return float(pass_j[-1] - pass_j[cheapest]) / saved_ms if saved_ms > 0.0 else 0.0
 
 
 def unpack(outcome: Outcome, played: State, moment: Moment) -> Forecast:

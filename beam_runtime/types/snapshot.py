@@ -36,6 +36,7 @@ class Correction:
         ttft_margin_ms: predicted TTFT must stay this far inside its SLO.
         tbt_margin_ms: predicted TBT must stay this far inside its SLO.
         arrivals_per_s: requests that come; 0 = nobody is expected.
+        prompt_tokens: that such a request has to compute before its first; 0 = unknown.
         decode_tokens_per_s: tokens of answers that they ask for; 0 = unknown.
         prefill_by_size: factors beside prefill_scale, of steps of each size (step_sizes.py); what
             is left out is 1.
@@ -52,6 +53,7 @@ class Correction:
     prefill_by_size: tuple[float, ...] = ()
     decode_by_size: tuple[float, ...] = ()
     patience_slos: float = PATIENT_SLOS
+    prompt_tokens: float = 0.0
     decode_tokens_per_s: float = 0.0
 
     @property

@@ -64,7 +64,7 @@ class Beam(Policy):
             self.rules = Rules.vanilla()
             return Knobs(int(view.cost.clocks_mhz[-1]), CHUNK_TOKENS)
         self._calibration = Calibration(view.limits.pp, self.correction, by_gap=stance.by_gap)
-        self._arrivals = 0
+        self._arrivals = self._arrived_tokens = 0
         policy = self._policy or stance.policy
         self._search = Search(view.cost, view.limits, rules=self.rules, policy=policy)
         return Knobs(int(view.cost.clocks_mhz[-1]), self._search.chunks[-1])
@@ -87,8 +87,11 @@ class Beam(Policy):
             # A step under way when the clock changed says nothing about either clock.
             if not step["issued_ms"] < switched_ms < step["finished_ms"]:
                 self._learn(step, view)
-        for arrived_ms in view.arrived_ms[self._arrivals :].tolist():
-            self._calibration.observe_arrival(arrived_ms, view.longest_wait_slos())
+        came = view.arrived_ms[self._arrivals :].tolist()
+        for arrived_ms in came:
+            tokens = (view.arrived_tokens - self._arrived_tokens) / len(came)
+            self._calibration.observe_arrival(arrived_ms, view.longest_wait_slos(), tokens)
+        self._arrived_tokens = view.arrived_tokens
         self._arrivals = len(view.arrived_ms)
         for tokens in view.ended_tokens.tolist():
             self._keepable.answered(tokens)
