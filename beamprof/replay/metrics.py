@@ -71,8 +71,8 @@ class Metrics:
         prefill_energy_j, decode_energy_j: of steps that carry prefill, and of the others.
         idle_energy_j: of GPU-time that no pass covers.
         energy_kwh: the same as energy_j.
-        mean_power_w: energy over the time that was played: the trace's stated duration, or until
-            the last token where that is later.
+        mean_power_w: energy over the trace's stated duration, see Played: a policy that lets its
+            last answers take longer draws no less for it.
         j_per_token: per output token; j_per_request: per request.
         ttft, tbt: spreads over requests, and over tokens after the first.
         request: from a request's sending to its last token, over requests.
@@ -143,7 +143,7 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         decode_energy_j=float(step_j[~prefill].sum()),
         idle_energy_j=played.idle_energy_j,
         energy_kwh=played.energy_j / J_PER_KWH,
-        mean_power_w=played.energy_j / end_s,
+        mean_power_w=played.mean_power_w,
         j_per_token=played.energy_j / tokens,
         j_per_request=played.energy_j / len(played.arrival_ms),
         ttft=Spread.of(ttft_ms(played)),

@@ -64,3 +64,13 @@ class Played:
     def energy_j(self) -> float:
         """Passes and idling, all GPUs."""
         return self.active_energy_j + self.idle_energy_j
+
+    @property
+    def mean_power_w(self) -> float:
+        """All GPUs, were the load to go on: its energy over the duration in which it arrived.
+
+        A load that is more than the GPUs can take, or shorter than its answers, would need more
+        than they can draw: then it is what they draw in passes.
+        """
+        in_passes_w = self.pp * self.active_energy_j / (self.busy_ms / 1e3)
+        return min(self.energy_j / (self.duration_ms / 1e3), in_passes_w)

@@ -71,12 +71,36 @@ def test_power_under_overload_is_over_the_time_that_was_played(table, site):
     assert 0.5 * in_pass_w < m.mean_power_w <= in_pass_w * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("policy", ["vanilla", "beam"])
+def test_power_is_never_below_what_waiting_gpus_draw(table, site, policy):
+    """Answers that end long after a short trace: their time holds no idling, so it counts not."""
+    lone = play(make_trace([(0.0, 64, 200)], 1), policy_named(policy, table), site)
+    assert lone.end_ms > 5 * lone.duration_ms
+    waiting_w = site.limits.pp * float(site.cost.idle_power_w.min())
+    in_pass_w = lone.active_energy_j / (lone.busy_ms / 1e3) * lone.pp
+    assert waiting_w <= measure(lone, np.ones(1, dtype=bool)).mean_power_w <= in_pass_w
+
+
+def test_power_does_not_hang_on_how_long_the_load_goes_on(table, site):
+    """One setting, one load, a minute and ten: the last answers of the minute dilute nothing."""
+    slow = replace(site, slo=Slo(2000.0, 1000.0))
+
+    def power_w(requests):
+        arriving = make_trace([(1.0 * i, 100, 60) for i in range(requests)], requests)
+        played = play(arriving, policy_named("beam", table), slow)
+        return played, measure(played, np.ones(requests, dtype=bool)).mean_power_w
+
+    (minute, short_w), (_, long_w) = power_w(60), power_w(600)
+    assert minute.end_ms > 1.2 * minute.duration_ms  # else the case tells nothing
+    assert short_w == pytest.approx(long_w, rel=0.06)
+
+
 def test_energy_in_every_unit_and_shares_of_time_add_up(played):
     m = measure(played, np.ones(80, dtype=bool))
     tokens = played.output_tokens.sum()
     assert m.energy_j == pytest.approx(m.prefill_energy_j + m.decode_energy_j + m.idle_energy_j)
     assert m.energy_kwh * 3.6e6 == pytest.approx(m.energy_j)
-    assert m.mean_power_w * played.end_ms / 1e3 == pytest.approx(m.energy_j)
+    assert m.mean_power_w * played.duration_ms / 1e3 == pytest.approx(m.energy_j)
     assert m.j_per_token * tokens == pytest.approx(m.energy_j)
     assert m.j_per_request * 80 == pytest.approx(m.energy_j)
     for shares in (m.clock_share, m.chunk_share, m.microbatches_share, m.pace_share):
