@@ -8,7 +8,7 @@ import pytest
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
-from beamprof.advice.advise import Advice, Today, advise
+from beamprof.advice.advise import OVERLOAD, Advice, Today, advise
 from beamprof.advice.load import Observed, load_from_rate
 from beamprof.cli.main import main
 from beamprof.errors import ReplayError
@@ -37,6 +37,19 @@ def test_the_rungs_and_what_they_cost(advice: Advice) -> None:
         assert rung.kwh_a_year == pytest.approx(rung.power_w * 8.76)
         assert rung.cost_a_year == pytest.approx(0.2 * rung.kwh_a_year)
         assert rung.co2_kg_a_year == pytest.approx(0.4 * rung.kwh_a_year)
+
+
+def test_watts_and_the_best_go_by_the_energy_of_the_same_requests() -> None:
+    """BEAM's answers end much later than today's: its energy is not spread over that time."""
+    table = PerfTable.load(TABLE)
+    found = advise(table, load_from_rate(6.0, 300, 400), Slo(2000.0, 400.0), price_per_kwh=0.2)
+    today, *_, beam = found.rungs
+    assert beam.request_ms - today.request_ms > 1000.0 * (OVERLOAD - 1.0) * found.duration_s / 2
+    for rung in found.rungs:
+        assert rung.power_w / today.power_w == pytest.approx(rung.of_today)
+        assert rung.cost_a_year / today.cost_a_year == pytest.approx(rung.of_today)
+    as_good = [r for r in found.rungs if r.goodput >= today.goodput - AS_GOOD]
+    assert found.best.of_today == min(rung.of_today for rung in as_good)
 
 
 def test_the_price_in_speed_is_in_the_first_sentence(advice: Advice) -> None:
