@@ -4,6 +4,7 @@ What it cannot know: whether the GPU still behaves as it did when the table was 
 is calibration's business.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,6 +103,15 @@ class PerfTable:
     def stage_layers(self) -> int:
         """Decoder layers of the stage."""
         return int(self.metadata["stage_layers"])
+
+    @property
+    def model_shape(self) -> Mapping[str, Any]:
+        """What the metadata say of the whole model's shape; empty where nothing can be read."""
+        try:
+            shape = json.loads(self.metadata.get("model_shape") or "{}")
+        except (ValueError, RecursionError):
+            return {}
+        return shape if isinstance(shape, dict) else {}
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -186,6 +186,7 @@ def advise(
     today: Today | None = None,
     price_per_kwh: float | None = None,
     co2_g_per_kwh: float | None = None,
+    model: str = "",
     options: ReplayOptions | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Advice:
@@ -198,6 +199,7 @@ def advise(
         today: how the server runs now; Today.on(the table's device) by default.
         price_per_kwh: in any currency.
         co2_g_per_kwh: of the grid.
+        model: what `beam profile` is told of it, such as a folder; by the table's name if empty.
         options: of the simulation; its slo and max_num_seqs are replaced.
         progress: told the name of the rung that is about to be played.
 
@@ -222,7 +224,7 @@ def advise(
         _rung(
             name, outcome, first, price_per_kwh, co2_g_per_kwh,
             setting=setting_words(setting, table),
-            typed=commands(name, setting, now, table, slo),
+            typed=commands(name, setting, now, table, slo, model),
         )
         for name, outcome, setting in found
     )  # fmt: skip

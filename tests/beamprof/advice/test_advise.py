@@ -12,6 +12,7 @@ from beamprof.advice.advise import OVERLOAD, Advice, Today, advise
 from beamprof.advice.load import Observed, load_from_rate
 from beamprof.cli.main import main
 from beamprof.errors import ReplayError
+from beamprof.models.registry import registered_config
 from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.advice_view import answer, trust
 from beamprof.report.html.advice_part import advice_part
@@ -140,6 +141,20 @@ def test_json_has_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
     assert (answer["command"], answer["status"]) == ("advise", "ok")
     assert len(answer["data"]["rungs"]) == 4
     assert answer["data"]["rungs"][1]["commands"]
+
+
+def test_a_folder_with_a_config_is_held_to_its_context(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "small-ctx"
+    folder.mkdir()
+    config = {**registered_config("llama3-8b"), "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ["advise", "--model", str(folder), "--device", "h100", "--rate", "1"]
+    assert main([*words, "--input-tokens", "6000"]) == 2
+    assert "small-ctx takes 4,096" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--input-tokens", "300", "--output-tokens", "20"]) == 0
+    assert f"beam profile --model {folder} " in capsys.readouterr().out
 
 
 def test_a_table_off_by_half_is_seen_against_the_servers_own_times(advice: Advice) -> None:
