@@ -24,6 +24,7 @@ from beam_runtime.table.step_cost import clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
+from beamprof.replay.options import MAX_MODEL_LEN
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.prefix_cache import make_cache
@@ -320,5 +321,5 @@ def _check_servable(trace: Trace, limits: EngineLimits, kv_blocks: int) -> None:
             "engine can hold",
             cause=f"request {trace.frame['request_id'][at]}: {trace.input_tokens[at]} input + "
             f"{trace.output_tokens[at]} output",
-            hint="--over-limit drop or truncate, or a larger --max-model-len",
+            hint=f"{MAX_MODEL_LEN} {room} --over-limit drop leaves them out; or more --kv-blocks",
         )
