@@ -105,6 +105,16 @@ class PerfTable:
         return int(self.metadata["stage_layers"])
 
     @property
+    def host_gap_ms(self) -> float:
+        """Host time per stage and step that no pass covers; 0 where it is not known."""
+        return float(self.metadata.get("host_gap_ms") or 0.0)
+
+    @property
+    def stage_transfer_ms(self) -> float:
+        """Sending a step's activations to the next stage; 0 where it is not known."""
+        return float(self.metadata.get("stage_transfer_ms") or 0.0)
+
+    @property
     def model_shape(self) -> Mapping[str, Any]:
         """What the metadata say of the whole model's shape; empty where nothing can be read."""
         try:

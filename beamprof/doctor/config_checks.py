@@ -67,7 +67,7 @@ def _slos(config: EmbeddedConfig, table: PerfTable | None) -> Iterator[Check]:
     if table is None:
         return
     cost = with_idle_power(StepCost.from_table(table), config.idle_power_w, lambda text: None)
-    limits = EngineLimits(pp=table.pp, host_gap_ms=float(table.metadata.get("host_gap_ms") or "0"))
+    limits = EngineLimits(pp=table.pp, host_gap_ms=table.host_gap_ms)
     promised: dict[str, Slo] = {"slo": config.slo}
     promised |= {f"slo.{name}": slo for name, slo in config.classes.items()}
     for name, slo in promised.items():
