@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from beam_runtime.clocks.places import node_of
+from beam_runtime.control.decision_log import read_log
 from beam_runtime.engines.config import EmbeddedConfig
 from beam_runtime.errors import BeamError
 from beam_runtime.search.slowdown import out_of_reach
@@ -113,9 +114,23 @@ def _log(config: EmbeddedConfig) -> Iterator[Check]:
     if config.log is None:
         yield Check("log", None, "no decision log is kept", 'log = "decisions.jsonl"')
         return
-    folder = config.log.parent
-    writable = folder.is_dir() and os.access(folder, os.W_OK)
-    yield Check("log", writable, str(config.log), "" if writable else f"make {folder} writable")
+    trouble, remedy = _log_trouble(config.log)
+    yield Check("log", not remedy, f"{config.log}{trouble}", remedy)
+
+
+def _log_trouble(log: Path) -> tuple[str, str]:
+    """Why no controller could go on with this log, and what helps; both empty where one could."""
+    if log.is_dir():
+        return " is a folder", f'name a file in it: log = "{log / "decisions.jsonl"}"'
+    for needed in (log.parent, *([log] if log.exists() else [])):
+        if not os.access(needed, os.W_OK):
+            return "", f"make {needed} writable"
+    if log.is_file() and log.stat().st_size:
+        try:
+            next(read_log(log), None)
+        except BeamError as error:
+            return f": {error.message}", "name another file"
+    return "", ""
 
 
 def _metrics(config: EmbeddedConfig) -> Iterator[Check]:
