@@ -87,6 +87,7 @@ class Metrics:
         preemptions: requests that lost their KV blocks.
         cached_tokens: prompt tokens out of the prefix cache; cached_share: of all.
         decisions: how often the policy was asked; decision_mean_us: what one took.
+        undecided: how often it found no answer, and the knobs stayed.
         wall_s: the time that the replay took.
     """
 
@@ -119,6 +120,7 @@ class Metrics:
     decisions: int
     decision_mean_us: float
     wall_s: float
+    undecided: int = 0
 
 
 def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
@@ -165,6 +167,7 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         decisions=played.decisions,
         decision_mean_us=played.decision_s / max(1, played.decisions) * 1e6,
         wall_s=played.wall_s,
+        undecided=played.undecided,
     )
 
 

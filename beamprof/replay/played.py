@@ -34,6 +34,7 @@ class Played:
         preemptions: requests that lost their KV blocks.
         clock_changes: how often another clock was asked for.
         decisions: how often the policy was asked; decision_s: the time it took.
+        undecided: how often it found no answer, and the knobs stayed.
         wall_s: the time that the replay took.
     """
 
@@ -57,6 +58,7 @@ class Played:
     preemptions: int
     clock_changes: int
     decisions: int
+    undecided: int
     decision_s: float
     wall_s: float
 

@@ -81,7 +81,7 @@ RESULTS: Mapping[str, pl.DataType] = {
     "microbatches_shares": _shares("microbatches"), "pace_shares": _shares("pace_ms"),
     "clock_changes": pl.Int64(), "preemptions": pl.Int64(), "cached_tokens": pl.Int64(),
     "cached_share": pl.Float64(), "decisions": pl.Int64(),
-    "decision_mean_us": pl.Float64(), "wall_s": pl.Float64(),
+    "undecided": pl.Int64(), "decision_mean_us": pl.Float64(), "wall_s": pl.Float64(),
 }  # fmt: skip
 NAMES = ("table", "trace", "trace_source")
 # Of the machine that played, not of what was played: the only ones that differ from run to run.

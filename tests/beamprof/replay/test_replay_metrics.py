@@ -1,6 +1,7 @@
 """Metrics by hand; the Parquet files; the ladder; `beam replay` as people and scripts meet it."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.results import request_frame, step_frame
+from beamprof.replay.site import site_of
+from beamprof.report.replay_views import undecided_lines
 from beamprof.tables.table_file import write_table
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace_file import save_trace
@@ -262,3 +265,36 @@ def test_an_empty_trace_is_refused(files, tmp_path, capsys):
     (tmp_path / "empty.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
     assert main([*files[:-1], "empty.csv"]) == 2
     assert "no requests" in capsys.readouterr().err
+
+
+def test_a_column_of_energies_has_one_unit(table, tmp_path, capsys, monkeypatch):
+    """A larger number is a larger energy: not 16.8 Wh beside 22.7 kJ."""
+    monkeypatch.chdir(tmp_path)
+    write_table(table.columns, table.metadata, tmp_path / "small.parquet")
+    save_trace(make_trace([(4.0 * i, 30, 10) for i in range(22)], 90), tmp_path / "t.parquet")
+    words = ["replay", "-t", "small.parquet", "--trace", "t.parquet", "--policy", "vanilla,oracle"]
+    report = replay(table, make_trace([(4.0 * i, 30, 10) for i in range(22)], 90), ["oracle"])
+    least_j, most_j = report.oracle_j, report.vanilla.energy_j
+    assert least_j < 36e3 <= most_j  # apart they would have two units
+    assert main(words) == 0
+    shown = re.findall(r"([\d.,]+) (kJ|Wh) +1\.000|oracle \(bound\) +([\d.,]+) (kJ|Wh)",
+                       capsys.readouterr().out)  # fmt: skip
+    (vanilla, unit, _, _), (_, _, oracle, other) = shown
+    assert unit == other == "Wh"
+    assert float(oracle) / float(vanilla) == pytest.approx(least_j / most_j, rel=0.05)
+
+
+def test_prompts_beyond_what_a_search_looks_ahead_cost_no_result(table, tmp_path):
+    """A prompt of twenty million tokens: BEAM goes on as it is set, and the replay says so."""
+    rows = [(float(i), 100, 5) for i in range(4)] + [(4.0, 20_000_000, 5)]
+    report = replay(table, make_trace([*rows[:4], (4.0, 100, 5)], 5), ["beam"])
+    assert undecided_lines(report) == []
+    site = site_of(table, table, ReplayOptions())[0]
+    played = play(make_trace(rows, 5), policy_named("beam", table), site)
+    m = measure(played, np.ones(5, dtype=bool))
+    assert 0 < m.undecided <= m.decisions
+    assert np.isfinite(played.finish_ms).all()
+    assert m.goodput == pytest.approx(0.8)
+    rungs = (*report.rungs[:-1], replace(report.rungs[-1], metrics=m))
+    (said,) = undecided_lines(replace(report, rungs=rungs))
+    assert said.startswith(f"beam: {m.undecided} of {m.decisions} decisions found no setting")
