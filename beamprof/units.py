@@ -110,13 +110,15 @@ def format_ms(ms: float) -> str:
     return f"{ms + 0.0:,.0f} ms" if abs(ms) < 9999.5 else format_duration(ms / 1e3)
 
 
-def format_energy(joules: float) -> str:
+def format_energy(joules: float, beside_j: float | None = None) -> str:
     """An energy for people: 850 mJ, 66.1 J, 14 kJ, then 12 Wh, 1.2 kWh.
 
-    Joules belong to steps, watt-hours to traces; 36 kJ are 10 Wh.
+    Joules belong to steps, watt-hours to traces; 36 kJ are 10 Wh. What stands beside others, in a
+    column or a sentence, has one unit with them: ``beside_j`` is the largest of them.
     """
+    measure_j = abs(joules if beside_j is None else beside_j)
     for below, scale, unit in _ENERGIES:
-        if 0 < abs(joules) < below or (joules == 0 and unit == "J"):
+        if 0 < measure_j < below or (measure_j == 0 and unit == "J"):
             return f"{_three_digits(joules / scale)} {unit}"
     return f"{joules / 3.6e9:,.3g} MWh"
 

@@ -1,9 +1,9 @@
 """What README and docs/ tell people to type works, from the checkout's root.
 
-Blocks marked ``python`` run in README and docs/table.md (docs/embedding.md and docs/testing.md need
-an engine: tests/examples). Blocks marked ``bash`` run, a page's in order in one folder, unless
-``<!-- not run: why -->`` stands before them. And every `beam ...` line anywhere is held against the
-command line's own options.
+Blocks marked ``python`` run in README, docs/table.md and docs/testing.md, there one after the other
+(docs/embedding.md needs an engine: tests/examples). Blocks marked ``bash`` run, a page's in order
+in one folder, unless ``<!-- not run: why -->`` stands before them. And every `beam ...` line
+anywhere is held against the command line's own options.
 """
 
 import re
@@ -21,12 +21,22 @@ from beamprof.cli.main import app
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python_blocks(path: Path) -> list[str]:
+    """The page's ``python`` blocks."""
+    text = path.read_text("utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{number}")
-    for path in (README, ROOT / "docs" / "table.md")
-    for number, block in enumerate(
-        re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    )
+    *(
+        pytest.param(block, id=f"{path.name}-{number}")
+        for path in (README, ROOT / "docs" / "table.md")
+        for number, block in enumerate(python_blocks(path))
+    ),
+    # One after the other: the second goes on from the first.
+    pytest.param("\n".join(python_blocks(ROOT / "docs" / "testing.md")), id="testing.md"),
 ]
 
 

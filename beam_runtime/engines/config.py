@@ -184,6 +184,12 @@ class _Reader:
         classes = {name: value for name, value in slo.items() if isinstance(value, dict)}
         own = {name: value for name, value in slo.items() if name not in classes}
         default = self._slo(own, "slo", Slo())
+        if "default" in classes:
+            raise BeamError(
+                f"{self.path}: [slo.default] is no class",
+                cause="the default is [slo]: what requests are promised that name no class",
+                hint="move its fields into [slo], or give the class another name",
+            )
         clock = self._table(raw, "clock")
         self._known(clock, "clock.", ("gpus", "idle_power_w", "nodes"))
         return EmbeddedConfig(

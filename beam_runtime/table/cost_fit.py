@@ -92,6 +92,7 @@ class CostFit:
         """Why the step is outside what the table covers, in words; empty when it is inside."""
         asked = {
             "tokens": step.tokens,
+            "prefill_tokens": step.prefill_tokens,
             "prefill_context_tokens": step.prefill_context_tokens,
             "decode_requests": step.decode_requests,
             "decode_context_tokens": step.decode_context_tokens,
@@ -323,6 +324,6 @@ def _pair_to_token_flops(model_shape: str) -> float:
 
 def _largest(rows: RowArrays) -> dict[str, float]:
     largest = {"tokens": float(_tokens(rows).max())}
-    for name in SHAPE_FIELDS[1:]:
+    for name in SHAPE_FIELDS:
         largest[name] = float(rows[name].max())
     return largest

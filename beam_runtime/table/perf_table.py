@@ -4,6 +4,7 @@ What it cannot know: whether the GPU still behaves as it did when the table was 
 is calibration's business.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,6 +103,25 @@ class PerfTable:
     def stage_layers(self) -> int:
         """Decoder layers of the stage."""
         return int(self.metadata["stage_layers"])
+
+    @property
+    def host_gap_ms(self) -> float:
+        """Host time per stage and step that no pass covers; 0 where it is not known."""
+        return float(self.metadata.get("host_gap_ms") or 0.0)
+
+    @property
+    def stage_transfer_ms(self) -> float:
+        """Sending a step's activations to the next stage; 0 where it is not known."""
+        return float(self.metadata.get("stage_transfer_ms") or 0.0)
+
+    @property
+    def model_shape(self) -> Mapping[str, Any]:
+        """What the metadata say of the whole model's shape; empty where nothing can be read."""
+        try:
+            shape = json.loads(self.metadata.get("model_shape") or "{}")
+        except (ValueError, RecursionError):
+            return {}
+        return shape if isinstance(shape, dict) else {}
 
     @property
     def sources(self) -> tuple[Source, ...]:

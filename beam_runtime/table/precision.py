@@ -5,7 +5,6 @@ quantised, and of the KV cache. bfloat16 and float16 cost the same. A table that
 precision is taken as it is.
 """
 
-import json
 from typing import Any
 
 from beam_runtime.errors import TableError
@@ -49,10 +48,7 @@ def check_formats(
 
 
 def _of_table(table: PerfTable) -> dict[str, Any]:
-    try:
-        found = json.loads(table.metadata.get("model_shape") or "{}").get("precision")
-    except (ValueError, AttributeError, RecursionError):
-        return {}
+    found = table.model_shape.get("precision")
     return found if isinstance(found, dict) else {}
 
 

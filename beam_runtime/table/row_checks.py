@@ -21,23 +21,43 @@ _PLAUSIBLE_GPU_POWER_W = (1.0, 5_000.0)
 LONGEST_TEXT = 256
 _LARGEST_COUNT = 10**12
 _MOST_DIGITS = 9
+# Between two passes, or for a step over a link: a minute is no time of either, but another unit.
+TIMES_MS = ("host_gap_ms", "stage_transfer_ms")
+_LONGEST_GAP_MS = 60_000.0
 # They would reach a terminal.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 REPROFILE = "profile this layout again, or ask whoever made the file"
 
 
 def check_metadata(metadata: Mapping[str, str], name: str) -> None:
-    """Raises TableError for required metadata that are missing, or no positive integer."""
+    """Raises TableError for required metadata that are missing, and for numbers that are none."""
     missing = [key for key in REQUIRED_METADATA if not metadata.get(key)]
     if missing:
         raise TableError(f"{name} lacks the metadata {', '.join(missing)}", hint=REPROFILE)
-    for key in ("tp", "pp", "stage_layers"):
+    several = [key for key in ("ep", "dp") if metadata.get(key)]
+    for key in ("tp", "pp", "stage_layers", *several):
         value = metadata[key]
         if not (value.isdecimal() and len(value) <= _MOST_DIGITS and int(value) >= 1):
             raise TableError(
                 f"{name}: metadata {key} must be a positive integer, found {value[:40]!r}",
                 hint=REPROFILE,
             )
+    for key in TIMES_MS:
+        value = metadata.get(key) or "0"
+        if not 0.0 <= _number(value) <= _LONGEST_GAP_MS:
+            raise TableError(
+                f"{name}: metadata {key} must be milliseconds from 0 to {_LONGEST_GAP_MS:,.0f}, "
+                f"found {value[:40]!r}",
+                hint="a table may leave it out; " + REPROFILE,
+            )
+
+
+def _number(text: str) -> float:
+    """NaN for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def check_rows(columns: Mapping[str, NDArray[Any]], tp: int, name: str) -> None:

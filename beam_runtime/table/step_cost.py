@@ -82,6 +82,7 @@ class StepCost:
         """
         fit = fit_table(table)
         served = np.array(sorted(set(clocks_mhz or table.clocks_mhz)), dtype=np.int64)
+        waiting_w = waiting_power_w(table, served.tolist())
         low, high = fit.clocks_mhz[0], fit.clocks_mhz[-1]
         outside = served[(served < low) | (served > high)]
         if outside.size:
@@ -99,7 +100,7 @@ class StepCost:
             linear_energy_j=by_clock @ fit.energy.linear,
             attention_latency_ms=by_period @ fit.latency.attention,
             attention_energy_j=by_clock @ fit.energy.attention,
-            idle_power_w=_idle_power_w(table, served),
+            idle_power_w=np.full(len(served), np.nan) if waiting_w is None else waiting_w,
             fit=fit,
         )
 
@@ -163,15 +164,16 @@ def _between(known: FloatArray, asked: FloatArray) -> FloatArray:
     return weights
 
 
-def _idle_power_w(table: PerfTable, served_mhz: NDArray[np.int64]) -> FloatArray:
+def waiting_power_w(table: PerfTable, clocks_mhz: Sequence[int]) -> FloatArray | None:
+    """(M,) a waiting stage's GPUs together, by the idle rows; None where there are none."""
     idle = table.rows(RowKind.IDLE)
     if len(idle["clock_mhz"]) == 0:
-        return np.full(len(served_mhz), np.nan)
+        return None
     power_w = idle["energy_j"] / idle["latency_ms"] * 1e3
     clocks = np.unique(idle["clock_mhz"])
     # Measured several times in a sweep: the median shrugs off a neighbour's burst.
     median_w = [np.median(power_w[idle["clock_mhz"] == clock]) for clock in clocks]
-    served: FloatArray = np.interp(served_mhz, clocks, median_w)
+    served: FloatArray = np.interp(clocks_mhz, clocks, median_w)
     return served
 
 

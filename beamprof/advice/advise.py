@@ -88,8 +88,8 @@ class Rung:
         commands: what to type; none where it sets nothing that is not set already.
         goodput: share of requests that keep all their SLOs.
         request_ms: mean time of a whole request; ttft_p99_ms, tbt_p50_ms: of its parts.
-        power_w: mean, of all GPUs of the replica; of a load that is more than it can take, over
-            the time that it took.
+        power_w: mean, of all GPUs of the replica: its energy over the time that today's is spread
+            over, see Played.mean_power_w.
         of_today: energy over today's.
         kwh_a_year, cost_a_year, co2_kg_a_year: if the load stays so; None where no price or
             carbon intensity was given.
@@ -175,7 +175,7 @@ class Advice:
         today = self.rungs[0].goodput
         most = max(rung.goodput for rung in self.rungs)
         least = (today if today >= SOME else most) - AS_GOOD
-        return min((r for r in self.rungs if r.goodput >= least), key=lambda r: r.power_w)
+        return min((r for r in self.rungs if r.goodput >= least), key=lambda r: r.of_today)
 
 
 def advise(
@@ -186,6 +186,7 @@ def advise(
     today: Today | None = None,
     price_per_kwh: float | None = None,
     co2_g_per_kwh: float | None = None,
+    model: str = "",
     options: ReplayOptions | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Advice:
@@ -198,6 +199,7 @@ def advise(
         today: how the server runs now; Today.on(the table's device) by default.
         price_per_kwh: in any currency.
         co2_g_per_kwh: of the grid.
+        model: what `beam profile` is told of it, such as a folder; by the table's name if empty.
         options: of the simulation; its slo and max_num_seqs are replaced.
         progress: told the name of the rung that is about to be played.
 
@@ -220,9 +222,9 @@ def advise(
     now = found[0][2]
     rungs = tuple(
         _rung(
-            name, outcome, first, load, price_per_kwh, co2_g_per_kwh,
+            name, outcome, first, price_per_kwh, co2_g_per_kwh,
             setting=setting_words(setting, table),
-            typed=commands(name, setting, now, table, slo),
+            typed=commands(name, setting, now, table, slo, model),
         )
         for name, outcome, setting in found
     )  # fmt: skip
@@ -245,6 +247,7 @@ class _Outcome:
     """What came of a setting."""
 
     energy_j: float
+    mean_power_w: float
     played_s: float
     goodput: float
     request_ms: float
@@ -353,6 +356,7 @@ def _outcome(played: Played) -> _Outcome:
     gaps_ms = played.tokens["gap_ms"]
     return _Outcome(
         energy_j=played.energy_j,
+        mean_power_w=played.mean_power_w,
         played_s=played.end_ms / 1e3,
         goodput=promises(played).goodput,
         request_ms=float((played.finish_ms - played.arrival_ms).mean()),
@@ -367,16 +371,14 @@ def _rung(
     name: str,
     outcome: _Outcome,
     today: _Outcome,
-    load: Load,
     price_per_kwh: float | None,
     co2_g_per_kwh: float | None,
     *,
     setting: str,
     typed: tuple[str, ...],
 ) -> Rung:
-    offered_s = load.trace.duration_s
-    taken = outcome.played_s <= OVERLOAD * offered_s
-    power_w = outcome.energy_j / (offered_s if taken else outcome.played_s)
+    of_today = outcome.energy_j / today.energy_j
+    power_w = of_today * today.mean_power_w  # the same requests, over the same time
     kwh = power_w * _HOURS_A_YEAR / 1e3
     return Rung(
         name=name,
@@ -387,7 +389,7 @@ def _rung(
         ttft_p99_ms=outcome.ttft_p99_ms,
         tbt_p50_ms=outcome.tbt_p50_ms,
         power_w=power_w,
-        of_today=outcome.energy_j / today.energy_j,
+        of_today=of_today,
         kwh_a_year=kwh,
         cost_a_year=None if price_per_kwh is None else kwh * price_per_kwh,
         co2_kg_a_year=None if co2_g_per_kwh is None else kwh * co2_g_per_kwh / 1e3,

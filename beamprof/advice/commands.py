@@ -1,9 +1,11 @@
 """A setting of the ladder in words, and what a person types for it."""
 
 from dataclasses import dataclass
+from shlex import quote
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
+from beamprof.models.registry import registry_name
 
 AS_IT_IS, ONE_CLOCK, FLAGS, BEAM = "as it is", "one clock", "vLLM's flags", "BEAM"
 
@@ -27,7 +29,7 @@ def setting_words(setting: Setting, table: PerfTable) -> str:
 
 
 def commands(
-    name: str, setting: Setting, today: Setting, table: PerfTable, slo: Slo
+    name: str, setting: Setting, today: Setting, table: PerfTable, slo: Slo, model: str = ""
 ) -> tuple[str, ...]:
     """What to type for a rung; nothing where it sets what is set already.
 
@@ -37,10 +39,11 @@ def commands(
         today: how the server runs now, at its highest clock.
         table: whose model, layout and GPUs.
         slo: what BEAM is to keep.
+        model: what `beam profile` is told of it; empty: the table's name.
     """
     if setting.clock_mhz is None:
-        return _beam(setting, table, slo)
-    gpus = ",".join(map(str, range(table.tp * table.pp)))
+        return _beam(setting, table, slo, model)
+    gpus = ",".join(map(str, range(_gpus(table))))
     lower = setting.clock_mhz != today.clock_mhz
     lock = f"sudo nvidia-smi -i {gpus} -lgc {setting.clock_mhz},{setting.clock_mhz}"
     undo = f"sudo nvidia-smi -i {gpus} -rgc   # to undo it"
@@ -54,21 +57,52 @@ def commands(
     )
 
 
-def _beam(setting: Setting, table: PerfTable, slo: Slo) -> tuple[str, ...]:
+def _beam(setting: Setting, table: PerfTable, slo: Slo, model: str) -> tuple[str, ...]:
+    if _several(table, "dp"):
+        return ("# BEAM does not steer the engines of a data-parallel group together",)
     lines = [
         'table = "table.parquet"', 'policy = "observe"', "[slo]", *_slo(slo), "[clock]",
-        f"gpus = {list(range(table.tp * table.pp))}",
+        f"gpus = {list(range(_gpus(table)))}",
     ]  # fmt: skip
     written = "".join(f"{line}\\n" for line in lines)
     return (
         "pip install .   # a checkout of BEAM, into vLLM's environment",
-        f"beam profile --model {table.model} --tp {table.tp} --pp {table.pp} "
-        "-o table.parquet   # on the server",
+        _profile(table, model),
         f"printf '{written}' > beam.toml",
         f"BEAM_CONFIG=$PWD/beam.toml vllm serve MODEL{_layout(table)}{_steps(setting)} "
         "--scheduler-cls beam_runtime.engines.vllm.make_scheduler",
         "BEAM_POLICY=steer ...   # the same, once its predictions have held for a day",
     )
+
+
+def _profile(table: PerfTable, model: str) -> str:
+    """What measures such a table. A name that only its own folder knows cannot be typed."""
+    named = model or table.model
+    known = model or registry_name(table.model) is not None
+    where = "on the server" + ("" if known else f"; DIR holds the config.json of {named}")
+    experts = "".join(f" --ep {count}" for count in filter(None, [_several(table, "ep")]))
+    return (
+        f"beam profile --model {quote(named) if known else 'DIR'} --tp {table.tp} --pp {table.pp}"
+        f"{experts}{_kv_cache(table)} -o table.parquet   # {where}"
+    )
+
+
+def _gpus(table: PerfTable) -> int:
+    return table.tp * table.pp * (_several(table, "dp") or 1)
+
+
+def _several(table: PerfTable, key: str) -> int | None:
+    """Who shares a layer's experts: ``ep`` GPUs, ``dp`` groups; None where it is not several."""
+    text = table.metadata.get(key) or ""
+    return int(text) if text.isdecimal() and int(text) > 1 else None
+
+
+def _kv_cache(table: PerfTable) -> str:
+    """The flag of `beam profile` and of vLLM, where the cache has a format of its own."""
+    precision = table.model_shape.get("precision")
+    kept = precision.get("kv") if isinstance(precision, dict) else None
+    usual = table.model_shape.get("dtype")
+    return f" --kv-cache-dtype {quote(str(kept))}" if kept and usual and kept != usual else ""
 
 
 def _slo(slo: Slo) -> list[str]:
@@ -82,8 +116,13 @@ def _slo(slo: Slo) -> list[str]:
 
 
 def _layout(table: PerfTable) -> str:
-    sizes = (("--tensor-parallel-size", table.tp), ("--pipeline-parallel-size", table.pp))
-    return "".join(f" {flag} {size}" for flag, size in sizes if size > 1)
+    sizes = (
+        ("--tensor-parallel-size", table.tp), ("--pipeline-parallel-size", table.pp),
+        ("--data-parallel-size", _several(table, "dp") or 1),
+    )  # fmt: skip
+    split = "".join(f" {flag} {size}" for flag, size in sizes if size > 1)
+    experts = " --enable-expert-parallel" if _several(table, "ep") else ""
+    return f"{split}{experts}{_kv_cache(table)}"
 
 
 def _steps(setting: Setting) -> str:

@@ -104,13 +104,13 @@ def command(
         if table is not None
         else _modelled(model, served, device, tp or 1, pp or 1)
     )
-    load = _taken(known.model, load)
+    load = _taken(known, load)
     usual = Today.on(known.device)
     say_if_first("beamprof.replay")
     advice = advise(
         known, load, slo,
         today=Today(chunk or usual.chunk_tokens, max_num_seqs or usual.max_num_seqs),
-        price_per_kwh=price, co2_g_per_kwh=carbon,
+        price_per_kwh=price, co2_g_per_kwh=carbon, model="" if table else model or served,
         progress=lambda name: note(f"simulating: {name}"),
     )  # fmt: skip
     if output is not None:
@@ -164,13 +164,13 @@ def _load(
     return load_from_rate(rate, input_tokens, output_tokens), ""
 
 
-def _taken(model: str, load: "Load") -> "Load":
-    """The load within what the model takes, where it is one that BEAM knows."""
+def _taken(table: "PerfTable", load: "Load") -> "Load":
+    """The load within what the table's model takes, where that is known."""
     from beamprof.advice.load import within
-    from beamprof.models.registry import registry, registry_name
+    from beamprof.tables.model_length import longest_request
 
-    name = registry_name(model)
-    return load if name is None else within(load, registry()[name].max_model_len, name)
+    most = longest_request(table)
+    return load if most is None else within(load, most, table.model)
 
 
 def _modelled(model: str | None, served: str, device: str | None, tp: int, pp: int) -> "PerfTable":

@@ -74,7 +74,7 @@ def command(
     One new prompt on an idle engine:  beam decide TABLE --waiting 1500 --slo-ttft 1s
     """
     from beamprof.cli.streams import load_table, one_from_stdin, readable
-    from beamprof.decide.bounds import check_state, clock_of, largest_step
+    from beamprof.decide.bounds import beyond_the_table, check_state, clock_of, largest_step
     from beamprof.decide.decide import decide, limits_of
     from beamprof.decide.engine_state import read_state, state_of
     from beamprof.errors import StateError
@@ -121,7 +121,12 @@ def command(
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
         status="ok" if kept else "no",
-        warnings=[*cut, *doubts(known), *answer.notes],
+        warnings=[
+            *cut,
+            *doubts(known),
+            *beyond_the_table(known, spec, answer.chosen.knobs.chunk_tokens),
+            *answer.notes,
+        ],
     )
     if not kept:
         raise typer.Exit(1)

@@ -160,7 +160,7 @@ def command(
     from beamprof.replay.ladder import replay
     from beamprof.replay.model_length import beyond_the_model
     from beamprof.replay.options import ReplayOptions
-    from beamprof.report.replay_views import show_replay
+    from beamprof.report.replay_views import show_replay, undecided_lines
     from beamprof.report.trace_views import import_words
     from beamprof.slo import parse_classes, slo_from_flags
     from beamprof.tables.doubts import doubts
@@ -230,6 +230,7 @@ def command(
         warnings=[
             *(text for one in (known, true) if one is not None for text in doubts(one)),
             *filter(None, [beyond_the_model(known, requests, options)]),
+            *undecided_lines(report),
         ],
     )
 

@@ -3,6 +3,8 @@
 from beam_runtime.errors import TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
+from beam_runtime.table.step_cost import StepCost
+from beam_runtime.types import StepShape
 from beamprof.decide.engine_state import StateSpec
 from beamprof.errors import StateError
 from beamprof.tables.grid import forward_steps
@@ -46,6 +48,27 @@ def clock_of(table: PerfTable, asked_mhz: int | None) -> int | None:
         cause=f"it has {', '.join(str(clock) for clock in table.clocks_mhz)} MHz",
         hint=f"the nearest: --clock {' or '.join(str(clock) for clock in sorted(near))}",
     )
+
+
+def beyond_the_table(table: PerfTable, spec: StateSpec, chunk_tokens: int) -> list[str]:
+    """A line for what is extrapolated: the dearest chunk that waits, or the decodes together.
+
+    Args:
+        table: what it covers.
+        spec: who waits and who runs.
+        chunk_tokens: the largest chunk that was chosen.
+    """
+    fit = StepCost.from_table(table).fit
+    steps = []
+    if spec.waiting:
+        prompt = max(one.prompt_tokens for one in spec.waiting)
+        chunk = min(prompt, chunk_tokens)
+        steps.append(StepShape(chunk, prompt - chunk))
+    if spec.running:
+        contexts = sum(one.context_tokens for one in spec.running)
+        steps.append(StepShape(0, 0, len(spec.running), contexts))
+    outside = filter(None, (fit.outside(step) for step in steps))
+    return [f"extrapolated: the table does not cover this state: {words}" for words in outside]
 
 
 def check_state(spec: StateSpec) -> None:

@@ -161,14 +161,12 @@ def limits_of(
         host_gap_ms: over the table's.
         max_num_seqs: requests that may run together.
     """
-    gap = table.metadata.get("host_gap_ms") or "0"
-    transfer = table.metadata.get("stage_transfer_ms") or "0"
     return EngineLimits(
         pp=table.pp,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_chunk_tokens or DEFAULT_CHUNK_TOKENS,
-        host_gap_ms=float(gap) if host_gap_ms is None else host_gap_ms,
-        transfer_ms=float(transfer),
+        host_gap_ms=table.host_gap_ms if host_gap_ms is None else host_gap_ms,
+        transfer_ms=table.stage_transfer_ms,
     )
 
 

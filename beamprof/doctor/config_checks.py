@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from beam_runtime.clocks.places import node_of
+from beam_runtime.control.decision_log import read_log
 from beam_runtime.engines.config import EmbeddedConfig
 from beam_runtime.errors import BeamError
 from beam_runtime.search.slowdown import out_of_reach
@@ -67,7 +68,7 @@ def _slos(config: EmbeddedConfig, table: PerfTable | None) -> Iterator[Check]:
     if table is None:
         return
     cost = with_idle_power(StepCost.from_table(table), config.idle_power_w, lambda text: None)
-    limits = EngineLimits(pp=table.pp, host_gap_ms=float(table.metadata.get("host_gap_ms") or "0"))
+    limits = EngineLimits(pp=table.pp, host_gap_ms=table.host_gap_ms)
     promised: dict[str, Slo] = {"slo": config.slo}
     promised |= {f"slo.{name}": slo for name, slo in config.classes.items()}
     for name, slo in promised.items():
@@ -113,9 +114,23 @@ def _log(config: EmbeddedConfig) -> Iterator[Check]:
     if config.log is None:
         yield Check("log", None, "no decision log is kept", 'log = "decisions.jsonl"')
         return
-    folder = config.log.parent
-    writable = folder.is_dir() and os.access(folder, os.W_OK)
-    yield Check("log", writable, str(config.log), "" if writable else f"make {folder} writable")
+    trouble, remedy = _log_trouble(config.log)
+    yield Check("log", not remedy, f"{config.log}{trouble}", remedy)
+
+
+def _log_trouble(log: Path) -> tuple[str, str]:
+    """Why no controller could go on with this log, and what helps; both empty where one could."""
+    if log.is_dir():
+        return " is a folder", f'name a file in it: log = "{log / "decisions.jsonl"}"'
+    for needed in (log.parent, *([log] if log.exists() else [])):
+        if not os.access(needed, os.W_OK):
+            return "", f"make {needed} writable"
+    if log.is_file() and log.stat().st_size:
+        try:
+            next(read_log(log), None)
+        except BeamError as error:
+            return f": {error.message}", "name another file"
+    return "", ""
 
 
 def _metrics(config: EmbeddedConfig) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from beam_runtime.types import Slo
 from beamprof.plain import plain
 from beamprof.replay.goodput import Kept, promises
 from beamprof.replay.metrics import Metrics, lone_gap_ms, measure, new_tokens, servable_in_time
-from beamprof.replay.options import ReplayOptions
+from beamprof.replay.options import MAX_MODEL_LEN, ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.oracle import lower_bound
@@ -181,7 +181,7 @@ def replay(
         name: policy_named(name, table) for name in names if name not in (ORACLE, *HINDSIGHT)
     }
     if options.max_model_len is not None:
-        trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
+        trace = cap_total_tokens(trace, options.max_model_len, options.over_limit, MAX_MODEL_LEN)
     plant_table = plant_table or table
     check_classes(trace, dict(options.classes))
     site, assumed = site_of(table, plant_table, options)

@@ -71,8 +71,8 @@ class Metrics:
         prefill_energy_j, decode_energy_j: of steps that carry prefill, and of the others.
         idle_energy_j: of GPU-time that no pass covers.
         energy_kwh: the same as energy_j.
-        mean_power_w: energy over the time that was played: the trace's stated duration, or until
-            the last token where that is later.
+        mean_power_w: energy over the trace's stated duration, see Played: a policy that lets its
+            last answers take longer draws no less for it.
         j_per_token: per output token; j_per_request: per request.
         ttft, tbt: spreads over requests, and over tokens after the first.
         request: from a request's sending to its last token, over requests.
@@ -87,6 +87,7 @@ class Metrics:
         preemptions: requests that lost their KV blocks.
         cached_tokens: prompt tokens out of the prefix cache; cached_share: of all.
         decisions: how often the policy was asked; decision_mean_us: what one took.
+        undecided: how often it found no answer, and the knobs stayed.
         wall_s: the time that the replay took.
     """
 
@@ -119,6 +120,7 @@ class Metrics:
     decisions: int
     decision_mean_us: float
     wall_s: float
+    undecided: int = 0
 
 
 def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
@@ -143,7 +145,7 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         decode_energy_j=float(step_j[~prefill].sum()),
         idle_energy_j=played.idle_energy_j,
         energy_kwh=played.energy_j / J_PER_KWH,
-        mean_power_w=played.energy_j / end_s,
+        mean_power_w=played.mean_power_w,
         j_per_token=played.energy_j / tokens,
         j_per_request=played.energy_j / len(played.arrival_ms),
         ttft=Spread.of(ttft_ms(played)),
@@ -165,6 +167,7 @@ def measure(played: Played, possible: NDArray[np.bool_]) -> Metrics:
         decisions=played.decisions,
         decision_mean_us=played.decision_s / max(1, played.decisions) * 1e6,
         wall_s=played.wall_s,
+        undecided=played.undecided,
     )
 
 

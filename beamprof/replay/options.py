@@ -22,6 +22,7 @@ FRONT_END_MS = 33.0
 # What steps of one shape differ by on a server, beside what the table says.
 STEP_NOISE = 0.03
 DEFAULT_SLO = Slo()
+MAX_MODEL_LEN = "--max-model-len"  # the flag that limits requests, for hints
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from beam_runtime.emulator.setup import Setting, lasting_setting, make_setup, make_tables
 from beam_runtime.emulator.state import Records, State, empty_state, records
+from beam_runtime.errors import BeamError
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import clock_index
 from beam_runtime.types import Correction, EngineLimits, Knobs
 from beamprof.errors import ReplayError
 from beamprof.replay import event_loop as loop
+from beamprof.replay.options import MAX_MODEL_LEN
 from beamprof.replay.played import Played
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.prefix_cache import make_cache
@@ -92,7 +94,7 @@ class _Plant:
         self.clock_changes = 0
         self.idle_j = 0.0
         self.idle_until_ms = 0.0
-        self.decisions = 0
+        self.decisions = self.undecided = 0
         self.decision_s = 0.0
         self.returned = 0
 
@@ -144,7 +146,11 @@ class _Plant:
         view.returned = self._newly_returned(now_ms)
         view.ended_tokens = self._newly_ended(arrived)
         serves_by = self.policy.serves_by
-        knobs = self.policy.decide(view)
+        try:
+            knobs = self.policy.decide(view)
+        except BeamError:  # as a controller: the engine goes on as it is set
+            knobs = view.knobs
+            self.undecided += 1
         if self.policy.serves_by != serves_by:
             self._promise(arrived)
         if knobs is not view.knobs and knobs != view.knobs:
@@ -303,6 +309,7 @@ class _Plant:
             preemptions=int(tally["preempted"]),
             clock_changes=self.clock_changes,
             decisions=self.decisions,
+            undecided=self.undecided,
             decision_s=self.decision_s,
             wall_s=wall_s,
         )
@@ -320,5 +327,5 @@ def _check_servable(trace: Trace, limits: EngineLimits, kv_blocks: int) -> None:
             "engine can hold",
             cause=f"request {trace.frame['request_id'][at]}: {trace.input_tokens[at]} input + "
             f"{trace.output_tokens[at]} output",
-            hint="--over-limit drop or truncate, or a larger --max-model-len",
+            hint=f"{MAX_MODEL_LEN} {room} --over-limit drop leaves them out; or more --kv-blocks",
         )

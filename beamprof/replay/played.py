@@ -34,6 +34,7 @@ class Played:
         preemptions: requests that lost their KV blocks.
         clock_changes: how often another clock was asked for.
         decisions: how often the policy was asked; decision_s: the time it took.
+        undecided: how often it found no answer, and the knobs stayed.
         wall_s: the time that the replay took.
     """
 
@@ -57,6 +58,7 @@ class Played:
     preemptions: int
     clock_changes: int
     decisions: int
+    undecided: int
     decision_s: float
     wall_s: float
 
@@ -64,3 +66,13 @@ class Played:
     def energy_j(self) -> float:
         """Passes and idling, all GPUs."""
         return self.active_energy_j + self.idle_energy_j
+
+    @property
+    def mean_power_w(self) -> float:
+        """All GPUs, were the load to go on: its energy over the duration in which it arrived.
+
+        A load that is more than the GPUs can take, or shorter than its answers, would need more
+        than they can draw: then it is what they draw in passes.
+        """
+        in_passes_w = self.pp * self.active_energy_j / (self.busy_ms / 1e3)
+        return min(self.energy_j / (self.duration_ms / 1e3), in_passes_w)

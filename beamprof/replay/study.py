@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.files import check_writable, written_whole
 from beamprof.interrupt import Stop
+from beamprof.replay.model_length import beyond_the_model
 from beamprof.replay.policies.registry import STATIC_BEST, VANILLA
 from beamprof.replay.site import site_of
 from beamprof.replay.study_cells import PROVENANCE, RESULTS, Failure, Job, jobs_of, play_job
@@ -223,6 +224,12 @@ def _prepared(spec: StudySpec, output: Path) -> tuple[tuple[Job, ...], Store, tu
     options = jobs[0].options
     plants = (", ".join(site_of(table, table, options)[1]) for table in tables)
     notes = [f"plant: {plant}" for plant in dict.fromkeys(plants)]
+    notes += [
+        f"{path}: {words}"
+        for path, trace in zip(spec.traces, traces, strict=True)
+        for words in dict.fromkeys(beyond_the_model(table, trace, options) for table in tables)
+        if words
+    ]
     notes += [f"{path} is damaged: its cell is played again" for path in store.damaged]
     outdated = store.outdated(jobs)
     if outdated:

@@ -24,7 +24,7 @@ from beamprof import version
 from beamprof.errors import ReplayError
 from beamprof.plain import plain
 from beamprof.replay.metrics import J_PER_KWH, Metrics, measure, new_tokens, servable_in_time
-from beamprof.replay.options import ReplayOptions
+from beamprof.replay.options import MAX_MODEL_LEN, ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.base import Policy
 from beamprof.replay.policies.oracle import lower_bound
@@ -81,7 +81,7 @@ RESULTS: Mapping[str, pl.DataType] = {
     "microbatches_shares": _shares("microbatches"), "pace_shares": _shares("pace_ms"),
     "clock_changes": pl.Int64(), "preemptions": pl.Int64(), "cached_tokens": pl.Int64(),
     "cached_share": pl.Float64(), "decisions": pl.Int64(),
-    "decision_mean_us": pl.Float64(), "wall_s": pl.Float64(),
+    "undecided": pl.Int64(), "decision_mean_us": pl.Float64(), "wall_s": pl.Float64(),
 }  # fmt: skip
 NAMES = ("table", "trace", "trace_source")
 # Of the machine that played, not of what was played: the only ones that differ from run to run.
@@ -297,7 +297,7 @@ def play_job(job: Job) -> dict[str, Any] | Failure:
 def _played(job: Job) -> dict[str, Any]:
     options, trace = job.options, job.trace
     if options.max_model_len is not None:
-        trace = cap_total_tokens(trace, options.max_model_len, options.over_limit)
+        trace = cap_total_tokens(trace, options.max_model_len, options.over_limit, MAX_MODEL_LEN)
     site, _ = site_of(job.table, job.table, options)
     row = {
         **job.provenance,

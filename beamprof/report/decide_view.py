@@ -112,16 +112,17 @@ def _facts(answer: Answer) -> Table:
     if answer.limits:
         facts.add_row("limits", f"{answer.limits}; slower settings are left out")
     total_j = answer.active_energy_j + answer.idle_energy_j
+    most_j = max(chosen.energy_j, total_j)
     per_token = answer.work.energy_per_token_j
     facts.add_row(
         "energy",
-        f"{format_energy(chosen.energy_j)} for the same work as the others, a clock change "
+        f"{format_energy(chosen.energy_j, most_j)} for the same work as the others, a clock change "
         "included: by this they are compared",
     )
     facts.add_row(
         "in that",
-        f"{format_energy(total_j)} within the {format_ms(answer.horizon_ms)} played ahead "
-        f"({format_energy(answer.idle_energy_j)} idle)"
+        f"{format_energy(total_j, most_j)} within the {format_ms(answer.horizon_ms)} played ahead "
+        f"({format_energy(answer.idle_energy_j, most_j)} idle)"
         + ("" if per_token is None else f", {per_token:.3g} J per token"),
     )
     facts.add_row(
@@ -161,6 +162,7 @@ def _points(points: tuple[Point, ...]) -> Table:
     ):
         table.add_column(title, justify="right")
     table.add_column("verdict")
+    most_j = max((abs(point.energy_j) for point in points), default=0.0)
     for point in points:
         knobs = point.knobs
         table.add_row(
@@ -168,7 +170,7 @@ def _points(points: tuple[Point, ...]) -> Table:
             f"{knobs.chunk_tokens:,}",
             str(knobs.microbatches),
             f"{knobs.pace_ms:,.0f}",
-            f"{format_energy(point.energy_j)} ({point.over_best:+.0%})",
+            f"{format_energy(point.energy_j, most_j)} ({point.over_best:+.0%})",
             _ms(point.ttft_ms),
             _ms(point.tbt_ms),
             f"{point.slo_used:.0%}",

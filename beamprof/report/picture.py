@@ -18,7 +18,7 @@ from beamprof.errors import ReportError
 from beamprof.replay.ladder import ReplayReport, Rung
 from beamprof.report.html.colours import colours
 from beamprof.report.html.number_words import percent
-from beamprof.report.replay_views import answer
+from beamprof.report.replay_views import answer, largest_j
 from beamprof.slo import stream_words
 from beamprof.units import format_duration, format_energy
 
@@ -72,7 +72,7 @@ def picture(report: ReplayReport, sources: Sequence[str] = ()) -> tuple[str, int
     parts.append(_text(_LEFT_PX, y, "requests with every promise kept", 13, fill="#565d68"))
     parts.append(_text(_SECOND_PX, y, "energy of all GPUs", 13, fill="#565d68"))
     y += 12
-    longest_j = max(rung.metrics.energy_j for rung in report.rungs)
+    longest_j = largest_j(report)
     for rung in report.rungs:
         parts += _row(rung, y, longest_j, colour_of[css[rung.metrics.policy]])
         y += _ROW_PX
@@ -93,7 +93,7 @@ def picture(report: ReplayReport, sources: Sequence[str] = ()) -> tuple[str, int
 def _row(rung: Rung, y: int, longest_j: float, colour: str) -> list[str]:
     m = rung.metrics
     kept_px, energy_px = _BAR_PX * m.goodput, _BAR_PX * m.energy_j / longest_j
-    words = f"{format_energy(m.energy_j)} · {rung.to_vanilla:.2f} of vanilla"
+    words = f"{format_energy(m.energy_j, longest_j)} · {rung.to_vanilla:.2f} of vanilla"
     middle = y + 19
     return [
         _text(_LEFT_PX - 12, middle, m.policy, 14, weight=600, fill=colour, anchor="end"),

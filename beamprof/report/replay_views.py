@@ -48,7 +48,7 @@ def show_replay(
         block(console, _classes(report))
         if len(report.by_class) > MOST_CLASSES:
             block(console, f"and {len(report.by_class) - MOST_CLASSES} smaller ones: --json")
-    heading(console, "Energy", "idling included until the trace ends")
+    heading(console, "Energy", "idling included until the trace ends; W: over that time")
     fitted_block(console, _energy(report), ("W", "J/token"))
     heading(console, "Latency", "kept: of requests; points: percentage points beside vanilla")
     fitted_block(
@@ -119,7 +119,8 @@ def answer(report: ReplayReport) -> str:
         least = " and keeps as many promises" if saving else ""
         return (
             f"Nothing saves energy{least}: vanilla keeps every promise of "
-            f"{100 * m.goodput:.1f} % of requests with {format_energy(m.energy_j)}."
+            f"{100 * m.goodput:.1f} % of requests with "
+            f"{format_energy(m.energy_j, largest_j(report))}."
         )
     static = report.static
     beside = f" and {100 * best.to_static:.0f} % of the best static setting's ({static.setting})"
@@ -127,10 +128,26 @@ def answer(report: ReplayReport) -> str:
         beside = f" (no static setting keeps more than {100 * static.metrics.goodput:.1f} %)"
     return (
         f"{m.policy} needs {100 * best.to_vanilla:.0f} % of vanilla's energy"
-        f"{beside if best is not static else f' ({static.setting})'}, {format_energy(m.energy_j)}, "
+        f"{beside if best is not static else f' ({static.setting})'}, "
+        f"{format_energy(m.energy_j, largest_j(report))}, "
         f"and keeps every promise of {100 * m.goodput:.1f} % of requests (vanilla "
         f"{100 * vanilla.goodput:.1f} %); {_price(best, report)}."
     )
+
+
+def undecided_lines(report: ReplayReport) -> list[str]:
+    """A line for each policy that could not always answer."""
+    return [
+        f"{m.policy}: {m.undecided:,} of {m.decisions:,} decisions found no setting, and its knobs "
+        "stayed: the prompts that wait are more than is looked ahead"
+        for m in (rung.metrics for rung in report.rungs)
+        if m.undecided
+    ]
+
+
+def largest_j(report: ReplayReport) -> float:
+    """The energy whose unit all others of the report have."""
+    return max(rung.metrics.energy_j for rung in report.rungs)
 
 
 def _price(rung: Rung, report: ReplayReport) -> str:
@@ -172,18 +189,19 @@ def _result(report: ReplayReport) -> Table:
             "tok/s",
         ),
     )  # fmt: skip
+    most_j = largest_j(report)
     for rung in report.rungs:
         m = rung.metrics
         page.add_row(
             m.policy, f"{100 * m.goodput:.1f}", f"{rung.goodput_points:+.1f}",
-            format_energy(m.energy_j), f"{rung.to_vanilla:.3f}", f"{rung.to_static:.3f}",
+            format_energy(m.energy_j, most_j), f"{rung.to_vanilla:.3f}", f"{rung.to_static:.3f}",
             f"{m.request.mean_ms / 1e3:.1f}", f"{m.request.p99_ms / 1e3:.1f}",
             f"{m.tokens_per_s_user:.1f}",
         )  # fmt: skip
     if report.oracle_j is not None:
         vanilla, static = report.vanilla.energy_j, report.static.metrics.energy_j
         page.add_row(
-            "oracle (bound)", "", "", format_energy(report.oracle_j),
+            "oracle (bound)", "", "", format_energy(report.oracle_j, most_j),
             f"{report.oracle_j / vanilla:.3f}", f"{report.oracle_j / static:.3f}",
         )  # fmt: skip
     return page

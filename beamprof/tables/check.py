@@ -4,6 +4,7 @@ The loader has refused what is broken (damaged, not finite, duplicated, in anoth
 table that loads is judged. The limits and why they are there:
 
     clocks               2 or more: with one there is nothing to choose.
+    kinds of steps       chunks and decodes: what was never measured costs nothing in a forecast.
     contexts             the cost of KV context must follow from the rows: tables with a single
                          context are 6 to 17 % wrong on mixed batches.
     between clocks       latency 3 %, energy 6 %, expected from leaving clocks out (see
@@ -25,6 +26,10 @@ table that loads is judged. The limits and why they are there:
     holes                5 % of rows: they are filled from the nearest clock.
     clock not reached    1 % of rows, the power cap aside: such a row shows another clock's cost.
     confidence           half-width 5 % of latency, 10 % of energy in the median row.
+    waiting power        no pass draws less than 95 % of what the same GPUs draw waiting at that
+                         clock. The lightest passes of shipped and imported tables draw 1.5 to 2
+                         times as much, so noise does not come near: it is one GPU's meter read for
+                         several, or a node's for one.
 
 What this cannot know: whether the GPU that will serve is like the one that was measured.
 """
@@ -45,11 +50,13 @@ from beamprof.tables.findings import (
     judge_contexts,
     judge_held_out,
     judge_holes,
+    judge_kinds,
     judge_noise,
     judge_odd_clock,
     judge_outliers,
     judge_reached,
     judge_rises,
+    judge_waiting,
 )
 from beamprof.tables.grid import CellGrid
 from beamprof.tables.leave_one_out import (
@@ -133,6 +140,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     not_reached = count_not_reached(table)
     findings = (
         judge_clocks(grid),
+        judge_kinds(grid),
         judge_contexts(table, grid),
         judge_between_clocks(by_clock, limits),
         judge_odd_clock(latency, energy, grid, limits),
@@ -144,6 +152,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         judge_holes(holes, grid, limits),
         judge_reached(not_reached, table, limits),
         judge_confidence(table, limits),
+        judge_waiting(table, limits),
     )
     return TableCheck(
         by_clock=by_clock,

@@ -6,10 +6,8 @@ between A's clocks and token counts. B's rows that lie outside A are skipped and
     error = A / B - 1;  MAPE = mean |error|;  bias = mean error, positive where A says more
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +153,7 @@ def _differences(a: PerfTable, b: PerfTable) -> list[str]:
         for field in ("tp", "pp", "ep", "dp", "stage_layers")
         if a.metadata.get(field) != b.metadata.get(field)
     ]
-    mine, other = _shape(a), _shape(b)
+    mine, other = a.model_shape, b.model_shape
     if mine and other:
         found += [
             f"{field} {mine.get(field)} against {other.get(field)}"
@@ -169,11 +167,3 @@ def _differences(a: PerfTable, b: PerfTable) -> list[str]:
         if dtypes[0] != dtypes[1]:
             found.append(f"dtype {dtypes[0]} against {dtypes[1]}")
     return found
-
-
-def _shape(table: PerfTable) -> dict[str, Any]:
-    try:
-        shape = json.loads(table.metadata.get("model_shape") or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return shape if isinstance(shape, dict) else {}

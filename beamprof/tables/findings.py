@@ -13,6 +13,7 @@ from beam_runtime.errors import TableError
 from beam_runtime.table.cost_fit import fit_table
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
+from beam_runtime.table.step_cost import waiting_power_w
 from beam_runtime.types import StepShape
 from beamprof.tables.grid import CellGrid, describe_step
 from beamprof.tables.leave_one_out import CellError, ClockError, RelativeError, between_clocks
@@ -41,6 +42,7 @@ class Limits:
     not_reached: float = 0.01
     confidence_latency: float = 0.05
     confidence_energy: float = 0.10
+    pass_to_waiting: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,46 @@ def judge_clocks(grid: CellGrid) -> Finding:
     return Finding("clocks", True, f"{len(clocks)} clocks, {clocks[0]} to {clocks[-1]} MHz")
 
 
+def judge_kinds(grid: CellGrid) -> Finding:
+    """Are there both kinds of steps that an engine makes?"""
+    name = "kinds of steps"
+    chunks = sum(cell.prefill_tokens > 0 for cell in grid.cells)
+    decodes = sum(cell.decode_requests > 0 for cell in grid.cells)
+    if not chunks:
+        text = f"{decodes} with decodes, none with a chunk: what a prompt costs is unknown"
+        return Finding(name, False, text, "profile chunks of prompts too")
+    if not decodes:
+        text = f"{chunks} with a chunk, none with decodes: what an answer costs is unknown"
+        return Finding(name, False, text, "profile decode batches too")
+    return Finding(name, True, f"{chunks} with a chunk, {decodes} with decodes")
+
+
+def judge_waiting(table: PerfTable, limits: Limits) -> Finding:
+    """Does any pass draw less than the same GPUs do while they wait?"""
+    name = "waiting power"
+    waiting_w = waiting_power_w(table, table.clocks_mhz)
+    if waiting_w is None:
+        return Finding(name, None, "no idle rows")
+    rows = table.rows(RowKind.FORWARD)
+    pass_w = rows["energy_j"] / rows["latency_ms"] * 1e3
+    beside_w = waiting_w[np.searchsorted(table.clocks_mhz, rows["clock_mhz"])]
+    share = pass_w / beside_w
+    worst = int(np.argmin(share))
+    count = int((share < limits.pass_to_waiting).sum())
+    drawn = (
+        f"{pass_w[worst]:.0f} W in the lightest pass, {beside_w[worst]:.0f} W waiting at the same "
+        f"{rows['clock_mhz'][worst]} MHz"
+    )
+    if not count:
+        return Finding(name, True, drawn)
+    text = f"{count} of {len(share)} passes draw less than the same GPUs waiting: {drawn}"
+    hint = (
+        "energy_j is summed over the stage's tp GPUs, in passes and in idle rows: was one GPU's "
+        "meter read for all, or a node's while it waited?"
+    )
+    return Finding(name, False, text, hint)
+
+
 def judge_contexts(table: PerfTable, grid: CellGrid) -> Finding:
     """Does the cost of KV context follow from the rows?"""
     hint = "profile decode batches of one size over two contexts or more"
@@ -89,12 +131,12 @@ def judge_contexts(table: PerfTable, grid: CellGrid) -> Finding:
         if cell.prefill_tokens:
             beside = (cell.prefill_tokens, cell.decode_requests, cell.decode_context_tokens)
             chunk.setdefault(beside, set()).add(cell.prefill_context_tokens)
-    if not decode:
-        return Finding("contexts", False, "no decode batches at all", hint)
+    if not decode or not chunk:
+        return Finding("contexts", None, "needs chunks and decode batches")
     if max(map(len, decode.values())) < 2:
         text = "each decode batch stands over one context only: what context costs is unknown"
         return Finding("contexts", False, text, hint)
-    if not chunk or max(map(len, chunk.values())) < 2:
+    if max(map(len, chunk.values())) < 2:
         text = "decode context measured; chunks over earlier context derived, not measured"
         return Finding("contexts", True, text)
     return Finding("contexts", True, "decode batches and chunks both measured over several")

@@ -21,6 +21,7 @@ from beamprof.traces.arrivals import poisson_arrivals_s
 from beamprof.traces.importers.base import ForeignRows, Reading
 from beamprof.traces.importers.carrier import opened_sheet
 from beamprof.traces.importers.clock import UNITS_S
+from beamprof.traces.importers.import_command import FROM_STDIN, import_with
 from beamprof.traces.importers.registry import importer_for, importer_named
 from beamprof.traces.judging import as_written, no_request, reason_of
 from beamprof.traces.policies import BadRows
@@ -104,7 +105,7 @@ def import_trace(
     if format_name is not None:
         importer_named(format_name)
     with opened_sheet(path) as (sheet, file):
-        path = Path("standard input") if path == STDIN else path
+        path = FROM_STDIN if path == STDIN else path
         importer = importer_for(sheet, format_name)
         reading = Reading(options.time_unit, options.block_tokens, named=format_name is not None)
         rows = importer.read(sheet, reading)
@@ -197,7 +198,8 @@ def _without_far_rows(
     raise TraceError(
         f"{path}: row {row['request_id']} (from 0) comes {_long(gap_s)} after the one before it",
         cause=f"all others span {format_duration(rest_s)}; {few} of {frame.height} rows lie apart",
-        hint="is its time in another unit, or on another clock? drop it with --bad-rows drop",
+        hint="is its time in another unit, or on another clock? To leave it out: "
+        + import_with(path, "--bad-rows drop"),
     )
 
 
@@ -220,7 +222,7 @@ def _with_arrivals(
         return frame, {}
     if options.rate_rps is None:
         others = ", ".join(map(str, rows.unread[:8]))
-        drawn = "draw Poisson arrivals for it: --rate 2 --seed 0 (requests/s)"
+        drawn = f"draw Poisson arrivals, 2 a second: {import_with(path, '--rate 2 --seed 0')}"
         raise ImportFormatError(
             f"{path} holds lengths but no arrival times",
             cause=f"not read: {others}" if others else None,
@@ -261,7 +263,7 @@ def _in_order(
             f"{path}: times go back at row {row['request_id']} (from 0)",
             cause=f"arrival {row['arrival_s']:g} s after a later one; "
             f"{late.sum()} of {frame.height} rows are out of order",
-            hint="sort and count them with --sort",
+            hint=f"sort and count them: {import_with(path, '--sort')}",
         )
     return frame.sort("arrival_s", maintain_order=True), {"out_of_order": int(late.sum())}
 

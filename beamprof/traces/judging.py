@@ -9,6 +9,7 @@ import polars as pl
 
 from beamprof.errors import TraceError
 from beamprof.traces.importers.base import ForeignRows
+from beamprof.traces.importers.import_command import import_with
 from beamprof.traces.importers.sheet import Sheet
 from beamprof.traces.trace import SLOS_MS, TIMES_S
 
@@ -77,14 +78,14 @@ def no_request(
     return TraceError(
         f"{path}: row {row['request_id']} (from 0) is no request: {reason.replace('_', ' ')}",
         cause=f"found {found or _as_read(row)}; {bad.height} of {frame.height} rows {are} bad",
-        hint=_hint(reason, every=bad.height == frame.height),
+        hint=_hint(reason, path, every=bad.height == frame.height),
     )
 
 
-def _hint(reason: str, *, every: bool) -> str:
+def _hint(reason: str, path: Path, *, every: bool) -> str:
     """What helps; to drop all rows does not."""
     if not every:
-        return "drop and count such rows with --bad-rows drop"
+        return f"drop and count such rows: {import_with(path, '--bad-rows drop')}"
     if reason in _CLOCKS:
         return "are arrivals and tokens on one clock, in one unit?"
     if reason == "arrival_not_a_number":
@@ -94,7 +95,8 @@ def _hint(reason: str, *, every: bool) -> str:
         )
     if reason.endswith("not_a_whole_number"):
         return "lengths are whole numbers of tokens, without separators or units"
-    return "no row is a request: is this the right file, and --format the right one?"
+    formats = import_with(path, "--format NAME")
+    return f"no row is a request: is this the right file? If it is of another format: {formats}"
 
 
 def _as_read(row: dict[str, Any]) -> str:

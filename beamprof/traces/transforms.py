@@ -40,11 +40,14 @@ def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     )
 
 
-def cap_total_tokens(trace: Trace, max_total_tokens: int, policy: OverLimit) -> Trace:
+def cap_total_tokens(
+    trace: Trace, max_total_tokens: int, policy: OverLimit, flag: str = "--max-total-tokens"
+) -> Trace:
     """Hold input + output of every request to ``max_total_tokens``.
 
     ``truncate`` shortens the prompt, as a client does that trims its history, and the output
     only where one prompt token is not enough; prefix hashes lose the blocks that are gone.
+    ``flag`` is what the limit was asked for with, for the hint.
 
     Raises:
         TraceError: a limit under 2; a longer request with policy ``error``; none left.
@@ -63,7 +66,7 @@ def cap_total_tokens(trace: Trace, max_total_tokens: int, policy: OverLimit) -> 
             f"{over.height} of {trace.requests} requests exceed {max_total_tokens} tokens",
             cause=f"request {row['request_id']}: {row['input_tokens']} input + "
             f"{row['output_tokens']} output",
-            hint="--over-limit drop or truncate, or another --max-total-tokens",
+            hint=f"--over-limit drop or truncate, or another {flag}",
         )
     if policy is OverLimit.TRUNCATE:
         cut = _truncated(trace, max_total_tokens)

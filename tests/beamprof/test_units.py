@@ -9,6 +9,7 @@ from beamprof.units import (
     ClockMode,
     Clocks,
     format_duration,
+    format_energy,
     parse_clocks,
     parse_duration_s,
     parse_power_w,
@@ -104,3 +105,11 @@ def test_durations_come_back_in_a_readable_unit(seconds: float) -> None:
     number, unit = format_duration(seconds).split()
     assert unit in ("ms", "s", "min", "h")
     assert float(number) < 1000 or unit == "h"
+
+
+def test_energies_beside_each_other_have_one_unit():
+    beside_j = 60_400.0
+    shown = [format_energy(joules, beside_j) for joules in (beside_j, 22_700.0, 36.0, 0.0, -3600.0)]
+    assert shown == ["16.8 Wh", "6.3 Wh", "0.01 Wh", "0 Wh", "-1 Wh"]
+    assert format_energy(22_700.0) == "22.7 kJ"
+    assert format_energy(0.0, 0.0) == "0 J"

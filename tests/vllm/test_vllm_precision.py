@@ -8,11 +8,12 @@ import pytest
 
 from beam_runtime.engines.vllm.precision import check_precision
 from beam_runtime.errors import TableError
+from beam_runtime.table.perf_table import PerfTable
 
 
 def table(**precision: str) -> Any:
     shape = {"precision": precision} if precision else {}
-    return SimpleNamespace(metadata={"model_shape": json.dumps(shape)})
+    return PerfTable({}, {"model_shape": json.dumps(shape)})
 
 
 def bf16(**other: str) -> Any:
@@ -70,4 +71,4 @@ def test_other_formats_are_refused_and_named(of: Any, served: Any, said: str) ->
 
 @pytest.mark.parametrize("shape", ["", "[1]", "{", '{"precision": 5}'])
 def test_what_says_nothing_of_its_precision_is_taken(shape: str) -> None:
-    check_precision(SimpleNamespace(metadata={"model_shape": shape}), engine("fp8"), "t.parquet")
+    check_precision(PerfTable({}, {"model_shape": shape}), engine("fp8"), "t.parquet")

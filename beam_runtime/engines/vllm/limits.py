@@ -1,6 +1,5 @@
 """What vLLM's configuration tells BEAM, and whether a table is for this engine."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -90,13 +89,9 @@ def _same_experts(table: PerfTable, parallel: Any, name: str) -> None:
 
 
 def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
-    try:
-        shape = json.loads(table.metadata.get("model_shape") or "{}")
-    except (ValueError, RecursionError):
-        shape = {}
     hf = vllm_config.model_config.hf_text_config
     for ours, theirs in _SHAPE.items():
-        expected, found = getattr(hf, theirs, None), shape.get(ours)
+        expected, found = getattr(hf, theirs, None), table.model_shape.get(ours)
         if expected is not None and found is not None and expected != found:
             raise TableError(
                 f"{name} is a table for another model: {table.model} with {ours} {found}, "

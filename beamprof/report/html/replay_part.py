@@ -21,7 +21,7 @@ from beamprof.report.html.part import (
     Part,
     Section,
 )
-from beamprof.report.replay_views import answer, limits_met
+from beamprof.report.replay_views import answer, largest_j, limits_met
 from beamprof.slo import slo_text, stream_words
 from beamprof.units import format_duration, format_energy
 
@@ -146,12 +146,13 @@ def _goodput(report: ReplayReport, css: dict[str, str]) -> Bars:
 
 
 def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
-    longest_j = max(rung.metrics.energy_j for rung in report.rungs)
+    longest_j = largest_j(report)
     static_j = report.static.metrics.energy_j
     bounds = [] if report.oracle_j is None else [report.oracle_j]
     bars = [_energy_row(rung, css, longest_j, [static_j, *bounds]) for rung in report.rungs]
     for bound_j in bounds:
-        words = _energy_words(bound_j, bound_j / report.vanilla.energy_j, bound_j / static_j)
+        shares = bound_j / report.vanilla.energy_j, bound_j / static_j
+        words = _energy_words(bound_j, longest_j, *shares)
         bars.append(
             bar(ORACLE_NAME, "", bound_j, longest_j, words=words, marks=[static_j], bound=True)
         )
@@ -160,14 +161,16 @@ def _energy(report: ReplayReport, css: dict[str, str]) -> Bars:
 
 def _energy_row(rung: Rung, css: dict[str, str], longest_j: float, marks: list[float]) -> Bar:
     m = rung.metrics
-    words = _energy_words(m.energy_j, rung.to_vanilla, rung.to_static)
+    words = _energy_words(m.energy_j, longest_j, rung.to_vanilla, rung.to_static)
     per = (f"{significant(m.j_per_token)} J/token", f"{significant(m.j_per_request)} J/request")
     return bar(m.policy, css[m.policy], m.energy_j, longest_j, words=(*words, *per), marks=marks)
 
 
-def _energy_words(energy_j: float, to_vanilla: float, to_static: float) -> tuple[str, ...]:
+def _energy_words(
+    energy_j: float, longest_j: float, to_vanilla: float, to_static: float
+) -> tuple[str, ...]:
     return (
-        format_energy(energy_j),
+        format_energy(energy_j, longest_j),
         f"{to_vanilla:.3f} of vanilla",
         f"{to_static:.3f} of static",
     )
@@ -218,12 +221,12 @@ def _attainment(report: ReplayReport, css: dict[str, str]) -> Grid:
 
 
 def _parts(report: ReplayReport, css: dict[str, str]) -> Bars:
-    longest_j = max(rung.metrics.energy_j for rung in report.rungs)
+    longest_j = largest_j(report)
     bars = []
     for rung in report.rungs:
         m = rung.metrics
         parts = [
-            (kind, _part_words(kind, part_j, m.energy_j), part_j)
+            (kind, _part_words(kind, part_j, m.energy_j, longest_j), part_j)
             for kind, part_j in (
                 ("prefill", m.prefill_energy_j),
                 ("decode", m.decode_energy_j),
@@ -234,8 +237,8 @@ def _parts(report: ReplayReport, css: dict[str, str]) -> Bars:
     return Bars(tuple(bars))
 
 
-def _part_words(kind: str, part_j: float, whole_j: float) -> str:
-    return f"{kind} {format_energy(part_j)} ({percent(part_j / whole_j, 0)})"
+def _part_words(kind: str, part_j: float, whole_j: float, longest_j: float) -> str:
+    return f"{kind} {format_energy(part_j, longest_j)} ({percent(part_j / whole_j, 0)})"
 
 
 def _knobs(report: ReplayReport, css: dict[str, str]) -> Drawings:

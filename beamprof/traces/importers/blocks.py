@@ -12,6 +12,7 @@ import polars as pl
 
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import Reading
+from beamprof.traces.importers.import_command import import_with
 from beamprof.traces.importers.sheet import Sheet
 
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
@@ -93,7 +94,7 @@ def _unknown(sheet: Sheet, cause: str) -> ImportFormatError:
     return ImportFormatError(
         f"{sheet.path}: how many tokens does a prefix block hold?",
         cause=cause,
-        hint="say it, for example: --block-tokens 16",
+        hint=f"say it, for example: {import_with(sheet.path, '--block-tokens 16')}",
     )
 
 

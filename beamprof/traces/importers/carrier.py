@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from beamprof.errors import ImportFormatError
 from beamprof.files import STDIN, is_stream
+from beamprof.traces.importers.import_command import FROM_STDIN
 from beamprof.traces.importers.sheet import Sheet
 from beamprof.traces.importers.sheet_kinds import open_sheet
 from beamprof.traces.importers.tidy_text import tidied
@@ -48,7 +49,7 @@ def opened_sheet(path: Path) -> Iterator[tuple[Sheet, Path]]:
         ImportFormatError: missing, unreadable, a directory, damaged, or no known carrier.
     """
     with tempfile.TemporaryDirectory(prefix="beam-trace-") as folder:
-        shown = Path("standard input") if path == STDIN else path
+        shown = FROM_STDIN if path == STDIN else path
         came = _kept(path, Path(folder))
         plain = tidied(_unpacked(came, shown, Path(folder)), shown, Path(folder))
         yield open_sheet(plain, shown), came

@@ -10,6 +10,7 @@ import polars as pl
 
 from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import Reading
+from beamprof.traces.importers.import_command import import_with
 from beamprof.traces.importers.sheet import Cells, Sheet
 from beamprof.traces.importers.timestamps import seconds_from_first, zoned
 from beamprof.units import format_duration
@@ -106,7 +107,7 @@ def no_unit(sheet: Sheet, column: str, numbers: pl.Series) -> ImportFormatError:
     return ImportFormatError(
         f"{sheet.path}: {column} has no unit: {_both(numbers)}",
         cause="neither its name nor its numbers say which",
-        hint="say it: --time-unit ms or --time-unit s",
+        hint=f"say it: {import_with(sheet.path, '--time-unit ms', '--time-unit s')}",
     )
 
 
@@ -133,7 +134,8 @@ def _contradicted(
         f"{sheet.path}: {column} should be in {unit}, but {_low(numbers):.0f} is a time of "
         f"{_year(numbers, proved)} in {proved}",
         cause=f"read so: {_both(numbers, unit, proved)}",
-        hint=f"say which: --time-unit {proved} or --time-unit {unit}",
+        hint="say which: "
+        + import_with(sheet.path, f"--time-unit {proved}", f"--time-unit {unit}"),
     )
 
 

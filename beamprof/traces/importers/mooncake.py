@@ -11,6 +11,7 @@ from beamprof.errors import ImportFormatError
 from beamprof.traces.importers.base import ForeignRows, Importer, Reading, numbered
 from beamprof.traces.importers.blocks import block_ids, counts_fit
 from beamprof.traces.importers.clock import UNITS_S, crowded, fractional, read_times
+from beamprof.traces.importers.import_command import import_with
 from beamprof.traces.importers.sheet import Sheet
 
 COLUMNS = ("timestamp", "input_length", "output_length")
@@ -35,7 +36,11 @@ def read(sheet: Sheet, reading: Reading) -> ForeignRows:
         raise ImportFormatError(
             f"{sheet.path} has Mooncake's columns, but not its blocks of {size} tokens",
             cause=f"row {row} has {ids.list.len()[row]} ids for a prompt of {tokens[row]:g} tokens",
-            hint="say what it is: --format aiperf --time-unit ms (or s) --block-tokens 16",
+            hint="say what it is: "
+            + import_with(
+                sheet.path,
+                *(f"--format aiperf --time-unit {unit} --block-tokens 16" for unit in ("ms", "s")),
+            ),
         )
     columns = {
         "arrival_s": read_times(sheet, cells, "timestamp", reading, unit="ms").seconds,
@@ -55,14 +60,14 @@ def _check_times(sheet: Sheet, times: pl.Series) -> None:
         raise ImportFormatError(
             f"{sheet.path} has Mooncake's columns, but not its whole milliseconds",
             cause=f"the first timestamp with a fraction is {_first_fraction(times):g}",
-            hint="say what it is: --time-unit s or --time-unit ms",
+            hint=f"say what it is: {import_with(sheet.path, '--time-unit s', '--time-unit ms')}",
         )
     if crowded(times * UNITS_S["ms"]):
         raise ImportFormatError(
             f"{sheet.path} has Mooncake's columns, but {times.len():,} requests in "
             f"{float(times.max() - times.min()):g} ms are too many",  # type: ignore[operator, arg-type]
             cause="timestamps look like seconds",
-            hint="say which: --time-unit s or --time-unit ms",
+            hint=f"say which: {import_with(sheet.path, '--time-unit s', '--time-unit ms')}",
         )
 
 

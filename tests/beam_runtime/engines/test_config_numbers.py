@@ -62,3 +62,12 @@ def test_a_promise_that_contradicts_is_refused(tmp_path: Path, slo: str, said: s
     with pytest.raises(BeamError) as caught:
         EmbeddedConfig.load(path)
     assert said in str(caught.value) or said in str(caught.value.cause)
+
+
+def test_a_class_that_is_named_default_is_refused(tmp_path: Path) -> None:
+    """It took the place of [slo] for every request that names no class, without a word."""
+    path = tmp_path / "beam.toml"
+    path.write_text("[slo]\nttft_ms = 1000\n[slo.default]\nttft_ms = 5\n")
+    with pytest.raises(BeamError, match=r"\[slo.default\] is no class") as caught:
+        EmbeddedConfig.load(path)
+    assert "[slo]" in (caught.value.hint or "")

@@ -142,6 +142,13 @@ def test_altered_value_fails_the_checksum(path: Path):
         ({"model": None}, "lacks the metadata model"),
         ({"tp": "two"}, "tp must be a positive integer"),
         ({"rows_sha256": "0" * 64}, "checksum"),
+        *(
+            ({key: value}, f"{key} must be milliseconds from 0 to 60,000, found '{value}'")
+            for key in ("host_gap_ms", "stage_transfer_ms")
+            for value in ("soon", "nan", "-5", "inf", "1e9")
+        ),
+        ({"ep": "0"}, "ep must be a positive integer"),
+        ({"dp": "two"}, "dp must be a positive integer"),
     ],
 )
 def test_broken_metadata(path: Path, metadata: dict[str, str | None], words: str):
@@ -149,6 +156,15 @@ def test_broken_metadata(path: Path, metadata: dict[str, str | None], words: str
     with pytest.raises(TableError, match=words) as caught:
         PerfTable.load(path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "gap_ms"), [("6.8", 6.8), ("0", 0.0), ("60000", 60_000.0), ("", 0.0), (None, 0.0)]
+)
+def test_gaps_that_metadata_know_are_numbers(path: Path, text: str | None, gap_ms: float):
+    rewrite(path, metadata={"host_gap_ms": text, "stage_transfer_ms": text})
+    table = PerfTable.load(path)
+    assert (table.host_gap_ms, table.stage_transfer_ms) == (gap_ms, gap_ms)
 
 
 def test_a_newer_minor_version_is_read(path: Path):

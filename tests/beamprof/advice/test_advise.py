@@ -8,10 +8,11 @@ import pytest
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
-from beamprof.advice.advise import Advice, Today, advise
+from beamprof.advice.advise import OVERLOAD, Advice, Today, advise
 from beamprof.advice.load import Observed, load_from_rate
 from beamprof.cli.main import main
 from beamprof.errors import ReplayError
+from beamprof.models.registry import registered_config
 from beamprof.replay.rivals import AS_GOOD
 from beamprof.report.advice_view import answer, trust
 from beamprof.report.html.advice_part import advice_part
@@ -37,6 +38,19 @@ def test_the_rungs_and_what_they_cost(advice: Advice) -> None:
         assert rung.kwh_a_year == pytest.approx(rung.power_w * 8.76)
         assert rung.cost_a_year == pytest.approx(0.2 * rung.kwh_a_year)
         assert rung.co2_kg_a_year == pytest.approx(0.4 * rung.kwh_a_year)
+
+
+def test_watts_and_the_best_go_by_the_energy_of_the_same_requests() -> None:
+    """BEAM's answers end much later than today's: its energy is not spread over that time."""
+    table = PerfTable.load(TABLE)
+    found = advise(table, load_from_rate(6.0, 300, 400), Slo(2000.0, 400.0), price_per_kwh=0.2)
+    today, *_, beam = found.rungs
+    assert beam.request_ms - today.request_ms > 1000.0 * (OVERLOAD - 1.0) * found.duration_s / 2
+    for rung in found.rungs:
+        assert rung.power_w / today.power_w == pytest.approx(rung.of_today)
+        assert rung.cost_a_year / today.cost_a_year == pytest.approx(rung.of_today)
+    as_good = [r for r in found.rungs if r.goodput >= today.goodput - AS_GOOD]
+    assert found.best.of_today == min(rung.of_today for rung in as_good)
 
 
 def test_the_price_in_speed_is_in_the_first_sentence(advice: Advice) -> None:
@@ -127,6 +141,20 @@ def test_json_has_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
     assert (answer["command"], answer["status"]) == ("advise", "ok")
     assert len(answer["data"]["rungs"]) == 4
     assert answer["data"]["rungs"][1]["commands"]
+
+
+def test_a_folder_with_a_config_is_held_to_its_context(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "small-ctx"
+    folder.mkdir()
+    config = {**registered_config("llama3-8b"), "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ["advise", "--model", str(folder), "--device", "h100", "--rate", "1"]
+    assert main([*words, "--input-tokens", "6000"]) == 2
+    assert "small-ctx takes 4,096" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--input-tokens", "300", "--output-tokens", "20"]) == 0
+    assert f"beam profile --model {folder} " in capsys.readouterr().out
 
 
 def test_a_table_off_by_half_is_seen_against_the_servers_own_times(advice: Advice) -> None:

@@ -1,5 +1,7 @@
 """What advice tells people to type sets what was simulated, and promises what was asked for."""
 
+import json
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,51 @@ def test_servers_are_started_as_they_were_simulated() -> None:
         ):  # fmt: skip
             assert words in serve
     assert "parallel" not in " ".join(commands(FLAGS, Setting(1050, 512, 64), NOW, ONE_GPU, Slo()))
+
+
+def with_metadata(table: PerfTable, **told: str) -> PerfTable:
+    return PerfTable.from_columns(table.columns, {**table.metadata, **told})
+
+
+def profile_words(table: PerfTable, model: str = "") -> list[str]:
+    """What its shell would take of the line that profiles."""
+    typed = commands(BEAM, Setting(None, 512, 64), NOW, table, Slo(), model)
+    (line,) = [line for line in typed if line.startswith("beam profile")]
+    return shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("folder", ["./small-ctx", "pad $(x)", "it's; #1"])
+def test_a_folder_is_named_by_its_path_and_safe_to_type(folder: str) -> None:
+    words = profile_words(with_metadata(ONE_GPU, model="small-ctx"), folder)
+    assert words[words.index("--model") + 1] == folder
+
+
+def test_a_folder_that_only_the_table_names_is_left_to_fill_in() -> None:
+    table = with_metadata(ONE_GPU, model="pad $(x)")
+    typed = " ".join(commands(BEAM, Setting(None, 512, 64), NOW, table, Slo()))
+    assert "--model DIR" in typed
+    assert "DIR holds the config.json of pad $(x)" in typed
+    assert profile_words(table)[2:4] == ["--model", "DIR"]
+
+
+def test_experts_and_kv_cache_of_a_table_are_asked_for_again() -> None:
+    shape = {"dtype": "bfloat16", "precision": {"kv": "fp8"}}
+    table = with_metadata(EIGHT_GPUS, ep="2", model_shape=json.dumps(shape))
+    words = " ".join(profile_words(table))
+    assert "--tp 2 --pp 4 --ep 2 --kv-cache-dtype fp8" in words
+    for name, clock_mhz in ((FLAGS, 1050), (BEAM, None)):
+        typed = " ".join(commands(name, Setting(clock_mhz, 512, 64), NOW, table, Slo()))
+        assert "--enable-expert-parallel --kv-cache-dtype fp8" in typed
+    assert not {"--ep", "--kv-cache-dtype"} & set(profile_words(EIGHT_GPUS))
+
+
+def test_data_parallel_groups_have_gpus_of_their_own_and_no_beam() -> None:
+    table = with_metadata(ONE_GPU, dp="2", ep="2")
+    (lock, serve, _) = commands(FLAGS, Setting(1050, 512, 64), NOW, table, Slo())
+    assert " -i 0,1 " in lock
+    assert "--data-parallel-size 2 --enable-expert-parallel" in serve
+    (said,) = commands(BEAM, Setting(None, 512, 64), NOW, table, Slo())
+    assert "data-parallel" in said
 
 
 def test_what_is_set_already_is_not_typed() -> None:

@@ -236,3 +236,29 @@ def test_a_floor_out_of_reach_is_said(small_table: PerfTable) -> None:
     found = decide(small_table, state_of("", "8x600"), slo=Slo(least_tokens_per_s=1e5))
     assert any("a request alone gets" in note for note in found.notes)
     assert found.chosen.feasible
+
+
+@pytest.mark.parametrize(
+    ("kept", "flags", "word"),
+    [
+        ("decode_requests", ["--waiting", "200"], "prefill_tokens"),
+        ("prefill_tokens", ["--running", "4x100"], "decode_requests"),
+        (None, ["--running", "4x100"], ""),
+        (None, ["--running", "4x9000000"], "decode_context_tokens"),
+    ],
+)
+def test_what_the_table_does_not_cover_is_said_to_be_extrapolated(
+    kept: str | None, flags: list[str], word: str, small_table: PerfTable, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Of a kind of step that was never measured, and of contexts beyond the measured."""
+    columns, path = small_table.columns, tmp_path / "some.parquet"
+    keep = (columns["kind"] == "idle") | (True if kept is None else columns[kept] > 0)
+    write_table(
+        {name: values[keep] for name, values in columns.items()}, small_table.metadata, path
+    )
+    main(["decide", str(path), *flags, "--json"])
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    said = [text for text in warnings if text.startswith("extrapolated")]
+    assert len(said) == bool(word)
+    assert word in "".join(said)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from beam_runtime.control.decision_log import SCHEMA, DecisionLog
 from beam_runtime.testing.nvml import FakeGpu, FakeNvml
 from beamprof.cli.main import main
 from beamprof.doctor.config_checks import config_checks
@@ -42,6 +43,8 @@ def test_a_good_file_is_all_good(folder):
         ('table = "t.parquet"\n[slo]\ntbt_ms = 1', "slo", "1s/1ms: a token beside"),
         ('table = "t.parquet"\n[slo.chat]\ntpot_ms = 0.5', "slo.chat", "a token takes"),
         ('table = "t.parquet"\nlog = "no/where.jsonl"', "log", "where.jsonl"),
+        ('table = "t.parquet"\nlog = "."', "log", "is a folder"),
+        ('table = "t.parquet"\nlog = "beam.toml"', "log", "beam.toml"),
         ('table = "t.parquet"\nmetrics_port = 1\ntoken_file = "nix"', "metrics", "cannot read"),
         ('table = "t.parquet"\n[clock]\ngpus = [7]', "clock", "not on this machine: 7"),
         ('table = "t.parquet"\n[clock]\ngpus = ["GPU-x"]', "clock", "GPU-x"),
@@ -52,6 +55,23 @@ def test_what_stands_in_the_way_is_named_with_what_helps(folder, text, name, wor
     assert check.ok is False
     assert words in check.found
     assert check.remedy
+
+
+def test_a_class_named_default_is_refused_here_as_by_an_engine(folder, capsys):
+    path = folder / "beam.toml"
+    path.write_text('table = "t.parquet"\n[slo]\nttft_ms = 1000\n[slo.default]\nttft_ms = 5\n')
+    assert main(["doctor", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "[slo.default] is no class" in said and "hint: " in said
+
+
+def test_a_log_that_goes_on_is_good(folder):
+    log = DecisionLog(folder / "d.jsonl")
+    log.write("start", 0.0, schema=SCHEMA)
+    log.close()
+    assert looked(folder, 'table = "t.parquet"\nlog = "d.jsonl"')["log"].ok
+    (folder / "empty.jsonl").touch()
+    assert looked(folder, 'table = "t.parquet"\nlog = "empty.jsonl"')["log"].ok
 
 
 def test_gpus_are_held_against_the_machine_and_the_table(folder, small_table):

@@ -5,9 +5,11 @@ import json
 import pytest
 from replay_cases import make_table, make_trace
 
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.cli.main import main
 from beamprof.replay.model_length import beyond_the_model
 from beamprof.replay.options import ReplayOptions
+from beamprof.tables.model_length import longest_request
 from beamprof.tables.table_file import write_table
 
 LONG = make_trace([(0.0, 8192, 1), (1.0, 8000, 192), (2.0, 100, 5)], 3.0)
@@ -23,6 +25,21 @@ def test_they_are_counted_against_the_models_context():
 def test_a_length_that_somebody_says_counts_instead():
     table = make_table(model="llama3-8b")
     assert beyond_the_model(table, LONG, ReplayOptions(max_model_len=16384)) == ""
+
+
+def test_a_folders_model_has_the_length_that_its_table_tells():
+    table = make_table(model="my-folder")
+    told = {**table.metadata, "model_shape": json.dumps({"max_model_len": 4096})}
+    said = beyond_the_model(PerfTable.from_columns(table.columns, told), LONG, ReplayOptions())
+    assert said.startswith("2 of 3 requests have more than the 4,096 tokens that my-folder takes")
+
+
+@pytest.mark.parametrize("shape", ["", "no JSON", "[]", '{"max_model_len": "4096"}', '{"a": 1}'])
+def test_a_table_that_tells_none_goes_by_the_registry(shape):
+    known, unknown = (make_table(model=name) for name in ("llama3-8b", "my-folder"))
+    for table, most in ((known, 8192), (unknown, None)):
+        told = {**table.metadata, "model_shape": shape}
+        assert longest_request(PerfTable.from_columns(table.columns, told)) == most
 
 
 def test_of_a_model_that_nobody_knows_nothing_is_said():

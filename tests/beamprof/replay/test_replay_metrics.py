@@ -1,6 +1,7 @@
 """Metrics by hand; the Parquet files; the ladder; `beam replay` as people and scripts meet it."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from beamprof.replay.options import ReplayOptions
 from beamprof.replay.plant import play
 from beamprof.replay.policies.registry import policy_named
 from beamprof.replay.results import request_frame, step_frame
+from beamprof.replay.site import site_of
+from beamprof.report.replay_views import undecided_lines
 from beamprof.tables.table_file import write_table
 from beamprof.traces.policies import OverLimit
 from beamprof.traces.trace_file import save_trace
@@ -71,12 +74,36 @@ def test_power_under_overload_is_over_the_time_that_was_played(table, site):
     assert 0.5 * in_pass_w < m.mean_power_w <= in_pass_w * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("policy", ["vanilla", "beam"])
+def test_power_is_never_below_what_waiting_gpus_draw(table, site, policy):
+    """Answers that end long after a short trace: their time holds no idling, so it counts not."""
+    lone = play(make_trace([(0.0, 64, 200)], 1), policy_named(policy, table), site)
+    assert lone.end_ms > 5 * lone.duration_ms
+    waiting_w = site.limits.pp * float(site.cost.idle_power_w.min())
+    in_pass_w = lone.active_energy_j / (lone.busy_ms / 1e3) * lone.pp
+    assert waiting_w <= measure(lone, np.ones(1, dtype=bool)).mean_power_w <= in_pass_w
+
+
+def test_power_does_not_hang_on_how_long_the_load_goes_on(table, site):
+    """One setting, one load, a minute and ten: the last answers of the minute dilute nothing."""
+    slow = replace(site, slo=Slo(2000.0, 1000.0))
+
+    def power_w(requests):
+        arriving = make_trace([(1.0 * i, 100, 60) for i in range(requests)], requests)
+        played = play(arriving, policy_named("beam", table), slow)
+        return played, measure(played, np.ones(requests, dtype=bool)).mean_power_w
+
+    (minute, short_w), (_, long_w) = power_w(60), power_w(600)
+    assert minute.end_ms > 1.2 * minute.duration_ms  # else the case tells nothing
+    assert short_w == pytest.approx(long_w, rel=0.06)
+
+
 def test_energy_in_every_unit_and_shares_of_time_add_up(played):
     m = measure(played, np.ones(80, dtype=bool))
     tokens = played.output_tokens.sum()
     assert m.energy_j == pytest.approx(m.prefill_energy_j + m.decode_energy_j + m.idle_energy_j)
     assert m.energy_kwh * 3.6e6 == pytest.approx(m.energy_j)
-    assert m.mean_power_w * played.end_ms / 1e3 == pytest.approx(m.energy_j)
+    assert m.mean_power_w * played.duration_ms / 1e3 == pytest.approx(m.energy_j)
     assert m.j_per_token * tokens == pytest.approx(m.energy_j)
     assert m.j_per_request * 80 == pytest.approx(m.energy_j)
     for shares in (m.clock_share, m.chunk_share, m.microbatches_share, m.pace_share):
@@ -238,3 +265,36 @@ def test_an_empty_trace_is_refused(files, tmp_path, capsys):
     (tmp_path / "empty.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
     assert main([*files[:-1], "empty.csv"]) == 2
     assert "no requests" in capsys.readouterr().err
+
+
+def test_a_column_of_energies_has_one_unit(table, tmp_path, capsys, monkeypatch):
+    """A larger number is a larger energy: not 16.8 Wh beside 22.7 kJ."""
+    monkeypatch.chdir(tmp_path)
+    write_table(table.columns, table.metadata, tmp_path / "small.parquet")
+    save_trace(make_trace([(4.0 * i, 30, 10) for i in range(22)], 90), tmp_path / "t.parquet")
+    words = ["replay", "-t", "small.parquet", "--trace", "t.parquet", "--policy", "vanilla,oracle"]
+    report = replay(table, make_trace([(4.0 * i, 30, 10) for i in range(22)], 90), ["oracle"])
+    least_j, most_j = report.oracle_j, report.vanilla.energy_j
+    assert least_j < 36e3 <= most_j  # apart they would have two units
+    assert main(words) == 0
+    shown = re.findall(r"([\d.,]+) (kJ|Wh) +1\.000|oracle \(bound\) +([\d.,]+) (kJ|Wh)",
+                       capsys.readouterr().out)  # fmt: skip
+    (vanilla, unit, _, _), (_, _, oracle, other) = shown
+    assert unit == other == "Wh"
+    assert float(oracle) / float(vanilla) == pytest.approx(least_j / most_j, rel=0.05)
+
+
+def test_prompts_beyond_what_a_search_looks_ahead_cost_no_result(table, tmp_path):
+    """A prompt of twenty million tokens: BEAM goes on as it is set, and the replay says so."""
+    rows = [(float(i), 100, 5) for i in range(4)] + [(4.0, 20_000_000, 5)]
+    report = replay(table, make_trace([*rows[:4], (4.0, 100, 5)], 5), ["beam"])
+    assert undecided_lines(report) == []
+    site = site_of(table, table, ReplayOptions())[0]
+    played = play(make_trace(rows, 5), policy_named("beam", table), site)
+    m = measure(played, np.ones(5, dtype=bool))
+    assert 0 < m.undecided <= m.decisions
+    assert np.isfinite(played.finish_ms).all()
+    assert m.goodput == pytest.approx(0.8)
+    rungs = (*report.rungs[:-1], replace(report.rungs[-1], metrics=m))
+    (said,) = undecided_lines(replace(report, rungs=rungs))
+    assert said.startswith(f"beam: {m.undecided} of {m.decisions} decisions found no setting")

@@ -6,7 +6,7 @@ import json
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from replay_cases import random_trace
+from replay_cases import make_table, make_trace, random_trace
 from study_cases import grid, put_table
 
 from beam_runtime.table.perf_table import PerfTable
@@ -19,6 +19,7 @@ from beamprof.replay.metrics import Metrics
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.study import METADATA_KEY, study
 from beamprof.replay.study_cells import PROVENANCE, RESULTS
+from beamprof.tables.table_file import write_table
 from beamprof.traces.trace_file import save_trace
 
 
@@ -102,6 +103,17 @@ def test_every_metric_has_a_column():
             assert f"{field.name}s" in RESULTS
         elif field.name not in nested:
             assert field.name in {*RESULTS, *PROVENANCE}, field.name
+
+
+def test_requests_beyond_what_the_model_takes_are_said(files, here):
+    known = make_table(model="llama3-8b")
+    write_table(known.columns, known.metadata, files / "t.parquet", force=True)
+    long = make_trace([(0.0, 9000, 2), (1.0, 100, 2)], 2)
+    save_trace(long, files / "two.parquet", force=True)
+    (said,) = [note for note in study(grid(files), files / "s.parquet").notes if "takes" in note]
+    assert said.startswith(f"{files / 'two.parquet'}: 1 of 2 requests have more than the 8,192")
+    capped = grid(files, max_model_len="16384")
+    assert not any("takes" in note for note in study(capped, files / "c.parquet").notes)
 
 
 def test_what_was_assumed_is_said_and_written(files, here):

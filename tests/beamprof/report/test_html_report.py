@@ -59,7 +59,7 @@ def test_energy_is_the_replays_in_words_and_in_lengths(page, replayed):
     for rung in report.rungs:
         m = rung.metrics
         for words in (
-            format_energy(m.energy_j),
+            format_energy(m.energy_j, longest_j),
             f"{rung.to_vanilla:.3f} of vanilla",
             f"{rung.to_static:.3f} of static",
             f"{significant(m.j_per_token)} J/token",

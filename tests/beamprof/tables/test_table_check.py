@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_runtime.clocks.base import POWER_CAP
+from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
 from beamprof.tables.check import TableCheck, check_table
 from beamprof.tables.compare import compare_tables
@@ -14,6 +16,7 @@ from beamprof.tables.leave_one_out import between_clocks, errors_by_clock
 from beamprof.tables.noise import OUTLIER_LATENCY, outliers, residuals
 from beamprof.tables.table_file import seal_table
 
+SHIPPED = sorted((Path(__file__).parents[3] / "tables").rglob("*.parquet"))
 CELL = {"prefill_tokens": 0, "decode_requests": 64, "decode_context_tokens": 64 * 2048}
 STEP = StepShape(0, 0, 64, 64 * 2048)
 
@@ -227,3 +230,49 @@ def test_published_a100_tables_can_drive_a_controller(measured_csvs):
         assert found.drivable, (path.name, no(found))
         assert found.not_reached is None
         assert len(found.by_clock) == 29
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"), [("decode_requests", "prompt"), ("prefill_tokens", "answer")]
+)
+def test_a_table_of_one_kind_of_steps_drives_no_controller(rows, seal, kept, missing):
+    some = [row for row in rows if row["kind"] == "idle" or row[kept] > 0]
+    some = [row for row in some if row["kind"] == "idle" or row["prefill_tokens"] * row[
+        "decode_requests"] == 0]  # fmt: skip
+    found = check_table(seal(some))
+    assert no(found) == ["kinds of steps"]
+    assert missing in next(f.text for f in found.findings if f.name == "kinds of steps")
+
+
+def test_passes_that_draw_less_than_waiting_gpus_are_implausible(rows, seal):
+    """Energy of one GPU's meter where there were eight: watts that no GPU draws in a pass."""
+    plant(rows, 1 / 8, "energy_j")
+    found = check_table(seal(rows))
+    assert no(found) == ["waiting power"]
+    said_so = next(f for f in found.findings if f.name == "waiting power")
+    lightest_w = min(
+        row["energy_j"] / row["latency_ms"] * 1e3 for row in rows if row["kind"] == "forward"
+    )
+    assert f"{lightest_w:.0f} W in the lightest pass, 165 W waiting" in said_so.text
+    assert "one GPU's meter" in said_so.hint
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(0.97, True), (0.93, False)])
+def test_a_lightest_pass_may_scatter_as_much_as_meters_do(rows, seal, factor, ok):
+    for row in rows:
+        if row["kind"] == "forward" and row["clock_mhz"] == 930:
+            idle_j = next(one["energy_j"] for one in rows if one["kind"] == "idle"
+                          and one["clock_mhz"] == 930)  # fmt: skip
+            row["energy_j"] = factor * idle_j * row["latency_ms"] / 1e3
+    assert said(check_table(seal(rows)), "waiting power") is ok
+
+
+def test_what_no_idle_row_tells_is_not_judged(rows, seal):
+    found = check_table(seal([row for row in rows if row["kind"] != "idle"]))
+    assert said(found, "waiting power") is None
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: "/".join(path.parts[-3:]))
+def test_shipped_tables_hold_both_and_draw_more_in_passes(path):
+    found = check_table(PerfTable.load(path))
+    assert said(found, "kinds of steps") and said(found, "waiting power")
