@@ -299,7 +299,9 @@ def best_of_all(
                         candidate.pace_ms = grid.pace_shares[pace] * tbt_ms
                         if not prefill:
                             _, batch = split(decoding, max(microbatches, decoding.groups))
-                            candidate.hurry_j = hurry_j(batch, clock, grid, setup, tables)
+                            candidate.hurry_j = hurry_j(
+                                batch, decoding.by_gap, clock, grid, setup, tables
+                            )
                         played = play_one(
                             state, True, start, 0, clock, 0, prices, grid, room, setup, tables
                         )

@@ -2,7 +2,8 @@
 
 A play shows nobody coming. Whoever comes waits for the pass under way, and starts before the clock
 has changed; faster, dearer passes of the prefill make that good (lines.hurry_j). Where a prompt
-takes little of its TTFT SLO even at the cheapest clock, there is little to be made good.
+takes little of its TTFT SLO even at the cheapest clock, there is little to be made good. Streams
+that are promised a mean have to be made good as well, so that the whole price is theirs.
 """
 
 import numpy as np
@@ -21,6 +22,9 @@ class Hurry:
         limits: of the engine.
         chunk_tokens: the largest chunk.
         first_token_ms: the tightest TTFT SLO.
+
+    Attributes:
+        j_per_ms: the price.
     """
 
     def __init__(
@@ -32,20 +36,20 @@ class Hurry:
         saved_ms = float(pass_ms[cheapest] - pass_ms[-1])
         more_j = float(pass_j[-1] - pass_j[cheapest])
         # From the cheapest clock of a chunk to the fastest, on average; 0 where they are one.
-        self._j_per_ms = more_j / saved_ms if saved_ms > 0.0 else 0.0
+        self.j_per_ms = more_j / saved_ms if saved_ms > 0.0 else 0.0
         self._first_token_ms = first_token_ms
         self._pass_ms = float(pass_ms[cheapest])
         self._small_ms = float(cost.latency_ms(small)[cheapest])
         self._chunk_tokens, self._limits = chunk_tokens, limits
 
-    def j_per_ms(self, learnt: Correction) -> float:
-        """The price, by how much of its TTFT SLO a prompt takes that comes to an idle engine."""
+    def gaps_j_per_ms(self, learnt: Correction) -> float:
+        """Where gaps are promised: less by as much of its TTFT SLO as a lone prompt leaves."""
         if learnt.prompt_tokens <= 0.0:
-            return self._j_per_ms
+            return self.j_per_ms
         chunks = learnt.prompt_tokens / self._chunk_tokens
         filled = min(1.0, chunks)
         stage_ms = self._small_ms + filled * (self._pass_ms - self._small_ms)
         stage_ms += self._limits.host_gap_ms
         alone_ms = stage_ms * (self._limits.pp + max(0.0, chunks - 1.0))
         in_time_ms = max(1.0, self._first_token_ms - learnt.ttft_margin_ms)
-        return self._j_per_ms * min(1.0, alone_ms / in_time_ms)
+        return self.j_per_ms * min(1.0, alone_ms / in_time_ms)

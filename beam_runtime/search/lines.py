@@ -41,7 +41,8 @@ GRID = record_type(
     "chunk_tokens "  # in force
     "most_plays most_work",  # steps x requests to be played
     "effective_ms delay_ms "  # when the clock asked for takes effect; how long a change takes
-    "now_ms lookahead_ms switch_j hurry_j_per_ms",  # the last: what makes good a lost millisecond
+    "now_ms lookahead_ms switch_j "
+    "hurry_j_per_ms hurry_gaps_j_per_ms",  # what makes good a lost millisecond (hurry.py)
 )
 LINE = record_type(
     "chunk_tokens microbatches pace "  # 0 microbatches: as is best after the prefill
@@ -262,7 +263,9 @@ def choose_steady(
 
 
 @compiled
-def hurry_j(batch: Batch, clock: int, grid: Grid, setup: Records, tables: Tables) -> float:
+def hurry_j(
+    batch: Batch, by_gap: bool, clock: int, grid: Grid, setup: Records, tables: Tables
+) -> float:
     """What those who come within the horizon will need because decodes go at this clock.
 
     A prompt waits for the pass that has begun, and its own first pass starts before the clock has
@@ -274,7 +277,8 @@ def hurry_j(batch: Batch, clock: int, grid: Grid, setup: Records, tables: Tables
     slower = max(0.0, 1.0 - fastest_ms / pass_now_ms)
     lost_ms = slower * (pass_now_ms + grid.given.delay_ms)
     arrivals = setup.arrivals_per_s * grid.given.lookahead_ms / 1e3
-    joules: float = arrivals * lost_ms * grid.given.hurry_j_per_ms
+    j_per_ms = grid.given.hurry_gaps_j_per_ms if by_gap else grid.given.hurry_j_per_ms
+    joules: float = arrivals * lost_ms * j_per_ms
     return joules
 
 
@@ -299,7 +303,7 @@ def prepare_decode(
             # A pace never makes late by itself, so what counts is the cycle without it.
             slow_ms = apart.cycle_ms
             excess_ms = slow_ms + setup.tbt_margin_ms - decoding.tbt_ms
-            newcomers_j = hurry_j(batch, clock, grid, setup, tables)
+            newcomers_j = hurry_j(batch, decoding.by_gap, clock, grid, setup, tables)
             for pace in range(paces):
                 line = (microbatches - 1) * paces + pace
                 one, entry = room.lines[line], room.entries[line, clock]

@@ -72,6 +72,7 @@ class Searcher:
         given["delay_ms"], given["lookahead_ms"] = limits.clock_delay_ms, lookahead_ms
         given["switch_j"] = switch_j
         self._hurry = Hurry(cost, limits, max(chunks, default=1), first_token_ms)
+        given["hurry_j_per_ms"] = self._hurry.j_per_ms
         self._grid = Grid(given, np.array(chunks, dtype=np.int64), np.array(pace_shares))
         self._corrected: tuple[Correction, Records] | None = None
         self._make_paper(64, limits.max_steps_in_flight)
@@ -171,7 +172,7 @@ class Searcher:
         given["only_clock"] = -1 if only_mhz is None else self._clock_mhz.index(only_mhz)
         given["chunk_tokens"] = moment.knobs.chunk_tokens
         given["effective_ms"], given["now_ms"] = plan.switch_ms, moment.now_ms
-        given["hurry_j_per_ms"] = self._hurry.j_per_ms(moment.correction)
+        given["hurry_gaps_j_per_ms"] = self._hurry.gaps_j_per_ms(moment.correction)
 
     def _make_paper(self, rows: int, steps: int) -> None:
         pp = self._limits.pp

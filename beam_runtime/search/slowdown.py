@@ -20,7 +20,8 @@ from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo, StepShape
 
 # As many of max_num_seqs are taken on average at most; the rest is for when more come at a time.
-SEATS = 0.75
+# Where fewer than TAKEN are there, there is time: what comes, and how long it stays, scatters.
+SEATS, TAKEN = 0.75, 0.5
 
 
 @compiled
@@ -33,7 +34,7 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
             slowdown = min(slowdown, request.max_slowdown)
         if request.least_tokens_per_s > 0.0:
             slowdown = min(slowdown, 1e3 / request.least_tokens_per_s / fastest_ms)
-    if setup.decode_tokens_per_s > 0.0:
+    if setup.decode_tokens_per_s > 0.0 and state.engine.rows > TAKEN * setup.max_num_seqs:
         stay_ms = 1e3 * SEATS * setup.max_num_seqs / setup.decode_tokens_per_s  # for each token
         slowdown = min(slowdown, stay_ms / fastest_ms)
     return max(1.0, slowdown)

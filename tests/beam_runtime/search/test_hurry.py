@@ -10,7 +10,7 @@ def test_who_has_time_has_nothing_to_make_good(small_cost: StepCost) -> None:
 
     def price_j(prompt_tokens: float, first_token_ms: float) -> float:
         learnt = Correction(prompt_tokens=prompt_tokens)
-        return Hurry(small_cost, limits, 512, first_token_ms).j_per_ms(learnt)
+        return Hurry(small_cost, limits, 512, first_token_ms).gaps_j_per_ms(learnt)
 
     unknown = price_j(0.0, 1000.0)
     assert unknown > 0.0

@@ -238,17 +238,18 @@ def test_streams_are_as_fast_as_leaves_seats_to_those_to_come():
     """Little's law: requests a second x tokens of an answer x a token's time sit at one time."""
     running = tuple(decode(f"r{i}") for i in range(8))
 
-    def tokens(decode_tokens_per_s: float) -> float:
+    def tokens(decode_tokens_per_s: float, seats: int = 12) -> float:
         learnt = Correction(decode_tokens_per_s=decode_tokens_per_s)
-        limits = replace(LIMITS, max_num_seqs=40)
+        limits = replace(LIMITS, max_num_seqs=seats)
         state = Snapshot(0.0, limits, Knobs(1410, 256), running, correction=learnt)
         search = Search(COST, limits)
         decision = search(state)
         assert decision.knobs in [knobs for knobs, _ in search.survey(state)]
         return decision.forecast.output_tokens
 
-    few, many, too_many = tokens(10.0), tokens(400.0), tokens(1e5)
+    few, many, too_many = tokens(10.0), tokens(120.0), tokens(1e5)
     assert few < many < too_many
+    assert tokens(1e5, seats=100) == few, "there is time while most seats are free"
 
 
 @pytest.mark.parametrize("seed", range(0, 140, 7))
