@@ -120,6 +120,7 @@ class Cohort:
         whole: nobody has left; once False it stays so.
         last_ms: when their latest tokens came; None = not together.
         tbt_ms: the tightest TBT SLO among them.
+        due_every_ms: the tightest as steps are planned for them.
         by_gap: every one of them was promised its gaps.
         energy_j: of their steps together, not yet shared out.
     """
@@ -130,6 +131,7 @@ class Cohort:
         "_tallies",
         "by_gap",
         "computed_tokens",
+        "due_every_ms",
         "energy_j",
         "known",
         "last_ms",
@@ -148,6 +150,7 @@ class Cohort:
         self.whole = True
         self.last_ms: float | None = None
         self.tbt_ms = min([one.slo.token_ms for one in known])
+        self.due_every_ms = min([one.planned.due_every_ms or one.planned.token_ms for one in known])
         self.by_gap = all(one.slo.kind is StreamKind.GAP for one in known)
         self.energy_j = 0.0
         self._owed = 0

@@ -176,7 +176,7 @@ class Planner:
             len(cohort.names), cohort.computed_tokens, knobs.clock_mhz, learnt
         )
         stage_free_ms = self._view.times.stage_free_ms()
-        due_ms = last_ms + cohort.tbt_ms - learnt.wide_margin_ms
+        due_ms = last_ms + cohort.due_every_ms - learnt.wide_margin_ms
         until_ms = now_ms
         for _ in range(2):
             travel_ms = passes.finish_ms(pass_ms, until_ms, stage_free_ms) - until_ms
