@@ -165,7 +165,7 @@ class Observer:
 
     def _ended(self, request_id: str, *, whole: bool) -> None:
         tokens = self._tracker.ended(request_id)
-        if whole and self._keepable is not None:
+        if whole and tokens and self._keepable is not None:  # of one unknown there are none
             self._keepable.answered(tokens)
             self.calibration.observe_answer(tokens)
 

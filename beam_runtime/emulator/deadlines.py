@@ -12,7 +12,7 @@ import math
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.promises import E2E, GAP, breaks, share_ms
 from beam_runtime.emulator.state import Records
-from beam_runtime.types import SAME_MS
+from beam_runtime.types import MOST_OF_TTFT, SAME_MS
 
 # By tpot and e2e a stream is kept so many tokens ahead: a chunk may come at any time, and an
 # answer may end at any token. It is brought there by so much of a token with each. What other
@@ -20,9 +20,6 @@ from beam_runtime.types import SAME_MS
 LEAD_TOKENS, LEAD_STEP = 8.0, 0.2
 # Of that it gives up all but this much to go on in one step with other decodes.
 KEPT_TOKENS = 1.0
-
-# A first token's margin is what most requests need; of a shorter promise it is at most so much.
-MOST_OF_TTFT = 0.3
 
 _breaks, _share_ms = compiled(breaks), compiled(share_ms)
 
@@ -55,7 +52,7 @@ def ahead_due_ms(request: Records, lead_tokens: float) -> float:
 
 @compiled
 def first_margin_ms(ttft_slo_ms: float, setup: Records) -> float:
-    """How much earlier than promised a first token shall be predicted."""
+    """Correction.first_margin_ms."""
     margin_ms: float = min(setup.ttft_margin_ms, MOST_OF_TTFT * ttft_slo_ms)
     return margin_ms
 

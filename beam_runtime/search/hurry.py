@@ -51,5 +51,6 @@ class Hurry:
         stage_ms = self._small_ms + filled * (self._pass_ms - self._small_ms)
         stage_ms += self._limits.host_gap_ms
         alone_ms = stage_ms * (self._limits.pp + max(0.0, chunks - 1.0))
-        in_time_ms = max(1.0, self._first_token_ms - learnt.ttft_margin_ms)
+        margin_ms = learnt.first_margin_ms(self._first_token_ms)
+        in_time_ms = max(1.0, self._first_token_ms - margin_ms)
         return self.j_per_ms * min(1.0, alone_ms / in_time_ms)

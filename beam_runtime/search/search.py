@@ -16,7 +16,6 @@ from itertools import product
 
 import numpy as np
 
-from beam_runtime.emulator.deadlines import MOST_OF_TTFT
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.emulator.steady import PACE_SHARES
 from beam_runtime.search.chunks import chunk_candidates
@@ -111,8 +110,7 @@ class Search:
             + self.limits.host_gap_ms
         )
         promised_ms = self.policy.first_token_ms
-        margin_ms = min(moment.correction.ttft_margin_ms, MOST_OF_TTFT * promised_ms)
-        in_time = first_ms <= promised_ms - margin_ms
+        in_time = first_ms <= promised_ms - moment.correction.first_margin_ms(promised_ms)
         in_time[-1] = True
         watts = np.where(in_time, self.cost.idle_power_w, np.inf)
         clock = int(np.argmin(watts))

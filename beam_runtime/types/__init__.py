@@ -6,6 +6,7 @@ from beam_runtime.types.origin import Origin, Source
 from beam_runtime.types.same_time import SAME_MS
 from beam_runtime.types.slo import ASSUMED_ANSWER_TOKENS, Slo, StreamKind
 from beam_runtime.types.snapshot import (
+    MOST_OF_TTFT,
     PATIENT_SLOS,
     Correction,
     EngineLimits,
@@ -19,6 +20,7 @@ from beam_runtime.types.step_sizes import SIZES, size_of
 
 __all__ = [
     "ASSUMED_ANSWER_TOKENS",
+    "MOST_OF_TTFT",
     "PATIENT_SLOS",
     "SAME_MS",
     "SIZES",

@@ -16,6 +16,8 @@ PATIENT_SLOS = 10.0
 # The TBT margin where it costs energy alone, or few prompt tokens, in margins: one late step loses
 # all of its decodes. What 99.9 % of requests need instead of 99, and a little (Calibration).
 WIDER = 1.2
+# A first token's margin is what most requests need; of a shorter promise it is at most so much.
+MOST_OF_TTFT = 0.3
 
 
 class Phase(StrEnum):
@@ -60,6 +62,10 @@ class Correction:
     def wide_margin_ms(self) -> float:
         """The TBT margin where a wider one costs hardly anything but energy."""
         return WIDER * self.tbt_margin_ms
+
+    def first_margin_ms(self, ttft_slo_ms: float) -> float:
+        """How much earlier than promised a first token shall be predicted."""
+        return min(self.ttft_margin_ms, MOST_OF_TTFT * ttft_slo_ms)
 
     def scale(self, chunk_tokens: int, decodes: int) -> float:
         """Measured over predicted latency of a step with so many tokens of either."""

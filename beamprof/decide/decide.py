@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import Self
 
-from beam_runtime.emulator.deadlines import MOST_OF_TTFT
 from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
 from beam_runtime.search.slowdown import out_of_reach
@@ -359,12 +358,10 @@ def _lost(forecast: Forecast, state: Snapshot) -> int:
 def _over_ms(forecast: Forecast, state: Snapshot) -> dict[str, float]:
     """How far TTFT and TBT are over their SLOs at worst, margins not counted."""
     margin = state.correction
-    waiting = {one.request_id: one.slo.ttft_ms for one in state.waiting}
-    first_ms = margin.ttft_margin_ms
-    if forecast.ttft_worst in waiting:
-        first_ms = min(first_ms, MOST_OF_TTFT * waiting[forecast.ttft_worst])
+    slos = {one.request_id: one.slo.ttft_ms for one in (*state.waiting, *state.running)}
+    worst_ms = slos.get(forecast.ttft_worst or "", math.inf)
     return {
-        "TTFT": forecast.ttft_excess_ms - first_ms,
+        "TTFT": forecast.ttft_excess_ms - margin.first_margin_ms(worst_ms),
         "TBT": forecast.tbt_excess_ms - margin.tbt_margin_ms,
     }
 

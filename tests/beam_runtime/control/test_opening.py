@@ -57,6 +57,13 @@ def beam(
     return Controller(small_cost, limits, slos={"default": LAX})
 
 
+def lax_opening(cost: StepCost, limits: EngineLimits, *, composer: bool) -> Opening:
+    return Opening(
+        cost, limits, {"default": LAX}, Knobs(1000, 512), None, follows=Follows.STEPS,
+        clocks=True, composer=composer, threads=False,
+    )  # fmt: skip
+
+
 def floor_ms(beam: Controller) -> float:
     return beam.status.correction.ttft_margin_ms
 
@@ -102,10 +109,7 @@ def test_a_search_that_does_not_open_leaves_the_old_one(
 def test_the_composer_is_handed_over_once_and_not_lost_to_an_early_promise(
     small_cost: StepCost, limits: EngineLimits
 ) -> None:
-    opening = Opening(
-        small_cost, limits, {"default": LAX}, Knobs(1000, 512), None,
-        follows=Follows.STEPS, clocks=True, composer=True, threads=False,
-    )  # fmt: skip
+    opening = lax_opening(small_cost, limits, composer=True)
     opening.promise(STRICT)
     first = opening.look()
     assert first is not None
@@ -131,10 +135,7 @@ def test_margins_are_for_what_single_requests_are_promised_too(
     small_cost: StepCost, limits: EngineLimits
 ) -> None:
     """Each promise that is clearly tighter than all before, and can be kept."""
-    opening = Opening(
-        small_cost, limits, {"default": LAX}, Knobs(1000, 512), None,
-        follows=Follows.STEPS, clocks=True, composer=False, threads=False,
-    )  # fmt: skip
+    opening = lax_opening(small_cost, limits, composer=False)
     alone = opening.stance
     for gap_ms in (1.0, LAX.token_ms, 0.9 * LAX.token_ms):
         opening.hear(Arrival(0.0, "a", 10, LAX.revised(tbt_ms=gap_ms), 0))

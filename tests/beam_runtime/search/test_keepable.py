@@ -8,7 +8,7 @@ from beam_runtime.search.stance import stance_for
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing import FakeEngine, FakeRequest
 from beam_runtime.testing.actuator import FakeActuator
-from beam_runtime.types import EngineLimits, Follows, Slo
+from beam_runtime.types import ASSUMED_ANSWER_TOKENS, EngineLimits, Follows, Slo
 
 LIMITS = EngineLimits(pp=1, max_num_seqs=64, max_batched_tokens=512, host_gap_ms=2.0)
 DEFAULT = Slo(1000.0, 200.0)
@@ -64,3 +64,19 @@ def test_a_few_requests_with_a_tight_gap_cost_the_others_nothing(
     mine = sum(39 for request in requests if request.slo is own)
     hopeless = own.tbt_ms == 1.0
     assert ledger.late_tbt <= (mine if hopeless else 0.02 * mine)
+
+
+def test_the_end_of_a_request_that_nobody_knows_says_nothing_of_answers(
+    small_cost: StepCost,
+) -> None:
+    time_ms = 0.0
+    with Controller(small_cost, LIMITS, threads=False, now_ms=lambda: time_ms) as beam:
+        for number in range(4):
+            time_ms = 500.0 * number
+            beam.arrival(f"r{number}", 100)
+            for ghost in range(20):
+                beam.completion(f"g{number}-{ghost}")
+            beam.advance()
+        learnt = beam.status.correction
+    assert learnt.arrivals_per_s == pytest.approx(2.0)
+    assert learnt.decode_tokens_per_s == pytest.approx(2.0 * ASSUMED_ANSWER_TOKENS)
