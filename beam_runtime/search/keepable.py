@@ -76,6 +76,9 @@ class Keepable:
         """
         if slo.kind is StreamKind.E2E and slo.answer_tokens == ASSUMED_ANSWER_TOKENS:
             return replace(slo, answer_tokens=self.answer_tokens)
-        if slo.kind is not StreamKind.GAP or not self.hopeless(slo):
+        if slo.kind is not StreamKind.GAP:
             return slo
-        return replace(slo, due_every_ms=max(default.token_ms, self._least_gap_ms))
+        others_ms = max(default.token_ms, self._least_gap_ms)
+        if self.hopeless(slo):
+            return replace(slo, due_every_ms=others_ms)
+        return replace(slo, lost_due_ms=others_ms) if slo.token_ms < others_ms else slo
