@@ -171,6 +171,8 @@ def _gemm(frame: pl.DataFrame) -> list[Rows]:
         constants = dict(GEMM)
         if form != "bfloat16":
             constants["quantize_per_clock"] = (250.0, 20.0, 1e5)
+        if form in ("fp8", "nvfp4"):  # a thread block a token; fp8_block has one for each group
+            constants["token_clocks"] = (10.0, 0.1, 300.0)
         if form == "fp8_block":  # the host's floor hides it; see MLA's modules, in a graph
             del constants["fixed_us"]
 
