@@ -6,6 +6,7 @@ import numpy as np
 
 from beamprof.devices.attention import Heads, chunk_us, decode_us
 from beamprof.devices.device import Device, resolve_device
+from beamprof.devices.gemm import Gemms, gemm_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.models.formats import FORMATS
 from beamprof.models.layers import MoeMlp
@@ -71,3 +72,14 @@ def test_experts_kept_in_l2_are_read_faster() -> None:
         for share in (1.0, 0.0)
     )
     assert cold > 1.5 * warm
+
+
+def test_quantising_costs_a_block_for_each_token_however_few_inputs_it_has() -> None:
+    def token_us(inputs: int) -> float:
+        few, many = (Gemms.of(tokens, [(64, inputs)], "fp8") for tokens in (8192, 16384))
+        return float((gemm_us(H100, many, TOP) - gemm_us(H100, few, TOP))[0, 0]) / 8192
+
+    block_us = H100.gemm["fp8"].token_clocks / TOP[0]
+    assert block_us < token_us(32) < 1.3 * block_us
+    assert token_us(512) < 1.5 * token_us(32)  # of 16 times the inputs
+    assert token_us(16384) > 3 * token_us(32)
