@@ -78,7 +78,8 @@ def drawn_loads(tokens: int, experts: int, top_k: int, ep: int, skew: float) -> 
 
 def _rounded(counts: Array, total: int) -> Array:
     """Whole numbers of falling counts; what is missing goes to the smallest, the rest comes from
-    the largest, one each in turn."""
+    the largest, one each in turn.
+    """
     whole = np.round(counts)
     missing = int(total - whole.sum())
     for i in range(abs(missing)):
