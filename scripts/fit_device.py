@@ -64,6 +64,7 @@ def fit_allreduce(device: Device, rows: Rows) -> Device:
 def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float, int]]:
     """MAPE of every family: rows fitted, rows held out."""
     by_family: dict[str, list[tuple[Array, np.ndarray]]] = defaultdict(list)
+    on_a_node: list[tuple[Array, np.ndarray]] = []
     for rows in families:
         long = rows.measured_us >= MIN_US
         every = np.abs(errors(device, rows))
@@ -71,6 +72,8 @@ def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float
         if not error.size:
             continue
         by_family[rows.family].append((error, held))
+        if rows.of_a_node is not None:
+            on_a_node.append((error[rows.of_a_node[long]], held[rows.of_a_node[long]]))
         print(
             f"  {rows.family:12} {rows.section:20} {error.size:6} rows   fitted "
             f"{_mean(error[~held])}   held out {_mean(error[held])}   "
@@ -86,6 +89,12 @@ def report(device: Device, families: list[Rows]) -> dict[str, tuple[float, float
         print(
             f"{device.name} {family:12} {error.size:7} rows of 20 us and more   MAPE fitted "
             f"{_mean(error[~held])}   held out {_mean(error[held])}"
+        )
+    if on_a_node:
+        error, held = (np.concatenate(column) for column in zip(*on_a_node, strict=True))
+        print(
+            f"{device.name} {'- on a node':12} {error.size:7} rows of MoE on 8 GPUs at most   MAPE "
+            f"fitted {_mean(error[~held])}   held out {_mean(error[held])}"
         )
     print(f"{device.name} {'all':12} {sum(e.size for e in everything):7} rows   MAPE "
           f"{np.concatenate(everything).mean():.1%}")  # fmt: skip

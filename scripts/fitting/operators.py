@@ -30,6 +30,7 @@ L2_KEPT = 0.85  # of the L2 cache: what is smaller stays in it while an operator
 # L2 in two halves, each with a copy of what its SMs read: experts' weights, read by any, fit half.
 HALVED_L2 = ("h100-sxm", "h200-sxm", "b200")
 HELD_OUT_SHARE = 0.2
+NODE_GPUS = 8
 FEW_MODELS = 5  # a format measured on fewer MoE models has splits of them held out, not models
 FLOOR_EXPONENT = 6.0
 ELEMENT_BYTES = 2  # of all-reduced elements
@@ -116,6 +117,8 @@ class Rows:
         predict: the model's microseconds of the rows with these indices.
         power_w: measured, where it was. work: FLOPs (as of bf16's rate) and DRAM bytes of each row.
         knots: of all-reduces, by GPUs: bytes and microseconds.
+        of_a_node: rows of layouts that a node of 8 GPUs can have; they are reported by themselves
+            as well.
     """
 
     family: str
@@ -127,6 +130,7 @@ class Rows:
     power_w: Array | None = None
     work: Callable[[Device], tuple[Array, Array]] | None = None
     knots: dict[int, tuple[Array, Array]] | None = None
+    of_a_node: np.ndarray | None = None
 
 
 def read_rows(folder: Path, with_power: bool = False) -> list[Rows]:
@@ -346,7 +350,11 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         constants = dict(MOE)
         if form == "bfloat16":  # other formats' shapes all start at multiples of 16, or are padded
             constants["ragged_share"] = (0.3, 1e-2, 1.0)
-        found.append(Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work))
+        tp, ep = _columns(part, "moe_tp_size", "moe_ep_size")
+        found.append(
+            Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work,
+                 of_a_node=tp * ep <= NODE_GPUS)
+        )  # fmt: skip
     return found
 
 
