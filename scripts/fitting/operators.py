@@ -394,7 +394,8 @@ def _mla(phase: str) -> Callable[[pl.DataFrame], list[Rows]]:
         left_out = names[0] if phase == "context" else names[1]
         constants = {name: bounds for name, bounds in LATENT.items() if name != left_out}
         us = frame["latency"].to_numpy() * 1e3
-        return [Rows("MLA", "latent", constants, us, _held_out(heads), predict, _power(frame))]
+        held = _held_out(heads, kv, gemm)
+        return [Rows("MLA", "latent", constants, us, held, predict, _power(frame))]
 
     return read
 
