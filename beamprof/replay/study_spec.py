@@ -157,7 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("idle_power", "idle_power_w", parse_power_w, None,
             "of a waiting GPU, over the table's", '"45W"'),
     Setting("kv_blocks", "kv_blocks", whole(1), None,
-            "KV-cache blocks of 16 tokens; without it memory is no limit", "40000"),
+            "KV-cache blocks of 16 tokens; without it what the GPUs leave beside the weights", "40000"),
     Setting("max_model_len", "max_model_len", whole(2), None,
             "most input + output tokens of one request", "8192"),
     Setting("over_limit", "over_limit", _over_limit, OverLimit.ERROR,
