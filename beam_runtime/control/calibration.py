@@ -5,8 +5,8 @@
     size     what steps of one size take beside that: a table errs by rows
     margin   the error that remains over the last steps, as seen through the present factors: of
              first tokens its 99 % quantile, of streams what lets 99 % of requests keep every
-             gap, where gaps are what is promised. However noise bends the scale, the margin makes
-             up for it
+             gap, where gaps are what is promised, by steps as long as the tightest gap leaves
+             them. However noise bends the scale, the margin makes up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
     load     how many requests come per second, over about the last 32

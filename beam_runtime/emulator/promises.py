@@ -1,8 +1,8 @@
 """What requests were promised, in columns; deadlines.py tells when their tokens are due.
 
 A promise that is broken for good buys nothing more: no clock is raised for it. Its request is
-served in its turn, and its tokens stay due as before: without that they come in lumps, and lumps
-make others late.
+served in its turn, and its tokens stay due, as before or as most others': without that they come
+in lumps, and lumps make others late.
 
 Plain Python, for those who need no compiler; deadlines.py compiles what emulators share.
 """
