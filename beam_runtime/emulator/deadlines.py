@@ -70,15 +70,16 @@ def first_risk(excess_ms: float, margin_ms: float) -> float:
 
 
 @compiled
-def queue_risk(prefill_ms: float, first_token_ms: float, setup: Records) -> float:
+def queue_risk(prefill_ms: float, first_token_ms: float, next_ms: float, setup: Records) -> float:
     """How many of those to come will lose their first token to a queue so long.
 
     First come, first served: whoever comes before the queue is down to what their SLO has room
-    for. So prompts whose own promise is broken still press, by those behind them. Nobody knows
-    the class of those to come: they are taken to be promised the tightest of those present.
+    for beside their own prefill (next_ms). So prompts whose own promise is broken still press, by
+    those behind them. Nobody knows the class of those to come: they are taken to be promised the
+    tightest of those present.
     """
-    late_ms = prefill_ms + first_margin_ms(first_token_ms, setup) - first_token_ms
-    lost: float = setup.arrivals_per_s * max(0.0, late_ms) / 1e3
+    late_ms = prefill_ms + next_ms + first_margin_ms(first_token_ms, setup) - first_token_ms
+    lost: float = setup.arrivals_per_s * min(prefill_ms, max(0.0, late_ms)) / 1e3
     return lost
 
 

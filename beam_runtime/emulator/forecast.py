@@ -84,7 +84,7 @@ def forecast(
     cycle_ms = after.cycle_ms if rest_ms > 0.0 else 0.0
     ttft_worst_ms, ttft_row = -math.inf, -1
     tbt_worst_ms, tbt_row = -math.inf, -1
-    broken = queue_risk(prefill_ms, prices.first_token_ms, setup)
+    broken = queue_risk(prefill_ms, prices.first_token_ms, prices.next_ms, setup)
     for row in range(state.engine.rows):
         request = state.requests[row]
         if request.broken == 1:

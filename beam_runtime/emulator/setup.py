@@ -16,7 +16,7 @@ SETUP = record_type(
     "long_prefill_token_threshold long_prefill_token_threshold_adaptive "
     "just_in_time ride_along give_way late_cuts_chunk pace together min_chunk_tokens",
     "host_gap_ms transfer_ms lead_ms prefill_scale decode_scale ttft_margin_ms tbt_margin_ms "
-    "wide_margin_ms arrivals_per_s patience_slos decode_tokens_per_s",
+    "wide_margin_ms arrivals_per_s patience_slos decode_tokens_per_s prompt_tokens",
     "prefill_by_size decode_by_size",
     SIZES,
 )
@@ -140,6 +140,7 @@ def make_setup(limits: EngineLimits, rules: Rules, correction: Correction) -> Re
         correction.arrivals_per_s,
         correction.patience_slos,
         correction.decode_tokens_per_s,
+        correction.prompt_tokens,
         by_size(correction.prefill_by_size),
         by_size(correction.decode_by_size),
     )

@@ -145,6 +145,7 @@ class Prices(NamedTuple):
         window_ms: long enough for the slowest candidate.
         fastest_ms: the shortest time between two tokens that any setting gives them.
         first_token_ms: the tightest TTFT SLO among them.
+        next_ms: the prefill of who comes next at the fastest clock, where gaps are promised.
     """
 
     token_j: float
@@ -153,6 +154,7 @@ class Prices(NamedTuple):
     window_ms: float
     fastest_ms: float
     first_token_ms: float
+    next_ms: float
 
 
 @compiled
@@ -211,10 +213,23 @@ def equal_work(
     largest = setup.max_batched_tokens
     chunk = Batch(0, 0, 0, 0, largest, 0, largest * (largest + 1) / 2, 0, 0, 0)
     slowest_ms = step_cost(MS, 0, chunk, tables) + setup.host_gap_ms
+    next_ms = prefill_ms(setup.prompt_tokens, setup, tables) if decoding.by_gap else 0.0
     window_ms = lookahead_ms + pending_tokens / largest * slowest_ms
     return Prices(
-        token_j, best_w, best.tokens_per_ms, window_ms, fastest_ms, first_token_ms
+        token_j, best_w, best.tokens_per_ms, window_ms, fastest_ms, first_token_ms, next_ms
     )  # fmt: skip
+
+
+@compiled
+def prefill_ms(tokens: float, setup: Records, tables: Tables) -> float:
+    """A prompt alone at the fastest clock, in the largest steps."""
+    if tokens <= 0.0:
+        return 0.0
+    size = max(1, int(min(tokens, setup.max_batched_tokens)))
+    chunk = Batch(0, 0, 0, 0, size, 0, size * (size + 1) / 2, 0, 0, 0)
+    stage_ms = pass_ms(len(tables.idle_w) - 1, chunk, setup, tables) + setup.host_gap_ms
+    alone_ms: float = stage_ms * (setup.pp - 1 + tokens / size)
+    return alone_ms
 
 
 @compiled

@@ -283,7 +283,7 @@ def estimate(
     energy_j += after.power_w * rest_ms / 1e3
     energy_j += settlement_j(prices, horizon_ms, decodes + after.tokens_per_ms * rest_ms)
     worst_ms = -math.inf
-    broken = queue_risk(prefill_ms, prices.first_token_ms, setup)
+    broken = queue_risk(prefill_ms, prices.first_token_ms, prices.next_ms, setup)
     for number in range(sketch.firsts):
         first = paper.sheet[number]
         excess_ms = first.wait_excess_ms + first.share * total_ms

@@ -106,7 +106,7 @@ def forecast(
     correction = state.correction
     ttft, tbt = {}, {}
     served = [r for r in _everyone(state) if servable(r, state)]
-    broken = queue_risk(prefill_ms, served, correction)
+    broken = queue_risk(prefill_ms, served, prices.next_ms, correction)
     for request in _everyone(state):
         name = request.request_id
         if timed(request, state).broken:

@@ -73,11 +73,13 @@ def first_risk(excess_ms: float, margin_ms: float) -> float:
     return min(1.0, excess_ms / max(2.0 * margin_ms, 1.0)) if excess_ms > SAME_MS else 0.0
 
 
-def queue_risk(prefill_ms: float, requests: Iterable[RequestState], learnt: Correction) -> float:
+def queue_risk(
+    prefill_ms: float, requests: Iterable[RequestState], next_ms: float, learnt: Correction
+) -> float:
     """How many of those to come will lose their first token to a queue so long."""
     first_token_ms = min((r.slo.ttft_ms for r in requests), default=math.inf)
-    late_ms = prefill_ms + first_margin_ms(first_token_ms, learnt) - first_token_ms
-    return learnt.arrivals_per_s * max(0.0, late_ms) / 1e3
+    late_ms = prefill_ms + next_ms + first_margin_ms(first_token_ms, learnt) - first_token_ms
+    return learnt.arrivals_per_s * min(prefill_ms, max(0.0, late_ms)) / 1e3
 
 
 def stream_risk(

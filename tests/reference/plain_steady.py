@@ -86,6 +86,7 @@ class EqualWork:
         standing_tokens_per_ms: the tokens it makes.
         window_ms: long enough for the slowest candidate.
         fastest_ms: the shortest time between two tokens that any setting gives them.
+        next_ms: a mean prompt alone at the fastest clock, where gaps are promised.
     """
 
     token_j: float
@@ -93,6 +94,7 @@ class EqualWork:
     standing_tokens_per_ms: float
     window_ms: float
     fastest_ms: float
+    next_ms: float = 0.0
 
     def settlement_j(self, horizon_ms: float, tokens: float) -> float:
         """What a candidate still owes at its horizon, or has done in advance."""
@@ -195,6 +197,7 @@ def equal_work(
         standing_tokens_per_ms=best_tokens,
         window_ms=lookahead_ms + _slowest_prefill_ms(state, cost),
         fastest_ms=fastest_ms,
+        next_ms=_next_prefill_ms(state, cost) if decoding.by_gap else 0.0,
     )
 
 
@@ -227,6 +230,15 @@ def _token_price_j(decoding: Decoding, cost: StepCost, pp: int) -> float:
     added_j = cost.energy_j(two) - cost.energy_j(one)
     displaced_j = cost.idle_power_w * (cost.latency_ms(two) - cost.latency_ms(one)) / 1e3
     return max(0.0, float(np.min(added_j - displaced_j)) * pp / decoding.requests)
+
+
+def _next_prefill_ms(state: Snapshot, cost: StepCost) -> float:
+    tokens, limits, learnt = state.correction.prompt_tokens, state.limits, state.correction
+    if not tokens:
+        return 0.0
+    size = max(1, int(min(tokens, limits.max_batched_tokens)))
+    pass_ms = float(cost.latency_ms(StepShape(prefill_tokens=size))[-1]) * learnt.scale(size, 0)
+    return (pass_ms + limits.host_gap_ms) * (limits.pp - 1 + tokens / size)
 
 
 def _slowest_prefill_ms(state: Snapshot, cost: StepCost) -> float:

@@ -152,6 +152,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             draw(BY_SIZE),
             draw(BY_SIZE),
             draw(st.sampled_from((0.01, 0.5, 10.0))),
+            draw(st.sampled_from((0.0, 40.5, 3000.0))),
         ),
     )
 

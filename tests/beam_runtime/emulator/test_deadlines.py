@@ -30,8 +30,8 @@ def joining_due_ms(requests: Records) -> float:
 
 
 @numba.njit
-def queue_risk(queue_ms: float, first_token_ms: float, setup: Records) -> float:
-    return _queue_risk(queue_ms, first_token_ms, setup[0])
+def queue_risk(queue_ms: float, first_token_ms: float, next_ms: float, setup: Records) -> float:
+    return _queue_risk(queue_ms, first_token_ms, next_ms, setup[0])
 
 
 @numba.njit
@@ -65,14 +65,22 @@ def test_to_go_on_with_others_a_mean_gives_up_lead_and_a_gap_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queue_ms", "per_s", "lost"),
-    [(800.0, 3.0, 0.0), (1500.0, 0.0, 0.0), (1500.0, 2.0, 1.2), (900.0, 10.0, 0.0)],
-)
-def test_who_comes_behind_a_queue_longer_than_the_slo_is_lost(queue_ms, per_s, lost) -> None:
+    ("queue_ms", "next_ms", "per_s", "lost"),
+    [
+        (800.0, 0.0, 3.0, 0.0), (1500.0, 0.0, 0.0, 0.0), (1500.0, 0.0, 2.0, 1.2),
+        (900.0, 0.0, 10.0, 0.0), (500.0, 300.0, 2.0, 0.0), (800.0, 300.0, 2.0, 0.4),
+        (500.0, 2000.0, 2.0, 1.0),  # in time behind nobody: no more are lost than come meanwhile
+    ],
+)  # fmt: skip
+def test_who_comes_behind_a_queue_longer_than_the_slo_is_lost(
+    queue_ms: float, next_ms: float, per_s: float, lost: float
+) -> None:
     learnt = Correction(ttft_margin_ms=100.0, arrivals_per_s=per_s)
     setup = make_setup(LIMITS, Rules(), learnt)
-    assert queue_risk(queue_ms, 1000.0, setup) == pytest.approx(lost)
-    assert queue_risk(queue_ms, math.inf, setup) == 0.0, "nobody was promised a first token"
+    assert queue_risk(queue_ms, 1000.0, next_ms, setup) == pytest.approx(lost)
+    assert queue_risk(queue_ms, math.inf, next_ms, setup) == 0.0, (
+        "nobody was promised a first token"
+    )
 
 
 def test_a_mean_far_behind_is_not_given_up_and_a_long_answer_makes_more_good() -> None:
