@@ -1,7 +1,8 @@
 """What more work, more GPUs and longer messages may not do, on every shipped device and model kind.
 
 A pass may get up to SLACK faster, and cheaper, as it grows: a last wave of tiles that fills up
-overlaps better with DRAM. Searched over all token counts in steps of 8 the worst is 2 %.
+overlaps better with DRAM (2 % for one GEMM, test_forward_physics). On a finer grid than this, every
+count of tokens to 64 and every eighth to 576, nothing falls by more.
 """
 
 import dataclasses
