@@ -39,6 +39,8 @@ from scipy.optimize import least_squares
 from beam_runtime.errors import BeamError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
+from beamprof.devices.allreduce import message_us
+from beamprof.devices.constants import AllReduce
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import forward, pass_ms, utilisation
 from beamprof.devices.power import running_w, waiting_w
@@ -80,11 +82,14 @@ POWER = {
     "power.tensor_w_per_ghz": 60.0,
     "power.memory_w_per_tbps": 80.0,
     "power.link_w": 15.0,
+    "power.reduce_idle_share": 0.5,
 }
+SHARES = ("power.stall_share", "power.reduce_idle_share")  # 1 at most
 # Not fitted but chosen, with the width, so that the energy-optimal clocks of the A100 come out
 # right on average (benchmarks/modelled.py). Boards have their knee at 1.02 to 1.11 GHz.
 KNEE, KNEE_WIDTH_GHZ = 1.10, 0.04
 ALLREDUCE = ("allreduce.latency_us", "allreduce.bandwidth_gbps")
+LINE_BYTES = 2.0**23  # messages of the published tables: up to 512 tokens of 8,192 numbers
 FIXED = (
     "attention.bfloat16.efficiency",
     "attention.bfloat16.kv_bytes_per_clock",
@@ -161,19 +166,32 @@ def replaced(device: Device, constants: dict[str, object]) -> Device:
             continue
         section, field = path.rsplit(".", 1)
         device = replaced_in(device, section, {field: value})
-    if reduce:  # the file holds two knots, half a line
+    if reduce:
         latency_us, gbps = (float(str(reduce[name])) for name in ALLREDUCE)
-        us = (latency_us, latency_us + device.allreduce.message_bytes[-1] / (gbps * 1e3))
-        device = replaced_in(device, "allreduce", {"us_2": us, "us_4": us, "us_8": us})
+        device = replaced_in(device, "allreduce", _line(device.allreduce, latency_us, gbps))
     return device
 
 
+def _line(reduce: AllReduce, latency_us: float, gbps: float) -> dict[str, object]:
+    """All-reduces over 2 GPUs as a line up to LINE_BYTES, and beyond as the file has them.
+
+    What 4 and 8 GPUs take longer is the file's, too: rows of operators (fit_device.py).
+    """
+    knots = np.union1d(reduce.message_bytes, LINE_BYTES)
+    rows = {f"us_{n}": np.interp(knots, reduce.message_bytes, getattr(reduce, f"us_{n}"))
+            for n in (2, 4, 8)}  # fmt: skip
+    line = latency_us + np.minimum(knots, LINE_BYTES) / (gbps * 1e3)
+    two = np.where(knots <= LINE_BYTES, line, np.maximum(line, rows["us_2"]))
+    columns = {name: np.maximum.accumulate(two + us - rows["us_2"]) for name, us in rows.items()}
+    return {name: tuple(map(float, us)) for name, us in {"message_bytes": knots, **columns}.items()}
+
+
 def constant(device: Device, path: str) -> float:
-    reduce = device.allreduce
-    if path == ALLREDUCE[0]:
-        return reduce.us_2[0]
-    if path == ALLREDUCE[1]:
-        return reduce.message_bytes[-1] / (reduce.us_2[-1] - reduce.us_2[0]) / 1e3
+    if path in ALLREDUCE:
+        ends = np.array([device.allreduce.message_bytes[0], LINE_BYTES])
+        us = message_us(device, 2, ends)
+        us_per_byte = (us[1] - us[0]) / (ends[1] - ends[0])
+        return float(us[0] - us_per_byte * ends[0] if path == ALLREDUCE[0] else 1e-3 / us_per_byte)
     section, field = path.rsplit(".", 1)
     value = values_in(device, section)[field]
     return float(value[0] if isinstance(value, tuple) else value)  # type: ignore[arg-type]
@@ -298,8 +316,9 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
     if device.name in TABLES:  # other GPUs keep the knee of their file
         knee = {"power.knee_ghz": KNEE, "power.knee_width_ghz": KNEE_WIDTH_GHZ}
         device = replaced(device, dict(knee))
-    # What one table cannot tell apart stays: a waiting GPU's clock tree, links.
-    left_out = () if ours else ("power.clock_w_per_ghz", "power.link_w")
+    # What one table cannot tell apart stays: a waiting GPU's clock tree, links and all-reduces.
+    others = ("power.clock_w_per_ghz", "power.link_w", "power.reduce_idle_share")
+    left_out = () if ours else others
     if measured_clocks(passes).size < FEW_CLOCKS:
         left_out += ("power.floor_w", "power.voltage_slope_per_ghz")
     start_at = {name: at for name, at in POWER.items() if name not in left_out}
@@ -319,7 +338,7 @@ def fit_power(device: Device, passes: list[Pass], data: Path) -> tuple[Device, d
         )
 
     start = np.array(list(start_at.values()))
-    most = np.where(np.array(list(start_at)) == "power.stall_share", 1.0, np.inf)
+    most = np.where(np.isin(list(start_at), SHARES), 1.0, np.inf)
     fit = least_squares(
         residuals, start, bounds=(0.0, most), x_scale=np.maximum(start, 0.1), loss="soft_l1",
         f_scale=OUTLIER_SCALE,

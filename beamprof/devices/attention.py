@@ -9,7 +9,9 @@ bounds it. Contexts of a batch are taken as equal: only their sum is known.
 
 Chunk attention runs one thread block per query_rows of (query, head of a KV head's group), or of
 one head's queries. Work over rate paces it, its longest block where there are too few to fill the
-SMs, and whole waves of its shortest. Along the diagonal a tile of queries computes what its last
+SMs, and whole waves of its shortest. Few blocks are split over their keys, but by FlashAttention 2:
+its time with a long context is that of one block, by whatever number of GPUs the heads are shared.
+Along the diagonal a tile of queries computes what its last
 (and, within a window, its first) query sees, and starts with a prologue, which counts as a few more
 keys. Before it, keys and values are written to the cache by a kernel of one thread block per token.
 """
@@ -127,11 +129,11 @@ def chunk_us(
     busy_clocks = tiles * tile_clocks / compute.sms
     if kernels.balance_exponent:
         splits = np.ones_like(tiles)
-        if kernels.chunk_packs:
+        if kernels.chunk_splits:
             splits = np.clip(CHUNK_SPLIT_BELOW * compute.sms / tiles, 1.0, MAX_SPLITS)
         longest_clocks = kernels.query_rows * most / splits * key_clocks + kernels.tile_clocks
         # Blocks that start with as long a context as the others do not fill up a last wave.
-        least = np.minimum(context_tokens, heads.window_tokens) + started
+        least = np.minimum(context_tokens, heads.window_tokens) / splits + started
         waves = np.ceil(tiles / compute.sms)
         whole_clocks = waves * (kernels.query_rows * least * key_clocks + kernels.tile_clocks)
         busy_clocks = np.maximum(busy_clocks, whole_clocks)

@@ -312,6 +312,7 @@ def _check(device: Device, where: str) -> None:
         if value <= 0:
             raise DeviceError(f"{where}: {key} must be above 0, found {value}")
     _check_kernels(device, where)
+    _check_allreduce(reduce, where)
     if device.power.stall_share > 1:
         raise DeviceError(
             f"{where}: power.stall_share must be 0 to 1, found {device.power.stall_share}"
@@ -332,6 +333,15 @@ def _check_kernels(device: Device, where: str) -> None:
             raise DeviceError(
                 f"{where}: moe.{form}.least_rows must be at most {max(TILE_ROWS)}, "
                 f"found {moe.least_rows}"
+            )
+
+
+def _check_allreduce(reduce: AllReduce, where: str) -> None:
+    """Times that fall with size would make passes of more tokens faster."""
+    for gpus, us in ((2, reduce.us_2), (4, reduce.us_4), (8, reduce.us_8)):
+        if list(us) != sorted(us):
+            raise DeviceError(
+                f"{where}: [allreduce] us_{gpus} falls: a larger message never takes less time"
             )
 
 

@@ -223,7 +223,9 @@ def _layer_work(
         form = FORMATS[stage.precision.experts]
         routed = Routed.of(layer.mlp, stage.hidden_size, step.tokens * stage.dp)
         flops += float(routed.flops[0]) / device.moe_kernels(form).rate
-        moved += float(routed.dram_bytes(form)[0])
+        # Tokens that pad a CUDA graph choose experts as well, whose weights are read.
+        padded = padded_tokens(step.tokens) * stage.dp
+        moved += float(Routed.of(layer.mlp, stage.hidden_size, padded).dram_bytes(form)[0])
     for mixer in layer.mixers:
         mixed, read = _mixer_work(device, stage, mixer, step)
         flops += mixed

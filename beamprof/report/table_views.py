@@ -59,6 +59,11 @@ def show_check(check: TableCheck, path: str, console: Console) -> None:
     suspects += [
         f"no row: {describe_step(cell)} at {clock_mhz} MHz" for cell, clock_mhz in check.holes
     ]
+    suspects += [
+        f"latency {fall.by:+.1%} from {describe_step(fall.smaller)} to {describe_step(fall.cell)} "
+        f"at {fall.clock_mhz} MHz"
+        for fall in check.falls
+    ]
     if suspects:
         heading(console, "Rows to look at")
         block(console, _cut(suspects))

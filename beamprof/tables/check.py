@@ -23,6 +23,8 @@ table that loads is judged. The limits and why they are there:
     outliers             none: a single fast row at a slow clock draws every decision to it.
     rising latency       none above 10 %, and at most 2 % of steps: a higher clock that is slower
                          is a measuring fault, but at the power cap a few per cent happen.
+    latency by tokens    none falls by more than 10 % with more tokens: kernels that fill their
+                         waves better gain 8.5 % at most in measured tables (see falls).
     holes                5 % of rows: they are filled from the nearest clock.
     clock not reached    1 % of rows, the power cap aside: such a row shows another clock's cost.
     confidence           half-width 5 % of latency, 10 % of energy in the median row.
@@ -44,6 +46,7 @@ from dataclasses import dataclass
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
 from beamprof.tables.doubts import compared
+from beamprof.tables.falls import Fall, falls
 from beamprof.tables.findings import (
     Finding,
     Limits,
@@ -53,6 +56,7 @@ from beamprof.tables.findings import (
     judge_clocks,
     judge_confidence,
     judge_contexts,
+    judge_falls,
     judge_held_out,
     judge_holes,
     judge_kinds,
@@ -92,7 +96,7 @@ class TableCheck:
     Attributes:
         by_clock, by_cell, held_out: forecasts of rows that were left out (leave_one_out).
         latency_noise, energy_noise: scatter along the clock axis (noise).
-        outliers, rises, holes: rows to look at, the worst first.
+        outliers, rises, falls, holes: rows to look at, the worst first.
         not_reached: rows whose clock fell below the lock, the power cap aside; None = unrecorded.
         findings: one per question, in the order of the module's list.
         compared: whether its numbers, or the model that made them, were held against hardware.
@@ -106,6 +110,7 @@ class TableCheck:
     energy_noise: Noise
     outliers: tuple[Outlier, ...]
     rises: tuple[Rise, ...]
+    falls: tuple[Fall, ...]
     holes: tuple[tuple[StepShape, int], ...]
     not_reached: int | None
     findings: tuple[Finding, ...]
@@ -141,6 +146,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     )
     latency_noise, energy_noise = noise(grid.cells, latency), noise(grid.cells, energy)
     rising = rises(grid, latency)
+    falling, judged = falls(grid, latency)
     holes = grid.holes
     not_reached = count_not_reached(table)
     findings = (
@@ -154,6 +160,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         judge_noise(latency_noise, energy_noise, limits),
         judge_outliers(suspects),
         judge_rises(rising, grid, limits),
+        judge_falls(falling, judged, limits),
         judge_holes(holes, grid, limits),
         judge_reached(not_reached, table, limits),
         judge_confidence(table, limits),
@@ -167,6 +174,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
         energy_noise=energy_noise,
         outliers=tuple(suspects),
         rises=tuple(rising),
+        falls=tuple(falling),
         holes=tuple(holes),
         not_reached=not_reached,
         findings=findings,

@@ -15,6 +15,7 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
 from beam_runtime.table.servable import WAITING_SHARE, drawn_and_waiting_w, unmeasured_kind
 from beam_runtime.types import StepShape
+from beamprof.tables.falls import Fall
 from beamprof.tables.grid import CellGrid, describe_step
 from beamprof.tables.leave_one_out import CellError, ClockError, RelativeError, between_clocks
 from beamprof.tables.noise import Noise, Outlier, Residuals, Rise, odd_clock
@@ -38,6 +39,7 @@ class Limits:
     noise_energy: float = 0.06
     worst_rise: float = 0.10
     rising_steps: float = 0.02
+    worst_fall: float = 0.10
     holes: float = 0.05
     not_reached: float = 0.01
     confidence_latency: float = 0.05
@@ -247,6 +249,23 @@ def judge_rises(found: list[Rise], grid: CellGrid, limits: Limits) -> Finding:
         f"{limits.rising_steps:.0%} of steps"
     )
     return Finding("rising latency", ok, text, "measure these rows again, with the clock read back")
+
+
+def judge_falls(found: list[Fall], judged: int, limits: Limits) -> Finding:
+    """Is a larger pass ever faster?"""
+    name = "latency by tokens"
+    if not judged:
+        return Finding(name, None, "no cell that holds a smaller one")
+    if not found:
+        return Finding(name, True, "never falls beyond noise")
+    worst = found[0]
+    text = (
+        f"falls in {len(found)} of {judged} rows; worst {worst.by:+.1%} from "
+        f"{describe_step(worst.smaller)} to {describe_step(worst.cell)} at {worst.clock_mhz} MHz; "
+        f"limit {limits.worst_fall:.0%}"
+    )
+    hint = "measure both again: a batch is filled for a gain that may not be there"
+    return Finding(name, -worst.by <= limits.worst_fall, text, hint)
 
 
 def judge_holes(found: list[tuple[StepShape, int]], grid: CellGrid, limits: Limits) -> Finding:

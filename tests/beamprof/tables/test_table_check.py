@@ -95,6 +95,25 @@ def test_small_rises_at_the_power_cap_are_forgiven(rows, seal):
     assert said(found, "rising latency") is True
 
 
+def test_latency_that_falls_with_tokens(rows, seal):
+    plant(rows, 0.5, "latency_ms", **CELL)  # at every clock: no outlier, and none along the clock
+    found = check_table(seal(rows))
+    assert said(found, "latency by tokens") is False
+    assert said(found, "rising latency") is said(found, "outliers") is True
+    assert not found.drivable
+    assert found.falls[0].cell == STEP
+    assert found.falls[0].smaller.tokens < STEP.tokens
+    assert found.falls[0].by < -0.1
+
+
+def test_small_falls_with_tokens_are_told_and_forgiven(rows, seal):
+    shape = {"prefill_tokens": 0, "decode_requests": 16, "decode_context_tokens": 16 * 512}
+    plant(rows, 0.85, "latency_ms", **shape)
+    found = check_table(seal(rows))
+    assert found.falls
+    assert said(found, "latency by tokens") is True
+
+
 def test_holes_are_named_and_many_are_too_many(rows, seal):
     one = [r for r in rows if not (r["clock_mhz"] == 840 and r["decode_requests"] == 16)]
     found = check_table(seal(one))
