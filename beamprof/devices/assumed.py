@@ -13,7 +13,7 @@ WIDEST = 256  # of the operators that were fitted
 
 
 def assumed(stage: StageShape) -> str:
-    """The kinds of layers that no measurement of a device file is of; empty where there is none."""
+    """What of a stage no measurement of a device file is of; empty where there is none."""
     mixers = [mixer for group in stage.groups for mixer in group.layer.mixers]
     found = []
     if any(isinstance(mixer, Mamba2) for mixer in mixers):
@@ -24,4 +24,9 @@ def assumed(stage: StageShape) -> str:
         found.append(CONV)
     if any(isinstance(mixer, Attention) and mixer.head_dim > WIDEST for mixer in mixers):
         found.append(WIDE)
+    if odd := stage.precision.approximated:
+        found.append(
+            f"weights in another format than most of their kind ({', '.join(odd)}), "
+            "taken as most are"
+        )
     return NOT_MEASURED + ", ".join(found) if found else ""
