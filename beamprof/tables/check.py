@@ -4,6 +4,8 @@ The loader has refused what is broken (damaged, not finite, duplicated, in anoth
 table that loads is judged. The limits and why they are there:
 
     clocks               2 or more: with one there is nothing to choose.
+    clocks on offer      all of them: a clock that no GPU can be locked to was none that a pass ran
+                         at, and a controller would ask for it in vain.
     kinds of steps       chunks and decodes: what was never measured costs nothing in a forecast.
     contexts             the cost of KV context must follow from the rows: tables with a single
                          context are 6 to 17 % wrong on mixed batches.
@@ -53,6 +55,7 @@ from beamprof.tables.findings import (
     judge_kinds,
     judge_noise,
     judge_odd_clock,
+    judge_offered,
     judge_outliers,
     judge_reached,
     judge_rises,
@@ -140,6 +143,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     not_reached = count_not_reached(table)
     findings = (
         judge_clocks(grid),
+        judge_offered(table),
         judge_kinds(grid),
         judge_contexts(table, grid),
         judge_between_clocks(by_clock, limits),

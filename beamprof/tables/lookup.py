@@ -12,6 +12,7 @@ from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Origin, StepShape
 from beamprof.tables.grid import forward_steps
+from beamprof.tables.offered_clocks import check_offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def lookup_step(
 
     Raises:
         CoverageError: no tokens, or outside the table without ``extrapolate``.
+        ClockUnavailableError: a clock that the table's GPUs do not offer.
         TableError: a table too small to fit.
     """
     if step.tokens == 0:
@@ -77,6 +79,8 @@ def lookup_step(
             "a step without tokens costs nothing: nothing to look up",
             hint="name a chunk or decodes: --prefill 256, --decode 32 --decode-context 40000",
         )
+    if clock_mhz is not None and table.clocks_mhz[0] <= clock_mhz <= table.clocks_mhz[-1]:
+        check_offered(table, clock_mhz)
     cost = StepCost.from_table(table, None if clock_mhz is None else [clock_mhz])
     outside = cost.fit.outside(step)
     if outside and not extrapolate:
