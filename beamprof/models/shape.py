@@ -226,8 +226,7 @@ class ModelShape:
                 )
         self._check_ep(tp, ep, dp)
         self._check_tp(tp, ep, dp)
-        counts = stage_layers(self.layers, pp)
-        if min(counts) < 1:
+        if pp > self.layers or min(counts := stage_layers(self.layers, pp)) < 1:
             raise ModelShapeError(
                 f"--pp {pp} is over {self.name}'s {self.layers} layers",
                 cause="every stage needs a layer at least",
