@@ -112,6 +112,11 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     weights_gb = stage.weight_bytes / 1e9
     notes.extend(f"model: {note}" for note in model.notes)
     notes.extend(shape_notes(model, stage))
+    if choice.modelled and spec.assume_power_w is not None:
+        notes.append(
+            f"{spec.origins['assume_power']}: {spec.assume_power_w:g} W is assumed nowhere, as "
+            "energy is modelled too"
+        )
     if choice.modelled and (unmeasured := assumed(stage)):
         notes.append(unmeasured)
     memory_gb = gpu_memory_bytes(choice) / 1e9
