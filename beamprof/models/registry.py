@@ -66,6 +66,17 @@ def registry_name(model: str) -> str | None:
     return by_letters.get(letters(wanted.rpartition("/")[2]))
 
 
+def table_names(model: str) -> set[str]:
+    """What tables of a model may call it: as written, as the registry does, after its folder."""
+    names = {model, registry_name(model) or model, model.rpartition("/")[2].lower()}
+    try:
+        path = Path(model).expanduser()
+        folder = path if path.is_dir() else path.parent if path.suffix == ".json" else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home that is nobody's
+        folder = None
+    return names if folder is None else {*names, folder.resolve().name}
+
+
 def letters(name: str) -> str:
     """A name without what does not change a shape: case, dashes, finetuning's suffixes."""
     name = name.lower().replace("_", "-")
