@@ -117,8 +117,8 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
             f"{spec.origins['assume_power']}: {spec.assume_power_w:g} W is assumed nowhere, as "
             "energy is modelled too"
         )
-    if choice.modelled and (unmeasured := assumed(stage)):
-        notes.append(unmeasured)
+    if choice.modelled and choice.device_file is not None:
+        notes += filter(None, (assumed(stage, choice.device_file),))
     memory_gb = gpu_memory_bytes(choice) / 1e9
     if choice.modelled and weights_gb > memory_gb:
         notes.append(

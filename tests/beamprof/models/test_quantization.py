@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from beamprof.devices.assumed import assumed
+from beamprof.devices.device import resolve_device
 from beamprof.devices.forward import layer_gemms
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import shape_of
@@ -90,7 +91,9 @@ def test_a_few_ignored_layers_do_not_decide_a_class_and_are_told() -> None:
     config = CONFIG | {"quantization_config": {"quant_method": "fp8", "ignored_layers": ignored}}
     stage = shape_of(config, "mine", "config.json").shard(1, 1)
     assert stage.precision == Precision("fp8", "fp8", "fp8", method="fp8")
-    assert "another format than most of their kind (2 of 32 layers' mlp)" in assumed(stage)
+    assert "another format than most of their kind (2 of 32 layers' mlp)" in assumed(
+        stage, resolve_device("h100")
+    )
 
 
 @pytest.mark.parametrize(
