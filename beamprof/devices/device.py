@@ -103,6 +103,10 @@ class Device:
             )
 
 
+# Words that tell boards of one GPU apart: their limits, memories and clocks differ.
+_BOARD = re.compile(r"pcie|nvl|sxm[0-9]?|[0-9]+gb|ada|super|ti|laptop|mobile")
+
+
 def device_names() -> list[str]:
     """The devices that ship with BEAM."""
     files = resources.files("beamprof.devices").iterdir()
@@ -132,12 +136,16 @@ def resolve_device(name: str) -> Device:
             f"device {name!r} may be {' or '.join(meant)}", hint=f"say which: --device {meant[0]}"
         )
     words = re.findall(r"[a-z0-9]+", name.lower())
-    models = {word for word in words if not word.isalpha()}
+    models = {word for word in words if not word.isalpha() and not word.endswith("gb")}
     near = [known for known in device_names() if models & set(known.split("-"))]
+    meant = [known for known in near if _may_be(words, known)]
+    meaning = f"did you mean {' or '.join(meant)}? " if meant else ""
+    if near and not meant:
+        meaning = f"{' and '.join(near)} {'is' if len(near) == 1 else 'are'} not that board; "
     raise DeviceError(
         f"unknown device {name!r}",
         cause="no device file of that name ships with BEAM",
-        hint=(f"did you mean {' or '.join(near)}? " if near else "") + _known_hint(),
+        hint=meaning + _known_hint(),
     )
 
 
@@ -152,6 +160,14 @@ def _shipped_names(name: str) -> list[str]:
         if wanted in {_letters(known), *map(_letters, _shipped(known).nvml_names)}:
             return [known]
     return [known for known in device_names() if wanted in _beginnings(known)]
+
+
+def _may_be(words: Iterable[str], known: str) -> bool:
+    """Whether no word makes it another board; a slip (smx4) or a vendor does not."""
+    names = (known, *_shipped(known).nvml_names)
+    its = {word for name in names for word in re.findall(r"[a-z0-9]+", name.lower())}
+    boards = [word for word in words if _BOARD.fullmatch(word)]
+    return all(any(word.startswith(one) for one in its) for word in boards)
 
 
 def _beginnings(known: str) -> set[str]:
