@@ -81,7 +81,7 @@ class Device:
         if found is None:
             raise DeviceError(
                 f"{self.name}'s file has no constants for models with experts",
-                hint="devices that have: " + _listed(n for n in device_names() if _has_moe(n)),
+                hint=devices_with("moe"),
             )
         return found
 
@@ -367,8 +367,10 @@ def _least(kernels: object, key: str) -> float:
     return float(min(value) if isinstance(value, tuple) else value)
 
 
-def _has_moe(name: str) -> bool:
-    return bool(resolve_device(name).moe)
+def devices_with(section: str) -> str:
+    """A hint at the devices whose files have a section: "moe", "latent" or "delta"."""
+    having = (name for name in device_names() if getattr(_shipped(name), section))
+    return f"devices that have: {_listed(having)}"
 
 
 def _known_hint() -> str:
