@@ -67,6 +67,20 @@ class PerfTable:
         return table
 
     @classmethod
+    def of(cls, table: "PerfTable | str | Path") -> "PerfTable":
+        """The table itself, or the one in the file of that name.
+
+        Raises:
+            TableError: as load.
+            TypeError: neither a table nor a name.
+        """
+        if isinstance(table, PerfTable):
+            return table
+        if isinstance(table, str | Path):
+            return cls.load(table)
+        raise TypeError(f"expected a PerfTable or a file's name, found a {type(table).__name__}")
+
+    @classmethod
     def from_columns(
         cls,
         columns: Mapping[str, NDArray[Any]],

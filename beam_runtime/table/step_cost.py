@@ -11,6 +11,7 @@ contexts cannot know.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -69,7 +70,9 @@ class StepCost:
     fit: CostFit
 
     @classmethod
-    def from_table(cls, table: PerfTable, clocks_mhz: Sequence[int] | None = None) -> Self:
+    def from_table(
+        cls, table: PerfTable | str | Path, clocks_mhz: Sequence[int] | None = None
+    ) -> Self:
         """Fit a table and serve it at ``clocks_mhz`` (default: the clocks it measured).
 
         Args:
@@ -81,6 +84,7 @@ class StepCost:
                 unknown, so no extrapolation is offered.
             TableError: too few cells to fit: one token count, or clocks without a common cell.
         """
+        table = PerfTable.of(table)
         fit = fit_table(table)
         served = np.array(sorted(set(clocks_mhz or table.clocks_mhz)), dtype=np.int64)
         waiting_w = waiting_power_w(table, served.tolist())

@@ -6,6 +6,7 @@ search space is played, so that the picture is what is, and not what was looked 
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
@@ -111,7 +112,7 @@ def limits_of(
 
 
 def decide(
-    table: PerfTable,
+    table: PerfTable | str | Path,
     spec: StateSpec,
     *,
     slo: Slo | None = None,
@@ -131,6 +132,7 @@ def decide(
         TableError: the table cannot be used.
         StateError: no engine of such a table can be in that state.
     """
+    table = PerfTable.of(table)
     slo, limits = slo or Slo(), limits or limits_of(table)
     check_state(table, spec, limits)
     notes = too_long(table, spec)

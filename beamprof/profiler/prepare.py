@@ -43,6 +43,10 @@ class ProfileRequest:
     force: bool = False
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        if self.output is not None:  # a name will do
+            object.__setattr__(self, "output", Path(self.output))
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

@@ -37,6 +37,7 @@ What this cannot know: whether the GPU that will serve is like the one that was 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
@@ -116,13 +117,14 @@ class TableCheck:
         return all(finding.ok is not False for finding in self.findings)
 
 
-def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
+def check_table(table: PerfTable | str | Path, limits: Limits | None = None) -> TableCheck:
     """Examine a loaded table.
 
     Args:
         table: as PerfTable.load returned it.
         limits: what to hold it against.
     """
+    table = PerfTable.of(table)
     limits = limits or Limits()
     grid = CellGrid.of(table)
     latency, energy = (

@@ -1,6 +1,7 @@
 """What one step costs, by the table: at one clock or at all, and how the answer was reached."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,11 @@ class Lookup:
 
 
 def lookup_step(
-    table: PerfTable, step: StepShape, *, clock_mhz: int | None = None, extrapolate: bool = False
+    table: PerfTable | str | Path,
+    step: StepShape,
+    *,
+    clock_mhz: int | None = None,
+    extrapolate: bool = False,
 ) -> Lookup:
     """Ask a table for a step's latency and energy.
 
@@ -74,6 +79,7 @@ def lookup_step(
         ClockUnavailableError: a clock that the table's GPUs do not offer.
         TableError: a table too small to fit.
     """
+    table = PerfTable.of(table)
     if step.tokens == 0:
         raise CoverageError(
             "a step without tokens costs nothing: nothing to look up",
