@@ -24,7 +24,7 @@ def test_ships_what_people_serve_on() -> None:
 def test_every_device_file_is_sound(name: str) -> None:
     device = resolve_device(name)
     assert device.name == name
-    assert device.accuracy != "not stated"
+    assert device.accuracy.strip()
     assert detect_device(device.nvml_names[0]) == name
     device.check_clocks(device.clocks.profile_mhz)
 
@@ -105,6 +105,15 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "sms = true", "must be a whole number"),
         ("cap_w = 400 ", "cap_w = nan ", "must be a number"),
         ("stall_share = 0.7189", "stall_share = 1.5", "stall_share"),
+        ("cap_w = 400 ", "cap_w = 50 ", "cannot be held: at its lowest clock, 210 MHz"),
+        ("cap_w = 400 ", "cap_w = 150 ", "cap_w 150 cannot be held"),
+        ("floor_w = 74.54", "floor_w = 800", "a busy GPU draws 89[0-9] W"),
+        ("cap_w = 400 ", "reduce_idle_share = 1.5\ncap_w = 400 ", "reduce_idle_share must be 0 to"),
+        ("[0.858, 0.9967, 1.258, 1.515, 1.594]", "[3, 2, 1, 1, 1]", "falls with the clock, from 3"),
+        ("[0.858, 0.9967, 1.258, 1.515, 1.594]", "[0.858, 0.9967, 1.258, 1.515, 1.2]", "to 1.2 at"),
+        ("accuracy = ", "# ", "accuracy must say how far"),
+        ('accuracy = "latency', 'accuracy = " " # "latency', "accuracy must say how far"),
+        ('accuracy = "latency', 'accuracy = 3 # "latency', "accuracy must say how far"),
         ("[15.03, 15.03]", "[15.03]", "number for each of head_dims"),
         ("[15.03, 15.03]", '"fast"', "kv_bytes_per_clock must be a list"),
         ("head_dims = [64, 128]", "head_dims = 128", "must be a list"),
