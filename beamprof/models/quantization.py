@@ -65,7 +65,8 @@ def read_precision(config: Fields, dtype: str, layers: Sequence[Layer]) -> Preci
         most, count = (found or _by_layer(tensor, LACKING, form_of)).most_common(1)[0]
         if found:
             _check_priced(quantization, tensor, most, layers)
-        formats |= dict(zip(fields, most, strict=True))
+        told = [dtype if form == SEVERAL else form for form in most]
+        formats |= dict(zip(fields, told, strict=True))
         quantised |= any(set(one) != {dtype} for one in found)
         if found and count < found.total():
             odd.append(f"{found.total() - count} of {found.total()} layers' {tensor}")

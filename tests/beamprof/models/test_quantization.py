@@ -116,6 +116,8 @@ def test_an_output_projection_may_have_a_format_of_its_own(
     found = stage.precision
     assert (found.mlp, found.mlp_down) == (mlp, down)
     assert not found.approximated
+    assert found.weights <= FORMATS.keys()
+    assert found.experts in (mlp, "bfloat16"), "what it lacks costs nothing"
     gemms = layer_gemms(stage, stage.only_layer(), 8)
     priced = {(g.form.name, int(n)) for g in gemms for n in np.ravel(g.outputs)}
     assert {(mlp, 2 * 14336), (down or mlp, 4096)} <= priced
