@@ -3,8 +3,9 @@
 For each table: MAPE and bias of latency and energy over all rows and by context, and the
 energy-optimal clock of every cell of 64 tokens and more. Measured energy is noisy along the clock
 (2-10 % from neighbour to neighbour, steps of 30 MHz), so its minimum is stated raw and smoothed
-(a parabola over +-90 MHz). Why contexts matter: the published passes read their KV cache from L2,
-see scripts/fit_device.py, which also reports on tables held out of the fit (--held-out).
+(a parabola over +-90 MHz), and beside the correlation of the modelled with the smoothed one stands
+what that noise allows (optimal_clocks.py). Why contexts matter: the published passes read their KV
+cache from L2, see scripts/fit_tables.py, which also reports on tables held out of the fit.
 
     python benchmarks/modelled.py [--data ../shared/data] [--json]
 """
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from optimal_clocks import NEAR_MHZ, Correlations, EnergyCurves, correlations, smoothed
 
 from beam_runtime.table.schema import KEY_COLUMNS, RowKind
 from beamprof.backends.cell import Cell
@@ -26,13 +27,9 @@ from beamprof.devices.device import resolve_device
 from beamprof.models.registry import resolve_model
 from beamprof.tables.importers import ImportOverrides, importer
 
-Array = NDArray[np.float64]
-
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 DEVICE = "a100-sxm4-80gb"
 MIN_TOKENS = 64  # below, an energy curve is flatter than its noise
-NEAR_MHZ = 60
-SMOOTHING_MHZ = 90
 TARGETS = {  # of latency and energy, MAPE
     "llama3.3-70b": (0.05, 0.06),
     "qwen2.5-32b": (0.06, 0.07),
@@ -91,6 +88,7 @@ class Comparison:
     error: Error
     by_context: dict[int, Error]
     optimal_clocks: list[OptimalClock]
+    curves: EnergyCurves  # of the same cells
     near_measured: float  # share of cells whose modelled optimum is within NEAR_MHZ
     near_smoothed: float
 
@@ -116,7 +114,19 @@ def compare(csv: Path) -> Comparison:
     for row in sorted(rows, key=lambda row: row.cell.clock_mhz):
         cells[row.cell.shape.tokens, row.cell.decode_context_tokens].append(row)
         by_context[row.cell.decode_context_tokens].append(row)
-    optimal = [optimal_clock(cell) for (tokens, _), cell in cells.items() if tokens >= MIN_TOKENS]
+    large = [cell for (tokens, _), cell in cells.items() if tokens >= MIN_TOKENS]
+    clocks = np.array([row.cell.clock_mhz for row in large[0]], dtype=np.float64)
+    measured_j = np.array([[row.energy_j for row in cell] for cell in large])
+    modelled_j = np.array([[row.modelled_j for row in cell] for cell in large])
+    curves = EnergyCurves(clocks, measured_j, modelled_j)
+    least = [
+        clocks[energy.argmin(axis=1)].astype(int).tolist()
+        for energy in (modelled_j, measured_j, smoothed(clocks, measured_j))
+    ]
+    optimal = [
+        OptimalClock(cell[0].cell.shape.tokens, cell[0].cell.decode_context_tokens, *mhz)
+        for cell, *mhz in zip(large, *least, strict=True)
+    ]
     return Comparison(
         model.name,
         tp,
@@ -124,27 +134,10 @@ def compare(csv: Path) -> Comparison:
         Error.of(rows),
         {context: Error.of(part) for context, part in sorted(by_context.items())},
         optimal,
+        curves,
         _share([abs(o.modelled_mhz - o.measured_mhz) <= NEAR_MHZ for o in optimal]),
         _share([abs(o.modelled_mhz - o.smoothed_mhz) <= NEAR_MHZ for o in optimal]),
     )
-
-
-def optimal_clock(rows: list[Row]) -> OptimalClock:
-    """The clock of least energy of one cell, whose rows are given by ascending clock."""
-    clocks = np.array([row.cell.clock_mhz for row in rows], dtype=np.float64)
-    measured = np.array([row.energy_j for row in rows])
-    smooth = np.array([smoothed(clocks, measured, clock) for clock in clocks])
-    modelled = np.array([row.modelled_j for row in rows])
-    least = [int(clocks[np.argmin(energy)]) for energy in (modelled, measured, smooth)]
-    cell = rows[0].cell
-    return OptimalClock(cell.shape.tokens, cell.decode_context_tokens, *least)
-
-
-def smoothed(clocks: Array, energy: Array, at_mhz: float) -> float:
-    """The energy at one clock, from a parabola through its neighbours."""
-    near = np.abs(clocks - at_mhz) <= SMOOTHING_MHZ
-    offset = (clocks[near] - at_mhz) / SMOOTHING_MHZ
-    return float(np.polynomial.polynomial.polyfit(offset, energy[near], 2)[0])
 
 
 def _share(hits: list[bool]) -> float:
@@ -162,12 +155,23 @@ def main() -> int:
         return 2
     compared = [compare(file) for file in files]
     missed = [c.model for c in compared if not _meets(c)]
+    together = correlations(_joined([c.curves for c in compared]))
     if asked.json:
-        data = {"device": DEVICE, "tables": [asdict(c) for c in compared], "missed": missed}
+        tables = [{k: v for k, v in asdict(c).items() if k != "curves"} for c in compared]
+        data = {"device": DEVICE, "tables": tables, "missed": missed, "r": asdict(together)}
         print(json.dumps(data, indent=2))
     else:
         _print(compared)
+        _print_correlations(together, compared)
     return 1 if missed else 0
+
+
+def _joined(curves: list[EnergyCurves]) -> EnergyCurves:
+    """All tables are at the same clocks."""
+    measured_j = np.concatenate([c.measured_j for c in curves])
+    return EnergyCurves(
+        curves[0].clocks_mhz, measured_j, np.concatenate([c.modelled_j for c in curves])
+    )
 
 
 def _meets(comparison: Comparison) -> bool:
@@ -198,6 +202,20 @@ def _print(compared: list[Comparison]) -> None:
                 f"{o.modelled_mhz} / {o.smoothed_mhz} / {o.measured_mhz}" for o in clocks
             )
             print(f"    {tokens:4} tokens   modelled / smoothed / raw: {shown} MHz")
+
+
+def _print_correlations(found: Correlations, compared: list[Comparison]) -> None:
+    near = [
+        abs(o.modelled_mhz - o.smoothed_mhz) <= NEAR_MHZ for c in compared for o in c.optimal_clocks
+    ]
+    print(
+        f"energy-optimal clocks of all tables: {_share(near):.0%} of {len(near)} cells within "
+        f"{NEAR_MHZ} MHz; modelled and smoothed correlate at r {found.modelled:.2f}"
+    )
+    print(
+        f"  the noise allows: measured once more, the smoothed ones correlate with themselves at r "
+        f"{found.repeated:.2f}; were the model true, it would show as r {found.were_it_true:.2f}"
+    )
 
 
 if __name__ == "__main__":

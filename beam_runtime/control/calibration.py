@@ -5,8 +5,8 @@
     size     what steps of one size take beside that: a table errs by rows
     margin   the error that remains over the last steps, as seen through the present factors: of
              first tokens its 99 % quantile, of streams what lets 99 % of requests keep every
-             gap, where gaps are what is promised. However noise bends the scale, the margin makes
-             up for it
+             gap, where gaps are what is promised, by steps as long as the tightest gap leaves
+             them. However noise bends the scale, the margin makes up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
     load     how many requests come per second, over about the last 32
@@ -16,16 +16,20 @@ tenant, a hot GPU) it does not know.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
 
 from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.patience import Patience
 from beam_runtime.control.step_errors import StepErrors, Window
+from beam_runtime.emulator.moment import Moment
 from beam_runtime.types import ASSUMED_ANSWER_TOKENS, Correction, StepShape, size_of
 
 _GAUSS = NormalDist()
+# Streams are lost for lack of margin by as large a share as first tokens for lack of room, and by
+# no larger one than this.
+MOST_LOST = 0.2
 
 
 class StepKind(StrEnum):
@@ -87,6 +91,7 @@ class Calibration:
         self._answers, self._answer_tokens = 0, float(ASSUMED_ANSWER_TOKENS)
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
+        self._longest_ms = math.inf
         self._correction: Correction | None = self._floor
 
     def observe_step(
@@ -149,6 +154,13 @@ class Calibration:
         self._answer_tokens += weight * (tokens - self._answer_tokens)
         self._correction = None
 
+    def corrected(self, moment: Moment) -> Moment:
+        """The moment with what is learnt, its margins being for steps beside those present."""
+        longest_ms = moment.limits.pass_within_ms(moment.tightest_gap_ms)
+        if longest_ms != self._longest_ms:
+            self._longest_ms, self._correction = longest_ms, None
+        return replace(moment, correction=self.correction)
+
     @property
     def correction(self) -> Correction:
         """What to correct predictions by now."""
@@ -175,7 +187,9 @@ class Calibration:
         prefill, decode = self._errors[StepKind.PREFILL], self._errors[StepKind.DECODE]
         # A token's way leads through every stage, and a slow step is slow in each of them.
         pass_ms = self._pp * max(prefill.margin_ms(), decode.margin_ms())
-        stream_ms = self._wider() * pass_ms if self._by_gap else 0.0
+        longest_ms = self._longest_ms
+        beside_ms = self._pp * max(one.margin_of_ms(longest_ms) for one in (prefill, decode))
+        stream_ms = self._wider() * beside_ms if self._by_gap else 0.0
         arrivals_per_s = 1e3 / self._between_ms if self._between_ms else 0.0
         return Correction(
             prefill_scale=prefill.scale.clamped,
@@ -197,8 +211,9 @@ class Calibration:
         No window holds enough steps to show that quantile: the tail is taken to be a Gaussian's.
         """
         gaps = max(1.0, self._gaps / self._requests if self._requests else 1.0)
-        share = self._rules.share
-        return _GAUSS.inv_cdf(share ** (1.0 / gaps)) / _GAUSS.inv_cdf(share)
+        lost = min(MOST_LOST, max(1.0 - self._rules.share, self._patience.late_share))
+        kept = _GAUSS.inv_cdf((1.0 - lost) ** (1.0 / gaps))
+        return kept / _GAUSS.inv_cdf(self._rules.share)
 
 
 class _DriftWatch:

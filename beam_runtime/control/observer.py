@@ -102,12 +102,15 @@ class Observer:
         told = self._tracker.moment(
             now_ms,
             replace(knobs, clock_mhz=self.clock.asked_mhz),
-            self.calibration.correction,
             self._steps.finishes_ms(now_ms),
             self._steps.stage_free_ms(),
         )
-        return replace(
-            told, clock_since_ms=self.clock.since_ms, previous_clock_mhz=self.clock.previous_mhz
+        return self.calibration.corrected(
+            replace(
+                told,
+                clock_since_ms=self.clock.since_ms,
+                previous_clock_mhz=self.clock.previous_mhz,
+            )
         )
 
     def time(self, at_ms: float) -> float:

@@ -21,16 +21,16 @@ class Patience:
     """Follows what those who come find waiting."""
 
     def __init__(self) -> None:
-        self._late_share = 0.0
+        self.late_share = 0.0
         self._hurried = False
 
     def observe_arrival(self, waited_slos: float) -> None:
         """A request comes; the prompt that waits longest has waited for so many TTFT SLOs."""
         late = waited_slos > (HURRIED_SLOS if self._hurried else 1.0)
-        self._late_share += WEIGHT * (late - self._late_share)
-        if self._late_share > FROM_SHARE:
+        self.late_share += WEIGHT * (late - self.late_share)
+        if self.late_share > FROM_SHARE:
             self._hurried = True
-        elif self._late_share < TO_SHARE:
+        elif self.late_share < TO_SHARE:
             self._hurried = False
 
     @property

@@ -24,6 +24,7 @@ from beam_runtime.search.stance import Stance, stance_for
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.precision import check_formats
+from beam_runtime.table.servable import check_servable
 from beam_runtime.table.smoothing import smoothed
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
@@ -115,6 +116,7 @@ def open_table(
     try:
         table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
         check_formats(table, str(path), method=quantization, weights=dtype)
+        check_servable(table, str(path))
         check_gpus(table, gpus)
     except TableError as error:
         return error

@@ -44,6 +44,10 @@ class StepErrors:
         """What steps may take beyond what is predicted: the quantile of the latest."""
         return self._window.margin_ms(self.scale.clamped, self._by_size.factors)
 
+    def margin_of_ms(self, pass_ms: float) -> float:
+        """The same of a step of that length, or of the longest among the latest."""
+        return self._window.margin_of_ms(pass_ms, self.scale.clamped, self._by_size.factors)
+
 
 class Scale:
     """Exponentially weighted measured over predicted time; sums, so that long steps count more."""
@@ -153,12 +157,29 @@ class Window:
         Through the present scale, and by the lesser of what is known of a size now and what was
         before the step: a factor learnt from a few steps explains them better than the next.
         """
+        predicted_ms, observed_ms = self._corrected(scale, by_size)
+        return self._quantile(observed_ms - predicted_ms)
+
+    def margin_of_ms(
+        self, pass_ms: float, scale: float = 1.0, by_size: NDArray[np.float64] = ALL_AS_SAID
+    ) -> float:
+        """The same of a step of that length, or of the longest among these: errors grow with it."""
+        predicted_ms, observed_ms = self._corrected(scale, by_size)
+        longest_ms = min(pass_ms, float(predicted_ms.max(initial=0.0)))
+        return longest_ms * self._quantile(observed_ms / np.maximum(predicted_ms, 1e-9) - 1.0)
+
+    def _corrected(
+        self, scale: float, by_size: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         held = min(self._seen, self._rules.window)
+        factors = np.minimum(by_size[self._sizes[:held]], self._factors[:held])
+        return scale * factors * self._predicted_ms[:held], self._observed_ms[:held]
+
+    def _quantile(self, errors: NDArray[np.float64]) -> float:
+        held = len(errors)
         judged = max(held, self._rules.least_window)
         may_exceed = math.floor((1.0 - self._rules.share) * judged)
         if may_exceed >= held:
             return 0.0
-        factors = np.minimum(by_size[self._sizes[:held]], self._factors[:held])
-        late_ms = self._observed_ms[:held] - scale * factors * self._predicted_ms[:held]
         at = held - 1 - may_exceed
-        return max(0.0, float(np.partition(late_ms, at)[at]))
+        return max(0.0, float(np.partition(errors, at)[at]))

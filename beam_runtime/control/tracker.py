@@ -261,7 +261,6 @@ class Tracker:
         self,
         now_ms: float,
         knobs: Knobs,
-        correction: Correction,
         finishes_ms: Iterable[float],
         stage_free_ms: Sequence[float],
     ) -> Moment:
@@ -270,7 +269,6 @@ class Tracker:
         Args:
             now_ms: the moment.
             knobs: in force.
-            correction: what calibration learnt.
             finishes_ms: when each step in flight is expected back.
             stage_free_ms: when each stage is free.
         """
@@ -281,7 +279,7 @@ class Tracker:
             free_blocks = max(0, self._kv_blocks - self._taken_blocks())
         state.engine["free_blocks"] = free_blocks
         return Moment(
-            now_ms, self._limits, knobs, correction, state,
+            now_ms, self._limits, knobs, Correction(), state,
             [*self._rows.running, *self._rows.waiting], tuple(self._rejected_ms),
         )  # fmt: skip
 

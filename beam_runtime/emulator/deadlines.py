@@ -113,6 +113,7 @@ def note_broken(request: Records, token_ms: float) -> None:
     """Of an engine's own state, before the token is noted: is a promise broken by it?"""
     if _breaks(request, token_ms):
         request.broken = 1
+        request.token_slo_ms = max(request.token_slo_ms, request.lost_due_ms)
 
 
 @compiled

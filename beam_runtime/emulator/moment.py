@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from beam_runtime.emulator.promises import promise, promised, settle_times
+from beam_runtime.emulator.promises import promise, promised, settle_times, tightest_gap_ms
 from beam_runtime.emulator.state import REQUEST, Ints, Records, State, empty_state
 from beam_runtime.types import (
     Correction,
@@ -89,6 +89,11 @@ class Moment:
     def running(self) -> int:
         """How many of them run."""
         return int(self.state.engine["running"][0])
+
+    @property
+    def tightest_gap_ms(self) -> float:
+        """The tightest gap that was promised and holds; inf without any."""
+        return tightest_gap_ms(self.state.requests[: len(self.names)])
 
     def clock_plan(self, clock_mhz: int) -> ClockPlan:
         """What happens if ``clock_mhz`` is asked for now, in the light of an earlier request."""

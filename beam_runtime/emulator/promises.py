@@ -1,8 +1,8 @@
 """What requests were promised, in columns; deadlines.py tells when their tokens are due.
 
 A promise that is broken for good buys nothing more: no clock is raised for it. Its request is
-served in its turn, and its tokens stay due as before: without that they come in lumps, and lumps
-make others late.
+served in its turn, and its tokens stay due, as before or as most others': without that they come
+in lumps, and lumps make others late.
 
 Plain Python, for those who need no compiler; deadlines.py compiles what emulators share.
 """
@@ -22,6 +22,7 @@ def promise(record: Records, slo: Slo) -> None:
     """Write what one request, or each of several, was promised."""
     record["ttft_slo_ms"], record["stream_slo_ms"] = slo.ttft_ms, slo.stream_ms
     record["token_slo_ms"], record["tbt_share"] = slo.due_every_ms or slo.token_ms, slo.tbt_share
+    record["lost_due_ms"] = slo.lost_due_ms or 0.0
     record["broken"] |= slo.due_every_ms is not None
     record["slo_kind"], record["answer_tokens"] = _KINDS[slo.kind], slo.answer_tokens
     record["least_tokens_per_s"] = slo.least_tokens_per_s or 0.0
@@ -42,6 +43,7 @@ def promised(record: Records) -> Slo:
         float(record["least_tokens_per_s"]) or None,
         float(record["max_slowdown"]) or None,
         due_every_ms if kind == GAP and due_every_ms != target_ms else None,
+        float(record["lost_due_ms"]) or None,
     )
 
 
@@ -61,6 +63,7 @@ def settle_times(records: Records, now_ms: float) -> None:
         records["token_slo_ms"][begun] = share_ms(records[begun])
     waited_ms = now_ms - records["arrival_ms"]
     records["broken"] |= (given == 0) & (waited_ms > records["ttft_slo_ms"] + SAME_MS)
+    ease(records)
 
 
 def waited_slos(records: Records, now_ms: float) -> float:
@@ -68,6 +71,19 @@ def waited_slos(records: Records, now_ms: float) -> float:
     waiting = records[records["generated_tokens"] == 0]
     slos = (now_ms - waiting["arrival_ms"]) / waiting["ttft_slo_ms"]
     return float(slos.max(initial=0.0))
+
+
+def ease(records: Records) -> None:
+    """Gaps that are broken for good: tokens are due as those of most others."""
+    lost = (records["broken"] == 1) & (records["lost_due_ms"] > records["token_slo_ms"])
+    records["token_slo_ms"][lost] = records["lost_due_ms"][lost]
+
+
+def tightest_gap_ms(records: Records) -> float:
+    """The tightest gap that holds; where all are broken of all, inf without any."""
+    gaps = records[records["slo_kind"] == GAP]
+    holding = gaps[gaps["broken"] == 0]
+    return float((holding if len(holding) else gaps)["token_slo_ms"].min(initial=np.inf))
 
 
 def share_ms(records: Records) -> Any:

@@ -49,6 +49,7 @@ REQUEST = record_type(
     "broken",  # 1: a promise to it is broken for good
     "arrival_ms first_token_ms last_token_ms ttft_slo_ms stream_slo_ms tbt_share "
     "token_slo_ms "  # what is left for each token after the first
+    "lost_due_ms "  # of a gap, what its tokens are due by once that is broken
     "least_tokens_per_s max_slowdown "  # limits on saving; 0 = none (search/slowdown.py)
     "ttft_ms worst_gap_ms "  # noted by a play: NaN or inf and -1 until then
     "late_ms",  # noted by a play: how late its stream is at worst; -inf until then

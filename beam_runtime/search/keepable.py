@@ -70,12 +70,17 @@ class Keepable:
         )
 
     def served(self, slo: Slo, default: Slo) -> Slo:
-        """The promise as its stream is served: one without hope is due as most others are.
+        """The promise as its stream is served.
 
-        One of the whole answer is for as many tokens as answers have, where its own are not told.
+        A gap without hope is due as most others are; one that may be kept is once it was late: a
+        few tight ones had cut everybody's chunks for as long as they lasted. A promise of the
+        whole answer is for as many tokens as answers have, where its own are not told.
         """
         if slo.kind is StreamKind.E2E and slo.answer_tokens == ASSUMED_ANSWER_TOKENS:
             return replace(slo, answer_tokens=self.answer_tokens)
-        if slo.kind is not StreamKind.GAP or not self.hopeless(slo):
+        if slo.kind is not StreamKind.GAP:
             return slo
-        return replace(slo, due_every_ms=max(default.token_ms, self._least_gap_ms))
+        others_ms = max(default.token_ms, self._least_gap_ms)
+        if self.hopeless(slo):
+            return replace(slo, due_every_ms=others_ms)
+        return replace(slo, lost_due_ms=others_ms) if slo.token_ms < others_ms else slo

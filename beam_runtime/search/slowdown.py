@@ -1,7 +1,8 @@
 """Limits on saving: those that people set, and the seats that those to come need.
 
     tokens per second, or at most so much slower    for a class or a request
-    seats        whoever is served slowly stays long, and sits where another would (Little's law)
+    seats        whoever is served slowly stays long, and sits where another would (Little's law):
+                 in max_num_seqs, or in the KV cache
 
 All come to one number: how many times as long as at the fastest setting a token, or a prompt's
 prefill, may take now. The fastest setting always keeps it, so a limit leaves something to choose
@@ -14,14 +15,16 @@ from, breaks no promise and lets nobody starve, at any load.
 import math
 
 from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.places import waiting_place
+from beam_runtime.emulator.schedule import admissible, held_blocks
 from beam_runtime.emulator.state import Records, State
 from beam_runtime.emulator.steady import Round
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo, StepShape
 
-# As many of max_num_seqs are taken on average at most; the rest is for when more come at a time.
-# Where fewer than TAKEN are there, there is time: what comes, and how long it stays, scatters.
-SEATS, TAKEN = 0.75, 0.5
+# How many sit there at a time scatters by the root of it at least (Poisson): the mean stays so many
+# roots below the seats. Until it is TAKEN there is time.
+SCATTER, TAKEN = 2.0, 2.0 / 3.0
 
 
 @compiled
@@ -34,10 +37,41 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
             slowdown = min(slowdown, request.max_slowdown)
         if request.least_tokens_per_s > 0.0:
             slowdown = min(slowdown, 1e3 / request.least_tokens_per_s / fastest_ms)
-    if setup.decode_tokens_per_s > 0.0 and state.engine.rows > TAKEN * setup.max_num_seqs:
-        stay_ms = 1e3 * SEATS * setup.max_num_seqs / setup.decode_tokens_per_s  # for each token
-        slowdown = min(slowdown, stay_ms / fastest_ms)
+    slowdown = min(slowdown, seated_slowdown(state, fastest_ms, setup))
     return max(1.0, slowdown)
+
+
+@compiled
+def seated_slowdown(state: State, fastest_ms: float, setup: Records) -> float:
+    """What those to come leave of the time, and 1 to those who take the last seat."""
+    seats, rows = seats_of(state, setup), state.engine.rows
+    taken = max(1.0, seats - SCATTER * math.sqrt(seats))
+    if setup.decode_tokens_per_s <= 0.0 or rows <= TAKEN * taken:
+        return math.inf
+    stay_ms = 1e3 * taken / setup.decode_tokens_per_s  # for each token
+    slowdown = max(1.0, stay_ms / fastest_ms)
+    free = max(0.0, seats - rows) / max(1.0, seats - taken)
+    left: float = 1.0 + min(1.0, free) * (slowdown - 1.0)
+    return left
+
+
+@compiled
+def seats_of(state: State, setup: Records) -> float:
+    """How many run at most: as many as are let in, or as have room in the KV cache on average."""
+    engine, free_blocks = state.engine, state.engine.free_blocks
+    held, needed = 0, 0
+    for at in range(engine.running):
+        request = state.requests[state.places[at].running]
+        held += held_blocks(request, request.computed_tokens, setup)
+        needed += held_blocks(request, request.total_tokens, setup)
+    if engine.waiting > 0:
+        head = state.requests[state.places[waiting_place(state, 0)].waiting]
+        if not admissible(head, engine.running, free_blocks, setup):
+            return float(engine.running)
+    seats: float = setup.max_num_seqs
+    if needed > 0:
+        seats = min(seats, engine.running * (held + free_blocks) / needed)
+    return seats
 
 
 @compiled

@@ -77,6 +77,8 @@ METADATA_KEYS: dict[str, str] = {
     "ep": "GPUs that share a layer's experts whole, where more than one",
     "dp": "groups of tp GPUs that share the experts, where more than one; the rows are one group's",
     "stage_layers": "decoder layers of the stage",
+    "stage_weight_bytes": "of their weights, on each GPU",
+    "kv_bytes_per_token": "that they keep of one token, on each GPU",
     "dtype": "weights and activations, e.g. bfloat16",
     "precision": "formats of weights by class of tensor and of the KV cache, where quantised",
     "accuracy": "how far modelled or imported numbers can be trusted, in words",

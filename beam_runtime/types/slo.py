@@ -1,7 +1,7 @@
 """What a request was promised: its first token, and one kind of streaming."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -35,6 +35,7 @@ class Slo:
         max_slowdown: how many times as long it may take as at the fastest setting.
         due_every_ms: when its tokens are due where no setting keeps its promise, which then buys
             nothing (search/keepable.py); set by BEAM.
+        lost_due_ms: the same once a gap is late, where most others are promised longer ones.
 
     Raises:
         ValueError: a time, a share or a limit that is none, or two kinds of streaming at once.
@@ -48,7 +49,8 @@ class Slo:
     answer_tokens: int = ASSUMED_ANSWER_TOKENS
     least_tokens_per_s: float | None = None
     max_slowdown: float | None = None
-    due_every_ms: float | None = None
+    due_every_ms: float | None = field(default=None, compare=False)
+    lost_due_ms: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]

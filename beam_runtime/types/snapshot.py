@@ -127,6 +127,11 @@ class EngineLimits:
             if not float(value) >= least:
                 raise ValueError(f"{field.name} must be {least} or more, found {value}")
 
+    def pass_within_ms(self, token_ms: float) -> float:
+        """A stage's pass may take so long where a token comes round in that time."""
+        hops_ms = (self.pp - 1) * self.transfer_ms
+        return max(0.0, (token_ms - hops_ms) / self.pp - self.host_gap_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class RequestState:

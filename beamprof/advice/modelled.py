@@ -10,6 +10,7 @@ from beamprof.models.shape import ModelShape
 from beamprof.profiler.prepare import prepare
 from beamprof.profiler.profile import ProfileRequest, profile
 from beamprof.profiler.spec import resolve_spec
+from beamprof.tables.kv_room import kv_room_tokens
 
 # Tensor-parallel GPUs stand in one node; what they cannot hold is split into stages.
 _SPLITS = tuple((tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8))
@@ -45,12 +46,20 @@ def _check_room(model: ModelShape, device: Device, tp: int, pp: int) -> None:
         f"{model.name} does not fit: {needed / 1e9:.0f} GB of weights for each GPU, "
         f"{room / 1e9:.0f} GB that {device.name} leaves them",
         cause=f"tp {tp} x pp {pp} are {tp * pp} GPU{'s' if tp * pp > 1 else ''}",
-        hint=f"{_flags(*enough, pp)} is enough" if enough else "more GPUs: --tp and --pp",
+        hint=f"{_flags(*enough, pp)} is enough, {_left(model, device, *enough)}"
+        if enough
+        else "more GPUs: --tp and --pp",
     )
 
 
 def _flags(tp: int, pp: int, asked_pp: int) -> str:
     return f"--tp {tp}" + (f" --pp {pp}" if pp != asked_pp or pp > 1 else "")
+
+
+def _left(model: ModelShape, device: Device, tp: int, pp: int) -> str:
+    stage = model.shard(tp, pp)
+    tokens = kv_room_tokens(device, stage.weight_bytes, stage.kv_bytes_per_token)
+    return f"and leaves {tokens:,} tokens of KV cache"
 
 
 def _fits(model: ModelShape, device: Device, tp: int, pp: int) -> bool:

@@ -112,7 +112,12 @@ def command(
         str | None, typer.Option("--clock-delay", help="Until a clock that was asked for is there.")
     ] = None,
     kv_blocks: Annotated[
-        int | None, typer.Option("--kv-blocks", help="KV-cache blocks of 16 tokens.", min=1)
+        int | None,
+        typer.Option(
+            "--kv-blocks",
+            help="KV-cache blocks of 16 tokens; default: what the weights leave.",
+            min=1,
+        ),
     ] = None,
     max_model_len: Annotated[
         int | None, typer.Option("--max-model-len", help="Most input + output tokens.", min=2)

@@ -73,7 +73,10 @@ def command(
         str | None, typer.Option("--idle-power", help="Of a waiting GPU, e.g. 45W.")
     ] = None,
     kv_blocks: Annotated[
-        int | None, typer.Option("--kv-blocks", help="KV-cache blocks of 16 tokens.")
+        int | None,
+        typer.Option(
+            "--kv-blocks", help="KV-cache blocks of 16 tokens; default: what the weights leave."
+        ),
     ] = None,
     max_model_len: Annotated[
         int | None, typer.Option("--max-model-len", help="Most input + output tokens.")

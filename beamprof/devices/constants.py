@@ -45,6 +45,7 @@ class GemmKernels:
         overlap_exponent: p of (compute^p + memory^p)^(1/p); infinity would be perfect overlap.
         fixed_us: start and end of the kernel, where launch.kernel_us does not hold it.
         quantize_per_clock: activations brought into the format, elements per clock; 0 = none.
+        token_clocks: of the whole GPU, the least that takes for a token.
         split_k: 1 where K may be split over idle SMs.
         dispatch: tile shapes by tokens as (up to tokens, tile_m, tile_n), one after the other;
             empty = the cheapest.
@@ -57,6 +58,7 @@ class GemmKernels:
     prologue_inputs: float = 0.0
     fixed_us: float = 0.0
     quantize_per_clock: float = 0.0
+    token_clocks: float = 0.0
     split_k: int = 1
     dispatch: tuple[float, ...] = ()
 

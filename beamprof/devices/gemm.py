@@ -33,6 +33,7 @@ SPLITS: tuple[int, ...] = (2, 3, 4, 6, 8)
 MIN_SPLIT_K = 512  # a shorter main loop does not pay for its prologue
 # How sharply "the slower of the two" is taken between tensor work and operand loads of a tile.
 TILE_EXPONENT = 4.0
+QUANTISE_EXPONENT = 3.0
 SPLIT_BYTES = 4  # partial sums are float32
 OUTPUT_BYTES = 2
 
@@ -96,11 +97,18 @@ def gemm_us(device: Device, gemms: Gemms, clocks_mhz: Array) -> Array:
     """Microseconds of each GEMM at each clock (R, M), with what its kernel costs besides."""
     kernels = choose_kernels(device, gemms)
     constants = device.gemm_kernels(gemms.form)
-    quantised = np.zeros((gemms.tokens.size, 1))
-    if constants.quantize_per_clock:  # activations are brought into the format first
-        quantised = (gemms.tokens * gemms.inputs / constants.quantize_per_clock)[:, None]
     body = kernel_us(device, gemms, kernels, clocks_mhz)
-    return np.asarray(body + quantised / clocks_mhz + constants.fixed_us)
+    quantised = _quantising_clocks(constants, gemms)[:, None] / clocks_mhz
+    return np.asarray(body + quantised + constants.fixed_us)
+
+
+def _quantising_clocks(constants: GemmKernels, gemms: Gemms) -> Array:
+    """Clocks to bring activations into the format first: by elements, or a thread block a token."""
+    if not constants.quantize_per_clock:
+        return np.zeros_like(gemms.tokens)
+    elements = gemms.inputs / constants.quantize_per_clock
+    least = np.full_like(elements, constants.token_clocks)
+    return gemms.tokens * soft_max(elements, least, QUANTISE_EXPONENT)
 
 
 def choose_kernels(device: Device, gemms: Gemms) -> Kernels:

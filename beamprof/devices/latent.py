@@ -51,6 +51,8 @@ def latent_us(
     busy_us = busy_us + chunk_flops / (rate * kernels.chunk_efficiency)
     tokens = decodes[0] + prompts * new_tokens
     rows = tokens * mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
+    # Absorbed queries and outputs are as wide as the latent cache, for each head.
+    rows = rows + 2.0 * decodes[0] * mixer.heads * mixer.kv_rank
     expanded = prompts * (new_tokens + before) * mixer.heads * (mixer.nope_dim + mixer.value_dim)
     rows_us = 2.0 * (rows + expanded) / (kernels.row_bytes_per_clock * clocks_mhz)
     fixed_us = kernels.fixed_us + (kernels.fp8_us if KV_BYTES[kv] == 1 else 0.0)

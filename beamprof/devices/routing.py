@@ -77,11 +77,13 @@ def drawn_loads(tokens: int, experts: int, top_k: int, ep: int, skew: float) -> 
 
 
 def _rounded(counts: Array, total: int) -> Array:
-    """Whole numbers; what is missing is added to, or taken from, the largest in turn."""
+    """Whole numbers of falling counts; what is missing goes to the smallest, the rest comes from
+    the largest, one each in turn.
+    """
     whole = np.round(counts)
     missing = int(total - whole.sum())
     for i in range(abs(missing)):
-        whole[i % whole.size] += np.sign(missing)
+        whole[(-1 - i if missing > 0 else i) % whole.size] += np.sign(missing)
     return np.asarray(np.maximum(whole, 0.0))
 
 

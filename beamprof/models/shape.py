@@ -51,6 +51,8 @@ class StageShape:
         """What a table says of it; ep and dp only where there are several."""
         several = {name: count for name, count in (("ep", self.ep), ("dp", self.dp)) if count > 1}
         layout = {"tp": self.tp, "pp": self.pp, **several, "stage_layers": self.layers}
+        layout["stage_weight_bytes"] = round(self.weight_bytes)
+        layout["kv_bytes_per_token"] = round(self.kv_bytes_per_token)
         return {name: str(count) for name, count in layout.items()}
 
     @property

@@ -213,7 +213,8 @@ def arrive(state: State, plant: Plant, load: Workload) -> None:
     given = load.promises[number]
     request.slo_kind, request.answer_tokens = given.slo_kind, given.answer_tokens
     request.ttft_slo_ms, request.stream_slo_ms = given.ttft_slo_ms, given.stream_slo_ms
-    request.token_slo_ms, request.tbt_share = given.token_slo_ms, given.tbt_share
+    request.token_slo_ms, request.lost_due_ms = given.token_slo_ms, given.lost_due_ms
+    request.tbt_share = given.tbt_share
     request.least_tokens_per_s, request.max_slowdown = given.least_tokens_per_s, given.max_slowdown
     request.broken, request.first_token_ms = 0, math.nan
     request.ttft_ms, request.worst_gap_ms, request.late_ms = math.inf, -1.0, -math.inf

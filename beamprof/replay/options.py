@@ -39,7 +39,8 @@ class ReplayOptions:
         front_end_ms: from a request's sending to its place in the engine's queue.
         idle_power_w: of a waiting GPU; None = by clock, see tables.waiting_power.
         clock_delay_ms: from asking for a clock to running at it.
-        kv_blocks: KV-cache blocks; None = memory is not what limits.
+        kv_blocks: KV-cache blocks; None = what the GPUs leave beside the weights, as far as the
+            table tells (tables/kv_room.py), else memory is not what limits.
         max_num_seqs: requests that run at one time.
         max_model_len: most input + output tokens; None = no limit.
         over_limit: what happens to longer requests.

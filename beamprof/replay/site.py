@@ -11,9 +11,11 @@ from beam_runtime.types import EngineLimits, Slo
 from beamprof.errors import ReplayError
 from beamprof.replay.options import ReplayOptions
 from beamprof.replay.smooth_table import smoothed
+from beamprof.tables.kv_room import kv_room_of
 from beamprof.tables.waiting_power import with_waiting_power
 
 NO_LIMIT_BLOCKS = 1 << 30
+_BLOCK_TOKENS = EngineLimits(pp=1).block_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,8 @@ def site_of(
     clocks = [clock for clock in table.clocks_mhz if low <= clock <= high]
     if not clocks:
         raise ReplayError("the two tables share no clock range")
+    room = kv_room_of(table)
+    room_blocks = NO_LIMIT_BLOCKS if room is None else room // _BLOCK_TOKENS
     waiting: list[str] = []
     true = smoothed(plant_table) if options.smooth else plant_table
     costs = [
@@ -92,7 +96,7 @@ def site_of(
             host_gap_ms=options.host_gap_ms,
             clock_delay_ms=options.clock_delay_ms,
         ),
-        kv_blocks=options.kv_blocks or NO_LIMIT_BLOCKS,
+        kv_blocks=options.kv_blocks or room_blocks,
         slo=options.slo,
         noise=options.noise,
         seed=options.seed,
@@ -101,19 +105,23 @@ def site_of(
         prefix_cache=options.prefix_cache,
         classes=dict(options.classes),
     )
-    return site, _assumed(options, another=plant_table is not table, waiting=waiting[0])
+    where = "" if options.kv_blocks else f" that {table.device} leaves beside the weights"
+    memory = f"{site.kv_blocks:,} KV blocks{where}"
+    if site.kv_blocks == NO_LIMIT_BLOCKS:
+        memory = "unlimited KV memory"
+    another = plant_table is not table
+    return site, _assumed(options, another=another, waiting=waiting[0], memory=memory)
 
 
 def _nobody(text: str) -> None:
     """Both tables' waiting power comes from one source: it is said once."""
 
 
-def _assumed(options: ReplayOptions, *, another: bool, waiting: str) -> tuple[str, ...]:
+def _assumed(
+    options: ReplayOptions, *, another: bool, waiting: str, memory: str
+) -> tuple[str, ...]:
     table = "another table than the policies'" if another else "the table"
     noise = f"{100 * options.noise:g} % step noise, seed {options.seed}"
-    memory = "unlimited KV memory"
-    if options.kv_blocks is not None:
-        memory = f"{options.kv_blocks:,} KV blocks"
     return (
         f"{table} smoothed along the clock" if options.smooth else f"{table} as it is",
         noise if options.noise else "no step noise",

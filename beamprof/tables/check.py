@@ -33,6 +33,11 @@ table that loads is judged. The limits and why they are there:
                          times as much, so noise does not come near: it is one GPU's meter read for
                          several, or a node's for one.
 
+A controller itself refuses the kinds of steps and the waiting power (beam_runtime.table.servable)
+and contexts that its fit cannot tell: with these every decision would be wrong. It goes by a table
+that only falls short of the other limits: that costs some of the gain, and margins that widen with
+what steps really take bear the rest.
+
 What this cannot know: whether the GPU that will serve is like the one that was measured.
 """
 
@@ -146,7 +151,7 @@ def check_table(table: PerfTable | str | Path, limits: Limits | None = None) -> 
     findings = (
         judge_clocks(grid),
         judge_offered(table),
-        judge_kinds(grid),
+        judge_kinds(table, grid),
         judge_contexts(table, grid),
         judge_between_clocks(by_clock, limits),
         judge_odd_clock(latency, energy, grid, limits),
@@ -158,7 +163,7 @@ def check_table(table: PerfTable | str | Path, limits: Limits | None = None) -> 
         judge_holes(holes, grid, limits),
         judge_reached(not_reached, table, limits),
         judge_confidence(table, limits),
-        judge_waiting(table, limits),
+        judge_waiting(table),
     )
     return TableCheck(
         by_clock=by_clock,

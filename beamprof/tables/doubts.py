@@ -1,10 +1,11 @@
 """What a table's numbers do not rest on, said wherever they are used."""
 
+import math
+
 from beam_runtime.table.perf_table import PerfTable
 from beamprof.devices.assumed import NOT_MEASURED
 from beamprof.devices.device import resolve_device
-from beamprof.errors import DeviceError, ModelShapeError
-from beamprof.models.registry import registry, registry_name
+from beamprof.errors import DeviceError
 
 _MODELLED, _NEVER = "modelled", "never compared"
 
@@ -27,19 +28,15 @@ def doubts(table: PerfTable) -> list[str]:
 
 def _too_large(table: PerfTable) -> list[str]:
     """A line where no such server can be: its weights do not fit into its GPUs."""
-    name = registry_name(table.model)
-    if name is None:
-        return []
     try:
-        parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
-        stage = registry()[name].shard(table.tp, table.pp, **parts)
-    except (ModelShapeError, ValueError):  # a table of somebody else's: what it says of itself
+        weight_bytes = float(table.metadata.get("stage_weight_bytes") or 0.0)
+    except ValueError:  # somebody else's
         return []
     room = resolve_device(table.device).weight_room_bytes
-    if stage.weight_bytes <= room:
+    if not room < weight_bytes < math.inf:
         return []
     return [
-        f"no such server can be: {stage.weight_bytes / 1e9:.0f} GB of weights for each GPU do not "
+        f"no such server can be: {weight_bytes / 1e9:.0f} GB of weights for each GPU do not "
         f"fit into the {room / 1e9:.0f} GB that {table.device} leaves them"
     ]
 

@@ -13,7 +13,7 @@ from beam_runtime.errors import TableError
 from beam_runtime.table.cost_fit import fit_table
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
-from beam_runtime.table.step_cost import waiting_power_w
+from beam_runtime.table.servable import WAITING_SHARE, drawn_and_waiting_w, unmeasured_kind
 from beam_runtime.types import StepShape
 from beamprof.tables.grid import CellGrid, describe_step
 from beamprof.tables.leave_one_out import CellError, ClockError, RelativeError, between_clocks
@@ -43,7 +43,6 @@ class Limits:
     not_reached: float = 0.01
     confidence_latency: float = 0.05
     confidence_energy: float = 0.10
-    pass_to_waiting: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,39 +90,33 @@ def judge_offered(table: PerfTable) -> Finding:
     return Finding(name, False, text, "is it of other GPUs, or of clocks reached, not locked?")
 
 
-def judge_kinds(grid: CellGrid) -> Finding:
+def judge_kinds(table: PerfTable, grid: CellGrid) -> Finding:
     """Are there both kinds of steps that an engine makes?"""
     name = "kinds of steps"
+    missing = unmeasured_kind(table)
+    if missing:
+        return Finding(name, False, missing, "profile chunks of prompts and decode batches")
     chunks = sum(cell.prefill_tokens > 0 for cell in grid.cells)
     decodes = sum(cell.decode_requests > 0 for cell in grid.cells)
-    if not chunks:
-        text = f"{decodes} with decodes, none with a chunk: what a prompt costs is unknown"
-        return Finding(name, False, text, "profile chunks of prompts too")
-    if not decodes:
-        text = f"{chunks} with a chunk, none with decodes: what an answer costs is unknown"
-        return Finding(name, False, text, "profile decode batches too")
     return Finding(name, True, f"{chunks} with a chunk, {decodes} with decodes")
 
 
-def judge_waiting(table: PerfTable, limits: Limits) -> Finding:
+def judge_waiting(table: PerfTable) -> Finding:
     """Does any pass draw less than the same GPUs do while they wait?"""
     name = "waiting power"
-    waiting_w = waiting_power_w(table, table.clocks_mhz)
-    if waiting_w is None:
+    drawn = drawn_and_waiting_w(table)
+    if drawn is None:
         return Finding(name, None, "no idle rows")
-    rows = table.rows(RowKind.FORWARD)
-    pass_w = rows["energy_j"] / rows["latency_ms"] * 1e3
-    beside_w = waiting_w[np.searchsorted(table.clocks_mhz, rows["clock_mhz"])]
-    share = pass_w / beside_w
+    share = drawn[0] / drawn[1]
     worst = int(np.argmin(share))
-    count = int((share < limits.pass_to_waiting).sum())
-    drawn = (
-        f"{pass_w[worst]:.0f} W in the lightest pass, {beside_w[worst]:.0f} W waiting at the same "
-        f"{rows['clock_mhz'][worst]} MHz"
+    count = int((share < WAITING_SHARE).sum())
+    text = (
+        f"{drawn[0][worst]:.0f} W in the lightest pass, {drawn[1][worst]:.0f} W waiting at the "
+        f"same {table.rows(RowKind.FORWARD)['clock_mhz'][worst]} MHz"
     )
     if not count:
-        return Finding(name, True, drawn)
-    text = f"{count} of {len(share)} passes draw less than the same GPUs waiting: {drawn}"
+        return Finding(name, True, text)
+    text = f"{count} of {len(share)} passes draw less than the same GPUs waiting: {text}"
     hint = (
         "energy_j is summed over the stage's tp GPUs, in passes and in idle rows: was one GPU's "
         "meter read for all, or a node's while it waited?"

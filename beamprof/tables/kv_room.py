@@ -1,38 +1,45 @@
-"""How many tokens of KV cache a server of a table can hold at the very most."""
+"""How many tokens the KV cache of a server holds: what its GPUs leave beside the weights."""
 
-import json
+import math
 
 from beam_runtime.table.perf_table import PerfTable
-from beamprof.devices.device import resolve_device
-from beamprof.errors import DeviceError, ModelShapeError
-from beamprof.models.registry import registry, registry_name
-from beamprof.models.shape import ModelShape
+from beamprof.devices.device import Device, resolve_device
+from beamprof.errors import DeviceError
+
+
+def kv_room_tokens(device: Device, weight_bytes: float, kv_bytes_per_token: float) -> int:
+    """Of a stage on GPUs of that kind, all numbers for one GPU; 0 where the weights do not fit."""
+    left_bytes = max(0.0, device.weight_room_bytes - weight_bytes)
+    return int(left_bytes / max(kv_bytes_per_token, 1.0))
+
+
+def kv_room_of(table: PerfTable) -> int | None:
+    """Tokens; None where the table does not say what one takes, or nobody knows its device."""
+    known = _known(table)
+    return None if known is None else kv_room_tokens(*known) or None
 
 
 def most_kv_tokens(table: PerfTable) -> int | None:
-    """Tokens for which the GPUs have memory beside the weights; None where nobody knows.
+    """Tokens with all of the memory, of which engines keep a part for other things; None likewise.
 
-    All of it is counted, where engines keep a tenth for other things: more there cannot be. Known
-    of models of the registry as it has them, on devices with a file.
+    More there cannot be, whatever an engine is told.
     """
+    known = _known(table)
+    if known is None:
+        return None
+    device, weight_bytes, token_bytes = known
+    left_bytes = max(0.0, device.memory.size_gb * 1e9 - weight_bytes)
+    return int(left_bytes / max(token_bytes, 1.0))
+
+
+def _known(table: PerfTable) -> tuple[Device, float, float] | None:
+    """Its device, bytes of weights on each GPU, and of a token."""
     try:
-        shape = _shape(table)
-        if shape is None:
-            return None
-        parts = {key: int(table.metadata.get(key) or 1) for key in ("ep", "dp")}
-        stage = shape.shard(table.tp, table.pp, **parts)
-        memory_bytes = resolve_device(table.device).memory.size_gb * 1e9
-    except (DeviceError, ModelShapeError, ValueError):  # a table of somebody else's
+        weight_bytes, token_bytes = (
+            float(table.metadata[key]) for key in ("stage_weight_bytes", "kv_bytes_per_token")
+        )
+        device = resolve_device(table.device)
+    except (KeyError, ValueError, DeviceError):
         return None
-    if not stage.kv_bytes_per_token:
-        return None
-    return max(0, int((memory_bytes - stage.weight_bytes) / stage.kv_bytes_per_token))
-
-
-def _shape(table: PerfTable) -> ModelShape | None:
-    """The registry's model, where the table is of that very shape."""
-    name = registry_name(table.model)
-    shape = None if name is None else registry()[name]
-    if shape is None or json.loads(shape.to_json()) != dict(table.model_shape):
-        return None
-    return shape
+    sound = math.isfinite(weight_bytes) and math.isfinite(token_bytes)
+    return (device, weight_bytes, token_bytes) if sound else None

@@ -30,6 +30,7 @@ L2_KEPT = 0.85  # of the L2 cache: what is smaller stays in it while an operator
 # L2 in two halves, each with a copy of what its SMs read: experts' weights, read by any, fit half.
 HALVED_L2 = ("h100-sxm", "h200-sxm", "b200")
 HELD_OUT_SHARE = 0.2
+NODE_GPUS = 8
 FEW_MODELS = 5  # a format measured on fewer MoE models has splits of them held out, not models
 FLOOR_EXPONENT = 6.0
 ELEMENT_BYTES = 2  # of all-reduced elements
@@ -38,6 +39,9 @@ FORMS = {"bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4"
          "int4_wo": "int4", "w4a16_mxfp4": "mxfp4", "int8_wo": "int8_wo"}  # fmt: skip
 # Kernels of today's default paths, where a format was measured with several.
 MOE_KERNELS = {"mxfp4": "gptoss"}
+# DeepSeek-V3 (hidden, width, top k, experts) was measured with its grouped top-k, by which other
+# experts have work than the rows say: the weights they name would come at 8 TB/s on an H200.
+GROUPED = (7168, 2048, 8, 256)
 NOT_GATED = {(2688, 1856), (1024, 2688), (2048, 5120)}  # (hidden, width): squared ReLU
 GEMM = {
     "efficiency": (0.8, 0.1, 1.3),
@@ -113,6 +117,8 @@ class Rows:
         predict: the model's microseconds of the rows with these indices.
         power_w: measured, where it was. work: FLOPs (as of bf16's rate) and DRAM bytes of each row.
         knots: of all-reduces, by GPUs: bytes and microseconds.
+        of_a_node: rows of layouts that a node of 8 GPUs can have; they are reported by themselves
+            as well.
     """
 
     family: str
@@ -124,6 +130,7 @@ class Rows:
     power_w: Array | None = None
     work: Callable[[Device], tuple[Array, Array]] | None = None
     knots: dict[int, tuple[Array, Array]] | None = None
+    of_a_node: np.ndarray | None = None
 
 
 def read_rows(folder: Path, with_power: bool = False) -> list[Rows]:
@@ -171,6 +178,8 @@ def _gemm(frame: pl.DataFrame) -> list[Rows]:
         constants = dict(GEMM)
         if form != "bfloat16":
             constants["quantize_per_clock"] = (250.0, 20.0, 1e5)
+        if form in ("fp8", "nvfp4"):  # a thread block a token; fp8_block has one for each group
+            constants["token_clocks"] = (10.0, 0.1, 300.0)
         if form == "fp8_block":  # the host's floor hides it; see MLA's modules, in a graph
             del constants["fixed_us"]
 
@@ -305,6 +314,8 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         "moe_tp_size",
         "moe_ep_size",
     )
+    model_of = zip(names[1:5], GROUPED, strict=True)
+    frame = frame.filter(~pl.all_horizontal(pl.col(name) == size for name, size in model_of))
     for (dtype,), part in frame.group_by("moe_dtype", maintain_order=True):
         form = FORMS.get(str(dtype))
         if form is None:
@@ -339,7 +350,11 @@ def _moe(frame: pl.DataFrame) -> list[Rows]:
         constants = dict(MOE)
         if form == "bfloat16":  # other formats' shapes all start at multiples of 16, or are padded
             constants["ragged_share"] = (0.3, 1e-2, 1.0)
-        found.append(Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work))
+        tp, ep = _columns(part, "moe_tp_size", "moe_ep_size")
+        found.append(
+            Rows("MoE", f"moe.{form}", constants, us, held, predict, _power(part), work,
+                 of_a_node=tp * ep <= NODE_GPUS)
+        )  # fmt: skip
     return found
 
 
@@ -379,7 +394,8 @@ def _mla(phase: str) -> Callable[[pl.DataFrame], list[Rows]]:
         left_out = names[0] if phase == "context" else names[1]
         constants = {name: bounds for name, bounds in LATENT.items() if name != left_out}
         us = frame["latency"].to_numpy() * 1e3
-        return [Rows("MLA", "latent", constants, us, _held_out(heads), predict, _power(frame))]
+        held = _held_out(heads, kv, gemm)
+        return [Rows("MLA", "latent", constants, us, held, predict, _power(frame))]
 
     return read
 

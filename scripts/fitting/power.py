@@ -8,6 +8,7 @@ import numpy as np
 from fitting.operators import Rows
 from fitting.sections import replaced
 from scipy.optimize import least_squares
+from scipy.spatial import cKDTree
 
 from beamprof.devices.device import Device
 from beamprof.devices.gemm import Array
@@ -21,6 +22,7 @@ POWER = {  # constant: start, least, most
 }
 SAMPLE = 1500
 OUTLIER_SCALE = 0.1
+NEIGHBOURS = 4
 LIMIT_SHARE = 0.988  # boards at their limit read 686 to 692 W of 700
 
 
@@ -69,3 +71,14 @@ def fit_power(device: Device, families: list[Rows]) -> Device:
 def power_errors(device: Device, rows: Rows) -> Array:
     """Modelled over measured power less 1, of every row."""
     return np.asarray(modelled_w(device, rows, np.arange(rows.measured_us.size)) / rows.power_w - 1)
+
+
+def neighbour_errors(device: Device, rows: Rows) -> Array:
+    """The median of the rows nearest in FLOPs, bytes and time, less 1: how far readings themselves
+    go with these three, which are all that a law of power is given.
+    """
+    assert rows.work is not None
+    assert rows.power_w is not None
+    columns = np.log(np.stack([*rows.work(device), rows.measured_us], axis=1))
+    _, nearest = cKDTree(columns).query(columns, k=NEIGHBOURS + 1)
+    return np.asarray(np.median(rows.power_w[nearest[:, 1:]], axis=1) / rows.power_w - 1)

@@ -59,6 +59,22 @@ def request(tally: ClassTally, slo: Slo = SLO) -> Followed:
                     prompt_tokens=100, tally=tally)  # fmt: skip
 
 
+def test_steps_are_planned_for_a_gap_until_it_was_late() -> None:
+    tight, shared = (Slo(tbt_ms=100.0, tbt_share=share, lost_due_ms=200.0) for share in (1.0, 0.9))
+    for slo, gap_ms, due_ms in (
+        (tight, 90.0, 100.0),
+        (tight, 110.0, 200.0),
+        (shared, 110.0, 100.0),
+    ):
+        one = request(ClassTally(), slo)
+        one.note_late(gap_ms)
+        assert (one.planned.due_every_ms or one.planned.token_ms) == due_ms
+        assert one.slo is slo, "goodput goes by what was promised"
+    last = request(ClassTally(), SLO)
+    last.note_late(110.0)
+    assert last.planned is SLO, "most others are promised the same"
+
+
 @pytest.mark.parametrize(
     ("slo", "gaps_ms", "first_ms", "late", "slow"),
     [(SLO, (90.0, 90.0), 500.0, 0, 0), (SLO, (20.0, 150.0), 500.0, 1, 0),

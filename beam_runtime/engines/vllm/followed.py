@@ -7,7 +7,7 @@ goes its own way, by an ending, a preemption or a step with others, ends its coh
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from beam_runtime.engines.vllm.tally import ClassTally, Tally
@@ -64,6 +64,15 @@ class Followed:
         if gap_ms > self.slo.token_ms:
             self.late_gaps += 1
             self.tally.late_gaps += 1
+            if self.slo.tbt_share == 1.0:
+                self.note_lost()
+
+    def note_lost(self) -> None:
+        """Its promise is broken for good."""
+        if self.planned.lost_due_ms is not None:
+            self.planned = replace(
+                self.planned, due_every_ms=self.planned.lost_due_ms, lost_due_ms=None
+            )
 
     def _streamed_late(self, tpot_ms: float | None) -> bool:
         """Whether the promise for the tokens after the first is broken, by its kind."""

@@ -7,6 +7,7 @@ from beam_runtime.engines.config import EmbeddedConfig, positive
 from beam_runtime.engines.vllm.precision import check_precision
 from beam_runtime.errors import BeamError, TableError
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.servable import check_servable
 from beam_runtime.types import EngineLimits, Slo
 
 # A table's model_shape beside Hugging Face's names for the same numbers.
@@ -70,6 +71,7 @@ def load_table(config: EmbeddedConfig, vllm_config: Any) -> PerfTable:
     _same_model(table, vllm_config, str(config.table))
     _same_experts(table, parallel, str(config.table))
     check_precision(table, vllm_config, str(config.table))
+    check_servable(table, str(config.table))
     return table
 
 

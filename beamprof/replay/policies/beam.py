@@ -96,8 +96,9 @@ class Beam(Policy):
         for tokens in view.ended_tokens.tolist():
             self._keepable.answered(tokens)
             self._calibration.observe_answer(tokens)
-        self.correction = self._calibration.correction
-        return self._search.decide(view.moment(self.correction)).knobs
+        moment = self._calibration.corrected(view.moment(self.correction))
+        self.correction = moment.correction
+        return self._search.decide(moment).knobs
 
     def _learn(self, step: Records, view: View) -> None:
         shape = StepShape(

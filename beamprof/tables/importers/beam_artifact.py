@@ -117,9 +117,7 @@ def read(path: Path, overrides: ImportOverrides) -> ImportedTable:
     metadata = {
         "model": layout.shape.name,
         "model_shape": layout.shape.to_json(),
-        "tp": str(layout.tp),
-        "pp": str(layout.pp),
-        "stage_layers": str(stage.layers),
+        **stage.metadata,
         "dtype": layout.shape.dtype,
         "device": layout.device,
         "gpu_name": layout.gpu_name,

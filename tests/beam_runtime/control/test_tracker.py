@@ -15,7 +15,7 @@ from beam_runtime.control.tracker import LOST_DECODE_MS, LOST_WAITING_MS, Tracke
 from beam_runtime.emulator.moment import snapshot_of
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.testing.engine import FakeEngine, FakeRequest
-from beam_runtime.types import Correction, EngineLimits, Knobs, RequestState, Slo, Snapshot
+from beam_runtime.types import EngineLimits, Knobs, RequestState, Slo, Snapshot
 
 LIMITS = EngineLimits(pp=2, max_num_seqs=8, max_model_len=1000)
 
@@ -33,7 +33,7 @@ def tracker_with(*names: str) -> Tracker:
 
 def view(tracker: Tracker, now_ms: float = 0.0, finishes_ms: Sequence[float] = ()) -> Snapshot:
     pp = tracker._limits.pp
-    moment = tracker.moment(now_ms, Knobs(1410, 512), Correction(), finishes_ms, (0.0,) * pp)
+    moment = tracker.moment(now_ms, Knobs(1410, 512), finishes_ms, (0.0,) * pp)
     return snapshot_of(moment)
 
 

@@ -20,6 +20,7 @@ from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import METADATA_PREFIX, rows_sha256
 from beam_runtime.testing.nvml import FakeNvml, fake_gpus
 from beam_runtime.types import EngineLimits, Knobs, Snapshot
+from beamprof.tables.check import check_table
 from beamprof.tables.table_file import write_table
 
 
@@ -113,6 +114,16 @@ def in_millijoules(path: Path) -> None:
     reseal(path, lambda columns: columns.update(energy_j=columns["energy_j"] * 1e3))
 
 
+def of_one_gpu(path: Path) -> None:
+    """Passes read from one of the stage's GPUs, idle rows from all."""
+
+    def change(columns: dict[str, Any]) -> None:
+        share = np.where(columns["kind"] == "forward", 4, 1)
+        columns.update(energy_j=columns["energy_j"] / share)
+
+    reseal(path, change)
+
+
 def untouched(path: Path) -> None:
     """The table is good; it is for something else."""
 
@@ -134,6 +145,9 @@ def untouched(path: Path) -> None:
         (value("latency_ms", -1.0), {}, "latency_ms = -1.0"),
         (twice, {}, "describe the same pass"),
         (in_millijoules, {}, "W per GPU"),
+        (only(lambda columns: columns["prefill_tokens"] == 0), {}, "no pass with a chunk"),
+        (only(lambda columns: columns["decode_requests"] == 0), {}, "no pass with decodes"),
+        (of_one_gpu, {}, "draw less than the same GPUs waiting"),
     ],
 )
 def test_a_table_that_cannot_be_used(
@@ -146,6 +160,26 @@ def test_a_table_that_cannot_be_used(
     bench.run(requests(), cost=cost, search=None)
     assert bench.after.reason.startswith("no usable table")
     assert bench.actuator.calls == []
+
+
+def noisy(path: Path) -> None:
+    """By a fifth from row to row: beam table check refuses it."""
+
+    def change(columns: dict[str, Any]) -> None:
+        energy_j = columns["energy_j"]
+        idle = columns["kind"] == "idle"
+        noise = np.random.default_rng(0).uniform(0.8, 1.2, energy_j.size)
+        columns.update(energy_j=energy_j * np.where(idle, 1.0, noise))
+
+    reseal(path, change)
+
+
+def test_a_table_that_is_only_poor_is_gone_by(bench: Bench, table_file: Path) -> None:
+    noisy(table_file)
+    assert not check_table(PerfTable.load(table_file)).drivable
+    cost = open_cost(open_table(table_file), None)
+    bench.run(requests(4), cost=cost)
+    assert bench.after.steering
 
 
 @pytest.mark.parametrize(

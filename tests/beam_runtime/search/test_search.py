@@ -237,19 +237,26 @@ def test_a_clock_change_must_be_worth_its_price():
 def test_streams_are_as_fast_as_leaves_seats_to_those_to_come():
     """Little's law: requests a second x tokens of an answer x a token's time sit at one time."""
     running = tuple(decode(f"r{i}") for i in range(8))
+    blocks = sum(-(-one.computed_tokens // LIMITS.block_size) for one in running)
 
-    def tokens(decode_tokens_per_s: float, seats: int = 12) -> float:
+    def tokens(decode_tokens_per_s: float, seats: int = 16, free_blocks: int = 1 << 30) -> float:
         learnt = Correction(decode_tokens_per_s=decode_tokens_per_s)
         limits = replace(LIMITS, max_num_seqs=seats)
-        state = Snapshot(0.0, limits, Knobs(1410, 256), running, correction=learnt)
+        state = Snapshot(
+            0.0, limits, Knobs(1410, 256), running, correction=learnt, free_blocks=free_blocks
+        )
         search = Search(COST, limits)
         decision = search(state)
         assert decision.knobs in [knobs for knobs, _ in search.survey(state)]
         return decision.forecast.output_tokens
 
-    few, many, too_many = tokens(10.0), tokens(120.0), tokens(1e5)
+    few, many, too_many = tokens(10.0), tokens(80.0), tokens(1e5)
     assert few < many < too_many
     assert tokens(1e5, seats=100) == few, "there is time while most seats are free"
+    for seated in (few, many, too_many):  # the KV cache has room for sixteen
+        asked = {few: 10.0, many: 80.0, too_many: 1e5}[seated]
+        assert tokens(asked, 256, free_blocks=blocks) == seated
+    assert tokens(80.0, seats=9) == too_many, "nobody holds the last seats"
 
 
 @pytest.mark.parametrize("seed", range(0, 140, 7))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -308,7 +309,12 @@ def test_what_the_table_does_not_cover_is_said_to_be_extrapolated(
     assert word in "".join(said)
 
 
-SHIPPED = str(Path(__file__).parents[3] / "tables/a100-sxm4-80gb/llama3-8b/tp1-pp1.parquet")
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("llama") / "8b.parquet"
+    profile = ["profile", "--model", "llama3-8b", "--device", "a100-sxm4-80gb", "--backend"]
+    assert main([*profile, "modelled", "-o", str(path)]) == 0
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -320,12 +326,12 @@ SHIPPED = str(Path(__file__).parents[3] / "tables/a100-sxm4-80gb/llama3-8b/tp1-p
     ],
 )
 def test_states_that_cannot_be_are_refused(
-    state: object, flags: tuple[str, ...], words: str, tmp_path: Path,
+    state: object, flags: tuple[str, ...], words: str, llama: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     path = tmp_path / "state.json"
     path.write_text(json.dumps(state))
-    assert main(["decide", SHIPPED, "--state", str(path), *flags]) == 2
+    assert main(["decide", llama, "--state", str(path), *flags]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -338,9 +344,9 @@ def test_states_that_cannot_be_are_refused(
     ],
 )
 def test_requests_longer_than_the_model_takes_are_told(
-    flags: tuple[str, str], count: str, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, str], count: str, llama: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["decide", SHIPPED, *flags, "--slo-ttft", "60s"])
+    main(["decide", llama, *flags, "--slo-ttft", "60s"])
     said = " ".join(capsys.readouterr().err.split())
     assert (f"{count} requests have more than the 8,192 tokens that llama3-8b" in said) == bool(
         count
@@ -348,9 +354,15 @@ def test_requests_longer_than_the_model_takes_are_told(
     assert ("requests have more than" in said) == bool(count)
 
 
-def test_what_fits_is_by_the_shape_and_known_devices_alone(small_table: PerfTable) -> None:
-    found = most_kv_tokens(PerfTable.load(Path(SHIPPED)))
+def test_what_fits_is_known_of_tables_that_say_their_bytes(
+    llama: str, small_table: PerfTable
+) -> None:
+    table = PerfTable.load(llama)
+    found = most_kv_tokens(table)
     assert found is not None
     weights = 32 * (4096 * (6144 + 4096) + 3 * 4096 * 14336) * 2
     assert found == int((80e9 - weights) / (2 * 8 * 128 * 2 * 32))
+    for told in ("", "nan", "inf", "much"):
+        metadata = {**table.metadata, "stage_weight_bytes": told}
+        assert most_kv_tokens(replace(table, metadata=metadata)) is None
     assert most_kv_tokens(small_table) is None

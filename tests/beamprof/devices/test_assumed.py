@@ -54,7 +54,7 @@ def test_what_is_proposed_for_weights_that_do_not_fit_is_enough_and_in_nodes(
     try:
         _check_room(shape, known, 1, pp)
     except BackendError as error:
-        found = re.fullmatch(r"--tp (\d+)(?: --pp (\d+))? is enough", error.hint or "")
+        found = re.match(r"--tp (\d+)(?: --pp (\d+))? is enough, and leaves", error.hint or "")
         assert found or error.hint == "more GPUs: --tp and --pp"
         if found:
             tp, stages = int(found[1]), int(found[2] or pp)

@@ -6,9 +6,11 @@ import numpy as np
 
 from beamprof.devices.attention import Heads, chunk_us, decode_us
 from beamprof.devices.device import Device, resolve_device
+from beamprof.devices.gemm import Gemms, gemm_us
+from beamprof.devices.latent import latent_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.models.formats import FORMATS
-from beamprof.models.layers import MoeMlp
+from beamprof.models.layers import LatentAttention, MoeMlp
 
 H100, L40S = resolve_device("h100-sxm"), resolve_device("l40s")
 TOP = np.array([1980.0])
@@ -71,3 +73,28 @@ def test_experts_kept_in_l2_are_read_faster() -> None:
         for share in (1.0, 0.0)
     )
     assert cold > 1.5 * warm
+
+
+def test_quantising_costs_a_block_for_each_token_however_few_inputs_it_has() -> None:
+    def token_us(inputs: int) -> float:
+        few, many = (Gemms.of(tokens, [(64, inputs)], "fp8") for tokens in (8192, 16384))
+        return float((gemm_us(H100, many, TOP) - gemm_us(H100, few, TOP))[0, 0]) / 8192
+
+    block_us = H100.gemm["fp8"].token_clocks / TOP[0]
+    assert block_us < token_us(32) < 1.3 * block_us
+    assert token_us(512) < 1.5 * token_us(32)  # of 16 times the inputs
+    assert token_us(16384) > 3 * token_us(32)
+
+
+def test_absorbed_heads_cost_the_width_of_the_latent_cache() -> None:
+    def of_heads_us(decodes: tuple[float, float], chunk: tuple[float, float, float]) -> float:
+        few, many = (
+            latent_us(H100, LatentAttention(h, 1536, 512, 128, 64, 128), "bfloat16", decodes,
+                      chunk, TOP)[0]
+            for h in (16, 128)
+        )  # fmt: skip
+        return float(many - few)
+
+    # As many tokens: decodes, and prompts of one token each.
+    decoded, expanded = of_heads_us((1024, 0), (0, 0, 0)), of_heads_us((0, 0), (1024, 1, 0))
+    assert decoded > 2 * expanded

@@ -9,6 +9,7 @@ from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, device_names, resolve_device
 from beamprof.devices.forward import forward, pass_ms, reduces_us
 from beamprof.devices.moe import Routed, experts_us
+from beamprof.devices.routing import drawn_loads
 from beamprof.errors import DeviceError
 from beamprof.models.formats import FORMATS
 from beamprof.models.layers import MoeMlp
@@ -69,6 +70,16 @@ def test_expert_parallel_gpus_hold_a_share_and_the_busiest_paces() -> None:
     assert routed.rows[0] > 64 * 8 / 8  # more than its fair share: it holds the most wanted
     alone = experts_us(H100, Routed.of(QWEN, 2048, 64), BF16, TOP)[0, 0]
     assert experts_us(H100, routed, BF16, TOP)[0, 0] < alone
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(16, 128, 1), (4, 256, 8)])
+def test_a_benchmark_of_few_tokens_gives_each_choice_an_expert(
+    tokens: int, experts: int, top_k: int
+) -> None:
+    """Measured: under a power law 16 tokens of top 1 take as long as 16 experts do, evenly."""
+    for skew in (1.01, 1.2):
+        active, rows, *_ = drawn_loads(tokens, experts, top_k, 1, skew)
+        assert active == rows == tokens * top_k
 
 
 def test_fewer_bytes_make_a_decode_faster() -> None:

@@ -139,6 +139,22 @@ def test_a_limit_of_all_or_of_a_class_makes_streams_faster(table, site):
     assert of_all.energy_j > free.energy_j
 
 
+def test_a_tight_gap_that_few_are_promised_costs_the_others_no_first_token(table, site):
+    """Streams that have lost theirs cut chunks no more: they did for as long as they lasted."""
+    names = ["chat" if number % 10 == 0 else "batch" for number in range(200)]
+    trace = classed(random_trace(3, requests=200, rate=8.0), names)
+    where = replace(
+        site, slo=Slo(1000.0, 200.0), noise=0.03, classes={"chat": Slo(1000.0, 60.0)}
+    )  # fmt: skip
+
+    def late(policy):
+        played = play(trace, policy_named(policy, table), where)
+        waited_ms = played.first_token_ms - played.arrival_ms
+        return int((waited_ms[np.array(names) == "batch"] > 1000.0).sum())
+
+    assert late("beam") <= late("vanilla") + 2
+
+
 def test_a_limit_is_said_with_what_came_of_it(table, tmp_path, capsys):
     path, rows = tmp_path / "t.parquet", random_trace(1)
     write_table(table.columns, table.metadata, path)

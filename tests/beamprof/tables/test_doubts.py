@@ -5,6 +5,7 @@ import json
 import pytest
 
 from beamprof.cli.main import main
+from beamprof.models.registry import registered_config
 from beamprof.tables.table_file import write_table
 
 
@@ -77,3 +78,33 @@ def test_a_table_of_a_server_that_cannot_be_says_so(capsys, tmp_path):
         main(["table", "check", str(path), "--json"])
         warnings = json.loads(capsys.readouterr().out)["warnings"]
         assert any("137 GB of weights" in text for text in warnings) is doubted
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "doubted"),
+    [("of-my-own", "llama3-70b", True), ("llama3-70b", "llama3-8b", False)],
+)
+def test_a_folder_is_judged_by_its_shape_and_not_by_its_name(
+    capsys, tmp_path, folder, config, doubted
+):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text(json.dumps(registered_config(config)))
+    path = tmp_path / "t.parquet"
+    words = ["--model", str(tmp_path / folder), "--backend", "modelled", "--device", "h100-sxm"]
+    assert main(["profile", *words, "-o", str(path)]) == 0
+    capsys.readouterr()
+    main(["table", "check", str(path), "--json"])
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any("137 GB of weights" in text for text in warnings) is doubted
+
+
+@pytest.mark.parametrize("told", ["", "many", "nan", "-1", "9" * 400])
+def test_weights_that_say_nothing_are_no_doubt(capsys, tmp_path, small_table, told):
+    metadata = {**small_table.metadata, "device": "h100-sxm", "stage_weight_bytes": told}
+    columns = dict(small_table.columns)
+    columns["source"] = ["modelled"] * len(columns["source"])
+    path = tmp_path / "t.parquet"
+    write_table(columns, metadata, path)
+    main(["table", "check", str(path), "--json"])
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert not any("no such server" in text for text in warnings)
