@@ -113,14 +113,16 @@ def a_name(value: object, name: str) -> str:
     return value.strip()
 
 
-def whole(least: int) -> Callable[[object, str], int]:
-    """A reader of whole numbers of ``least`` or more. It raises SweepError."""
+def whole(least: int, most: int | None = None) -> Callable[[object, str], int]:
+    """A reader of whole numbers from ``least`` up, to ``most`` at most. It raises SweepError."""
 
     def read(value: object, name: str) -> int:
         if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
             value = int(value.strip())
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SweepError(f"{name}: expected a whole number of {least} or more, found {value!r}")
+        if most is not None and value > most:
+            raise SweepError(f"{name}: expected {most:,} at most, found {value:,}")
         return value
 
     return read

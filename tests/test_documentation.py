@@ -114,6 +114,40 @@ def test_every_command_and_option_exists(page: Path) -> None:
     assert {line: unknown_words(line) for line in lines if unknown_words(line)} == {}
 
 
+def shown_results(text: str) -> list[tuple[str, list[str]]]:
+    """Blocks without a command, and the command of the block before each: what it printed."""
+    blocks = re.findall(r"^```([a-z]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found, command = [], ""
+    for language, block in blocks:
+        lines = [line for line in block.splitlines() if line.strip()]
+        if commands := [line for line in lines if "beam " in line]:
+            command = "beam " + commands[-1].rpartition("beam ")[2]
+        elif not language and command and re.search(r"\d", block) and len(lines) > 1:
+            found.append((command, lines))
+    return found
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_what_a_page_shows_of_a_profile_is_what_is_printed(page: Path, tmp_path: Path) -> None:
+    """Numbers of a table under the command that prints it: they follow the device files."""
+    for command, lines in shown_results(page.read_text("utf-8")):
+        words = shlex.split(command)[1:]
+        if words[0] != "profile" or not any(line.startswith("step ") for line in lines):
+            continue
+        done = subprocess.run(
+            [sys.executable, "-m", "beamprof", *words, "--backend", "modelled"], cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        printed = {" ".join(line.split()) for line in done.stdout.splitlines()}
+        assert {" ".join(line.split()) for line in lines} <= printed
+
+
+def test_the_results_of_the_readme_are_found() -> None:
+    commands = [command for command, _ in shown_results(README.read_text("utf-8"))]
+    assert "beam profile --model llama3-70b --tp 2 --pp 4" in commands
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = README.read_text("utf-8")
     assert len(text.split()) <= 700

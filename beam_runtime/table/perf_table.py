@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from beam_runtime.errors import TableError
 from beam_runtime.table.parquet import read_columns
+from beam_runtime.table.profile_command import profile_command
 from beam_runtime.table.row_checks import check_checksum, check_metadata, check_rows
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Source
@@ -60,10 +61,24 @@ class PerfTable:
             if wanted is not None and str(wanted) != found:
                 raise TableError(
                     f"{path} is a table for {field} {found}, expected {wanted}",
-                    hint=f"profile this one: beam profile --model {model or metadata['model']} "
-                    f"--tp {tp or metadata['tp']} --pp {pp or metadata['pp']}",
+                    hint="profile this one: "
+                    + profile_command(metadata, model=model, tp=tp, pp=pp, device=device),
                 )
         return table
+
+    @classmethod
+    def of(cls, table: "PerfTable | str | Path") -> "PerfTable":
+        """The table itself, or the one in the file of that name.
+
+        Raises:
+            TableError: as load.
+            TypeError: neither a table nor a name.
+        """
+        if isinstance(table, PerfTable):
+            return table
+        if isinstance(table, str | Path):
+            return cls.load(table)
+        raise TypeError(f"expected a PerfTable or a file's name, found a {type(table).__name__}")
 
     @classmethod
     def from_columns(
@@ -122,6 +137,16 @@ class PerfTable:
         except (ValueError, RecursionError):
             return {}
         return shape if isinstance(shape, dict) else {}
+
+    @property
+    def offered_mhz(self) -> tuple[int, ...]:
+        """Clocks that its GPUs offer, ascending; empty where the metadata do not say."""
+        try:
+            clocks = json.loads(self.metadata.get("device_clocks_mhz") or "[]")
+        except (ValueError, RecursionError):
+            return ()
+        whole = isinstance(clocks, list) and all(type(clock) is int for clock in clocks)
+        return tuple(sorted(clocks)) if whole else ()
 
     @property
     def sources(self) -> tuple[Source, ...]:

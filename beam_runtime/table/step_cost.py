@@ -11,6 +11,7 @@ contexts cannot know.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from beam_runtime.errors import CoverageError
 from beam_runtime.table.cost_fit import CostFit, fit_table
 from beam_runtime.table.perf_table import PerfTable
+from beam_runtime.table.profile_command import profile_command
 from beam_runtime.table.schema import RowKind
 from beam_runtime.types import Origin, StepShape
 
@@ -68,7 +70,9 @@ class StepCost:
     fit: CostFit
 
     @classmethod
-    def from_table(cls, table: PerfTable, clocks_mhz: Sequence[int] | None = None) -> Self:
+    def from_table(
+        cls, table: PerfTable | str | Path, clocks_mhz: Sequence[int] | None = None
+    ) -> Self:
         """Fit a table and serve it at ``clocks_mhz`` (default: the clocks it measured).
 
         Args:
@@ -80,17 +84,14 @@ class StepCost:
                 unknown, so no extrapolation is offered.
             TableError: too few cells to fit: one token count, or clocks without a common cell.
         """
+        table = PerfTable.of(table)
         fit = fit_table(table)
         served = np.array(sorted(set(clocks_mhz or table.clocks_mhz)), dtype=np.int64)
         waiting_w = waiting_power_w(table, served.tolist())
         low, high = fit.clocks_mhz[0], fit.clocks_mhz[-1]
         outside = served[(served < low) | (served > high)]
         if outside.size:
-            raise CoverageError(
-                f"clock {int(outside[0])} MHz is outside the table's {low} to {high} MHz",
-                hint=f"profile it too: beam profile --model {table.model} --tp {table.tp} --pp "
-                f"{table.pp} --clocks {min(low, outside[0])},{max(high, outside[0])}",
-            )
+            raise _beyond(table, int(outside[0]))
         by_period = _between(1.0 / fit.clocks_mhz, 1.0 / served)
         by_clock = _between(fit.clocks_mhz.astype(float), served.astype(float))
         return cls(
@@ -180,3 +181,16 @@ def waiting_power_w(table: PerfTable, clocks_mhz: Sequence[int]) -> FloatArray |
 def clock_index(cost: StepCost, clock_mhz: float) -> int:
     """The served clock nearest to ``clock_mhz``: an engine may run at one nobody profiled."""
     return int(abs(cost.clocks_mhz - clock_mhz).argmin())
+
+
+def _beyond(table: PerfTable, clock_mhz: int) -> CoverageError:
+    """A clock outside the table's, with what would measure it, or the nearest that there is."""
+    low, high = table.clocks_mhz[0], table.clocks_mhz[-1]
+    offered = table.offered_mhz or (clock_mhz,)
+    nearest = min(offered, key=lambda one: abs(one - clock_mhz))
+    instead = "" if nearest == clock_mhz else f" ({table.device} has no {clock_mhz} MHz)"
+    clocks = ",".join(str(one) for one in sorted({low, nearest, high}))
+    return CoverageError(
+        f"clock {clock_mhz} MHz is outside the table's {low} to {high} MHz",
+        hint=f"profile it too{instead}: {profile_command(table.metadata)} --clocks {clocks}",
+    )

@@ -3,6 +3,7 @@
 BEAM itself holds it in columns (emulator/state.py).
 """
 
+import numbers
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -100,6 +101,7 @@ class EngineLimits:
         clock_delay_ms: from asking for a clock to running at it; NVML takes 7 to 35 ms.
 
     Raises:
+        TypeError: no number.
         ValueError: a count below 1 or a time below 0.
     """
 
@@ -120,7 +122,9 @@ class EngineLimits:
             object.__setattr__(self, "max_steps_in_flight", self.pp)
         for field in fields(self):
             value, least = getattr(self, field.name), int(not field.name.endswith(_FROM_ZERO))
-            if not value >= least:
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{field.name} must be a number, found {value!r}")
+            if not float(value) >= least:
                 raise ValueError(f"{field.name} must be {least} or more, found {value}")
 
     def pass_within_ms(self, token_ms: float) -> float:

@@ -13,6 +13,7 @@ Everything is simulated, by the plant of `beam replay`.
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -179,7 +180,7 @@ class Advice:
 
 
 def advise(
-    table: PerfTable,
+    table: PerfTable | str | Path,
     load: Load,
     slo: Slo | None = None,
     *,
@@ -206,6 +207,7 @@ def advise(
     Raises:
         ReplayError: a request that the engine can never serve, or a senseless price.
     """
+    table = PerfTable.of(table)
     for name, value in (("--price", price_per_kwh), ("--carbon", co2_g_per_kwh)):
         if value is not None and not 0.0 <= value < 1e6:
             raise ReplayError(f"{name} is 0 or more, and below a million", cause=f"found {value:g}")

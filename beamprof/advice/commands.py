@@ -5,6 +5,7 @@ from shlex import quote
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Slo
+from beamprof.devices.assumed import NODE_GPUS
 from beamprof.models.registry import registry_name
 
 AS_IT_IS, ONE_CLOCK, FLAGS, BEAM = "as it is", "one clock", "vLLM's flags", "BEAM"
@@ -43,10 +44,12 @@ def commands(
     """
     if setting.clock_mhz is None:
         return _beam(setting, table, slo, model)
-    gpus = ",".join(map(str, range(_gpus(table))))
+    nodes = _gpus(table) > NODE_GPUS
+    gpus = "" if nodes else f" -i {','.join(map(str, range(_gpus(table))))}"
+    where = "   # on each node" if nodes else ""
     lower = setting.clock_mhz != today.clock_mhz
-    lock = f"sudo nvidia-smi -i {gpus} -lgc {setting.clock_mhz},{setting.clock_mhz}"
-    undo = f"sudo nvidia-smi -i {gpus} -rgc   # to undo it"
+    lock = f"sudo nvidia-smi{gpus} -lgc {setting.clock_mhz},{setting.clock_mhz}{where}"
+    undo = f"sudo nvidia-smi{gpus} -rgc   # to undo it{', on each node' if nodes else ''}"
     flags = name == FLAGS and (setting.chunk_tokens, setting.max_num_seqs) != (
         today.chunk_tokens, today.max_num_seqs,
     )  # fmt: skip
@@ -60,15 +63,18 @@ def commands(
 def _beam(setting: Setting, table: PerfTable, slo: Slo, model: str) -> tuple[str, ...]:
     if _several(table, "dp"):
         return ("# BEAM does not steer the engines of a data-parallel group together",)
+    nodes = _gpus(table) > NODE_GPUS
+    gpus = [] if nodes else list(range(_gpus(table)))
     lines = [
         'table = "table.parquet"', 'policy = "observe"', "[slo]", *_slo(slo), "[clock]",
-        f"gpus = {list(range(_gpus(table)))}",
+        f"gpus = {gpus}",
     ]  # fmt: skip
     written = "".join(f"{line}\\n" for line in lines)
     return (
         "pip install .   # a checkout of BEAM, into vLLM's environment",
         _profile(table, model),
         f"printf '{written}' > beam.toml",
+        *(["# several nodes: [clock.nodes] names their GPUs, docs/vllm.md says how"] * nodes),
         f"BEAM_CONFIG=$PWD/beam.toml vllm serve MODEL{_layout(table)}{_steps(setting)} "
         "--scheduler-cls beam_runtime.engines.vllm.make_scheduler",
         "BEAM_POLICY=steer ...   # the same, once its predictions have held for a day",

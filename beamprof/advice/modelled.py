@@ -12,7 +12,8 @@ from beamprof.profiler.profile import ProfileRequest, profile
 from beamprof.profiler.spec import resolve_spec
 from beamprof.tables.kv_room import kv_room_tokens
 
-_SPLITS = (2, 4, 8, 16)
+# Tensor-parallel GPUs stand in one node; what they cannot hold is split into stages.
+_SPLITS = tuple((tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8))
 
 
 def modelled_table(model: str, device: str, *, tp: int = 1, pp: int = 1) -> PerfTable:
@@ -38,15 +39,21 @@ def _check_room(model: ModelShape, device: Device, tp: int, pp: int) -> None:
     needed, room = model.shard(tp, pp).weight_bytes, device.weight_room_bytes
     if needed <= room:
         return
-    enough = next((one for one in _SPLITS if one > tp and _fits(model, device, one, pp)), None)
+    larger = [one for one in _SPLITS if one > (tp, pp) and one[0] >= tp and one[1] >= pp]
+    fits = [one for one in larger if _fits(model, device, *one)]
+    enough = min(fits, key=lambda one: (one[0] * one[1], one[1]), default=None)
     raise BackendError(
         f"{model.name} does not fit: {needed / 1e9:.0f} GB of weights for each GPU, "
         f"{room / 1e9:.0f} GB that {device.name} leaves them",
         cause=f"tp {tp} x pp {pp} are {tp * pp} GPU{'s' if tp * pp > 1 else ''}",
-        hint=f"--tp {enough} is enough, {_left(model, device, enough, pp)}"
+        hint=f"{_flags(*enough, pp)} is enough, {_left(model, device, *enough)}"
         if enough
         else "more GPUs: --tp and --pp",
     )
+
+
+def _flags(tp: int, pp: int, asked_pp: int) -> str:
+    return f"--tp {tp}" + (f" --pp {pp}" if pp != asked_pp or pp > 1 else "")
 
 
 def _left(model: ModelShape, device: Device, tp: int, pp: int) -> str:

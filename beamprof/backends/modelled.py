@@ -47,7 +47,7 @@ class ModelledBackend:
             "device_clocks_mhz": json.dumps(list(device.clocks.supported_mhz)),
             "gpu_name": "",
             "driver": "",
-            "accuracy": "; ".join(filter(None, (device.accuracy, assumed(self.stage)))),
+            "accuracy": "; ".join(filter(None, (device.accuracy, assumed(self.stage, device)))),
             "engine": "modelled",
             "engine_version": version.__version__,
             "energy_source": "modelled",

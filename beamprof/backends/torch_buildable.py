@@ -7,6 +7,7 @@ import torch
 from beamprof.backends.torch_linear import MULTIPLE
 from beamprof.errors import BackendError
 from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp, NoMlp
+from beamprof.models.precision import OUTPUTS
 from beamprof.models.shape import ModelShape, StageShape
 
 # Families whose layers torch_layer computes; others norm, rotate or activate in other ways.
@@ -68,6 +69,8 @@ def _unbuilt_formats(model: ModelShape, kinds: Sequence[Layer]) -> str:
         name = getattr(precision, tensor)
         if name not in BUILT:
             return f"{tensor} weights in {name} ({precision.method})"
+    if apart := [getattr(precision, name) for name in OUTPUTS if getattr(precision, name)]:
+        return f"output projections in a format of their own, {apart[0]} ({precision.method})"
     if precision.kv == "fp8":
         return "a KV cache in fp8"
     if not _has_fp8(model):

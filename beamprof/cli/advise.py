@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from beam_runtime.table.perf_table import PerfTable
     from beamprof.advice.load import Load
 
+USUAL_INPUT_TOKENS, USUAL_OUTPUT_TOKENS = 1050, 150
 GROUPS = {
     "The model and its GPUs": ("table", "model", "device", "tp", "pp"),
     "The load": ("from_vllm", "trace", "rate", "input_tokens", "output_tokens"),
@@ -50,11 +51,13 @@ def command(
         float | None, typer.Option("--rate", help="Requests per second of one replica.")
     ] = None,
     input_tokens: Annotated[
-        int, typer.Option("--input-tokens", help="Mean prompt, with --rate.")
-    ] = 1050,
+        int | None,
+        typer.Option("--input-tokens", help="Mean prompt, with --rate [default: 1050].")
+    ] = None,
     output_tokens: Annotated[
-        int, typer.Option("--output-tokens", help="Mean output, with --rate.")
-    ] = 150,
+        int | None,
+        typer.Option("--output-tokens", help="Mean output, with --rate [default: 150].")
+    ] = None,
     slo_ttft: SloTtft = "1s",
     slo_tbt: SloTbt = None,
     slo_tpot: SloTpot = None,
@@ -100,7 +103,7 @@ def command(
     slo = slo_from_flags(slo_ttft, slo_tbt, slo_tpot, slo_e2e)
     load, served = _load(from_vllm, trace, rate, input_tokens, output_tokens, model)
     known = (
-        load_table(table, model=model, tp=tp, pp=pp)
+        load_table(table, model=model, tp=tp, pp=pp, device=device)
         if table is not None
         else _modelled(model, served, device, tp or 1, pp or 1)
     )
@@ -137,8 +140,8 @@ def command(
 
 
 def _load(
-    from_vllm: str | None, trace: Path | None, rate: float | None, input_tokens: int,
-    output_tokens: int, model: str | None,
+    from_vllm: str | None, trace: Path | None, rate: float | None, input_tokens: int | None,
+    output_tokens: int | None, model: str | None,
 ) -> tuple["Load", str]:  # fmt: skip
     """The load, and the model's name where a server told it."""
     from beamprof.advice.load import load_from_rate, load_from_scrape, load_from_trace
@@ -147,6 +150,13 @@ def _load(
 
     if from_vllm is not None and trace is not None:
         raise ReplayError("--from-vllm and --trace are both a load", hint="leave one of them out")
+    given = (("--input-tokens", input_tokens), ("--output-tokens", output_tokens))
+    told = [flag for flag, tokens in given if tokens is not None]
+    if told and (trace is not None or from_vllm is not None):
+        source = "a trace" if trace is not None else "a server"
+        raise ReplayError(
+            f"{source} has lengths of its own", hint=f"leave {' and '.join(told)} out"
+        )
     if trace is not None:
         if rate is not None:
             raise ReplayError("a trace has its own rate", hint="leave --rate out")
@@ -161,7 +171,11 @@ def _load(
             hint="--from-vllm http://localhost:8000, --trace FILE, or --rate 2 --input-tokens "
             "1000 --output-tokens 200",
         )
-    return load_from_rate(rate, input_tokens, output_tokens), ""
+    return load_from_rate(
+        rate,
+        USUAL_INPUT_TOKENS if input_tokens is None else input_tokens,
+        USUAL_OUTPUT_TOKENS if output_tokens is None else output_tokens,
+    ), ""
 
 
 def _taken(table: "PerfTable", load: "Load") -> "Load":

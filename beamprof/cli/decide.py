@@ -74,7 +74,7 @@ def command(
     One new prompt on an idle engine:  beam decide TABLE --waiting 1500 --slo-ttft 1s
     """
     from beamprof.cli.streams import load_table, one_from_stdin, readable
-    from beamprof.decide.bounds import beyond_the_table, check_state, clock_of, largest_step
+    from beamprof.decide.bounds import beyond_the_table, clock_of, largest_step
     from beamprof.decide.decide import decide, limits_of
     from beamprof.decide.engine_state import read_state, state_of
     from beamprof.errors import StateError
@@ -98,7 +98,6 @@ def command(
             spec = read_state(file)
     else:
         spec = state_of(waiting, running)
-    check_state(spec)
     spec = spec.model_copy(update={"clock_mhz": clock_of(known, clock or spec.clock_mhz)})
     max_chunk, cut = largest_step(known, max_chunk)
     say_if_first("beam_runtime.search")
@@ -117,7 +116,7 @@ def command(
     kept = answer.chosen.lost == 0
     emit(
         "decide",
-        {"feasible": answer.chosen.feasible, **plain(answer)},
+        {"feasible": answer.feasible, **plain(answer)},
         lambda out: show_decision(answer, str(table), out),
         as_json=as_json,
         status="ok" if kept else "no",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beamprof.cli.streams import named_as, one_on_stdout
+from beamprof.cli.variables import note_mistyped
 from beamprof.files import is_stdout, is_stream, written_whole
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def command(
     one_on_stdout(output, as_json=as_json)
     named_as(output, "a table", ".parquet")
     spec = resolve_spec(flags, environment=os.environ, sweep=sweep)
+    note_mistyped(os.environ)
     request = ProfileRequest(spec, output=output, force=force, fresh=fresh)
     if dry_run:
         _show_plan(request, as_json=as_json)

@@ -165,7 +165,7 @@ def command(
     from beamprof.replay.ladder import replay
     from beamprof.replay.model_length import beyond_the_model
     from beamprof.replay.options import ReplayOptions
-    from beamprof.report.replay_views import show_replay, undecided_lines
+    from beamprof.report.replay_views import show_replay, undecided_lines, why_unkept
     from beamprof.report.trace_views import import_words
     from beamprof.slo import parse_classes, slo_from_flags
     from beamprof.tables.doubts import doubts
@@ -227,17 +227,21 @@ def command(
         else f"beam replay --table {shlex.quote(str(table))} --trace {shlex.quote(str(trace))} "
         "--output FOLDER"
     )
+    unkept = why_unkept(report)
     emit(
         "replay",
         {**plain(report), "sensitivity": plain(outcomes)},
         lambda console: show_replay(report, outcomes, following, console),
         as_json=as_json,
+        status="no" if unkept else "ok",
         warnings=[
             *(text for one in (known, true) if one is not None for text in doubts(one)),
             *filter(None, [beyond_the_model(known, requests, options)]),
             *undecided_lines(report),
         ],
     )
+    if unkept:
+        raise typer.Exit(1)
 
 
 def _varied(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beam_runtime.errors import BeamError
 from beamprof.cli.opened import check_openable, open_page
 from beamprof.cli.streams import files_of, named_as, one_from_stdin, one_on_stdout, readable
 from beamprof.cli.trace_output import window_s
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from beamprof.report.html_report import WrittenReport
 
 
+_MADE_BY = "beam replay --output FOLDER and beam study"
 _LOGS = (".jsonl", ".json", ".log")  # whoever reads them says what is wrong with them
 
 
@@ -74,7 +76,7 @@ def command(
         ):
             raise ReportError(
                 f"there is nothing to report on in {path}: it is {kind_of(path)}",
-                hint="beam replay --output FOLDER and beam study write what a report is made of",
+                hint=f"{_MADE_BY} write what a report is made of",
             )
     if output is not None:
         check_writable(output, force=force, inputs=files_of(paths))
@@ -85,7 +87,13 @@ def command(
         files = [_file(path, kept) for path in paths]
         if output is None and files[0] != paths[0]:
             output = Path("standard-input.html")
-        report = write_report(files, output, window=asked, force=force)
+        try:
+            report = write_report(files, output, window=asked, force=force)
+        except BeamError as error:  # it knows them by the names of their copies
+            for file, path in zip(files, paths, strict=True):
+                if file != path:
+                    error.message = error.message.replace(str(file), _called(path))
+            raise
     emit(
         "report",
         plain(report),
@@ -97,11 +105,18 @@ def command(
         open_page(report.path)
 
 
+def _called(path: Path) -> str:
+    return "standard input" if path == STDIN else str(path)
+
+
 def _file(path: Path, kept: ExitStack) -> Path:
     """A file to report on; what comes down a pipe is kept, under a name that says what it is."""
     if path != STDIN and not is_stream(path):
         return path
     copy = kept.enter_context(readable(path))
+    if kind_of(copy) == "empty":
+        raise ReportError(f"there is nothing to report on in {_called(path)}: it is empty",
+                          hint=f"{_MADE_BY} write what a report is made of")  # fmt: skip
     return copy.rename(copy.with_suffix(".jsonl" if kind_of(copy) == "JSON" else ".parquet"))
 
 

@@ -119,9 +119,17 @@ def check_source(path: Path) -> None:
 
 
 def load_table(
-    path: Path, *, model: str | None = None, tp: int | None = None, pp: int | None = None
+    path: Path,
+    *,
+    model: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    device: str | None = None,
 ) -> "PerfTable":
-    """A table from a file, a pipe or standard input. Raises as PerfTable.load."""
+    """A table from a file, a pipe or standard input; model and device under any of their names.
+
+    Raises as PerfTable.load, and DeviceError for a device that there is not.
+    """
     from beam_runtime.errors import TableError
     from beam_runtime.table.perf_table import PerfTable
 
@@ -134,4 +142,13 @@ def load_table(
                 "a directory": f"name a table in it: {path}/NAME.parquet",
             }.get(kind, "a table is a Parquet file that beam profile or beam table import wrote")
             raise TableError(f"{file} is no table: it is {kind}", hint=hint)
-        return PerfTable.load(file, model=model, tp=tp, pp=pp)
+        if model is not None:
+            from beamprof.models.registry import table_names
+
+            own = PerfTable.load(file).model
+            model = own if own in table_names(model) else model
+        if device is not None:
+            from beamprof.devices.device import resolve_device
+
+            device = resolve_device(device).name
+        return PerfTable.load(file, model=model, tp=tp, pp=pp, device=device)

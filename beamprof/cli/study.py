@@ -9,6 +9,7 @@ import typer
 
 from beamprof.cli.promised import SloClass
 from beamprof.cli.streams import named_as
+from beamprof.cli.variables import note_mistyped
 from beamprof.errors import OutputError
 from beamprof.files import STDIN, check_writable, is_stream
 from beamprof.replay.assumptions import Assumptions
@@ -134,6 +135,7 @@ def command(
         "concurrency": concurrency,
     }
     spec = resolve_study(flags, environment=os.environ, file=file)
+    note_mistyped(os.environ)
     _check_output(spec, output, file, force=force or dry_run)
     named_as(output, "a study", ".parquet")
     say_if_first("beamprof.replay")

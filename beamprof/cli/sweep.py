@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beamprof.cli.grouped import Examples
+from beamprof.cli.variables import note_mistyped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,7 @@ def show(
     from beamprof.settings import user_config
 
     spec = resolve_spec(environment=os.environ, sweep=name)
+    note_mistyped(os.environ)
     values = {setting.key: getattr(spec, setting.field) for setting in SETTINGS}
     data = {
         key: {

@@ -4,10 +4,12 @@ from beam_runtime.errors import TableError
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import StepShape
+from beam_runtime.types import EngineLimits, StepShape
 from beamprof.decide.engine_state import StateSpec
 from beamprof.errors import StateError
 from beamprof.tables.grid import forward_steps
+from beamprof.tables.kv_room import most_kv_tokens
+from beamprof.tables.model_length import longest_request
 
 # What vLLM's server takes, and docs/vllm.md recommends.
 DEFAULT_CHUNK_TOKENS = 2048
@@ -71,11 +73,12 @@ def beyond_the_table(table: PerfTable, spec: StateSpec, chunk_tokens: int) -> li
     return [f"extrapolated: the table does not cover this state: {words}" for words in outside]
 
 
-def check_state(spec: StateSpec) -> None:
-    """Refuse sizes that no engine has.
+def check_state(table: PerfTable, spec: StateSpec, limits: EngineLimits) -> None:
+    """Refuse states that no engine of such a table can be in.
 
     Raises:
-        StateError: a request of more tokens than any model takes.
+        StateError: a request of more tokens than any model takes, or with more cached than it has;
+            more running than may; more KV cache than the GPUs have memory.
     """
     sizes = [one.prompt_tokens for one in spec.waiting]
     sizes += [one.context_tokens for one in spec.running]
@@ -84,3 +87,39 @@ def check_state(spec: StateSpec) -> None:
             f"a request of {max(sizes):,} tokens is more than any model takes",
             hint=f"{_MOST_TOKENS:,} tokens at most",
         )
+    for number, one in enumerate(spec.waiting):
+        if one.cached_tokens > one.prompt_tokens:
+            raise StateError(
+                f"waiting.{number}: {one.cached_tokens:,} cached tokens of a prompt of "
+                f"{one.prompt_tokens:,}",
+                hint=f"cached_tokens is the part of the prompt that is cached, "
+                f"{one.prompt_tokens} at most",
+            )
+    if len(spec.running) > limits.max_num_seqs:
+        raise StateError(
+            f"{len(spec.running):,} requests run where {limits.max_num_seqs:,} may (max_num_seqs)",
+            hint=f"--max-num-seqs {len(spec.running)}, or let some of them wait",
+        )
+    held = sum(one.context_tokens for one in spec.running)
+    most = most_kv_tokens(table)
+    if most is not None and held > most:
+        raise StateError(
+            f"the running requests hold {held:,} tokens of KV cache, more than there can be",
+            cause=f"{table.device} has memory for {most:,} beside the weights of {table.model}, "
+            f"tp {table.tp} pp {table.pp}",
+            hint="fewer or shorter requests under --running",
+        )
+
+
+def too_long(table: PerfTable, spec: StateSpec) -> list[str]:
+    """A line where a request has more tokens than the model takes; a context can be made longer."""
+    most = longest_request(table)
+    sizes = [one.prompt_tokens + 1 for one in spec.waiting]
+    sizes += [one.context_tokens for one in spec.running]
+    longer = sum(size > most for size in sizes) if most is not None else 0
+    if not longer:
+        return []
+    return [
+        f"{longer:,} of {len(sizes):,} requests have more than the {most:,} tokens that "
+        f"{table.model} takes, answers included"
+    ]

@@ -11,7 +11,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +116,15 @@ class StateSpec(_Strict):
         )
 
 
+# The objects of a state, and what people call them.
+OBJECTS: tuple[tuple[type[BaseModel], str], ...] = (
+    (StateSpec, "the state itself"),
+    (WaitingSpec, 'an entry of "waiting"'),
+    (RunningSpec, 'an entry of "running"'),
+    (SloSpec, 'its "slo": {...}'),
+)
+
+
 def read_state(path: Path) -> StateSpec:
     """A state from a JSON file.
 
@@ -172,13 +181,26 @@ def _explained(error: ValidationError, path: Path) -> StateError:
     if first["type"] != "extra_forbidden":
         expected = _expected(first["type"], first.get("ctx", {}))
         return StateError(f"{path}: {where or 'the whole'}: {expected}", cause=_found(first))
-    key = str(first["loc"][-1])
-    near = difflib.get_close_matches(key, _keys(), n=1)
+    *place, key = first["loc"]
+    model, name = _object(place)
+    homes = [f"{home} takes it" for one, home in OBJECTS if key in one.model_fields]
+    near = difflib.get_close_matches(str(key), model.model_fields, n=1)
+    hint = " and ".join(homes) or (f"did you mean {near[0]}?" if near else "")
     return StateError(
         f"{path}: unknown key {where}",
-        cause=f"known keys: {', '.join(_keys())}",
-        hint=f"did you mean {near[0]}?" if near else None,
+        cause=f"{name} takes {', '.join(sorted(model.model_fields))}",
+        hint=hint or None,
     )
+
+
+def _object(place: Sequence[str | int]) -> tuple[type[BaseModel], str]:
+    """Which object stands at a place, and how to call it."""
+    names = [part for part in place if isinstance(part, str)]
+    if not names:
+        return OBJECTS[0]
+    if names[-1] == "slo":
+        return OBJECTS[3]
+    return OBJECTS[1] if names[0] == "waiting" else OBJECTS[2]
 
 
 def _expected(kind: str, context: Mapping[str, Any]) -> str:
@@ -202,8 +224,3 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
 
 def _found(error: Any) -> str | None:
     return None if error["type"] == "missing" else f"found {error['input']!a}"[:200]
-
-
-def _keys() -> list[str]:
-    models: Iterable[type[BaseModel]] = (StateSpec, WaitingSpec, RunningSpec, SloSpec)
-    return sorted({key for model in models for key in model.model_fields})

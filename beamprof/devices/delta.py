@@ -7,7 +7,7 @@ prompt runs through its tokens in order: few heads leave SMs idle, many fill the
 import numpy as np
 
 from beamprof.devices.constants import DeltaKernels
-from beamprof.devices.device import Device
+from beamprof.devices.device import Device, devices_with
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
 from beamprof.models.recurrent import GatedDelta
@@ -35,7 +35,10 @@ def delta_us(
     """
     kernels = device.delta
     if kernels is None:
-        raise DeviceError(f"{device.name}'s file has no constants for gated delta nets")
+        raise DeviceError(
+            f"{device.name}'s file has no constants for gated delta nets",
+            hint=devices_with("delta"),
+        )
     work_clocks = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
     paced_clocks = np.maximum(new_tokens * kernels.token_clocks, work_clocks)
     bytes_moved = state_bytes(mixer, requests)

@@ -28,7 +28,6 @@ from beamprof.devices.constants import (
     MoeKernels,
     Power,
 )
-from beamprof.devices.routing import TILE_ROWS
 from beamprof.errors import DeviceError
 from beamprof.files import read_text, user_path
 from beamprof.models.formats import FORMATS, Format
@@ -81,7 +80,7 @@ class Device:
         if found is None:
             raise DeviceError(
                 f"{self.name}'s file has no constants for models with experts",
-                hint="devices that have: " + _listed(n for n in device_names() if _has_moe(n)),
+                hint=devices_with("moe"),
             )
         return found
 
@@ -101,6 +100,10 @@ class Device:
                 f"{self.clocks.step_mhz}",
                 hint=f"nearest: {_listed(nearest)} MHz",
             )
+
+
+# Words that tell boards of one GPU apart: their limits, memories and clocks differ.
+_BOARD = re.compile(r"pcie|nvl|sxm[0-9]?|[0-9]+gb|ada|super|ti|laptop|mobile")
 
 
 def device_names() -> list[str]:
@@ -132,12 +135,16 @@ def resolve_device(name: str) -> Device:
             f"device {name!r} may be {' or '.join(meant)}", hint=f"say which: --device {meant[0]}"
         )
     words = re.findall(r"[a-z0-9]+", name.lower())
-    models = {word for word in words if not word.isalpha()}
+    models = {word for word in words if not word.isalpha() and not word.endswith("gb")}
     near = [known for known in device_names() if models & set(known.split("-"))]
+    meant = [known for known in near if _may_be(words, known)]
+    meaning = f"did you mean {' or '.join(meant)}? " if meant else ""
+    if near and not meant:
+        meaning = f"{' and '.join(near)} {'is' if len(near) == 1 else 'are'} not that board; "
     raise DeviceError(
         f"unknown device {name!r}",
         cause="no device file of that name ships with BEAM",
-        hint=(f"did you mean {' or '.join(near)}? " if near else "") + _known_hint(),
+        hint=meaning + _known_hint(),
     )
 
 
@@ -152,6 +159,14 @@ def _shipped_names(name: str) -> list[str]:
         if wanted in {_letters(known), *map(_letters, _shipped(known).nvml_names)}:
             return [known]
     return [known for known in device_names() if wanted in _beginnings(known)]
+
+
+def _may_be(words: Iterable[str], known: str) -> bool:
+    """Whether no word makes it another board; a slip (smx4) or a vendor does not."""
+    names = (known, *_shipped(known).nvml_names)
+    its = {word for name in names for word in re.findall(r"[a-z0-9]+", name.lower())}
+    boards = [word for word in words if _BOARD.fullmatch(word)]
+    return all(any(word.startswith(one) for one in its) for word in boards)
 
 
 def _beginnings(known: str) -> set[str]:
@@ -184,6 +199,8 @@ def parse_device(text: str, name: str, where: str) -> Device:
     Raises:
         DeviceError: not TOML; a section or constant that is missing, unknown or senseless.
     """
+    from beamprof.devices.device_checks import check  # which asks the model that reads a Device
+
     try:
         data = toml.loads(text)
     except ValueError as error:
@@ -191,7 +208,7 @@ def parse_device(text: str, name: str, where: str) -> Device:
     device = Device(
         name=name,
         nvml_names=_names(data.pop("nvml_names", []), where),
-        accuracy=str(data.pop("accuracy", "not stated")),
+        accuracy=_accuracy(data.pop("accuracy", ""), where),
         clocks=_section(Clocks, data, "clocks", where),
         compute=_section(Compute, data, "compute", where),
         memory=_section(Memory, data, "memory", where),
@@ -206,8 +223,17 @@ def parse_device(text: str, name: str, where: str) -> Device:
     )
     if data:
         raise DeviceError(f"{where} has an unknown entry {next(iter(data))!r}")
-    _check(device, where)
+    check(device, where)
     return device
+
+
+def _accuracy(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DeviceError(
+            f"{where}: accuracy must say how far its numbers can be trusted, found {value!r:.60}",
+            hint='every table carries it: accuracy = "never compared with a measured table"',
+        )
+    return value
 
 
 def _names(value: object, where: str) -> tuple[str, ...]:
@@ -268,101 +294,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
-_TOO_HIGH_MHZ = 100_000
 # Where one number may stand for all head sizes.
 _BY_HEAD_SIZE = ("kv_bytes_per_clock",)
 
 
-def _check(device: Device, where: str) -> None:
-    """Values that would divide by zero or make no sense together."""
-    clocks, memory = device.clocks, device.memory
-    if not 0 < clocks.min_mhz <= clocks.max_mhz < _TOO_HIGH_MHZ or clocks.step_mhz < 1:
-        raise DeviceError(
-            f"{where}: [clocks] must have 0 < min_mhz <= max_mhz < {_TOO_HIGH_MHZ} and "
-            "step_mhz >= 1"
-        )
-    if not set(clocks.profile_mhz) <= set(clocks.supported_mhz):
-        raise DeviceError(f"{where}: [clocks] profile_mhz holds clocks outside the device's list")
-    if len(memory.clocks_mhz) != len(memory.bandwidth_tbps):
-        raise DeviceError(f"{where}: [memory] clocks_mhz and bandwidth_tbps differ in length")
-    if list(memory.clocks_mhz) != sorted(set(memory.clocks_mhz)):
-        raise DeviceError(f"{where}: [memory] clocks_mhz must ascend")
-    reduce = device.allreduce
-    knots = len(reduce.message_bytes)
-    if knots < 2 or any(len(us) != knots for us in (reduce.us_2, reduce.us_4, reduce.us_8)):
-        raise DeviceError(f"{where}: [allreduce] us_2, us_4 and us_8 need a number for each knot")
-    if list(reduce.message_bytes) != sorted(set(reduce.message_bytes)):
-        raise DeviceError(f"{where}: [allreduce] message_bytes must ascend")
-    rates = {
-        **{f"compute.{k}": v for k, v in dataclasses.asdict(device.compute).items()},
-        "memory.size_gb": memory.size_gb,
-        "memory.bandwidth_tbps": min(memory.bandwidth_tbps),
-        "power.cap_w": device.power.cap_w,
-    }
-    for section, kernels in (
-        *((f"gemm.{form}", k) for form, k in device.gemm.items()),
-        *((f"attention.{form}", k) for form, k in device.attention.items()),
-        *((f"moe.{form}", k) for form, k in device.moe.items()),
-        ("latent", device.latent),
-        ("delta", device.delta),
-    ):
-        if kernels is not None:
-            rates |= {f"{section}.{key}": _least(kernels, key) for key in _RATES & _keys(kernels)}
-    for key, value in rates.items():
-        if value <= 0:
-            raise DeviceError(f"{where}: {key} must be above 0, found {value}")
-    _check_kernels(device, where)
-    _check_allreduce(reduce, where)
-    if device.power.stall_share > 1:
-        raise DeviceError(
-            f"{where}: power.stall_share must be 0 to 1, found {device.power.stall_share}"
-        )
-
-
-def _check_kernels(device: Device, where: str) -> None:
-    """Numbers by head size, and tiles that exist."""
-    for form, attention in device.attention.items():
-        tuples = (attention.efficiency, attention.kv_bytes_per_clock, attention.slid_us)
-        if any(column and len(column) != len(attention.head_dims) for column in tuples):
-            raise DeviceError(
-                f"{where}: [attention.{form}] efficiency, kv_bytes_per_clock and slid_us need a "
-                "number for each of head_dims"
-            )
-    for form, moe in device.moe.items():
-        if moe.least_rows > max(TILE_ROWS):
-            raise DeviceError(
-                f"{where}: moe.{form}.least_rows must be at most {max(TILE_ROWS)}, "
-                f"found {moe.least_rows}"
-            )
-
-
-def _check_allreduce(reduce: AllReduce, where: str) -> None:
-    """Times that fall with size would make passes of more tokens faster."""
-    for gpus, us in ((2, reduce.us_2), (4, reduce.us_4), (8, reduce.us_8)):
-        if list(us) != sorted(us):
-            raise DeviceError(
-                f"{where}: [allreduce] us_{gpus} falls: a larger message never takes less time"
-            )
-
-
-# Constants that something is divided by.
-_RATES = {"efficiency", "load_bytes_per_clock", "overlap_exponent", "rate", "bandwidth_share",
-          "row_bytes_per_clock", "kv_bytes_per_clock", "chunk_efficiency",
-          "decode_efficiency", "query_bandwidth_share", "conv_bytes_per_clock", "query_rows",
-          "chunk_exponent", "decode_exponent", "ragged_share"}  # fmt: skip
-
-
-def _keys(kernels: object) -> set[str]:
-    return {field.name for field in dataclasses.fields(kernels)}  # type: ignore[arg-type]
-
-
-def _least(kernels: object, key: str) -> float:
-    value = getattr(kernels, key)
-    return float(min(value) if isinstance(value, tuple) else value)
-
-
-def _has_moe(name: str) -> bool:
-    return bool(resolve_device(name).moe)
+def devices_with(section: str) -> str:
+    """A hint at the devices whose files have a section: "moe", "latent" or "delta"."""
+    having = (name for name in device_names() if getattr(_shipped(name), section))
+    return f"devices that have: {_listed(having)}"
 
 
 def _known_hint() -> str:

@@ -170,10 +170,13 @@ def padded_tokens(tokens: int) -> int:
 
 def layer_gemms(stage: StageShape, layer: Layer, tokens: int) -> tuple[Gemms, ...]:
     """The GEMMs of a decoder layer that all tokens pass, on this GPU, by weight format."""
-    sizes = {stage.precision.attention: list(layer.mixer.projections(stage.hidden_size))}
-    dense = layer.mlp.projections(stage.hidden_size)
-    sizes.setdefault(stage.precision.mlp, []).extend(dense)
-    return tuple(Gemms.of(tokens, gemms, form) for form, gemms in sizes.items() if gemms)
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for tensor, part in (("attention", layer.mixer), ("mlp", layer.mlp)):
+        projections = part.projections(stage.hidden_size)
+        forms = stage.precision.formats(tensor, len(projections))
+        for form, size in zip(forms, projections, strict=True):
+            sizes.setdefault(form, []).append(size)
+    return tuple(Gemms.of(tokens, gemms, form) for form, gemms in sizes.items())
 
 
 def elementwise_bytes(stage: StageShape, layer: Layer, tokens: int) -> float:

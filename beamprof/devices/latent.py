@@ -8,7 +8,7 @@ cache to keys and values and attend as others do.
 import numpy as np
 
 from beamprof.devices.attention import mean_keys
-from beamprof.devices.device import Device
+from beamprof.devices.device import Device, devices_with
 from beamprof.devices.gemm import Array, bandwidth, soft_max
 from beamprof.errors import DeviceError
 from beamprof.models.formats import KV_BYTES
@@ -36,7 +36,10 @@ def latent_us(
     """
     kernels = device.latent
     if kernels is None:
-        raise DeviceError(f"{device.name}'s file has no constants for latent attention (MLA)")
+        raise DeviceError(
+            f"{device.name}'s file has no constants for latent attention (MLA)",
+            hint=devices_with("latent"),
+        )
     rate = device.compute.sms * device.compute.tensor_flops_per_clock * clocks_mhz
     decode_flops, chunk_flops = latent_flops(mixer, decodes, chunk)
     prompts, new_tokens, before = chunk

@@ -10,7 +10,7 @@ the chunks of a prompt are worked on side by side and only their states are hand
 import numpy as np
 
 from beamprof.devices.delta import Number, conv_clocks, scan_clocks, starts_us
-from beamprof.devices.device import Device
+from beamprof.devices.device import Device, devices_with
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
 from beamprof.models.recurrent import Mamba2
@@ -35,7 +35,8 @@ def mamba_us(
     if kernels is None:
         raise DeviceError(
             f"{device.name}'s file has no constants for gated delta nets, by which Mamba-2 layers "
-            "are modelled"
+            "are modelled",
+            hint=devices_with("delta"),
         )
     scan = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
     conv = conv_clocks(kernels, mixer.conv_channels, prompts * new_tokens)

@@ -108,7 +108,7 @@ class Diagnosis:
 def diagnose(
     *,
     restore_orphans: bool = False,
-    config: Path | None = None,
+    config: str | Path | None = None,
     state: StateFile | None = None,
     nvml: object = None,
 ) -> Diagnosis:
@@ -146,7 +146,7 @@ def diagnose(
         user_file=None if user is None else str(user),
         variables=tuple(sorted(name for name in os.environ if name.startswith("BEAM_"))),
         config=None if config is None else str(config),
-        config_checks=() if config is None else config_checks(config, gpus),
+        config_checks=() if config is None else config_checks(Path(config), gpus),
     )
 
 

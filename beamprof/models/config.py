@@ -32,6 +32,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
          "num_key_value_heads", "head_dim")  # fmt: skip
 HEAD_DIM = ("head_dim", "attention_head_dim")
 LENGTH = ("max_position_embeddings", "model_max_length", "seq_length")
+SHORTEST = 2  # tokens of a request
 NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 QKV_BIAS = ("attention_bias", "qkv_bias", "use_qkv_bias", "use_bias")
 TOWERS = ("vision_config", "audio_config", "vision_tower_config")
@@ -79,6 +80,9 @@ def shape_of(
     text, family_name, notes = _decoder(whole)
     family = FAMILIES[family_name]
     served, dtype_notes = _dtype(whole, text, dtype)
+    longest = text.size(*LENGTH)
+    if longest < SHORTEST:
+        raise text.wrong(next(n for n in LENGTH if text.has(n)), "2 or more (prompt and answer)")
     heads = text.several("num_attention_heads")
     kv_heads = text.several("num_key_value_heads", "multi_query_group_num", default=heads)
     hidden = text.size("hidden_size")
@@ -106,7 +110,7 @@ def shape_of(
         kv_heads=_kv_heads(decoder, kv_heads),
         head_dim=head_dim,
         vocab_size=text.size("vocab_size"),
-        max_model_len=text.size(*LENGTH),
+        max_model_len=longest,
         dtype=served,
         rope_theta=theta.number("rope_theta", default=10000.0),
         rms_norm_eps=text.number(*NORM_EPS, default=1e-6),

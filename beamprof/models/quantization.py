@@ -1,64 +1,46 @@
-"""Precision from a config's quantization_config: priced by class of tensor, or refused by name.
+"""Precision from a config's quantization_config: priced by part of a layer, or refused by name.
 
 The methods that engines serve most are read: fp8 (per tensor, channel or block), AWQ, GPTQ,
-compressed-tensors, ModelOpt, MXFP4. Lists of modules that stay in 16 bit decide by class of
-tensor; where they name some layers only, the class is priced as most of its layers are.
+compressed-tensors, ModelOpt, MXFP4. A method yields rules, from patterns of module names to a
+format; the first that names a tensor decides. Where layers of a kind differ all are priced as most
+of them are, and the precision says so.
 """
 
-import dataclasses
-import fnmatch
-import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.fields import Fields
-from beamprof.models.layers import Layer, MoeMlp
+from beamprof.models.layers import Attention, DenseMlp, Layer, MoeMlp, SideBySide
+from beamprof.models.modules import modules
+from beamprof.models.patterns import EVERYTHING, KINDS, matcher
 from beamprof.models.precision import Precision
 
-# Names under which checkpoints and engines know the tensors of a class, in layer L.
-MODULES: dict[str, tuple[str, ...]] = {
-    "attention": (
-        "model.layers.L.self_attn.q_proj",
-        "model.layers.L.self_attn.qkv_proj",
-        "model.layers.L.self_attn.o_proj",
-        "model.layers.L.self_attn.q_b_proj",
-        "model.layers.L.self_attn.kv_b_proj",
-        "model.layers.L.linear_attn.in_proj_qkvz",
-        "model.layers.L.mixer.in_proj",
-        "model.layers.L.mixer.q_proj",
-        "model.layers.L.mamba.in_proj",
-    ),
-    "mlp": (
-        "model.layers.L.mlp.gate_proj",
-        "model.layers.L.mlp.gate_up_proj",
-        "model.layers.L.mlp.down_proj",
-        "model.layers.L.mlp.shared_expert.down_proj",
-        "model.layers.L.mlp.shared_experts.down_proj",
-        "model.layers.L.feed_forward.down_proj",
-        "model.layers.L.mixer.down_proj",
-        "model.layers.L.mixer.shared_experts.down_proj",
-        "model.layers.L.shared_mlp.output_linear",
-    ),
-    "experts": (
-        "model.layers.L.mlp.experts",
-        "model.layers.L.mlp.experts.0.down_proj",
-        "model.layers.L.mlp.experts.0.gate_proj",
-        "model.layers.L.block_sparse_moe.experts.0.w1",
-        "model.layers.L.feed_forward.experts",
-        "model.layers.L.feed_forward.experts.down_proj",
-        "model.layers.L.block_sparse_moe.input_linear",
-        "model.layers.L.mixer.experts",
-        "model.layers.L.mixer.experts.0.down_proj",
-    ),
-}
 IGNORED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
+FIELDS = {"attention": ("attention", "attention_out"), "mlp": ("mlp", "mlp_down"),
+          "experts": ("experts",)}  # fmt: skip
+# The format of a class that a model lacks is told all the same: as if it had it.
+LACKING = Layer(Attention(1, 1, 1), DenseMlp(1)), Layer(Attention(1, 1, 1), MoeMlp(1, 1, 1))
+SEVERAL = "several formats"
+
+Rule = tuple[Sequence[str], str]  # patterns of module names, and the format of what they name
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What a config asks for: its rules, the first that fits decides, and the KV cache's format."""
+
+    rules: Sequence[Rule]
+    kv: str
 
 
 def read_precision(config: Fields, dtype: str, layers: Sequence[Layer]) -> Precision:
     """The formats of a model of these layers; ``dtype`` is its 16-bit format.
 
     Raises:
-        ModelShapeError: a method that is not priced, or a field that makes no sense.
+        ModelShapeError: a method or a mixture of formats that is not priced, a quantisation of
+            nothing that the model has, or a field that makes no sense.
     """
     quantization = config.inner("quantization_config") or config.inner("compression_config")
     if quantization is None:
@@ -66,114 +48,141 @@ def read_precision(config: Fields, dtype: str, layers: Sequence[Layer]) -> Preci
     method = quantization.text("quant_method").lower().replace("_", "-")
     if method not in METHODS:
         raise _refused(quantization, f"quant_method {method!r}")
-    quantised = dataclasses.replace(METHODS[method](quantization, dtype), method=method)
-    ignored = [pattern for name in IGNORED for pattern in quantization.texts(name)]
-    kept = {
-        tensor: dtype
-        for tensor, modules in MODULES.items()
-        if _mostly_ignored(ignored, modules, _holders(layers, tensor))
-    }
-    return dataclasses.replace(quantised, **kept)
+    scheme = METHODS[method](quantization, dtype)
+    objects = (quantization, quantization.inner("quantization"))
+    ignored = [text for one in objects if one for name in IGNORED for text in one.texts(name)]
+    rules = [(matcher(names), form) for names, form in ((ignored, dtype), *scheme.rules)]
+
+    def form_of(paths: Sequence[str]) -> str:
+        found = (form for matches, form in rules if any(map(matches, paths)))
+        return next(found, dtype)
+
+    formats: dict[str, str] = {}
+    odd: list[str] = []
+    quantised = scheme.kv != dtype
+    for tensor, fields in FIELDS.items():
+        found = _by_layer(tensor, layers, form_of)
+        most, count = (found or _by_layer(tensor, LACKING, form_of)).most_common(1)[0]
+        if found:
+            _check_priced(quantization, tensor, most, layers)
+        told = [dtype if form == SEVERAL else form for form in most]
+        formats |= dict(zip(fields, told, strict=True))
+        quantised |= any(set(one) != {dtype} for one in found)
+        if found and count < found.total():
+            odd.append(f"{found.total() - count} of {found.total()} layers' {tensor}")
+    if not quantised:
+        raise _refused(quantization, f"{method} that quantises nothing of this model")
+    return Precision(**formats, kv=scheme.kv, method=method, approximated=tuple(odd))
 
 
-def _holders(layers: Sequence[Layer], tensor: str) -> Sequence[int]:
-    """Which layers hold tensors of a class: not all do in a hybrid."""
-    if tensor == "attention":
-        return [i for i, layer in enumerate(layers) if layer.mixers]
-    if tensor == "experts":
-        return [i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeMlp)]
-    return [i for i, layer in enumerate(layers) if layer.mlp.projections(1)]
+def _by_layer(
+    tensor: str, layers: Sequence[Layer], form_of: Callable[[Sequence[str]], str]
+) -> Counter[tuple[str, ...]]:
+    """How many layers that hold a class have it in which formats, field by field."""
+    found: Counter[tuple[str, ...]] = Counter()
+    held = {layer: modules(layer) for layer in set(layers)}
+    for i, layer in enumerate(layers):
+        formats = []
+        for field in FIELDS[tensor]:
+            tensors = held[layer].get(field, ())
+            names = [[f"model.layers.{i}.{name}" for name in names] for names in tensors]
+            forms = {form_of(paths) for paths in names}
+            formats += [forms.pop() if len(forms) == 1 else SEVERAL] if forms else []
+        if formats:
+            found[tuple(formats)] += 1
+    return found
 
 
-def _mostly_ignored(ignored: Sequence[str], modules: Sequence[str], layers: Sequence[int]) -> bool:
-    """Whether the patterns take out a class in more than half of the layers that hold it."""
-    if not ignored or not layers:
-        return False
-    sampled = sorted({layers[round(i * (len(layers) - 1) / 8)] for i in range(9)})
-    hits = [
-        any(_matches(pattern, name.replace(".L.", f".{layer}.")) for pattern in ignored
-            for name in modules)
-        for layer in sampled
-    ]  # fmt: skip
-    return sum(hits) > len(hits) / 2
+def _check_priced(
+    config: Fields, tensor: str, formats: Sequence[str], layers: Sequence[Layer]
+) -> None:
+    """Raises ModelShapeError for a mixture of formats within one class that is not priced."""
+    if SEVERAL in formats:
+        raise _refused(config, f"projections of one kind ({tensor}) in several formats")
+    apart = any(
+        isinstance(layer.mixer, SideBySide)
+        if tensor == "attention"
+        else isinstance(layer.mlp, MoeMlp) and layer.mlp.latent_size
+        for layer in layers
+    )
+    if len(set(formats)) > 1 and apart:
+        raise _refused(config, f"{tensor} in {' and '.join(formats)} for such layers")
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Engines take patterns as regular expressions (re:), globs, full names, or parts of names."""
-    if pattern.startswith("re:"):
-        try:
-            return re.match(pattern[3:], name) is not None
-        except re.error:
-            raise ModelShapeError(
-                f"quantization_config: {pattern!r} is no regular expression"
-            ) from None
-    bare = pattern.removeprefix("language_model.").replace("model.language_model.", "model.")
-    bare = re.sub(r"^backbone\.", "model.", bare)  # Nemotron-H's checkpoints
-    if "*" in bare:
-        return fnmatch.fnmatch(name, bare) or fnmatch.fnmatch(name, f"model.{bare}")
-    parts, wanted = name.split("."), bare.split(".")
-    return any(parts[i : i + len(wanted)] == wanted for i in range(len(parts)))
-
-
-def _everywhere(form: str, kv: str) -> Precision:
-    return Precision(form, form, form, kv)
-
-
-def _fp8(config: Fields, dtype: str) -> Precision:
+def _fp8(config: Fields, dtype: str) -> Scheme:
     block = config.sizes("weight_block_size")
     if block and block != (128, 128):
         raise _refused(config, f"weight_block_size {list(block)}")
-    return _everywhere("fp8_block" if block else "fp8", dtype)
+    return Scheme([([EVERYTHING], "fp8_block" if block else "fp8")], dtype)
 
 
-def _integers(config: Fields, dtype: str) -> Precision:
-    """AWQ and GPTQ: integers of 4 or 8 bits, unpacked to 16 bit before they are multiplied."""
+def _awq(config: Fields, dtype: str) -> Scheme:
+    """Integers of 4 or 8 bits, unpacked to 16 bit before they are multiplied."""
+    return Scheme([([EVERYTHING], _integers(config, 4))], dtype)
+
+
+def _gptq(config: Fields, dtype: str) -> Scheme:
+    """As AWQ; GPTQModel's ``dynamic`` leaves modules out (-:) or gives them other bits (+:)."""
+    if config.has("modules_in_block_to_quantize"):
+        raise _refused(config, "modules_in_block_to_quantize")
+    form = _integers(config, 4)
     bits = config.size("bits", "w_bit", "wbits", default=4)
+    rules: list[Rule] = []
+    dynamic = config.inner("dynamic")
+    for pattern in dynamic.values if dynamic else ():
+        assert dynamic is not None
+        sign, bare = (pattern[:2], pattern[2:]) if pattern[:2] in ("-:", "+:") else ("+:", pattern)
+        changed = dynamic.inner(pattern)
+        of = dtype if sign == "-:" or changed is None else _integers(changed, bits)
+        rules.append(([f"re:{bare}"], of))
+    return Scheme([*rules, ([EVERYTHING], form)], dtype)
+
+
+def _integers(config: Fields, default: int) -> str:
+    bits = config.size("bits", "w_bit", "wbits", default=default)
     if bits not in (4, 8):
         raise _refused(config, f"{bits} bits")
-    return _everywhere("int4" if bits == 4 else "int8_wo", dtype)
+    return "int4" if bits == 4 else "int8_wo"
 
 
-def _mxfp4(config: Fields, dtype: str) -> Precision:
+def _mxfp4(config: Fields, dtype: str) -> Scheme:
     """gpt-oss: only the experts are quantised."""
     del config
-    return Precision(dtype, dtype, "mxfp4", dtype)
+    return Scheme([([r"re:.*\.experts\b"], "mxfp4")], dtype)
 
 
-def _compressed_tensors(config: Fields, dtype: str) -> Precision:
+def _compressed_tensors(config: Fields, dtype: str) -> Scheme:
     groups = config.inner("config_groups")
     if groups is None or not groups.values:
         raise ModelShapeError(f"{config.where} lacks the field 'config_groups'")
     if config.has("sparsity_config") and _is_sparse(config):
         raise _refused(config, "sparsity_config: sparse weights")
-    formats = {}
+    rules: list[Rule] = []
     for name in groups.values:
         group = groups.inner(name)
         if group is None:
             raise groups.wrong(name, "an object")
-        targets = group.texts("targets") or ("Linear",)
-        formats[targets] = _group_format(group)
-    by_class = {}
-    for tensor, modules in MODULES.items():
-        found = [form for targets, form in formats.items() if _targeted(targets, modules)]
-        by_class[tensor] = found[0] if found else dtype
-    return Precision(**by_class, kv=_kv(config, dtype))
+        rules.append((group.texts("targets") or ("Linear",), _group_format(group)))
+    # A target that names modules goes before one that names their class.
+    by_name = [([t for t in targets if t not in KINDS], form) for targets, form in rules]
+    by_kind = [([t for t in targets if t in KINDS], form) for targets, form in rules]
+    return Scheme([*by_name, *by_kind], _kv(config, dtype))
 
 
 def _kv(config: Fields, dtype: str) -> str:
+    """By compressed-tensors' scheme of the KV cache."""
     scheme = config.inner("kv_cache_scheme")
-    return "fp8" if scheme and scheme.size("num_bits", default=8) == 8 else dtype
+    if scheme is None:
+        return dtype
+    bits, kind = scheme.size("num_bits", default=8), scheme.text("type", "float")
+    if (bits, kind) != (8, "float"):
+        raise _refused(scheme, f"a KV cache of {kind}s of {bits} bits")
+    return "fp8"
 
 
 def _is_sparse(config: Fields) -> bool:
     sparsity = config.inner("sparsity_config")
     return sparsity is not None and sparsity.text("format", "dense") != "dense"
-
-
-def _targeted(targets: Sequence[str], modules: Sequence[str]) -> bool:
-    kinds = ("Linear", "FusedMoE", "RoutedExperts")
-    names = [name.replace(".L.", ".1.") for name in modules]
-    return any(t in kinds or _matches(t, name) for t in targets for name in names)
 
 
 def _group_format(group: Fields) -> str:
@@ -197,24 +206,27 @@ def _group_format(group: Fields) -> str:
     return form
 
 
-def _modelopt(config: Fields, dtype: str) -> Precision:
+def _modelopt(config: Fields, dtype: str) -> Scheme:
     inner = config.inner("quantization") or config
     algorithm = inner.text("quant_algo").upper()
     known = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
              "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "W4A16_AWQ": "int4"}  # fmt: skip
     if algorithm not in known:
         raise _refused(config, f"quant_algo {algorithm!r}")
-    kv = "fp8" if inner.text("kv_cache_quant_algo").upper() == "FP8" else _kv(config, dtype)
-    return _everywhere(known[algorithm], kv)
+    cache = inner.text("kv_cache_quant_algo").upper()
+    if cache not in ("", "NONE", "FP8"):
+        raise _refused(inner, f"kv_cache_quant_algo {cache!r}")
+    kv = "fp8" if cache == "FP8" else _kv(inner, _kv(config, dtype))
+    return Scheme([([EVERYTHING], known[algorithm])], kv)
 
 
-METHODS: dict[str, Callable[[Fields, str], Precision]] = {
+METHODS: dict[str, Callable[[Fields, str], Scheme]] = {
     "fp8": _fp8,
     "fbgemm-fp8": _fp8,
-    "awq": _integers,
-    "awq-marlin": _integers,
-    "gptq": _integers,
-    "gptq-marlin": _integers,
+    "awq": _awq,
+    "awq-marlin": _awq,
+    "gptq": _gptq,
+    "gptq-marlin": _gptq,
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
     "modelopt": _modelopt,

@@ -4,7 +4,6 @@ registry.toml holds the deciding fields of each config.json, under Hugging Face'
 reader serves files and registry alike.
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -15,10 +14,8 @@ from typing import Any
 
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import read_config, shape_of
+from beamprof.models.names import letters, meant
 from beamprof.models.shape import ModelShape
-
-# What finetuning and packaging add to a name; shapes do not follow it.
-SUFFIXES = r"-(instruct|chat|base|it|hf|thinking|\d{4}|v\d+(\.\d+)?)$"
 
 
 def resolve_model(model: str, *, dtype: str | None = None) -> ModelShape:
@@ -44,14 +41,12 @@ def resolve_model(model: str, *, dtype: str | None = None) -> ModelShape:
     name = registry_name(model)
     if name is not None:
         return _shape(name, dtype)
-    close = difflib.get_close_matches(model.lower().rpartition("/")[2], _names(), n=1, cutoff=0.5)
     raise ModelShapeError(
         f"unknown model {model!r}",
         cause="it is neither in BEAM's registry, nor in the local Hugging Face cache, nor a "
         "directory with a config.json",
-        hint=(f"did you mean {_names()[close[0]]}? " if close else "")
-        + f"known models: {', '.join(sorted(entries()))}; or give a directory that holds the "
-        "model's config.json",
+        hint=f"{meant(model, _names())}known models: {', '.join(sorted(entries()))}; or give a "
+        "directory that holds the model's config.json",
     )
 
 
@@ -66,12 +61,15 @@ def registry_name(model: str) -> str | None:
     return by_letters.get(letters(wanted.rpartition("/")[2]))
 
 
-def letters(name: str) -> str:
-    """A name without what does not change a shape: case, dashes, finetuning's suffixes."""
-    name = name.lower().replace("_", "-")
-    while (shorter := re.sub(SUFFIXES, "", name)) != name:
-        name = shorter
-    return re.sub(r"[^a-z0-9.]", "", name.removeprefix("meta-"))
+def table_names(model: str) -> set[str]:
+    """What tables of a model may call it: as written, as the registry does, after its folder."""
+    names = {model, registry_name(model) or model, model.rpartition("/")[2].lower()}
+    try:
+        path = Path(model).expanduser()
+        folder = path if path.is_dir() else path.parent if path.suffix == ".json" else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home that is nobody's
+        folder = None
+    return names if folder is None else {*names, folder.resolve().name}
 
 
 @cache

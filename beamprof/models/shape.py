@@ -7,10 +7,10 @@ tensor, pipeline and expert parallelism yields a StageShape, what one GPU of one
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from beamprof.errors import ModelShapeError
-from beamprof.models.formats import FORMATS
 from beamprof.models.layers import (
     Attention,
     DenseMlp,
@@ -63,15 +63,19 @@ class StageShape:
     @property
     def weights(self) -> int:
         """Weights of the decoder layers on this GPU (elements); all experts that it holds."""
-        return sum(sum(self._weights(group.layer).values()) * group.count for group in self.groups)
+        return sum(
+            _elements(sizes) * group.count
+            for group in self.groups
+            for sizes in self._projections(group.layer).values()
+        )
 
     @property
     def weight_bytes(self) -> float:
         """Their bytes."""
         return sum(
-            count * self.precision.weight_bytes(tensor) * group.count
+            self.precision.weight_bytes(tensor, sizes) * group.count
             for group in self.groups
-            for tensor, count in self._weights(group.layer).items()
+            for tensor, sizes in self._projections(group.layer).items()
         )
 
     @property
@@ -83,11 +87,12 @@ class StageShape:
     @property
     def linear_flops_per_token(self) -> float:
         """FLOPs of the stage's GEMMs for one token on this GPU: of the experts, those it uses."""
-        return 2.0 * sum(
-            group.count * (sum(weights.values()) - _unused_experts(group.layer, weights["experts"]))
-            for group in self.groups
-            for weights in (self._weights(group.layer),)
-        )
+        total = 0.0
+        for group in self.groups:
+            sizes = self._projections(group.layer)
+            unused = _unused_experts(group.layer, _elements(sizes["experts"]))
+            total += group.count * (sum(map(_elements, sizes.values())) - unused)
+        return 2.0 * total
 
     @property
     def attention_flops_per_pair(self) -> float:
@@ -114,16 +119,22 @@ class StageShape:
             raise ModelShapeError("this stage holds layers of several kinds")
         return self.groups[0].layer
 
-    def _weights(self, layer: Layer) -> dict[str, int]:
-        """GEMM weights of one layer on this GPU, by class of tensor."""
+    def _projections(self, layer: Layer) -> dict[str, tuple[tuple[int, int], ...]]:
+        """(outputs, inputs) of one layer's GEMMs on this GPU, by class of tensor."""
         hidden = self.hidden_size
-        dense = sum(n * k for n, k in layer.mlp.projections(hidden))
-        experts = 0
+        experts: tuple[tuple[int, int], ...] = ()
         if isinstance(layer.mlp, MoeMlp):
-            one = sum(n * k for n, k in layer.mlp.expert_projections(hidden))
-            experts = one * layer.mlp.local_experts
-        mixer = sum(n * k for n, k in layer.mixer.projections(hidden))
-        return {"attention": mixer, "mlp": dense, "experts": experts}
+            local = layer.mlp.local_experts
+            experts = tuple((local * n, k) for n, k in layer.mlp.expert_projections(hidden))
+        return {
+            "attention": layer.mixer.projections(hidden),
+            "mlp": layer.mlp.projections(hidden),
+            "experts": experts,
+        }
+
+
+def _elements(projections: Sequence[tuple[int, int]]) -> int:
+    return sum(outputs * inputs for outputs, inputs in projections)
 
 
 def _unused_experts(layer: Layer, experts: int) -> float:
@@ -186,7 +197,7 @@ class ModelShape:
         """The shape as it stands in a table's metadata: layers counted by kind."""
         fields = dataclasses.asdict(dataclasses.replace(self, special_layers=(), notes=()))
         del fields["notes"], fields["special_layers"], fields["quantised"]
-        fields["precision"] = dataclasses.asdict(self.precision)
+        fields["precision"] = self.precision.to_dict()
         fields["kinds"] = [
             {
                 "count": group.count,
@@ -217,8 +228,7 @@ class ModelShape:
                 )
         self._check_ep(tp, ep, dp)
         self._check_tp(tp, ep, dp)
-        counts = stage_layers(self.layers, pp)
-        if min(counts) < 1:
+        if pp > self.layers or min(counts := stage_layers(self.layers, pp)) < 1:
             raise ModelShapeError(
                 f"--pp {pp} is over {self.name}'s {self.layers} layers",
                 cause="every stage needs a layer at least",
@@ -241,7 +251,7 @@ class ModelShape:
         moe = f", experts {experts.intermediate_size} wide" if experts else ""
         mamba = next((m for k in self.kinds for m in k.layer.mixers if isinstance(m, Mamba2)), None)
         moe += f", {mamba.heads} Mamba heads in {mamba.groups} groups" if mamba else ""
-        blocks = " in fp8 blocks of 128" if "fp8_block" in self._formats else ""
+        blocks = " in fp8 blocks of 128" if "fp8_block" in self.precision.weights else ""
         raise ModelShapeError(
             f"--tp {tp} does not divide {self.name}: {self.heads} heads, "
             f"{self.kv_heads} KV heads, intermediate size {self.intermediate_size}{moe}{blocks}",
@@ -255,8 +265,9 @@ class ModelShape:
         widths = []
         for kind in self.kinds:
             mlp = kind.layer.split(tp, ep, dp).mlp
-            form = self.precision.experts if isinstance(mlp, MoeMlp) else self.precision.mlp
-            if form == "fp8_block" and not isinstance(mlp, NoMlp):
+            precision = self.precision
+            forms = (precision.experts,) if isinstance(mlp, MoeMlp) else precision.formats("mlp", 2)
+            if "fp8_block" in forms and not isinstance(mlp, NoMlp):
                 widths.append(mlp.intermediate_size)
         return all(width % FP8_BLOCK == 0 for width in widths)
 
@@ -280,10 +291,6 @@ class ModelShape:
                 f"--dp {dp} of a model without experts is so many replicas",
                 hint="profile one replica, without --dp",
             )
-
-    @property
-    def _formats(self) -> set[str]:
-        return {self.precision.attention, self.precision.mlp, self.precision.experts} & set(FORMATS)
 
 
 def _told(part: Mixer | Mlp) -> dict[str, object]:

@@ -43,6 +43,10 @@ class ProfileRequest:
     force: bool = False
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        if self.output is not None:  # a name will do
+            object.__setattr__(self, "output", Path(self.output))
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -112,8 +116,13 @@ def prepare(request: ProfileRequest, *, choice: Choice | None = None) -> Prepare
     weights_gb = stage.weight_bytes / 1e9
     notes.extend(f"model: {note}" for note in model.notes)
     notes.extend(shape_notes(model, stage))
-    if choice.modelled and (unmeasured := assumed(stage)):
-        notes.append(unmeasured)
+    if choice.modelled and spec.assume_power_w is not None:
+        notes.append(
+            f"{spec.origins['assume_power']}: {spec.assume_power_w:g} W is assumed nowhere, as "
+            "energy is modelled too"
+        )
+    if choice.modelled and choice.device_file is not None:
+        notes += filter(None, (assumed(stage, choice.device_file),))
     memory_gb = gpu_memory_bytes(choice) / 1e9
     if choice.modelled and weights_gb > memory_gb:
         notes.append(

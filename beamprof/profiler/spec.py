@@ -44,6 +44,9 @@ class SweepSpec:
     origins: Mapping[str, str]
 
 
+# Beyond it no interval narrows by what the hours cost: it goes with the root of their number.
+MOST_TRIALS = 100
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("model", "model", a_name, None,
             "registry name, Hugging Face id or directory with config.json",
@@ -74,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
             "longest context of one request, in tokens; the model's own up to 8192", "8192"),
     Setting("cells_per_clock", "cells_per_clock", whole(12), 60,
             "at most so many passes are told apart at each clock", "60"),
-    Setting("trials", "trials", whole(1), None,
+    Setting("trials", "trials", whole(1, MOST_TRIALS), None,
             "how often each cell is measured; 2, and 1 where modelled", "2"),
     Setting("window", "window_s", parse_duration_s, None,
             "how long one trial repeats its pass; 0.8s to 2.5s, what the budget leaves", '"1s"'),

@@ -32,6 +32,7 @@ from beamprof.replay.record import Record
 from beamprof.replay.results import check_frames_writable, frames_of, write_frames
 from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import Site, site_of
+from beamprof.traces.importing import as_trace
 from beamprof.traces.prefixes import prefix_reuse
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
@@ -143,13 +144,13 @@ class ReplayReport:
 
 
 def replay(
-    table: PerfTable,
-    trace: Trace,
+    table: PerfTable | str | Path,
+    trace: Trace | str | Path,
     policies: Sequence[str],
     options: ReplayOptions | None = None,
     *,
-    plant_table: PerfTable | None = None,
-    output: Path | None = None,
+    plant_table: PerfTable | str | Path | None = None,
+    output: str | Path | None = None,
     force: bool = False,
     command: str = "",
     progress: Callable[[str], None] = lambda name: None,
@@ -173,6 +174,9 @@ def replay(
         TraceError: requests over max_model_len, by OverLimit.ERROR, or none left.
         OutputError: files exist, or cannot be written.
     """
+    table = PerfTable.of(table)
+    trace = as_trace(trace)
+    output = None if output is None else Path(output)
     options = options or ReplayOptions()
     if output is not None:
         check_frames_writable(output, force=force)
@@ -182,7 +186,7 @@ def replay(
     }
     if options.max_model_len is not None:
         trace = cap_total_tokens(trace, options.max_model_len, options.over_limit, MAX_MODEL_LEN)
-    plant_table = plant_table or table
+    plant_table = table if plant_table is None else PerfTable.of(plant_table)
     check_classes(trace, dict(options.classes))
     site, assumed = site_of(table, plant_table, options)
     largest = max(*CHUNKS, *(policy.max_batched_tokens for policy in playable.values()))

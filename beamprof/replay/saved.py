@@ -69,13 +69,14 @@ class SavedReplay:
             return pl.concat([before, mine.filter(inside)]).collect()
 
 
-def load_replay(folder: Path) -> SavedReplay:
+def load_replay(folder: str | Path) -> SavedReplay:
     """Read a replay's folder.
 
     Raises:
         ReportError: a file is missing, is no Parquet file, is none of a replay's, or was written
             by another replay than the others.
     """
+    folder = Path(folder)
     found = {name: folder / f"{name}.parquet" for name in FILES}
     missing = [path.name for path in found.values() if not there_is(path)]
     if missing:

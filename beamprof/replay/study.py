@@ -118,7 +118,7 @@ class StudyPlan:
 
 def study(
     spec: StudySpec,
-    output: Path,
+    output: str | Path,
     *,
     force: bool = False,
     on: On = On.LOCAL,
@@ -145,6 +145,7 @@ def study(
         ReplayError: a policy that no table knows; Ray asked for and not there.
         OutputError: the output exists, or cannot be written.
     """
+    output = Path(output)
     began_s = time.monotonic()
     stop = stop or Stop()
     check_writable(output, force=force)

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_runtime.types import Knobs
-from beamprof.decide.decide import Answer, Point, Space
+from beamprof.decide.decide import Answer
+from beamprof.decide.points import Point, Space
 from beamprof.report.page import block, fitted_block, heading, next_command, plain_table, sentence
 from beamprof.report.terminal import BEST, BEST_ASCII, SHADE_BOUNDS, SHADE_STYLES
 from beamprof.slo import stream_words
@@ -107,8 +108,8 @@ def _facts(answer: Answer) -> Table:
     facts.add_row("state", answer.state)
     facts.add_row("because", _as_read(answer.why))
     first, stream = f"SLO {format_duration(answer.slo.ttft_ms / 1e3)}", stream_words(answer.slo)
-    facts.add_row("TTFT", _promise(chosen.ttft_ms, chosen.ttft_excess_ms, first))
-    facts.add_row("TBT", _promise(chosen.tbt_ms, chosen.tbt_excess_ms, f"SLO {stream}"))
+    facts.add_row("TTFT", _promise(chosen, "TTFT", first))
+    facts.add_row("TBT", _promise(chosen, "TBT", f"SLO {stream}"))
     if answer.limits:
         facts.add_row("limits", f"{answer.limits}; slower settings are left out")
     total_j = answer.active_energy_j + answer.idle_energy_j
@@ -131,9 +132,15 @@ def _facts(answer: Answer) -> Table:
     return facts
 
 
-def _promise(worst_ms: float | None, excess_ms: float | None, slo: str) -> str:
-    if worst_ms is None or excess_ms is None:
-        return f"nothing to promise ({slo})"
+def _promise(chosen: Point, name: str, slo: str) -> str:
+    first = name == "TTFT"
+    worst_ms = chosen.ttft_ms if first else chosen.tbt_ms
+    excess_ms = chosen.ttft_excess_ms if first else chosen.tbt_excess_ms
+    if worst_ms is None:
+        blocked = f"{name} not before" in chosen.verdict
+        return f"{'no end in sight' if blocked else 'nothing to promise'} ({slo})"
+    if excess_ms is None:
+        return f"{format_ms(worst_ms)} at worst; {slo}, over before anything was decided"
     # What rounds to nothing is no lack.
     side = "to spare" if excess_ms < 0.5 else "too much"
     return (

@@ -58,8 +58,8 @@ class WrittenReport:
 
 
 def write_report(
-    paths: Sequence[Path],
-    output: Path | None = None,
+    paths: Sequence[str | Path],
+    output: str | Path | None = None,
     *,
     window: Window | None = None,
     force: bool = False,
@@ -80,7 +80,8 @@ def write_report(
         BeamError: a decision log that cannot be read.
         OutputError: the output exists, or cannot be written.
     """
-    inputs = tuple(dict.fromkeys(_input(path) for path in paths))
+    output = None if output is None else Path(output)
+    inputs = tuple(dict.fromkeys(_input(Path(path)) for path in paths))
     if not inputs:
         raise ReportError("there is nothing to report on", hint=_TAKES)
     output = output or _beside(inputs[0][0])

@@ -103,7 +103,7 @@ def cached_words(report: ReplayReport) -> str:
 
 def answer(report: ReplayReport) -> str:
     """The sentence that stands first: the cheapest policy that loses nothing, and its price."""
-    unkept = _unkept(report)
+    unkept = why_unkept(report)
     if unkept:
         return unkept
     best_goodput = max(report.vanilla.goodput, report.static.metrics.goodput)
@@ -161,7 +161,7 @@ def _price(rung: Rung, report: ReplayReport) -> str:
     )
 
 
-def _unkept(report: ReplayReport) -> str:
+def why_unkept(report: ReplayReport) -> str:
     """Why no energy is worth comparing; empty where it is."""
     slo = report.options.slo
     most = max(report.rungs, key=lambda rung: rung.metrics.goodput)

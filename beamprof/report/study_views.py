@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from beamprof.replay.policies.registry import VANILLA
+from beamprof.replay.policies.registry import STATIC_BEST, VANILLA
 from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study import StudyPlan, StudyResult
 from beamprof.replay.study_cells import Failure, row_slo
@@ -46,8 +46,12 @@ def show_study(result: StudyResult, console: Console) -> None:
     if result.output:
         wrote(console, result.output)
         next_command(console, f"beam report {result.output}")
-    else:
+    elif result.remaining:
         next_command(console, "the same command again: what is done is not played again")
+    else:
+        hints = dict.fromkeys(one.hint for one in result.failures if one.hint)
+        mended = "; ".join(hints) or "mend what is told of the cells that failed"
+        next_command(console, f"{mended}; then the same command again")
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
@@ -93,11 +97,18 @@ def _answer(result: StudyResult) -> str:
             f"Stopped by {result.stopped_by}: {done} of {result.cells} cells are done, in "
             f"{result.folder}; {result.remaining} are left."
         )
+    if not result.frame.height:
+        return (
+            f"No cell was played to its end, {len(result.failures)} failed: what saves energy is "
+            "not known."
+        )
     begun = f"{done} of {result.cells} cells in {format_duration(result.duration_s)}"
     if result.kept:
         begun += f" ({result.kept} were done before)"
     if result.failures:
         begun += f", {len(result.failures)} failed"
+    if not comparable(result.frame).height:
+        return f"{begun}: no policy can be compared with vanilla and static:best."
     if nobody_keeps(result.frame):
         return (
             f"{begun}: no policy keeps its SLO for half of the requests in any cell; what they "
@@ -110,9 +121,11 @@ def _answer(result: StudyResult) -> str:
         _known(best, name) for name in ("energy_to_vanilla", "energy_to_static", "slowdown")
     )
     span = f" ({of_vanilla.min():.2f} to {of_vanilla.max():.2f})" if best.height > 1 else ""
+    is_static = best["policy"][0] == STATIC_BEST
+    beside = "" if is_static else f" and {of_static.mean():.2f} of the best static setting's"
     return (
-        f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy{span} "
-        f"and {of_static.mean():.2f} of the best static setting's; its requests take "
+        f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy{span}"
+        f"{beside}; its requests take "
         f"{slower.mean():.2f} times as long as vanilla's; {_beside_vanilla(best)}."
     )
 
@@ -133,10 +146,14 @@ def _best(frame: pl.DataFrame) -> pl.DataFrame | None:
     def energy(rows: pl.DataFrame) -> float:
         return float(_known(rows, "energy_to_vanilla").mean())
 
-    comparable = with_as_good(frame).drop_nulls(list(_NUMBERS)).filter(pl.col("policy") != VANILLA)
-    rivals = [rows for _, rows in comparable.group_by("policy", maintain_order=True)]
+    rivals = [rows for _, rows in comparable(frame).group_by("policy", maintain_order=True)]
     best = min(rivals, key=lambda rows: (-_as_good(rows), energy(rows)), default=None)
     return best if best is not None and energy(best) < 1 else None
+
+
+def comparable(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows of policies whose cell, vanilla's and static:best's all were played."""
+    return with_as_good(frame).drop_nulls(list(_NUMBERS)).filter(pl.col("policy") != VANILLA)
 
 
 def with_as_good(frame: pl.DataFrame) -> pl.DataFrame:

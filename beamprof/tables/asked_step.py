@@ -20,12 +20,12 @@ def check_step(
     """Ask for what is missing, with values that this table can answer.
 
     Raises:
-        SweepError: decodes without their context, or a context without its requests.
-        CoverageError: no tokens at all.
+        SweepError: no tokens at all, decodes without their context, or a context without its
+            requests.
     """
     steps = list(forward_steps(table.rows(RowKind.FORWARD)))
     if prefill + decode == 0 and not prefill_context and not decode_context:
-        raise CoverageError(
+        raise SweepError(
             "a step without tokens costs nothing: nothing to look up",
             hint=f"name a chunk or decodes, for example {step_flags(steps[len(steps) // 2])}",
         )

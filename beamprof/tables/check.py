@@ -4,6 +4,8 @@ The loader has refused what is broken (damaged, not finite, duplicated, in anoth
 table that loads is judged. The limits and why they are there:
 
     clocks               2 or more: with one there is nothing to choose.
+    clocks on offer      all of them: a clock that no GPU can be locked to was none that a pass ran
+                         at, and a controller would ask for it in vain.
     kinds of steps       chunks and decodes: what was never measured costs nothing in a forecast.
     contexts             the cost of KV context must follow from the rows: tables with a single
                          context are 6 to 17 % wrong on mixed batches.
@@ -42,6 +44,7 @@ What this cannot know: whether the GPU that will serve is like the one that was 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import StepShape
@@ -62,6 +65,7 @@ from beamprof.tables.findings import (
     judge_kinds,
     judge_noise,
     judge_odd_clock,
+    judge_offered,
     judge_outliers,
     judge_reached,
     judge_rises,
@@ -123,13 +127,14 @@ class TableCheck:
         return all(finding.ok is not False for finding in self.findings)
 
 
-def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
+def check_table(table: PerfTable | str | Path, limits: Limits | None = None) -> TableCheck:
     """Examine a loaded table.
 
     Args:
         table: as PerfTable.load returned it.
         limits: what to hold it against.
     """
+    table = PerfTable.of(table)
     limits = limits or Limits()
     grid = CellGrid.of(table)
     latency, energy = (
@@ -151,6 +156,7 @@ def check_table(table: PerfTable, limits: Limits | None = None) -> TableCheck:
     not_reached = count_not_reached(table)
     findings = (
         judge_clocks(grid),
+        judge_offered(table),
         judge_kinds(table, grid),
         judge_contexts(table, grid),
         judge_between_clocks(by_clock, limits),

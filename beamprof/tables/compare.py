@@ -8,6 +8,7 @@ between A's clocks and token counts. B's rows that lie outside A are skipped and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,9 @@ class Comparison:
     differences: tuple[str, ...]
 
 
-def compare_tables(a: PerfTable, b: PerfTable, *, force: bool = False) -> Comparison:
+def compare_tables(
+    a: PerfTable | str | Path, b: PerfTable | str | Path, *, force: bool = False
+) -> Comparison:
     """Judge A at B's rows.
 
     Args:
@@ -69,6 +72,7 @@ def compare_tables(a: PerfTable, b: PerfTable, *, force: bool = False) -> Compar
         TableError: the tables are of different model shapes, tp or pp.
         AnswerIsNo: nothing of B lies inside A.
     """
+    a, b = PerfTable.of(a), PerfTable.of(b)
     differences = _differences(a, b)
     if differences and not force:
         raise TableError(

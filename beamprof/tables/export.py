@@ -33,7 +33,7 @@ class TableExport:
 
 
 def export_table(
-    table: PerfTable, output: str | Path, *, file_format: str, force: bool = False
+    table: PerfTable | str | Path, output: str | Path, *, file_format: str, force: bool = False
 ) -> TableExport:
     """Write a table in another format.
 
@@ -47,6 +47,7 @@ def export_table(
         ImportFormatError: an unknown format.
         OutputError: the output exists without force, cannot be written, or no row fits the format.
     """
+    table = PerfTable.of(table)
     writers = _writers()
     if file_format not in writers:
         raise ImportFormatError(

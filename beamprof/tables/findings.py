@@ -19,6 +19,7 @@ from beamprof.tables.falls import Fall
 from beamprof.tables.grid import CellGrid, describe_step
 from beamprof.tables.leave_one_out import CellError, ClockError, RelativeError, between_clocks
 from beamprof.tables.noise import Noise, Outlier, Residuals, Rise, odd_clock
+from beamprof.tables.offered_clocks import not_offered, offered_mhz
 
 # A GPU that runs this far below its lock does not run at it.
 REACHED_SHARE = 0.99
@@ -74,6 +75,21 @@ def judge_clocks(grid: CellGrid) -> Finding:
             "profile more of them: --clocks all",
         )
     return Finding("clocks", True, f"{len(clocks)} clocks, {clocks[0]} to {clocks[-1]} MHz")
+
+
+def judge_offered(table: PerfTable) -> Finding:
+    """Can its GPUs be locked to its clocks?"""
+    name = "clocks on offer"
+    if not offered_mhz(table):
+        return Finding(name, None, "which clocks its GPUs offer is not known")
+    wrong = not_offered(table, table.clocks_mhz)
+    if not wrong:
+        return Finding(name, True, f"{table.device} offers all of them")
+    text = (
+        f"{len(wrong)} of {len(table.clocks_mhz)} that {table.device} does not offer: "
+        f"{', '.join(map(str, wrong[:4]))}{' ...' if len(wrong) > 4 else ''} MHz"
+    )
+    return Finding(name, False, text, "is it of other GPUs, or of clocks reached, not locked?")
 
 
 def judge_kinds(table: PerfTable, grid: CellGrid) -> Finding:

@@ -12,6 +12,7 @@ from beam_runtime.table.schema import RowKind
 from beamprof.devices.device import resolve_device
 from beamprof.errors import DeviceError
 from beamprof.files import check_writable
+from beamprof.tables.findings import judge_offered
 from beamprof.tables.importers import ImportedTable, ImportOverrides, importer
 from beamprof.tables.importers.idle_rows import with_idle_rows
 from beamprof.tables.table_file import write_table
@@ -69,8 +70,14 @@ def import_table(
         output_path=output,
         file_format=file_format,
         dropped_rows=imported.dropped_rows,
-        notes=imported.notes + added,
+        notes=imported.notes + added + _odd_clocks(table),
     )
+
+
+def _odd_clocks(table: PerfTable) -> tuple[str, ...]:
+    """A note where its GPUs cannot be locked to its clocks."""
+    finding = judge_offered(table)
+    return () if finding.ok is not False else (f"clocks: {finding.text}; {finding.hint}",)
 
 
 def _with_idle_power(

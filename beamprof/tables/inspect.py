@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,8 +114,9 @@ class TableView:
     check: TableCheck
 
 
-def inspect_table(table: PerfTable) -> TableView:
+def inspect_table(table: PerfTable | str | Path) -> TableView:
     """Look at a loaded table from every side."""
+    table = PerfTable.of(table)
     grid = CellGrid.of(table)
     ridge = _ridge(grid)
     idle = table.rows(RowKind.IDLE)

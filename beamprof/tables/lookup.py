@@ -1,6 +1,7 @@
 """What one step costs, by the table: at one clock or at all, and how the answer was reached."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Origin, StepShape
 from beamprof.tables.grid import forward_steps
+from beamprof.tables.offered_clocks import check_offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,11 @@ class Lookup:
 
 
 def lookup_step(
-    table: PerfTable, step: StepShape, *, clock_mhz: int | None = None, extrapolate: bool = False
+    table: PerfTable | str | Path,
+    step: StepShape,
+    *,
+    clock_mhz: int | None = None,
+    extrapolate: bool = False,
 ) -> Lookup:
     """Ask a table for a step's latency and energy.
 
@@ -70,13 +76,17 @@ def lookup_step(
 
     Raises:
         CoverageError: no tokens, or outside the table without ``extrapolate``.
+        ClockUnavailableError: a clock that the table's GPUs do not offer.
         TableError: a table too small to fit.
     """
+    table = PerfTable.of(table)
     if step.tokens == 0:
         raise CoverageError(
             "a step without tokens costs nothing: nothing to look up",
             hint="name a chunk or decodes: --prefill 256, --decode 32 --decode-context 40000",
         )
+    if clock_mhz is not None and table.clocks_mhz[0] <= clock_mhz <= table.clocks_mhz[-1]:
+        check_offered(table, clock_mhz)
     cost = StepCost.from_table(table, None if clock_mhz is None else [clock_mhz])
     outside = cost.fit.outside(step)
     if outside and not extrapolate:

@@ -75,20 +75,26 @@ class ImportOptions:
             )
 
 
-def open_trace(path: Path) -> Trace:
+def open_trace(path: str | Path) -> Trace:
     """A trace from a file in any form (``-``: standard input): ours, or any known format.
 
     Raises:
         TraceError: a trace of ours that is damaged, or rows that are no requests.
         ImportFormatError: a foreign file that no importer knows.
     """
+    path = Path(path)
     if path.name and there_is(sidecar_path(path)):
         return load_trace(path)
     return import_trace(path)
 
 
+def as_trace(trace: Trace | str | Path) -> Trace:
+    """The trace itself, or the one in the file of that name. Raises as open_trace."""
+    return trace if isinstance(trace, Trace) else open_trace(trace)
+
+
 def import_trace(
-    path: Path, *, format_name: str | None = None, options: ImportOptions | None = None
+    path: str | Path, *, format_name: str | None = None, options: ImportOptions | None = None
 ) -> Trace:
     """Read a foreign trace.
 
@@ -101,6 +107,7 @@ def import_trace(
         ImportFormatError: the file is not of that format, or of none.
         TraceError: rows that are no requests, out of order, or none left.
     """
+    path = Path(path)
     options = options or ImportOptions()
     if format_name is not None:
         importer_named(format_name)

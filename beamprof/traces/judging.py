@@ -36,8 +36,10 @@ def reason_of(columns: list[str]) -> pl.Expr:
         tokens = pl.col(name)
         no_count = tokens.is_null() | ~tokens.is_finite() | (tokens != tokens.floor())
         reason = (
-            reason.when(no_count | (tokens > _MOST_TOKENS))
+            reason.when(no_count)
             .then(pl.lit(f"{name}_not_a_whole_number"))
+            .when(tokens > _MOST_TOKENS)
+            .then(pl.lit(f"{name}_more_than_any_model_takes"))
             .when(tokens < 1)
             .then(pl.lit(f"{name}_below_1"))
         )
@@ -95,6 +97,8 @@ def _hint(reason: str, path: Path, *, every: bool) -> str:
         )
     if reason.endswith("not_a_whole_number"):
         return "lengths are whole numbers of tokens, without separators or units"
+    if reason.endswith("more_than_any_model_takes"):
+        return "lengths are tokens of one request: are these bytes, or sums over requests?"
     formats = import_with(path, "--format NAME")
     return f"no row is a request: is this the right file? If it is of another format: {formats}"
 

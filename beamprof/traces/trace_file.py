@@ -48,7 +48,7 @@ def check_trace_writable(path: Path, *, force: bool, inputs: Sequence[Path] = ()
         check_writable(target, force=force, inputs=inputs)
 
 
-def save_trace(trace: Trace, path: Path, *, force: bool = False) -> tuple[Path, ...]:
+def save_trace(trace: Trace, path: str | Path, *, force: bool = False) -> tuple[Path, ...]:
     """Write the trace and its sidecar; the suffix of ``path`` chooses Parquet or CSV.
 
     Returns:
@@ -57,6 +57,7 @@ def save_trace(trace: Trace, path: Path, *, force: bool = False) -> tuple[Path, 
     Raises:
         OutputError: the suffix is neither, a file exists without force, or cannot be written.
     """
+    path = Path(path)
     check_trace_writable(path, force=force)
     if is_stream(path):
         with written_whole(path) as temporary:

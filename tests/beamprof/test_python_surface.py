@@ -1,13 +1,23 @@
 """`import beamprof` offers every command as a function, and costs nothing."""
 
+import collections.abc
+import inspect
+import os
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+import beam_runtime
 import beamprof
+from beam_runtime.errors import TableError
+from beam_runtime.table.perf_table import PerfTable
 from beamprof.advice.advise import Advice
 from beamprof.replay.ladder import ReplayReport
 
@@ -70,3 +80,79 @@ def test_a_replays_rows() -> None:
     assert "vanilla 1.00 (" in said and "static:1050 " in said
     shown = report._repr_html_()
     assert "<table" in shown and "goodput" in shown and "static:1050" in shown
+
+
+def taken(hint: object) -> set[object]:
+    """Every type within a hint."""
+    whole = hint if isinstance(hint, collections.abc.Hashable) else None
+    parts = hint if isinstance(hint, list) else typing.get_args(hint)
+    return {whole}.union(*map(taken, parts))
+
+
+def functions(module: types.ModuleType) -> list[tuple[str, object]]:
+    found = [(name, getattr(module, name)) for name in module.__all__]
+    made = [
+        (f"{name}.{method}", getattr(kind, method))
+        for name, kind in found
+        if inspect.isclass(kind)
+        for method, how in vars(kind).items()
+        if isinstance(how, classmethod) and not method.startswith("_")
+    ]
+    return [*((name, found) for name, found in found if inspect.isfunction(found)), *made]
+
+
+PUBLIC = [*functions(beamprof), *functions(beam_runtime)]
+
+
+@pytest.mark.parametrize("function", [one for _, one in PUBLIC], ids=[name for name, _ in PUBLIC])
+def test_where_a_file_is_taken_its_name_is(function: object) -> None:
+    """A table or a path may be given as the name of the file, in every public function."""
+    try:
+        hints = typing.get_type_hints(function, localns={"pl": pl, "PathLike": os.PathLike})
+    except NameError as error:
+        pytest.skip(f"a name for type checkers only: {error}")
+    for name, hint in hints.items():
+        if name != "return" and taken(hint) & {Path, PerfTable} and "Mapping" not in str(hint):
+            assert str in taken(hint), name
+
+
+def test_a_files_name_is_enough(tmp_path: Path) -> None:
+    name, whole = str(TABLE), beamprof.load_table(TABLE)
+    assert beamprof.inspect_table(name) == beamprof.inspect_table(whole)
+    assert beamprof.check_table(name).drivable
+    assert beamprof.lookup_step(name, beam_runtime.StepShape(64)).rows
+    assert beamprof.compare_tables(name, name).differences == ()
+    assert beamprof.decide_state(name, beamprof.state_of("300", "")).feasible
+    assert beam_runtime.StepCost.from_table(name).clocks_mhz.tolist() == list(whole.clocks_mhz)
+    trace = str(tmp_path / "s.parquet")
+    beamprof.save_trace(beamprof.load_from_rate(1.0, 100, 5).trace, trace)
+    assert beamprof.open_trace(trace).requests
+    out = str(tmp_path / "replayed")
+    report = beamprof.replay_trace(name, trace, ["vanilla"], output=out)
+    assert beamprof.load_replay(out).report.rungs == report.rungs
+    assert beamprof.write_report([out], str(tmp_path / "r.html")).size_bytes
+    spec = beamprof.resolve_spec({"model": "llama3-8b", "device": "h100", "backend": "modelled"})
+    request = beamprof.ProfileRequest(spec, output=str(tmp_path / "t.parquet"))  # type: ignore
+    assert beamprof.dry_run(request).cells
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"8b.parquet", {}])
+def test_what_is_no_table_is_told(wrong: Any) -> None:
+    for function in (
+        beamprof.inspect_table,
+        beamprof.check_table,
+        beam_runtime.StepCost.from_table,
+    ):
+        with pytest.raises(TypeError, match="expected a PerfTable or a file's name, found a"):
+            function(wrong)
+    with pytest.raises(TableError, match="no table at"):
+        beamprof.inspect_table("nix.parquet")
+
+
+@pytest.mark.parametrize("wrong", ["4", None, [4]])
+def test_limits_that_are_no_numbers_are_told(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="pp must be a number, found"):
+        beam_runtime.EngineLimits(pp=wrong)
+    with pytest.raises(TypeError, match="host_gap_ms must be a number, found"):
+        beam_runtime.EngineLimits(pp=1, host_gap_ms=wrong)
+    assert beam_runtime.EngineLimits(pp=np.int64(4)).max_steps_in_flight == 4

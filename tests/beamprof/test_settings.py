@@ -106,3 +106,32 @@ def test_texts_without_an_end_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BeamError, match=str(path)) as caught:
         read(path)  # type: ignore[operator]
     assert "bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("BEAM_TPP", "BEAM_TP"),
+        ("BEAM_MAX_TOKEN", "BEAM_MAX_TOKENS"),
+        ("BEAM_ASSUMEPOWER", "BEAM_ASSUME_POWER"),
+        ("BEAM_SEEDS", ""),
+        ("BEAM_TOKEN", ""),
+        ("BEAM_CONFIG", ""),
+        ("BEAM_RUNNER_API", ""),
+    ],
+)
+def test_a_variable_that_is_almost_a_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    assert main(["sweep", "show"]) == 0
+    said = capsys.readouterr().err
+    assert (f"{variable} is not read: did you mean {meant}?" in said) == bool(meant)
+
+
+def test_a_power_that_nothing_assumes_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["profile", "--model", "llama3-8b", "--device", "h100", "--backend", "modelled"]
+    assert main([*asked, "--dry-run", "--assume-power", "65W"]) == 0
+    assert "--assume-power: 65 W is assumed nowhere" in capsys.readouterr().err

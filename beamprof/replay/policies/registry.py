@@ -14,6 +14,7 @@ from beamprof.replay.policies.lowest_feasible import LowestFeasible
 from beamprof.replay.policies.power_limit import MIN_LIMIT_SHARE, PowerLimit, highest_pass_w
 from beamprof.replay.policies.static import Static
 from beamprof.replay.policies.window_dvfs import WindowDvfs
+from beamprof.tables.offered_clocks import check_offered
 from beamprof.units import parse_power_w
 
 VANILLA = "vanilla"
@@ -101,6 +102,8 @@ def _clock_mhz(argument: str, name: str, table: PerfTable) -> int:
             f"{name}: expected a clock inside the table's {low} to {high} MHz, or knee",
             cause=f"found {argument!r}",
         )
+    if _whole(argument) not in table.clocks_mhz:  # what was measured was locked
+        check_offered(table, _whole(argument))
     return _whole(argument)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from beamprof.replay.policies.registry import ORACLE, VANILLA
+from beamprof.replay.policies.registry import ORACLE, STATIC_BEST, VANILLA
 from beamprof.replay.rivals import KEPT_AT_ALL
 from beamprof.replay.study_cells import PROVENANCE, row_slo
 from beamprof.report.html.bars import spread_bar
@@ -113,6 +113,7 @@ def _sentence(settings: Sequence[_Setting], policies: Sequence[str]) -> str:
     energy = _over(settings, best, "energy_to_vanilla")
     static = _over(settings, best, "energy_to_static")
     beside = f" and {np.median(static):.2f} of the best static setting's" if len(static) else ""
+    beside = "" if best == STATIC_BEST else beside
     slower = np.median(_over(settings, best, "slowdown"))
     return (
         f"{best} needs {np.median(energy):.2f} of vanilla's energy{beside} in the median of "

@@ -138,8 +138,8 @@ class Operators:
                     cause=f"it has {type(layer.mixer).__name__}",
                     hint="model it: beam profile --backend modelled",
                 )
-        forms = {stage.precision.attention, stage.precision.mlp}
-        self.gemm = {form: self._gemm(form) for form in forms}
+        gemms = (gemms for layer in layers for gemms in layer_gemms(stage, layer, 1))
+        self.gemm = {form: self._gemm(form) for form in {one.form.name for one in gemms}}
         kv = stage.precision.kv
         self.context = self._attention("context_attention_perf", kv)
         self.generation = self._attention("generation_attention_perf", kv)

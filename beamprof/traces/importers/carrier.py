@@ -6,6 +6,7 @@ Recognised by their first bytes, never by their name: gzip, bzip2, xz and zstd.
 import bz2
 import gzip
 import lzma
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 from beamprof.errors import ImportFormatError
@@ -24,6 +26,9 @@ from beamprof.traces.importers.tidy_text import tidied
 
 # A file that unpacks into more is refused before it fills the disk.
 _MOST_BYTES = 16 << 30
+# A client's part of a ServeGen pool.
+POOL_FILE = re.compile(r"chunk-\d+-(trace|dataset)\.(csv|json)")
+_MOST_NAMED = 4
 
 
 def _open_zstd(path: Path, mode: str) -> Any:
@@ -69,6 +74,18 @@ def _kept(path: Path, folder: Path) -> Path:
     return kept
 
 
+def _inside(folder: Path) -> str:
+    """What to do with a folder: a pool is drawn from, another one holds files to be named."""
+    try:
+        files = sorted(file.name for file in folder.iterdir() if file.is_file())
+    except OSError:
+        files = []
+    if any(POOL_FILE.fullmatch(name) for name in files):
+        return f"draw from a ServeGen pool with: beam trace generate servegen {quote(str(folder))}"
+    found = f": {', '.join(files[:_MOST_NAMED])}{', ...' * (len(files) > _MOST_NAMED)}"
+    return "name a file in it" + (found if files else "; it holds none")
+
+
 def _unpacked(came: Path, path: Path, folder: Path) -> Path:
     try:
         with came.open("rb") as file:
@@ -76,10 +93,7 @@ def _unpacked(came: Path, path: Path, folder: Path) -> Path:
     except FileNotFoundError:
         raise ImportFormatError(f"there is no file {path}", hint="check the path") from None
     except IsADirectoryError:
-        raise ImportFormatError(
-            f"{path} is a directory",
-            hint=f"draw from a ServeGen pool with: beam trace generate servegen {path}",
-        ) from None
+        raise ImportFormatError(f"{path} is a directory", hint=_inside(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise ImportFormatError(f"cannot read {path}", cause=cause) from None

@@ -23,6 +23,7 @@ from beamprof.traces.importers import (
     vllm_bench,
 )
 from beamprof.traces.importers.base import Importer
+from beamprof.traces.importers.carrier import POOL_FILE
 from beamprof.traces.importers.sheet import Sheet
 
 # In order of recognition: the more particular header first.
@@ -93,7 +94,7 @@ def importer_for(sheet: Sheet, name: str | None = None) -> Importer:
             hint="count tokens with the model's tokenizer, and write arrival_s, input_tokens and "
             "output_tokens",
         )
-    if re.fullmatch(r"chunk-\d+-(trace|dataset)\.(csv|json)", sheet.path.name):
+    if POOL_FILE.fullmatch(sheet.path.name):
         raise ImportFormatError(
             f"{sheet.path} is one client's part of a ServeGen pool, not a trace",
             hint=f"draw a trace from its folder: beam trace generate servegen {sheet.path.parent}",

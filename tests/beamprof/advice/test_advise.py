@@ -234,3 +234,21 @@ def test_bad_input_is_told_with_a_hint(
     assert "error:" in said
     assert hint in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--device", "b200", "--rate", "1"), "is a table for device a100-sxm4-80gb"),
+        (("--trace", "t.csv", "--input-tokens", "5"), "leave --input-tokens out"),
+        (("--trace", "t.csv", "--input-tokens", "5", "--output-tokens", "1050"),
+         "leave --input-tokens and --output-tokens out"),
+        (("--from-vllm", "m.txt", "--output-tokens", "5"), "a server has lengths of its own"),
+        (("--rate", "1", "--input-tokens", "0"), "0"),
+    ],
+)  # fmt: skip
+def test_what_would_not_be_obeyed_is_refused(
+    flags: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["advise", "--table", str(TABLE), *flags]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())

@@ -191,3 +191,15 @@ def test_a_model_that_does_not_fit_gets_no_advice(capsys: pytest.CaptureFixture[
     err = capsys.readouterr().err
     assert "137 GB of weights for each GPU, 72 GB" in err
     assert "--tp 2 is enough" in err
+
+
+def test_commands_for_several_nodes_do_not_number_gpus_through(tmp_path: Path) -> None:
+    table = replace(EIGHT_GPUS, metadata={**EIGHT_GPUS.metadata, "tp": "8", "pp": "2"})
+    lock, undo = commands(ONE_CLOCK, Setting(1050, 2048, 256), NOW, table, Slo())
+    assert lock == "sudo nvidia-smi -lgc 1050,1050   # on each node"
+    assert undo.endswith("on each node")
+    typed = commands(BEAM, Setting(None, 512, 64), NOW, table, Slo())
+    assert any("[clock.nodes]" in line for line in typed)
+    (printf,) = [line for line in typed if line.startswith("printf")]
+    subprocess.run(["sh", "-c", printf], cwd=tmp_path, check=True)
+    assert EmbeddedConfig.load(tmp_path / "beam.toml").gpus == ()

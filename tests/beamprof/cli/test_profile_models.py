@@ -95,3 +95,25 @@ def test_what_is_refused_is_refused_with_exit_code_2(
     assert code == 2
     assert "bitsandbytes" in capfd.readouterr().err
     assert not out.exists()
+
+
+MODELS = ("llama3.1-8b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b")
+SIZES = [
+    (name, field)
+    for name in MODELS
+    for field, value in registered_config(name).items()
+    if type(value) is int and value > 1
+]
+
+
+@pytest.mark.parametrize(("name", "field"), SIZES)
+def test_the_smallest_of_any_size_is_planned_or_refused(
+    tmp_path: Path, name: str, field: str
+) -> None:
+    for value in (1, 2):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(registered_config(name) | {field: value}))
+        code = main(["profile", "--model", str(path), "--backend", "modelled", "--dry-run",
+                     "--device", "h100-sxm"])  # fmt: skip
+        assert code in (0, 2)
+        assert not (field == "max_position_embeddings" and value == 1 and code == 0)

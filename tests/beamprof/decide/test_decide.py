@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.types import Knobs, Slo
 from beamprof.cli.main import main
-from beamprof.decide.decide import Answer, Point, decide, limits_of, verdict
-from beamprof.decide.engine_state import state_of
+from beamprof.decide.decide import Answer, decide, limits_of
+from beamprof.decide.engine_state import RunningSpec, StateSpec, WaitingSpec, state_of
+from beamprof.decide.points import Point
+from beamprof.decide.verdict import verdict
+from beamprof.tables.kv_room import most_kv_tokens
 from beamprof.tables.table_file import write_table
 
 
@@ -213,6 +217,47 @@ def test_the_verdict_says_whether_only_a_margin_is_used_up(
     assert seen == {(True, False), (False, False), (False, True)}
 
 
+@pytest.mark.parametrize("waited_ms", [1001.0, 1500.0, 60000.0, 1e12])
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_promise_that_is_lost_already_is_not_kept(
+    waited_ms: float, others: int, small_table: PerfTable
+) -> None:
+    """What no setting changes does not decide which is best, and it is told."""
+    waits = [WaitingSpec(prompt_tokens=300, waited_ms=ms) for ms in (waited_ms, *[1.0] * others)]
+    spec = StateSpec(waiting=tuple(waits), running=(RunningSpec(context_tokens=300),) * others)
+    found = decide(small_table, spec, slo=Slo(1000.0, 400.0))
+    assert not found.feasible
+    assert found.late == ("waiting0",)
+    assert found.chosen.lost == 1
+    assert "every SLO that can still be kept; TTFT of 1 request is over already" in found.verdict
+    assert found.frontier, "the others' promises are kept as before"
+    assert found.chosen.ttft_ms is not None
+    assert (found.chosen.ttft_ms > 1000.0) == (not others)
+
+
+@pytest.mark.parametrize(
+    ("state", "flags"),
+    [
+        ({"waiting": [{"prompt_tokens": 300, "waited_ms": 1500}]}, []),
+        ({"waiting": [{"prompt_tokens": 300, "waited_ms": 150, "slo": {"ttft_ms": 100}}]}, []),
+        ({"running": [{"context_tokens": 300, "since_token_ms": 5000}]}, []),
+        ({"running": [{"context_tokens": 300, "since_token_ms": 70000}]}, ["--slo-e2e", "60s"]),
+        ({"waiting": [{"prompt_tokens": 300, "waited_ms": 70000}]},
+         ["--slo-e2e", "60s", "--slo-ttft", "100s"]),
+    ],
+)  # fmt: skip
+def test_no_promise_of_the_past_is_kept(
+    state: object, flags: list[str], table: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(state))
+    assert main(["decide", str(table), "--state", str(path), *flags]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "keeps every SLO." not in said
+    assert not re.search(r"nothing to promise \(SLO 1 s\)", said) or "waiting" not in state
+
+
 @pytest.mark.parametrize("running", ["8x600", ""])
 def test_a_limit_is_shown_and_what_it_forbids_is_no_offer(
     running: str, small_table: PerfTable, table: Path, capsys: pytest.CaptureFixture[str]
@@ -262,3 +307,62 @@ def test_what_the_table_does_not_cover_is_said_to_be_extrapolated(
     said = [text for text in warnings if text.startswith("extrapolated")]
     assert len(said) == bool(word)
     assert word in "".join(said)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("llama") / "8b.parquet"
+    profile = ["profile", "--model", "llama3-8b", "--device", "a100-sxm4-80gb", "--backend"]
+    assert main([*profile, "modelled", "-o", str(path)]) == 0
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "words"),
+    [
+        ({"waiting": [{"prompt_tokens": 500, "cached_tokens": 501}]}, (), "501 cached tokens"),
+        ({"running": [{"context_tokens": 9}] * 10}, ("--max-num-seqs", "2"), "10 requests run"),
+        ({"running": [{"context_tokens": 8000}] * 250}, (), "2,000,000 tokens of KV cache"),
+    ],
+)
+def test_states_that_cannot_be_are_refused(
+    state: object, flags: tuple[str, ...], words: str, llama: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(state))
+    assert main(["decide", llama, "--state", str(path), *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        (("--running", "3x8193,8192"), "3 of 4"),
+        (("--waiting", "8192,8191"), "1 of 2"),
+        (("--waiting", "8191"), ""),
+    ],
+)
+def test_requests_longer_than_the_model_takes_are_told(
+    flags: tuple[str, str], count: str, llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["decide", llama, *flags, "--slo-ttft", "60s"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"{count} requests have more than the 8,192 tokens that llama3-8b" in said) == bool(
+        count
+    )
+    assert ("requests have more than" in said) == bool(count)
+
+
+def test_what_fits_is_known_of_tables_that_say_their_bytes(
+    llama: str, small_table: PerfTable
+) -> None:
+    table = PerfTable.load(llama)
+    found = most_kv_tokens(table)
+    assert found is not None
+    weights = 32 * (4096 * (6144 + 4096) + 3 * 4096 * 14336) * 2
+    assert found == int((80e9 - weights) / (2 * 8 * 128 * 2 * 32))
+    for told in ("", "nan", "inf", "much"):
+        metadata = {**table.metadata, "stage_weight_bytes": told}
+        assert most_kv_tokens(replace(table, metadata=metadata)) is None
+    assert most_kv_tokens(small_table) is None

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from beam_runtime.types import EngineLimits, Phase, Slo
-from beamprof.decide.engine_state import read_state, state_of
+from beamprof.decide.engine_state import (
+    RunningSpec,
+    SloSpec,
+    StateSpec,
+    WaitingSpec,
+    read_state,
+    state_of,
+)
 from beamprof.errors import StateError
 
 LIMITS = EngineLimits(pp=4)
@@ -85,6 +93,31 @@ def test_bad_json_names_the_place(tmp_path: Path, text: str, words: str) -> None
         read_state(path)
     assert words in str(caught.value)
     assert "Input should" not in str(caught.value)
+
+
+PLACES: dict[str, tuple[type[BaseModel], str]] = {
+    "state": (StateSpec, '{"%s": 1}'),
+    "waiting": (WaitingSpec, '{"waiting": [{"prompt_tokens": 5, "%s": 1}]}'),
+    "running": (RunningSpec, '{"running": [{"context_tokens": 5, "%s": 1}]}'),
+    "slo": (SloSpec, '{"waiting": [{"prompt_tokens": 5, "slo": {"%s": 1}}]}'),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_key_that_stands_in_the_wrong_object_is_sent_to_its_own(
+    tmp_path: Path, place: str
+) -> None:
+    here, text = PLACES[place]
+    path = tmp_path / "state.json"
+    for there, _ in PLACES.values():
+        for key in set(there.model_fields) - set(here.model_fields):
+            path.write_text(text % key)
+            with pytest.raises(StateError, match="unknown key") as caught:
+                read_state(path)
+            known = (caught.value.cause or "").rpartition(" takes ")[2].split(", ")
+            assert known == sorted(here.model_fields)
+            assert "takes it" in (caught.value.hint or "")
+            assert "did you mean" not in (caught.value.hint or "")
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_ships_what_people_serve_on() -> None:
 def test_every_device_file_is_sound(name: str) -> None:
     device = resolve_device(name)
     assert device.name == name
-    assert device.accuracy != "not stated"
+    assert device.accuracy.strip()
     assert detect_device(device.nvml_names[0]) == name
     device.check_clocks(device.clocks.profile_mhz)
 
@@ -64,7 +64,7 @@ def test_a_name_of_a_million_letters_is_refused_as_any_other() -> None:
         resolve_device("x" * 1_000_000)
 
 
-@pytest.mark.parametrize("written", ["my a100 card", "vendor_A100_40gb", "sxm4-a100!"])
+@pytest.mark.parametrize("written", ["my a100 card", "vendor_A100_80gb"])
 def test_a_model_within_a_name_gives_the_hint(written: str) -> None:
     with pytest.raises(DeviceError) as caught:
         resolve_device(written)
@@ -74,12 +74,6 @@ def test_a_model_within_a_name_gives_the_hint(written: str) -> None:
 def test_a_name_that_two_gpus_share_is_not_guessed() -> None:
     with pytest.raises(DeviceError, match="may be a100-pcie-80gb or a100-sxm4-80gb"):
         resolve_device("A100")
-
-
-def test_a_gpu_of_the_same_family_is_suggested() -> None:
-    with pytest.raises(DeviceError) as caught:
-        resolve_device("NVIDIA A100-PCIE-40GB")
-    assert "did you mean a100-pcie-80gb or a100-sxm4-80gb?" in str(caught.value.hint)
 
 
 def test_unknown_gpu_is_not_guessed() -> None:
@@ -111,6 +105,15 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "sms = true", "must be a whole number"),
         ("cap_w = 400 ", "cap_w = nan ", "must be a number"),
         ("stall_share = 0.7222", "stall_share = 1.5", "stall_share"),
+        ("cap_w = 400 ", "cap_w = 50 ", "cannot be held: at its lowest clock, 210 MHz"),
+        ("cap_w = 400 ", "cap_w = 150 ", "cap_w 150 cannot be held"),
+        ("floor_w = 74.6", "floor_w = 800", "a busy GPU draws 89[0-9] W"),
+        ("reduce_idle_share = 0.6245", "reduce_idle_share = 1.5", "reduce_idle_share must be 0 to"),
+        ("[0.858, 0.9967, 1.258, 1.515, 1.594]", "[3, 2, 1, 1, 1]", "falls with the clock, from 3"),
+        ("[0.858, 0.9967, 1.258, 1.515, 1.594]", "[0.858, 0.9967, 1.258, 1.515, 1.2]", "to 1.2 at"),
+        ("accuracy = ", "# ", "accuracy must say how far"),
+        ('accuracy = "latency', 'accuracy = " " # "latency', "accuracy must say how far"),
+        ('accuracy = "latency', 'accuracy = 3 # "latency', "accuracy must say how far"),
         ("[15.03, 15.03]", "[15.03]", "number for each of head_dims"),
         ("[15.03, 15.03]", '"fast"', "kv_bytes_per_clock must be a list"),
         ("head_dims = [64, 128]", "head_dims = 128", "must be a list"),
@@ -140,3 +143,31 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
     for name in (tmp_path / "none.toml", "x" * 5000 + ".toml", "~nobody-of-this-name/x.toml"):
         with pytest.raises(DeviceError, match="cannot read the device file"):
             resolve_device(str(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h100-pcie",
+        "H100 NVL",
+        "a100-40gb",
+        "NVIDIA A100-PCIE-40GB",
+        "A100-SXM4-40GB",
+        "h200-nvl",
+        "rtx-6000-ada",
+    ],
+)
+def test_another_board_is_not_offered_as_this_one(name: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device") as caught:
+        resolve_device(name)
+    assert "did you mean" not in (caught.value.hint or "")
+    assert "not that board" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("h100-sxm5", "h100-sxm"), ("sxm4-a100!", "a100-sxm4-80gb")]
+)
+def test_a_slip_in_a_board_is_answered(name: str, meant: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device") as caught:
+        resolve_device(name)
+    assert f"did you mean {meant}?" in (caught.value.hint or "")

@@ -131,9 +131,9 @@ def test_hybrids_are_priced_and_say_what_was_not_measured(name: str) -> None:
     priced = forward(H100, shard, step, TOP)
     assert 0 < priced.latency_ms[0] < 1000
     assert priced.energy_j[0] > 0
-    assert assumed(shard).startswith(NOT_MEASURED)
+    assert assumed(shard, H100).startswith(NOT_MEASURED)
 
 
 def test_nothing_is_said_of_what_was_measured() -> None:
     for name in ("llama3-8b", "qwen3-next-80b-a3b", "deepseek-v3"):
-        assert assumed(registry()[name].shard(1, 1)) == ""
+        assert assumed(registry()[name].shard(1, 1), H100) == ""

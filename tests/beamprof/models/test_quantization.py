@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from beamprof.devices.assumed import assumed
+from beamprof.devices.device import resolve_device
+from beamprof.devices.forward import layer_gemms
 from beamprof.errors import ModelShapeError
 from beamprof.models.config import shape_of
+from beamprof.models.formats import FORMATS
 from beamprof.models.precision import Precision
 from beamprof.models.registry import registered_config
 
@@ -21,6 +26,9 @@ def group(bits: int, kind: str, activations: bool, **more: Any) -> dict[str, Any
     weights = {"num_bits": bits, "type": kind, **more}
     inputs = {"num_bits": bits, "type": kind} if activations else None
     return {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+
+
+AWAY = {"targets": ["re:.*down"]}
 
 
 def compressed(**groups: Any) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def test_mxfp4_quantises_experts_alone() -> None:
         ["re:.*self_attn.*"],
         ["model.layers.*.self_attn*"],
         ["self_attn"],
-        [f"model.layers.{i}.self_attn.q_proj" for i in range(32)],
+        [f"model.layers.{i}.self_attn.{n}" for i in range(32) for n in ("qkv_proj", "o_proj")],
     ],
 )
 def test_attention_that_is_left_in_16_bit(ignored: list[str]) -> None:
@@ -78,9 +86,54 @@ def test_attention_that_is_left_in_16_bit(ignored: list[str]) -> None:
     assert (found.attention, found.mlp) == ("bfloat16", "fp8")
 
 
-def test_a_few_ignored_layers_do_not_decide_a_class() -> None:
+def test_a_few_ignored_layers_do_not_decide_a_class_and_are_told() -> None:
     ignored = ["model.layers.0.mlp.down_proj", "model.layers.31.mlp.down_proj", "lm_head"]
-    assert precision({"quant_method": "fp8", "ignored_layers": ignored}).mlp == "fp8"
+    config = CONFIG | {"quantization_config": {"quant_method": "fp8", "ignored_layers": ignored}}
+    stage = shape_of(config, "mine", "config.json").shard(1, 1)
+    assert stage.precision == Precision("fp8", "fp8", "fp8", method="fp8")
+    assert "another format than most of their kind (2 of 32 layers' mlp)" in assumed(
+        stage, resolve_device("h100")
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantization", "mlp", "down"),
+    [
+        ({"quant_method": "fp8", "ignore": ["re:.*down_proj"]}, "fp8", "bfloat16"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*down_proj": {}}}, "int4", "bfloat16"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*mlp": {"bits": 8}}}, "int8_wo", ""),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {r".*mlp\.down": {"bits": 8}}},
+         "int4", "int8_wo"),
+        (compressed(a=group(4, "int", False), b=group(8, "int", False) | AWAY),
+         "int4", "int8_wo"),
+    ],
+)  # fmt: skip
+def test_an_output_projection_may_have_a_format_of_its_own(
+    quantization: dict[str, Any], mlp: str, down: str
+) -> None:
+    config = CONFIG | {"quantization_config": quantization}
+    stage = shape_of(config, "mine", "x").shard(1, 1)
+    found = stage.precision
+    assert (found.mlp, found.mlp_down) == (mlp, down)
+    assert not found.approximated
+    assert found.weights <= FORMATS.keys()
+    assert found.experts in (mlp, "bfloat16"), "what it lacks costs nothing"
+    gemms = layer_gemms(stage, stage.only_layer(), 8)
+    priced = {(g.form.name, int(n)) for g in gemms for n in np.ravel(g.outputs)}
+    assert {(mlp, 2 * 14336), (down or mlp, 4096)} <= priced
+    one = FORMATS[mlp].weight_bytes * 2 + FORMATS[down or mlp].weight_bytes
+    attention = FORMATS[found.attention].weight_bytes * 4096 * (6144 + 4096)
+    assert stage.weight_bytes == pytest.approx(32 * (4096 * 14336 * one + attention))
+
+
+def test_modelopts_exclusions_are_read_from_where_they_are_written() -> None:
+    nested = {
+        "quant_algo": "NVFP4",
+        "kv_cache_quant_algo": "FP8",
+        "exclude_modules": ["*self_attn*"],
+    }
+    found = precision({"quant_method": "modelopt", "quantization": nested})
+    assert (found.attention, found.mlp, found.kv) == ("bfloat16", "nvfp4", "fp8")
 
 
 def test_the_kv_cache_has_a_format_of_its_own() -> None:
@@ -107,8 +160,23 @@ def test_the_kv_cache_has_a_format_of_its_own() -> None:
         ({"quant_method": 8}, "quant_method must be a string"),
         ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers must be a list"),
         ({"quant_method": "fp8", "ignore": ["re:("]}, "no regular expression"),
+        ({"quant_method": "fp8", "ignore": ["q_proj"]}, "projections of one kind"),
+        ({"quant_method": "awq", "modules_to_not_convert": ["mlp.up_proj"]}, "of one kind \\(mlp"),
+        (compressed(g=group(4, "int", False) | {"targets": ["re:.*q_proj"]}), "of one kind"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*mlp": {"bits": 3}}}, "3 bits"),
+        ({"quant_method": "gptq", "modules_in_block_to_quantize": [["mlp"]]}, "in_block"),
+        ({"quant_method": "mxfp4"}, "mxfp4 that quantises nothing of this model"),
+        ({"quant_method": "fp8", "ignore": ["re:.*"]}, "fp8 that quantises nothing"),
+        *(
+            (compressed(g=group(8, "float", True)) | {"kv_cache_scheme": scheme}, "a KV cache of")
+            for scheme in ({"num_bits": 4}, {"num_bits": 8, "type": "int"})
+        ),
+        *(
+            ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": name}, name)
+            for name in ("NVFP4", "INT8")
+        ),
     ],
 )
 def test_what_is_not_priced_is_refused_by_name(quantization: dict[str, Any], words: str) -> None:
-    with pytest.raises(ModelShapeError, match=words.replace("(", r"\(")):
+    with pytest.raises(ModelShapeError, match=words):
         precision(quantization)

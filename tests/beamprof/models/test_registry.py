@@ -28,10 +28,49 @@ def test_names_as_people_write_them(written: str, name: str | None) -> None:
     assert registry_name(written) == name
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ModelShapeError, match="unknown model 'qwen3-31b'") as caught:
-        resolve_model("qwen3-31b")
-    assert "did you mean qwen3-32b?" in str(caught.value)
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("qwen3-31b", "qwen3-32b"),
+        ("lama3-8b", "llama3-8b"),
+        ("llama3", "llama3-8b"),
+        ("mixtrl-8x7b", "mixtral-8x7b"),
+        ("gpt-oss-20", "gpt-oss-20b"),
+        ("qwen3-30b", "qwen3-30b-a3b"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(written: str, name: str) -> None:
+    with pytest.raises(ModelShapeError, match=f"unknown model '{written}'") as caught:
+        resolve_model(written)
+    assert f"did you mean {name}?" in str(caught.value)
+
+
+QUANTISED = ("-AWQ", "-GPTQ-Int4", "-FP4", "-NVFP4", "-W4A16", "_w8a8", "-GGUF", "-4bit", "-INT8",
+             "-bnb-4bit", "-MXFP4", "-FP8-dynamic")  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", QUANTISED)
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-32B", "nvidia/Llama-3.3-70B-Instruct", "me/phi-4"])
+def test_a_model_in_other_formats_is_not_offered_as_the_same(name: str, suffix: str) -> None:
+    if registry_name(name + suffix):
+        return  # the registry has that very one
+    with pytest.raises(ModelShapeError, match="unknown model") as caught:
+        resolve_model(name + suffix)
+    assert "did you mean" not in str(caught.value)
+    assert f"{registry_name(name)} is that model in other formats" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+     "DeepSeek-R1-Distill-Qwen-32B-AWQ", "deepseek-v2", "deepseek-v4", "glm-4.7", "falcon3-8b",
+     "llama9", "gpt-7", "phi4-mini", "qwen4-32b"],
+)  # fmt: skip
+def test_another_model_is_offered_nothing(name: str) -> None:
+    assert registry_name(name) is None
+    with pytest.raises(ModelShapeError, match="unknown model") as caught:
+        resolve_model(name)
+    assert (caught.value.hint or "").startswith("known models: ")
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "nul\0", "", "  "])

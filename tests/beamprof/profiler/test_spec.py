@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from beamprof.cli.main import main
 from beamprof.errors import SweepError
 from beamprof.profiler.spec import SETTINGS, resolve_spec, shipped_sweeps, sweep_template
 from beamprof.units import ClockMode
@@ -99,3 +100,19 @@ def test_the_template_says_nothing_until_uncommented_and_then_is_right(tmp_path:
 
 def test_whatever_counts_as_a_space_may_stand_around_a_number() -> None:
     assert resolve_spec({"seed": "\x1f7\u2003"}).seed == 7
+
+
+def test_what_costs_time_before_anything_is_measured_has_a_limit(tmp_path: Path) -> None:
+    """Each number as large as it can be is planned at once, or refused by its name."""
+    for setting in SETTINGS:
+        if setting.default is not None and not isinstance(setting.default, int):
+            continue
+        if setting.key in ("model", "dtype", "backend", "device", "assume_power", "window"):
+            continue
+        sweep = written(tmp_path, f"{setting.key} = 999999999999999\n")
+        code = main(["profile", "--sweep", sweep, "--model", "llama3-8b", "--backend",
+                     "modelled", "--device", "h100", "--dry-run"])  # fmt: skip
+        assert code in (0, 2), setting.key
+    with pytest.raises(SweepError, match="trials: expected 100 at most, found 101"):
+        resolve_spec(sweep=written(tmp_path, "trials = 101\n"))
+    assert resolve_spec(sweep=written(tmp_path, "trials = 100\n")).trials == 100

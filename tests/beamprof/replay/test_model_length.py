@@ -65,5 +65,5 @@ def test_one_prompt_is_told_in_the_singular(capsys, tmp_path):
     for prompts, told in ((1, "1 prompt is too long"), (2, "2 prompts are too long")):
         rows = "".join(f"{at},100000,2\n" for at in range(prompts))
         (tmp_path / "x.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
-        assert main(["replay", *words, "--trace", str(tmp_path / "x.csv")]) == 0
+        assert main(["replay", *words, "--trace", str(tmp_path / "x.csv")]) == 1
         assert told in capsys.readouterr().out

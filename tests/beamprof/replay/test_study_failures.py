@@ -1,14 +1,20 @@
 """A cell that fails is told and costs no other; what cannot be played is refused before any is."""
 
+import dataclasses
+import io
+
 import polars as pl
 import pytest
 from replay_cases import CLOCKS_MHZ, make_trace
+from rich.console import Console
 from study_cases import grid, put_table
 
 from beam_runtime.errors import BeamError
 from beamprof.errors import OutputError
 from beamprof.replay import study_cells
+from beamprof.replay.policies.registry import STATIC_BEST
 from beamprof.replay.study import study
+from beamprof.report.study_views import show_study
 from beamprof.traces.trace_file import save_trace
 
 
@@ -81,3 +87,42 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_played(files, her
         with pytest.raises(OutputError, match=words):
             study(grid(files), output)
     assert here.played == []
+
+
+def said(result):
+    """The study as people read it."""
+    written = io.StringIO()
+    show_study(result, Console(file=written, width=100))
+    return " ".join(written.getvalue().split())
+
+
+def test_where_nothing_was_played_nothing_is_claimed(files, here):
+    """Neither that nothing saves, nor that the same command might help."""
+    words = said(study(grid(files, max_model_len=2), files / "s.parquet"))
+    assert words.startswith("No cell was played to its end, 8 failed: what saves energy is not")
+    assert "saves energy and keeps" not in words
+    assert "next: the same command again" not in words
+    assert "--over-limit" in words.partition("next: ")[2]
+
+
+def test_what_cannot_be_compared_is_not_judged(files, here, monkeypatch):
+    """Vanilla's cells failed: what others save beside it is not known."""
+    result = study(grid(files), files / "s.parquet")
+    alone = result.frame.with_columns(
+        **{name: pl.lit(None, pl.Float64) for name in ("energy_to_vanilla", "goodput_points")}
+    )
+    words = said(dataclasses.replace(result, frame=alone))
+    assert "no policy can be compared with vanilla and static:best" in words
+    assert "saves energy and keeps" not in words
+
+
+def test_the_best_static_setting_is_not_compared_with_itself(files, here):
+    result = study(grid(files), files / "s.parquet")
+    frame = result.frame.with_columns(
+        policy=pl.when(pl.col("policy") == "vanilla").then("policy").otherwise(pl.lit(STATIC_BEST)),
+        energy_to_vanilla=pl.when(pl.col("policy") == "vanilla").then(1.0).otherwise(0.5),
+        energy_to_static=1.0, goodput_points=0.0, goodput=1.0, slowdown=1.0,
+    )  # fmt: skip
+    words = said(dataclasses.replace(result, frame=frame))
+    assert "static:best needs 0.50 of vanilla's energy" in words
+    assert "best static setting's" not in words

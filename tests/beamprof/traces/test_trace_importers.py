@@ -232,7 +232,7 @@ BAD_ROWS = {
     "empty prompt": ("1,,5", "input_tokens_not_a_whole_number"),
     "half a token": ("1,5,2.5", "output_tokens_not_a_whole_number"),
     "words": ("1,5,many", "output_tokens_not_a_whole_number"),
-    "endless output": ("1,5,1e300", "output_tokens_not_a_whole_number"),
+    "endless output": ("1,5,1e300", "output_tokens_more_than_any_model_takes"),
     "zero prompt": ("1,0,5", "input_tokens_below_1"),
     "zero output": ("1,5,0", "output_tokens_below_1"),
     "negative output": ("1,5,-3", "output_tokens_below_1"),
@@ -363,7 +363,7 @@ def test_a_missing_file_and_a_folder_are_errors_in_words(tmp_path):
         import_trace(tmp_path / "nix.csv")
     with pytest.raises(ImportFormatError, match="is a directory") as caught:
         import_trace(tmp_path)
-    assert "generate servegen" in str(caught.value)
+    assert "name a file in it" in str(caught.value)
 
 
 def test_a_stated_duration_must_hold_every_arrival(tmp_path):
