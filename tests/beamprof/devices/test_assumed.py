@@ -33,7 +33,7 @@ def test_groups_that_share_experts_count_together() -> None:
     assert "over 2" not in assumed(stage, resolve_device("h100"))
 
 
-@pytest.mark.parametrize(("device", "tp"), [("h100", "16"), ("a100-sxm4-80gb", "4")])
+@pytest.mark.parametrize(("device", "tp"), [("h100", "16"), ("a100-sxm4-80gb", "16")])
 def test_it_goes_with_the_table(
     device: str, tp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
