@@ -187,9 +187,12 @@ class Calibration:
         prefill, decode = self._errors[StepKind.PREFILL], self._errors[StepKind.DECODE]
         # A token's way leads through every stage, and a slow step is slow in each of them.
         pass_ms = self._pp * max(prefill.margin_ms(), decode.margin_ms())
-        longest_ms = self._longest_ms
-        beside_ms = self._pp * max(one.margin_of_ms(longest_ms) for one in (prefill, decode))
-        stream_ms = self._wider() * beside_ms if self._by_gap else 0.0
+        stream_ms = 0.0
+        if self._by_gap:
+            longest_ms, wider = self._longest_ms, self._wider()
+            stream_ms = self._pp * max(
+                one.within_ms(longest_ms, wider) for one in (prefill, decode)
+            )
         arrivals_per_s = 1e3 / self._between_ms if self._between_ms else 0.0
         return Correction(
             prefill_scale=prefill.scale.clamped,

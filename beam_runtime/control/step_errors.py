@@ -9,6 +9,8 @@ from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.types import SIZES
 
 ALL_AS_SAID = np.ones(SIZES)
+# Of the length of a step: those that are to tell how it errs are at least so long.
+ABOUT = 0.5
 
 
 class StepErrors:
@@ -44,9 +46,9 @@ class StepErrors:
         """What steps may take beyond what is predicted: the quantile of the latest."""
         return self._window.margin_ms(self.scale.clamped, self._by_size.factors)
 
-    def margin_of_ms(self, pass_ms: float) -> float:
-        """The same of a step of that length, or of the longest among the latest."""
-        return self._window.margin_of_ms(pass_ms, self.scale.clamped, self._by_size.factors)
+    def within_ms(self, pass_ms: float, wider: float) -> float:
+        """How much earlier than ``pass_ms`` steps are to be back so that they are back by then."""
+        return self._window.within_ms(pass_ms, wider, self.scale.clamped, self._by_size.factors)
 
 
 class Scale:
@@ -160,13 +162,24 @@ class Window:
         predicted_ms, observed_ms = self._corrected(scale, by_size)
         return self._quantile(observed_ms - predicted_ms)
 
-    def margin_of_ms(
-        self, pass_ms: float, scale: float = 1.0, by_size: NDArray[np.float64] = ALL_AS_SAID
+    def within_ms(
+        self,
+        pass_ms: float,
+        wider: float,
+        scale: float = 1.0,
+        by_size: NDArray[np.float64] = ALL_AS_SAID,
     ) -> float:
-        """The same of a step of that length, or of the longest among these: errors grow with it."""
+        """How much earlier than ``pass_ms`` steps are to be back so that they are back by then.
+
+        Errors grow with steps: one that takes so much of its time longer may be pass_ms / (1 + so
+        much) by prediction. Short steps err by more of their time (hosts), so those count that are
+        at least ABOUT as long; none is taken to be longer than the longest among these.
+        """
         predicted_ms, observed_ms = self._corrected(scale, by_size)
         longest_ms = min(pass_ms, float(predicted_ms.max(initial=0.0)))
-        return longest_ms * self._quantile(observed_ms / np.maximum(predicted_ms, 1e-9) - 1.0)
+        about = predicted_ms >= max(ABOUT * longest_ms, 1e-9)
+        late = wider * self._quantile(observed_ms[about] / predicted_ms[about] - 1.0)
+        return late * min(pass_ms / (1.0 + late), longest_ms)
 
     def _corrected(
         self, scale: float, by_size: NDArray[np.float64]
