@@ -28,7 +28,7 @@ from beam_runtime.types import ASSUMED_ANSWER_TOKENS, Correction, StepShape, siz
 
 _GAUSS = NormalDist()
 # Streams are lost for lack of margin by as large a share as first tokens for lack of room, and by
-# no larger one than this.
+# no larger one than this: wider margins take room from prompts (docs/how-it-works.md).
 MOST_LOST = 0.2
 
 
@@ -91,7 +91,7 @@ class Calibration:
         self._answers, self._answer_tokens = 0, float(ASSUMED_ANSWER_TOKENS)
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
-        self._longest_ms = math.inf
+        self._longest_ms = math.inf  # of a stage's pass beside the tightest gap that holds
         self._correction: Correction | None = self._floor
 
     def observe_step(
@@ -191,7 +191,7 @@ class Calibration:
         if self._by_gap:
             longest_ms, wider = self._longest_ms, self._wider()
             stream_ms = self._pp * max(
-                one.within_ms(longest_ms, wider) for one in (prefill, decode)
+                one.pass_margin_ms(longest_ms, wider) for one in (prefill, decode)
             )
         arrivals_per_s = 1e3 / self._between_ms if self._between_ms else 0.0
         return Correction(

@@ -9,8 +9,8 @@ from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.types import SIZES
 
 ALL_AS_SAID = np.ones(SIZES)
-# Of the length of a step: those that are to tell how it errs are at least so long.
-ABOUT = 0.5
+# As a share of a step's length: shorter ones do not tell how it errs.
+ABOUT_AS_LONG = 0.5
 
 
 class StepErrors:
@@ -46,9 +46,11 @@ class StepErrors:
         """What steps may take beyond what is predicted: the quantile of the latest."""
         return self._window.margin_ms(self.scale.clamped, self._by_size.factors)
 
-    def within_ms(self, pass_ms: float, wider: float) -> float:
+    def pass_margin_ms(self, pass_ms: float, wider: float) -> float:
         """How much earlier than ``pass_ms`` steps are to be back so that they are back by then."""
-        return self._window.within_ms(pass_ms, wider, self.scale.clamped, self._by_size.factors)
+        return self._window.pass_margin_ms(
+            pass_ms, wider, self.scale.clamped, self._by_size.factors
+        )
 
 
 class Scale:
@@ -162,7 +164,7 @@ class Window:
         predicted_ms, observed_ms = self._corrected(scale, by_size)
         return self._quantile(observed_ms - predicted_ms)
 
-    def within_ms(
+    def pass_margin_ms(
         self,
         pass_ms: float,
         wider: float,
@@ -173,11 +175,11 @@ class Window:
 
         Errors grow with steps: one that takes so much of its time longer may be pass_ms / (1 + so
         much) by prediction. Short steps err by more of their time (hosts), so those count that are
-        at least ABOUT as long; none is taken to be longer than the longest among these.
+        ABOUT_AS_LONG; none is taken to be longer than the longest among these.
         """
         predicted_ms, observed_ms = self._corrected(scale, by_size)
         longest_ms = min(pass_ms, float(predicted_ms.max(initial=0.0)))
-        about = predicted_ms >= max(ABOUT * longest_ms, 1e-9)
+        about = predicted_ms >= max(ABOUT_AS_LONG * longest_ms, 1e-9)
         late = wider * self._quantile(observed_ms[about] / predicted_ms[about] - 1.0)
         return late * min(pass_ms / (1.0 + late), longest_ms)
 

@@ -44,9 +44,11 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
 @compiled
 def seated_slowdown(state: State, fastest_ms: float, setup: Records) -> float:
     """What those to come leave of the time, and 1 to those who take the last seat."""
+    if setup.decode_tokens_per_s <= 0.0:
+        return math.inf
     seats, rows = seats_of(state, setup), state.engine.rows
     taken = max(1.0, seats - SCATTER * math.sqrt(seats))
-    if setup.decode_tokens_per_s <= 0.0 or rows <= TAKEN * taken:
+    if rows <= TAKEN * taken:
         return math.inf
     stay_ms = 1e3 * taken / setup.decode_tokens_per_s  # for each token
     slowdown = max(1.0, stay_ms / fastest_ms)

@@ -345,9 +345,7 @@ class Embedded:
         known.first_token_ms = now_ms
         predicted_ms = None if expected is None else expected.ttft_ms.get(name)
         ttft_ms = now_ms - known.arrival_ms
-        known.tally.first(ttft_ms, known.prompt_tokens, known.slo)
-        if ttft_ms > known.slo.ttft_ms:
-            known.note_lost()
+        known.note_first(ttft_ms)
         self.tally.predicted(ttft_ms, predicted_ms)
         self.controller.first_token(name, at_ms=now_ms)
 

@@ -67,6 +67,12 @@ class Followed:
             if self.slo.tbt_share == 1.0:
                 self.note_lost()
 
+    def note_first(self, ttft_ms: float) -> None:
+        """Count its first token, and whether that came in time."""
+        self.tally.first(ttft_ms, self.prompt_tokens, self.slo)
+        if ttft_ms > self.slo.ttft_ms:
+            self.note_lost()
+
     def note_lost(self) -> None:
         """Its promise is broken for good."""
         if self.planned.lost_due_ms is not None:
