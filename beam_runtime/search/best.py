@@ -10,7 +10,8 @@ Every candidate has an estimate (lines.py). They are played in the order of esti
 
 Nothing is dropped on monotony in chunk, which energy does not have. Where nothing keeps the
 SLOs, the fastest entries are played in the order of estimated violation; then cheaper entries
-of the same speed; and the clock of the best goes down as far as the violation does not grow.
+of the same speed; and the clock of the best goes down as far as the violation does not grow,
+and limits allow.
 """
 
 import math
@@ -40,6 +41,7 @@ from beam_runtime.search.next_play import (
     at_risk,
     cheapest,
     drop_slower,
+    forbidden_below,
     learn,
     least_late,
     reopen,
@@ -146,7 +148,7 @@ def best_of(
                 )
                 line, clock = cheapest(lines, below, ttft_ms, tbt_ms, room)
             if line < 0:
-                phase, low, high = LOWER, -1, best.clock
+                phase, low, high = LOWER, forbidden_below(best.line, room), best.clock
         if phase == LOWER:
             line, clock = best.line, (low + high) // 2
             if given.only_clock >= 0 or high - low < 2 or work > 2 * given.most_work:

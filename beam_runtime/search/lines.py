@@ -252,8 +252,8 @@ def choose_steady(
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables
                 )
-                over_ms = cycle.cycle_ms + setup.tbt_margin_ms - decoding.tbt_ms - SAME_MS
-                late_ms = max(0.0, over_ms)
+                over_ms = cycle.cycle_ms + setup.tbt_margin_ms - decoding.tbt_ms
+                late_ms = max(0.0, over_ms - SAME_MS, cycle.cycle_ms - limit_ms - SAME_MS)
                 cycle_w = net_w(cycle, prices.token_j)
                 if late_ms < best.late_ms or (late_ms == best.late_ms and cycle_w < best.net_w):
                     best.microbatches, best.pace, best.pace_ms = microbatches, pace, pace_ms
@@ -301,8 +301,8 @@ def prepare_decode(
             apart = round_of(passes, batch, clock, setup, tables)
             together = round_of(fewer, larger, clock, setup, tables)
             # A pace never makes late by itself, so what counts is the cycle without it.
-            slow_ms = apart.cycle_ms
-            excess_ms = slow_ms + setup.tbt_margin_ms - decoding.tbt_ms
+            excess_ms = apart.cycle_ms + setup.tbt_margin_ms - decoding.tbt_ms
+            slow_ms = max(apart.cycle_ms, together.cycle_ms)
             newcomers_j = hurry_j(batch, decoding.by_gap, clock, grid, setup, tables)
             for pace in range(paces):
                 line = (microbatches - 1) * paces + pace

@@ -150,6 +150,16 @@ def reopen(room: Room) -> None:
 
 
 @compiled
+def forbidden_below(line: int, room: Room) -> int:
+    """The highest clock of this line that a limit forbids, -1 without one."""
+    highest = -1
+    for clock in range(room.entries.shape[1]):
+        if room.entries[line, clock].too_slow == 1:
+            highest = clock
+    return highest
+
+
+@compiled
 def drop_slower(line: int, clock: int, lines: int, grid: Grid, room: Room) -> None:
     """An entry broke an SLO: those of its line that are clearly slower will too.
 

@@ -6,7 +6,7 @@ import pytest
 
 from beam_runtime.search.search import Search
 from beam_runtime.search.slowdown import out_of_reach
-from beam_runtime.types import EngineLimits, Knobs, RequestState, Slo, Snapshot
+from beam_runtime.types import EngineLimits, Knobs, RequestState, Slo, Snapshot, StepShape
 
 LIMITS = EngineLimits(pp=1, host_gap_ms=2.0)
 
@@ -82,6 +82,26 @@ def test_a_prefill_is_no_slower_either(search):
     fastest_ms = time_ms(Slo(10_000.0, max_slowdown=1.0))
     assert fastest_ms <= time_ms(Slo(10_000.0, max_slowdown=1.1)) < 1.12 * fastest_ms
     assert time_ms(Slo(10_000.0)) > 1.15 * fastest_ms
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.5])
+def test_a_limit_holds_where_no_setting_keeps_the_promise(small_cost, slowdown):
+    limits = EngineLimits(pp=4, host_gap_ms=2.0)
+    search = Search(small_cost, limits)
+    fastest_ms = 4 * (float(small_cost.latency_ms(StepShape(decode_requests=4)).min()) + 2.0)
+    out_of_reach = Slo(tbt_ms=1.0, max_slowdown=slowdown)
+    found = search.decide(replace(state_of(search, out_of_reach), limits=limits))
+    assert not found.forecast.feasible
+    assert min(found.forecast.worst_tbt_ms.values()) <= slowdown * fastest_ms * 1.01
+
+
+def test_after_a_prefill_no_groups_are_held_beyond_a_limit_to_merge(small_cost):
+    limits = EngineLimits(pp=2, host_gap_ms=2.0)
+    search = Search(small_cost, limits)
+    state = state_of(search, Slo(max_slowdown=1.0), waiting=(600,))
+    running = tuple(replace(state.running[0], request_id=f"r{at}") for at in range(128))
+    found = search.decide(replace(state, limits=limits, running=running))
+    assert found.knobs.pace_ms == 0.0
 
 
 def test_a_survey_leaves_out_what_a_limit_forbids(search):
