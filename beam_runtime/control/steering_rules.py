@@ -26,7 +26,7 @@ class SteeringRules:
 
     least_gap_ms: float = 5.0
     observing_gap_ms: float = 100.0
-    refresh_ms: float = 250.0
+    refresh_ms: float = 500.0
     observing_refresh_ms: float = 500.0
     deadline_ms: float = 20.0
     stall_ms: float = 5_000.0

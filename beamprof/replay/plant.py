@@ -124,12 +124,19 @@ class _Plant:
             else:
                 self._ask()
                 setup = self._setup()
-                if why == loop.TICK:
-                    tick_ms += self.policy.tick_ms
-                    if self._over():
-                        tick_ms = math.inf
+                tick_ms = self._next_tick_ms(tick_ms, why)
         self._empty_records()
         return self._played(time.perf_counter() - began_s)
+
+    def _next_tick_ms(self, tick_ms: float, why: int) -> float:
+        """When the policy is asked next without an event."""
+        if self.policy.refresh_ms < math.inf:
+            engine, now_ms = self.state.engine[0], float(self.plant.tally["now_ms"][0])
+            anybody = engine["running"] + engine["waiting"] > 0
+            return now_ms + self.policy.refresh_ms if anybody else math.inf
+        if why != loop.TICK:
+            return tick_ms
+        return math.inf if self._over() else tick_ms + self.policy.tick_ms
 
     def _over(self) -> bool:
         """Whether nothing is left to arrive or to be served."""

@@ -35,6 +35,7 @@ class Policy(ABC):
         correction: scales and margins that the composer works with.
         wakes: the events after which ``decide`` is called.
         tick_ms: it is also called this often.
+        refresh_ms: and this long after it was called last, while there are requests.
         one_step_per_microbatch: as many steps in flight as there are microbatches, which is
             what brings decodes together that went apart; else as many as the engine takes.
         smooths: it looks at its table smoothed along the clock.
@@ -45,6 +46,7 @@ class Policy(ABC):
     correction: Correction = Correction()
     wakes: Wake = Wake.NEVER
     tick_ms: float = math.inf
+    refresh_ms: float = math.inf
     one_step_per_microbatch: bool = False
     smooths: bool = False
     max_batched_tokens: int = LARGEST_STEP_TOKENS

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from beam_runtime.control.calibration import Calibration
+from beam_runtime.control.steering_rules import SteeringRules
 from beam_runtime.emulator.state import Records
 from beam_runtime.search.keepable import Keepable
 from beam_runtime.search.policy import Policy as SearchPolicy
@@ -39,6 +40,7 @@ class Beam(Policy):
     rules = Rules()
     smooths = True
     wakes = Wake.ARRIVAL | Wake.FIRST_TOKEN | Wake.COMPLETION
+    refresh_ms = SteeringRules().refresh_ms
 
     def __init__(
         self,

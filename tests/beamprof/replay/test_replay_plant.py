@@ -256,6 +256,23 @@ class Curious(Policy):
         return view.knobs
 
 
+class Refreshed(Curious):
+    """Asks to be asked again."""
+
+    wakes = Wake.ARRIVAL
+    refresh_ms = 500.0
+
+
+def test_a_policy_is_asked_anew_so_long_after_it_was_asked_last(site):
+    policy = Refreshed("refreshed")
+    played = play(make_trace([(1.0, 300, 40), (1.2, 300, 40)], 60), policy, site)
+    asked_ms = [one.now_ms for one in policy.seen]
+    assert asked_ms[:3] == [1000.0, 1200.0, 1700.0]
+    assert np.diff(asked_ms[1:]) == pytest.approx(500.0)
+    # And not while nobody is there.
+    assert played.finish_ms.max() - 500.0 < asked_ms[-1] < played.finish_ms.max() + 500.0
+
+
 def test_what_a_policy_sees_does_not_depend_on_what_is_to_come(site):
     rows = [(0.0, 300, 30), (0.2, 100, 5), (3.0, 400, 8)]
     longer = [(0.0, 300, 90), (0.2, 100, 50), (3.0, 40, 3)]
