@@ -90,7 +90,8 @@ def forecast(
         if request.broken == 1:
             continue
         at_risk = 0.0
-        if start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf:
+        to_come = start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf
+        if to_come and not request.first_token_ms <= played.settled_ms:
             margin_ms = first_margin_ms(request.ttft_slo_ms, setup)
             excess_ms = request.ttft_ms + margin_ms - request.ttft_slo_ms
             at_risk = first_risk(excess_ms, margin_ms)

@@ -208,6 +208,23 @@ def note_token(request: Records, token_ms: float) -> None:
 
 
 @compiled
+def last_back_ms(state: State, now_ms: float) -> float:
+    """When the newest step in flight is back; -inf without one."""
+    if state.engine.flying == 0:
+        return -math.inf
+    newest = flight_slot(state, state.engine.flying - 1)
+    back_ms: float = max(now_ms, state.flights[newest].finish_ms)
+    return back_ms
+
+
+@compiled
+def forget_lateness(state: State) -> None:
+    """How late streams are counts anew."""
+    for row in range(state.engine.rows):
+        state.requests[row].late_ms = -math.inf
+
+
+@compiled
 def next_finish_ms(state: State) -> float:
     """When the oldest step in flight is back; inf without one."""
     if state.engine.flying == 0:
@@ -263,6 +280,7 @@ class Played(NamedTuple):
         decodes: tokens that requests get from decoding in them.
         chunk_tokens: of prompts, in them.
         after: what decodes then.
+        settled_ms: when the last step is back that was in flight at the start; -inf without one.
     """
 
     steps: int
@@ -272,6 +290,7 @@ class Played(NamedTuple):
     decodes: int
     chunk_tokens: int
     after: Decoding
+    settled_ms: float
 
 
 @compiled
@@ -282,16 +301,19 @@ def play(
     """Issue steps until the prefills are done and the look-ahead is over, then drain.
 
     Uses ``state`` up; its requests hold TTFT and longest gap afterwards. Output lengths are
-    unknown online: running requests are assumed to go on.
+    unknown online: running requests are assumed to go on. No knob changes what is in flight, so
+    tokens count as late from the steps after it on.
     """
-    now_ms = start_ms
+    now_ms, settled_ms = start_ms, last_back_ms(state, start_ms)
     moves, steps, decodes, chunk_tokens, starved = 0, 0, 0, 0, 0
     busy_ms, active_j = 0.0, 0.0
-    prefill = Played(0, 0.0, 0.0, 0.0, 0, 0, decode_phase(state))
+    prefill = Played(0, 0.0, 0.0, 0.0, 0, 0, decode_phase(state), settled_ms)
     while steps < MAX_STEPS and moves < MAX_MOVES and starved < STARVED_STEPS:
         moves += 1
         while next_finish_ms(state) <= now_ms:
             finish(state, now_ms, setup)
+        if now_ms <= settled_ms:
+            forget_lateness(state)
         if now_ms >= start_ms + lookahead_ms and not prefill_pending(state, setup):
             break
         answer, until_ms, batch = compose(state, setting, now_ms, setup, tables)
@@ -314,11 +336,15 @@ def play(
             # Who decodes afterwards is asked only where the horizon reaches that far.
             if span_ms / setup.pp < lookahead_ms:
                 after = decode_phase(state)
-            prefill = Played(steps, span_ms, busy_ms, active_j, decodes, chunk_tokens, after)
+            prefill = Played(
+                steps, span_ms, busy_ms, active_j, decodes, chunk_tokens, after, settled_ms
+            )
     stop_ms = now_ms
     while state.engine.flying > 0:
         now_ms = max(now_ms, next_finish_ms(state))
         finish(state, now_ms, setup)
+        if now_ms <= settled_ms:
+            forget_lateness(state)
     # How long the starved have been waiting by then.
     capped = steps == MAX_STEPS or moves == MAX_MOVES
     for row in range(state.engine.rows):
@@ -330,5 +356,5 @@ def play(
             request.ttft_ms = max(waited_ms, setup.patience_slos * request.ttft_slo_ms)
     return Played(
         steps, prefill.span_ms, prefill.busy_ms, prefill.active_j, prefill.decodes,
-        prefill.chunk_tokens, prefill.after,
+        prefill.chunk_tokens, prefill.after, settled_ms,
     )  # fmt: skip

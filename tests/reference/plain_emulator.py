@@ -113,7 +113,7 @@ def forecast(
             continue
         at_risk = 0.0
         ttft_ms = played.ttft_ms.get(name, math.inf)
-        if math.isfinite(ttft_ms):
+        if math.isfinite(ttft_ms) and name not in played.settled:
             margin_ms = first_margin_ms(request.slo.ttft_ms, correction)
             ttft[name] = ttft_ms + margin_ms - request.slo.ttft_ms
             at_risk = first_risk(ttft[name], margin_ms)
@@ -174,7 +174,9 @@ class Played:
         ttft_ms: of every request without a token; infinite where it stays blocked.
         worst_tbt_ms: the longest gap before a token of every request that got a second one
             or waits for it.
-        late_ms: how late their streams are: by gap at worst, else at the latest token.
+        late_ms: how late their streams are: by gap at worst, else at the latest token; of steps
+            that were not in flight at the start.
+        settled: requests whose first token was in flight at the start.
         token_ms: what each has for a token then.
         prefill: time and energy of the prefill phase.
         steps: steps issued.
@@ -183,6 +185,7 @@ class Played:
     ttft_ms: dict[str, float]
     worst_tbt_ms: dict[str, float]
     late_ms: dict[str, float]
+    settled: set[str]
     token_ms: dict[str, float]
     prefill: PrefillPhase
     steps: int
@@ -230,6 +233,8 @@ class _Paper:
         self.ttft_ms = {r.request_id: math.inf for r in _everyone(start) if not r.generated_tokens}
         self.worst_tbt_ms: dict[str, float] = {}
         self.late_ms: dict[str, float] = {}
+        self.settled: set[str] = set()
+        self.settled_ms = max((one.finish_ms for one in start.in_flight), default=-math.inf)
 
     def finish_ms(self, shape: StepShape, issue_ms: float) -> float:
         """When a step would be back if it were issued then."""
@@ -287,6 +292,9 @@ class _Paper:
                 if request.request_id in returned:
                     self._note(request, self.now_ms)
             self.state = finish(self.state, self.now_ms)
+        if self.now_ms <= max(self.start.now_ms, self.settled_ms):
+            self.late_ms.clear()
+            self.settled = {name for name, ms in self.ttft_ms.items() if ms < math.inf}
 
     def _note(self, request: RequestState, at_ms: float) -> None:
         name = request.request_id
@@ -317,8 +325,9 @@ class _Paper:
                 self.ttft_ms[request.request_id] = max(waited_ms, overdue_ms)
         left_ms = {r.request_id: token_ms(r) for r in _everyone(self.state)}
         return Played(
-            self.ttft_ms, self.worst_tbt_ms, self.late_ms, left_ms, self.prefill, self.steps
-        )
+            self.ttft_ms, self.worst_tbt_ms, self.late_ms, self.settled, left_ms, self.prefill,
+            self.steps,
+        )  # fmt: skip
 
 
 def decode_phase(state: Snapshot) -> Decoding:

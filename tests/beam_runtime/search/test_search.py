@@ -14,6 +14,7 @@ from beam_runtime.search.search import Search
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     Correction,
+    Decision,
     EngineLimits,
     Knobs,
     RequestState,
@@ -198,10 +199,23 @@ def test_a_token_lost_already_does_not_cost_full_clocks(search: Search):
         (StepInFlight(10.0, ("late",)),), (0.0, 0.0, 0.0, 10.0),
     )  # fmt: skip
     decision = search(state)
-    assert not decision.forecast.feasible
+    assert decision.forecast.worst_tbt_ms["late"] >= 910.0
     fastest = search.forecast(state, Knobs(1410, 256))
     assert decision.forecast.energy_j < 0.9 * fastest.energy_j
     assert decision.forecast.broken <= fastest.broken + 0.02
+
+
+def test_a_step_in_flight_that_may_be_late_hides_no_later_one(search: Search):
+    # No knob changes when it is back; what comes after it is due as ever.
+    def found(gap_ms: float) -> Decision:
+        flying = tuple(decode(f"r{at}", last_ms=10.0 - gap_ms, in_flight=True) for at in range(8))
+        steps = (StepInFlight(10.0, tuple(one.request_id for one in flying)),)
+        free_ms = (0.0, 0.0, 0.0, 10.0)
+        return search(Snapshot(0.0, LIMITS, Knobs(510, 256), flying, (), steps, free_ms))
+
+    in_time, nearly_late = found(100.0), found(199.0)
+    assert nearly_late.knobs == in_time.knobs
+    assert nearly_late.forecast.broken == in_time.forecast.broken == 0.0
 
 
 def test_nobody_there_rests_at_the_least_idle_power(search: Search):
