@@ -175,11 +175,14 @@ class Window:
 
         Errors grow with steps: one that takes so much of its time longer may be pass_ms / (1 + so
         much) by prediction. Short steps err by more of their time (hosts), so those count that are
-        ABOUT_AS_LONG; none is taken to be longer than the longest among these.
+        ABOUT_AS_LONG, or a least window of the longest where few are; none is taken to be longer
+        than the longest among these.
         """
         predicted_ms, observed_ms = self._corrected(scale, by_size)
         longest_ms = min(pass_ms, float(predicted_ms.max(initial=0.0)))
-        about = predicted_ms >= max(ABOUT_AS_LONG * longest_ms, 1e-9)
+        enough = min(len(predicted_ms), self._rules.least_window)
+        nth_longest_ms = float(np.partition(predicted_ms, -enough)[-enough]) if enough else 0.0
+        about = predicted_ms >= max(min(ABOUT_AS_LONG * longest_ms, nth_longest_ms), 1e-9)
         late = wider * self._quantile(observed_ms[about] / predicted_ms[about] - 1.0)
         return late * min(pass_ms / (1.0 + late), longest_ms)
 

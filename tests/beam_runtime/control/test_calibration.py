@@ -329,6 +329,14 @@ def test_short_steps_err_by_more_of_their_time_and_say_nothing_of_long_ones() ->
     assert 0.0 < beside(calibration, PP * 6.0).tbt_margin_ms < PP * 6.0, "never a whole gap"
 
 
+def test_the_first_long_steps_are_not_trusted_for_having_no_error_yet() -> None:
+    calibration = Calibration(PP, Correction(tbt_margin_ms=0.0))
+    feed(calibration, StepKind.PREFILL, 1.0, RULES.window, noise=0.05)
+    before = beside(calibration, PP * 200.0).tbt_margin_ms
+    calibration.observe_step(STEPS_OF[StepKind.PREFILL], 200.0, 200.0)
+    assert beside(calibration, PP * 200.0).tbt_margin_ms >= before > 0.0
+
+
 def test_where_first_tokens_are_lost_streams_take_no_more_room_than_they_give() -> None:
     def margin_ms(late_in_ten: int) -> float:
         calibration = Calibration(PP, Correction(tbt_margin_ms=0.0))
