@@ -17,6 +17,7 @@ from beam_runtime.clocks.layout import (
     models_of,
 )
 from beam_runtime.clocks.spec import ActuatorKind
+from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
 from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
@@ -90,15 +91,23 @@ def open_clocks(
     try:
         if isinstance(table, PerfTable):
             check_layout(gpus, table.tp, table.pp)
+        state = StateFile()
+        within(OPEN_LIMIT_S, lambda: _keeps(state))
         actuator = within(OPEN_LIMIT_S, open_them)
         # By UUID from here on: an index changes when a GPU falls off the bus.
         spec = replace(choice.spec, gpus=actuator.gpus)
-        return GuardedActuator(actuator, spec), str(choice)
+        return GuardedActuator(actuator, spec, state), str(choice)
     except ClockError as error:
         cause = f" ({error.cause})" if error.cause else ""
         return None, f"clocks stay as they are: {error.message}{cause}"
     except Exception as error:  # an engine starts, whatever its driver and its /proc are like
         return None, f"clocks stay as they are: {type(error).__name__}: {error}"
+
+
+def _keeps(state: StateFile) -> None:
+    """Raises ClockError where no lock can be put on record: none would ever be set."""
+    state.prepare()
+    state.check()
 
 
 def open_table(
