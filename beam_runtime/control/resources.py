@@ -1,7 +1,8 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,20 @@ class Searches:
 MOST_CLOCKS = 32
 
 
+def named_gpus(gpus: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The list that was given, as plain names and numbers: numpy's have types of their own.
+
+    Raises:
+        TypeError: it is no list, or holds something that names no GPU.
+    """
+    if isinstance(gpus, str | bytes) or not isinstance(gpus, Iterable):
+        raise TypeError(f"gpus is a list of UUIDs or NVML indices, found {gpus!r:.60}")
+    try:
+        return tuple(gpu if isinstance(gpu, str) else index(gpu) for gpu in gpus)
+    except TypeError:
+        raise TypeError(f"a GPU is named by UUID or NVML index, found {gpus!r:.60}") from None
+
+
 def open_clocks(
     gpus: Sequence[str | int], table: PerfTable | TableError | None = None
 ) -> tuple[ClockActuator | None, str]:
@@ -77,6 +92,7 @@ def open_clocks(
         gpus: the replica's, as many as its table says; none = clocks stay as they are.
         table: of the replica; without one nothing is known of its layout.
     """
+    gpus = named_gpus(gpus)
     choice = choose_actuator(gpus)
     if choice.spec.kind is ActuatorKind.NONE:
         return None, str(choice)
@@ -122,6 +138,7 @@ def open_table(
     dtype: str | None = None,
 ) -> PerfTable | TableError:
     """The table, or why it cannot be used: it is none, or for something else (see from_table)."""
+    gpus = named_gpus(gpus)
     try:
         table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
         check_formats(table, str(path), method=quantization, weights=dtype)
