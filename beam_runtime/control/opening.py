@@ -141,7 +141,6 @@ class Opening:
     def _stand_anew(self) -> None:
         before, self.stance = self.stance, self._stance()
         if self.stance != before:
-            self.close()
             self._begin()
 
     def pure(self, moment: Moment) -> Decision:
@@ -168,7 +167,10 @@ class Opening:
             open_searches, self._cost, self._limits, self.stance, self._own, self._given,
             clocks=self._clocks, composer=self._composer,
         )  # fmt: skip
-        self._warming = Warming(self._open) if self.later else None
+        if self._warming is not None:
+            self._warming.turn_to(self._open)
+        elif self.later:
+            self._warming = Warming(self._open)
         self.pending = True
 
     def _end(self) -> None:
