@@ -29,6 +29,7 @@ LOCK_TIMEOUT_S = 3.0
 _LARGEST_BYTES = 1 << 20
 _MOST_HOLDINGS = 4096
 SYSTEM_FOLDER = Path("/var/lib/beam")
+_HINT = "name a folder of yours: BEAM_STATE_DIR=FOLDER"
 
 
 class Record(list[Holding]):
@@ -117,29 +118,51 @@ class StateFile:
         Raises:
             ClockError: it cannot be made, or is not ours alone.
         """
-        hint = "name a folder of yours: BEAM_STATE_DIR=FOLDER"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.folder.stat()
         except OSError as error:
-            raise ClockError(
-                f"no state folder at {self.folder}", cause=str(error), hint=hint
-            ) from error
+            raise self._unusable(str(error)) from error
+        return self._mode(found)
+
+    def check(self) -> None:
+        """See whether a lock could be put on record here, as far as that shows without a change.
+
+        Raises:
+            ClockError: as prepare() and read().
+        """
+        place = self.folder
+        try:
+            while not os.path.lexists(place) and place != place.parent:
+                place = place.parent
+            if place == self.folder:
+                self._mode(place.stat())
+            elif not place.is_dir():
+                raise self._unusable(f"{place} is no folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise self._unusable(f"{place} cannot be written to")
+        except OSError as error:
+            raise self._unusable(str(error)) from error
+        self.read()
+
+    def _mode(self, found: os.stat_result) -> int:
+        if not stat.S_ISDIR(found.st_mode):
+            raise self._unusable("it is no folder")
         if found.st_mode & stat.S_IWOTH:
             raise ClockError(
                 f"everybody may write to {self.folder}",
                 cause="a record that anybody can change says nothing",
-                hint=f"chmod o-w {self.folder}, or {hint}",
+                hint=f"chmod o-w {self.folder}, or {_HINT}",
             )
         shared = found.st_uid == 0 and bool(found.st_mode & stat.S_IWGRP)
         if found.st_uid != os.geteuid() and not shared:
             raise ClockError(
-                f"{self.folder} belongs to user {found.st_uid}, expected {os.geteuid()}", hint=hint
+                f"{self.folder} belongs to user {found.st_uid}, expected {os.geteuid()}", hint=_HINT
             )
         if found.st_mode & stat.S_IWGRP and not shared:
             raise ClockError(
                 f"a group may write to {self.folder}, which is not root's",
-                hint=f"chmod g-w {self.folder}, or {hint}",
+                hint=f"chmod g-w {self.folder}, or {_HINT}",
             )
         return 0o660 if shared else 0o600
 
@@ -209,6 +232,9 @@ class StateFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _unusable(self, cause: str) -> ClockError:
+        return ClockError(f"no state folder at {self.folder}", cause=cause, hint=_HINT)
 
     def _unreadable(self, cause: str) -> ClockError:
         return ClockError(

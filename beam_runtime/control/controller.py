@@ -42,7 +42,7 @@ from beam_runtime.control.events import (
 )
 from beam_runtime.control.forked import tell_children
 from beam_runtime.control.hooks import Hooks
-from beam_runtime.control.opening import Opening
+from beam_runtime.control.opening import Opening, checked_slos
 from beam_runtime.control.orders import EngineAdapter, Orders, check_knobs
 from beam_runtime.control.resources import Searches, open_clocks, open_cost, open_table
 from beam_runtime.control.status import Status
@@ -88,6 +88,7 @@ class Controller(Hooks):
 
     Raises:
         ValueError: ``own`` is outside what ``limits`` allow, or ``follows`` is unknown.
+        TypeError: ``slos`` maps no names to SLOs.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Controller(Hooks):
         threads: bool = True,
         now_ms: Callable[[], float] | None = None,
     ) -> None:
-        super().__init__(now_ms or _monotonic_ms, self._drop)
+        super().__init__(now_ms, self._drop)
         self._events: deque[Event] = deque()
         self._append: Callable[[Event], None] = self._drop
         self._closing = threading.Event()
@@ -210,12 +211,14 @@ class Controller(Hooks):
             kv_blocks=kv_blocks, follows=follows, rules=rules, log=log,
         )  # fmt: skip
         controller.clocks = clocks
-        _LOG.log(logging.WARNING if gpus and actuator is None else logging.INFO, "%s", clocks)
+        _LOG.log(logging.WARNING if len(gpus) and actuator is None else logging.INFO, "%s", clocks)
         return controller
 
     # Lifetime
 
     def __enter__(self) -> Self:
+        if self._open or self._closing.is_set():
+            raise RuntimeError("a controller is entered once: make another for the next engine")
         if self._log is not None:
             self._log.write(
                 "start", self._now_ms(),
@@ -310,6 +313,7 @@ class Controller(Hooks):
 
     def promise(self, slo: Slo) -> None:
         """From now on requests that name no SLO are promised this one, and margins follow."""
+        checked_slos({"default": slo})
         self._append(Promise(self._now_ms(), slo))
 
     def last_words(self, why: str) -> None:
@@ -394,7 +398,3 @@ class Controller(Hooks):
             self._append(ClockConfirmed(now_ms, outcome.clock_mhz))
         else:
             self._append(ClockRefused(now_ms, outcome.clock_mhz, outcome.error))
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1e3

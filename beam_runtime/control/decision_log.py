@@ -18,12 +18,15 @@ one begins with ``start`` again. A full disk ends the log, never the serving.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import math
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +71,8 @@ class DecisionLog:
         self.unwritable = 0
         self._max_bytes, self._kept = max_bytes, kept
         self._start: dict[str, Any] = {}
+        self._early: list[tuple[str, dict[str, Any]]] = []
+        self._started_ms: float | None = None
         self._turning = threading.Lock()
         self._heard_ms: float | None = None
         self._descriptor = -1
@@ -78,8 +83,10 @@ class DecisionLog:
             size = status.st_size  # 0 of a pipe or a terminal
             if size:
                 _check_log(self.path)
-                if _last_byte(self.path) != b"\n":  # a crash cut a line
-                    os.write(self._descriptor, b"\n")
+                cut = _last_byte(self.path) != b"\n"  # by a crash
+            _keep_to_ourselves(self._descriptor, status)
+            if size and cut:
+                os.write(self._descriptor, b"\n")
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             self.close()
             raise BeamError(
@@ -91,11 +98,26 @@ class DecisionLog:
         self._room_bytes = max_bytes - size
 
     def write(self, kind: str, at_ms: float, **fields: Any) -> None:
-        """Append one record; after a failure, nothing."""
+        """Append one record; after a failure, nothing.
+
+        What came before any time was told is written behind ``start``, which begins every run.
+        """
+        if isinstance(at_ms, float) and not math.isfinite(at_ms):
+            if self._started_ms is None:
+                self._early.append((kind, fields))
+                return
+            at_ms = self._started_ms
+        if kind == "start":
+            self._start, self._started_ms = fields, at_ms
+        self._write(kind, at_ms, fields)
+        if kind == "start":
+            early, self._early = self._early, []
+            for kind_before, fields_before in early:
+                self._write(kind_before, at_ms, fields_before)
+
+    def _write(self, kind: str, at_ms: float, fields: Mapping[str, Any]) -> None:
         if self.failure:
             return
-        if kind == "start":
-            self._start = fields
         try:
             line = _line(kind, at_ms, fields)
         except Exception:  # whatever an engine told of a request: this record is lost, no other
@@ -152,9 +174,12 @@ class DecisionLog:
             descriptor = _opened(self.path)
             os.dup2(descriptor, self._descriptor, inheritable=False)
             os.close(descriptor)
+            # After the last close(): one of this process ends all its locks on a file.
+            _keep_to_ourselves(self._descriptor, os.fstat(self._descriptor))
             self._room_bytes = self._max_bytes
             if self._start:
-                self._put(_line("start", at_ms, {**self._start, "continued": True}))
+                again = {**self._start, "unix_s": time.time(), "continued": True}
+                self._put(_line("start", at_ms, again))
         finally:
             self._turning.release()
 
@@ -183,6 +208,20 @@ def _check_ours(file: os.stat_result, folder_uid: int) -> None:
         raise PermissionError(0, f"it belongs to user {file.st_uid}, expected {os.geteuid()}")
     if file.st_mode & stat.S_IWOTH:
         raise PermissionError(0, "everybody may write to it")
+
+
+def _keep_to_ourselves(descriptor: int, file: os.stat_result) -> None:
+    """Raises PermissionError where another process writes to it: two runs would be mixed.
+
+    A process's lock, which a forked child does not have; where there are none, nothing is known.
+    """
+    if not stat.S_ISREG(file.st_mode):
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise PermissionError(0, "another process writes to it: a log for each") from error
 
 
 def _check_log(path: Path) -> None:
@@ -224,22 +263,27 @@ def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _records(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
     """Line by line: a log may be larger than the memory."""
-    first = True
+    first, cut = True, None
     while line := file.readline(_LONGEST_LINE):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if first:
-                raise BeamError(f"{path}:1 is not JSON", cause=str(error)) from error
+            if first:  # of a log all the same, where a run begins behind it
+                cut = BeamError(f"{path}:1 is not JSON", cause=str(error))
+                if not line.replace(b" ", b"").startswith(_FIRST_BYTES):
+                    raise cut from error
             continue
-        if first and (not isinstance(record, dict) or record.get("schema") != SCHEMA):
-            raise BeamError(
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            record = {}
+        if (first or record.get("kind") == "start") and record.get("schema") != SCHEMA:
+            raise cut or BeamError(
                 f"{path} is no decision log of this BEAM",
-                cause=f"its first record is {line[:80].decode(errors='replace')}",
+                cause=f"{'its first record' if first else 'a run in it'} is "
+                f"{line[:80].decode(errors='replace')}",
                 hint=f"expected schema {SCHEMA}",
             )
-        first = False
-        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+        first, cut = False, None
+        if record:
             yield record
 
 

@@ -4,6 +4,7 @@ Each makes one named tuple and appends it to a deque, and nothing else, for the 
 pays for it. Nobody is woken: that would cost more than the rest of the hook.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,16 +25,20 @@ from beam_runtime.types import Slo
 _event = tuple.__new__
 
 
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1e3
+
+
 class Hooks:
     """The engine's side of a controller.
 
     Args:
-        now_ms: the time axis.
+        now_ms: the time axis; None = time.monotonic().
         append: takes an event.
     """
 
-    def __init__(self, now_ms: Callable[[], float], append: Callable[[Event], None]) -> None:
-        self._now_ms = now_ms
+    def __init__(self, now_ms: Callable[[], float] | None, append: Callable[[Event], None]) -> None:
+        self._now_ms = now_ms or _monotonic_ms
         self._append = append
         self._dropped = 0
 

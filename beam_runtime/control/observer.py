@@ -180,11 +180,12 @@ class Observer:
     def _slo(self, named: Slo | str | None) -> Slo:
         if isinstance(named, Slo):
             return named
-        if named is not None and named not in self._slos:
+        known = isinstance(named, str) and named in self._slos  # whatever an engine puts there
+        if named is not None and not known:
             self._counts.unknown_classes += 1
             if self._counts.unknown_classes == 1:
                 _LOG.warning(
-                    "no SLO class %r (known: %s): its requests get the default",
+                    "no SLO class %.60r (known: %s): its requests get the default",
                     named, ", ".join(self._slos),
                 )  # fmt: skip
             named = None

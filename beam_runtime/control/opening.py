@@ -32,6 +32,20 @@ from beam_runtime.types import Decision, EngineLimits, Follows, Knobs, Slo
 CLEARLY, MOST_OWN = 0.8, 32
 
 
+def checked_slos(slos: Mapping[str, Slo]) -> Mapping[str, Slo]:
+    """The classes, if that is what they are.
+
+    Raises:
+        TypeError: no SLOs by name.
+    """
+    if not isinstance(slos, Mapping):
+        raise TypeError(f"slos is a mapping of names to Slo, found {slos!r:.60}")
+    for name, slo in slos.items():
+        if not isinstance(name, str) or not isinstance(slo, Slo):
+            raise TypeError(f"slos maps names to Slo, found {name!r:.60}: {slo!r:.60}")
+    return slos
+
+
 class Opening:
     """What is open, and what is being opened.
 
@@ -67,7 +81,7 @@ class Opening:
     ) -> None:
         self._cost = cost
         self._limits = limits
-        self._slos = {"default": Slo(), **slos}
+        self._slos = {"default": Slo(), **checked_slos(slos)}
         self._own_slos: list[Slo] = []  # that requests brought
         self._keepable = None if isinstance(cost, TableError) else Keepable(cost, limits)
         self._own = own
@@ -127,7 +141,6 @@ class Opening:
     def _stand_anew(self) -> None:
         before, self.stance = self.stance, self._stance()
         if self.stance != before:
-            self.close()
             self._begin()
 
     def pure(self, moment: Moment) -> Decision:
@@ -154,7 +167,10 @@ class Opening:
             open_searches, self._cost, self._limits, self.stance, self._own, self._given,
             clocks=self._clocks, composer=self._composer,
         )  # fmt: skip
-        self._warming = Warming(self._open) if self.later else None
+        if self._warming is not None:
+            self._warming.turn_to(self._open)
+        elif self.later:
+            self._warming = Warming(self._open)
         self.pending = True
 
     def _end(self) -> None:

@@ -1,7 +1,8 @@
 """What a controller is built from, opened so that nothing missing stops the engine."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from beam_runtime.clocks.layout import (
     models_of,
 )
 from beam_runtime.clocks.spec import ActuatorKind
+from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.emulator.moment import Moment, snapshot_of
 from beam_runtime.errors import BeamError, ClockError, TableError
 from beam_runtime.search.policy import LOOKAHEAD_MS, Policy
@@ -67,6 +69,20 @@ class Searches:
 MOST_CLOCKS = 32
 
 
+def named_gpus(gpus: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The list that was given, as plain names and numbers: numpy's have types of their own.
+
+    Raises:
+        TypeError: it is no list, or holds something that names no GPU.
+    """
+    if isinstance(gpus, str | bytes) or not isinstance(gpus, Iterable):
+        raise TypeError(f"gpus is a list of UUIDs or NVML indices, found {gpus!r:.60}")
+    try:
+        return tuple(gpu if isinstance(gpu, str) else index(gpu) for gpu in gpus)
+    except TypeError:
+        raise TypeError(f"a GPU is named by UUID or NVML index, found {gpus!r:.60}") from None
+
+
 def open_clocks(
     gpus: Sequence[str | int], table: PerfTable | TableError | None = None
 ) -> tuple[ClockActuator | None, str]:
@@ -76,6 +92,7 @@ def open_clocks(
         gpus: the replica's, as many as its table says; none = clocks stay as they are.
         table: of the replica; without one nothing is known of its layout.
     """
+    gpus = named_gpus(gpus)
     choice = choose_actuator(gpus)
     if choice.spec.kind is ActuatorKind.NONE:
         return None, str(choice)
@@ -90,15 +107,23 @@ def open_clocks(
     try:
         if isinstance(table, PerfTable):
             check_layout(gpus, table.tp, table.pp)
+        state = StateFile()
+        within(OPEN_LIMIT_S, lambda: _keeps(state))
         actuator = within(OPEN_LIMIT_S, open_them)
         # By UUID from here on: an index changes when a GPU falls off the bus.
         spec = replace(choice.spec, gpus=actuator.gpus)
-        return GuardedActuator(actuator, spec), str(choice)
+        return GuardedActuator(actuator, spec, state), str(choice)
     except ClockError as error:
         cause = f" ({error.cause})" if error.cause else ""
         return None, f"clocks stay as they are: {error.message}{cause}"
     except Exception as error:  # an engine starts, whatever its driver and its /proc are like
         return None, f"clocks stay as they are: {type(error).__name__}: {error}"
+
+
+def _keeps(state: StateFile) -> None:
+    """Raises ClockError where no lock can be put on record: none would ever be set."""
+    state.prepare()
+    state.check()
 
 
 def open_table(
@@ -113,6 +138,7 @@ def open_table(
     dtype: str | None = None,
 ) -> PerfTable | TableError:
     """The table, or why it cannot be used: it is none, or for something else (see from_table)."""
+    gpus = named_gpus(gpus)
     try:
         table = PerfTable.load(path, model=model, tp=tp, pp=pp, device=device)
         check_formats(table, str(path), method=quantization, weights=dtype)

@@ -45,7 +45,13 @@ class Warming:
         self._open = open_searches
         self._compiler: _Compiler | None = None
         self._may_compile = False
+        self._turned = False
         self.why = "warming up: loading the search"
+
+    def turn_to(self, open_searches: Callable[[], Searches]) -> None:
+        """Make these instead. A child that compiles goes on: most of the code is the same."""
+        self._open, self._may_compile = open_searches, False
+        self._turned = self._compiler is not None
 
     def look(self) -> Searches | None:
         """The searches as soon as they can be had; None: ``why`` says what they wait for.
@@ -94,7 +100,9 @@ class Warming:
             raise BeamError(f"the process that compiles the search was killed by signal {-status}")
         if status > 0:
             self._compile_here(said)
-        self._may_compile = True
+        # Whoever turned elsewhere meanwhile looks first whether that is on disk, too.
+        self._may_compile = status > 0 or not self._turned
+        self._turned = False
 
     def _compile_here(self, cause: str) -> None:
         _LOG.warning("the search is compiled in the engine's process: a child failed: %s", cause)

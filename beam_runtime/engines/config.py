@@ -130,7 +130,7 @@ class EmbeddedConfig:
     def load(cls, path: Path, policy: str | None = None) -> "EmbeddedConfig":
         """Read a file; ``policy`` replaces the file's own. Raises BeamError."""
         try:
-            raw = toml.loads(read_small(path, _LARGEST_FILE_BYTES))
+            raw = toml.loads(read_small(path, _LARGEST_FILE_BYTES).removeprefix("\ufeff"))
         except (OSError, ValueError) as error:
             raise BeamError(
                 f"cannot read the configuration {path}",
@@ -138,6 +138,12 @@ class EmbeddedConfig:
                 hint="docs/vllm.md shows one",
             ) from error
         if policy:
+            if policy not in list(EmbeddedPolicy):
+                raise BeamError(
+                    f"{POLICY_VARIABLE} must be {' or '.join(EmbeddedPolicy)}, "
+                    f"found {_shown(policy)}",
+                    hint=f"export {POLICY_VARIABLE}=observe, or unset it: the file's policy counts",
+                )
             raw["policy"] = policy
         return _Reader(path).config(raw)
 
@@ -163,8 +169,8 @@ def positive(value: object) -> float | None:
 
 
 def _names_a_gpu(value: object) -> bool:
-    if isinstance(value, str):
-        return bool(value)
+    if isinstance(value, str):  # digits alone are an index, which is a number
+        return bool(value) and not value.isdecimal()
     try:
         nvml_index(value)
     except BeamError:
@@ -279,7 +285,9 @@ class _Reader:
     def _gpus(self, raw: dict[str, Any]) -> tuple[str | int, ...]:
         value = raw.get("gpus", [])
         if not isinstance(value, list) or not all(map(_names_a_gpu, value)):
-            raise self._refuse("clock.gpus", "a list of UUIDs or NVML indices", value)
+            raise self._refuse(
+                "clock.gpus", 'a list of UUIDs, PCI addresses or NVML indices (0, not "0")', value
+            )
         return tuple(value)
 
     def _gpus_on_nodes(self, raw: dict[str, Any]) -> tuple[str, ...]:
@@ -290,7 +298,7 @@ class _Reader:
             raise self._refuse("clock.gpus", "this node's GPUs where clock.nodes names others", [])
         for address, indices in nodes.items():
             named = _ADDRESS.fullmatch(address)
-            if not named or int(named[2]) > 65535:
+            if not named or not 0 < int(named[2]) <= 65535:
                 raise self._refuse(f"clock.nodes.{address}", "named HOST:PORT of a zeusd", address)
             if not isinstance(indices, list) or not all(
                 type(index) is int and _names_a_gpu(index) for index in indices

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Real
 
 
 class StreamKind(StrEnum):
@@ -15,6 +16,12 @@ class StreamKind(StrEnum):
 
 # Where nobody says how long an answer will be, an e2e promise is planned for this many tokens.
 ASSUMED_ANSWER_TOKENS = 256
+
+
+_NUMBERS = (
+    "ttft_ms", "tbt_ms", "tpot_ms", "e2e_ms", "tbt_share", "answer_tokens",
+    "least_tokens_per_s", "max_slowdown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Slo:
         lost_due_ms: the same once a gap is late, where most others are promised longer ones.
 
     Raises:
+        TypeError: no number.
         ValueError: a time, a share or a limit that is none, or two kinds of streaming at once.
     """
 
@@ -53,6 +61,10 @@ class Slo:
     lost_due_ms: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise TypeError(f"{name} is a number, found {value!r:.60}")
         given = [ms for ms in (self.tbt_ms, self.tpot_ms, self.e2e_ms) if ms is not None]
         if len(given) > 1:
             raise ValueError("an SLO has one kind of streaming: tbt_ms, tpot_ms or e2e_ms")
@@ -61,9 +73,13 @@ class Slo:
             given = [200.0]
         if not (self.ttft_ms > 0.0 and given[0] > 0.0):
             raise ValueError(f"an SLO is a time above 0, found {self.ttft_ms} and {given[0]} ms")
+        if given[0] == math.inf:  # nobody could be paced by it
+            raise ValueError(
+                "a stream that is promised nothing has a long time, not an infinite one"
+            )
         if not 0.0 < self.tbt_share <= 1.0:
             raise ValueError(f"tbt_share is above 0 and at most 1, found {self.tbt_share}")
-        if not self.answer_tokens >= 1:
+        if not 1 <= self.answer_tokens < math.inf:
             raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
         floor, slowdown = self.least_tokens_per_s, self.max_slowdown
         if floor is not None and not 0.0 < floor < math.inf:

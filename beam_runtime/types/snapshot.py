@@ -78,6 +78,20 @@ class Correction:
 
 
 _FROM_ZERO = ("_ms", "_threshold", "_adaptive")  # ends of names of limits that may be 0
+# The costs of a step of any size are looked up: so many, at each clock, still have room in memory.
+_OF_A_STEP, _LARGEST_STEP = ("max_batched_tokens", "max_num_seqs"), 1 << 22
+_MOST = 1 << 40
+
+
+def _kind(name: str, value: object) -> tuple[str, bool]:
+    """What a limit of this name is, and whether the value is one."""
+    if name.endswith("_adaptive"):
+        return "True or False", isinstance(value, bool)
+    if isinstance(value, bool):  # an int to Python
+        value = None
+    if name.endswith("_ms"):
+        return "a number", isinstance(value, numbers.Real)
+    return "a whole number", isinstance(value, numbers.Integral)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +115,8 @@ class EngineLimits:
         clock_delay_ms: from asking for a clock to running at it; NVML takes 7 to 35 ms.
 
     Raises:
-        TypeError: no number.
-        ValueError: a count below 1 or a time below 0.
+        TypeError: no number, or a count that is no whole one.
+        ValueError: a count below 1, a time below 0, or more than there can be.
     """
 
     pp: int
@@ -122,10 +136,14 @@ class EngineLimits:
             object.__setattr__(self, "max_steps_in_flight", self.pp)
         for field in fields(self):
             value, least = getattr(self, field.name), int(not field.name.endswith(_FROM_ZERO))
-            if not isinstance(value, numbers.Real):
-                raise TypeError(f"{field.name} must be a number, found {value!r}")
+            most = _LARGEST_STEP if field.name in _OF_A_STEP else _MOST
+            expected, fits = _kind(field.name, value)
+            if not fits:
+                raise TypeError(f"{field.name} must be {expected}, found {value!r:.60}")
             if not float(value) >= least:
                 raise ValueError(f"{field.name} must be {least} or more, found {value}")
+            if float(value) > most:
+                raise ValueError(f"{field.name} must be {most} at most, found {value}")
 
     def pass_within_ms(self, token_ms: float) -> float:
         """A stage's pass may take so long where a token comes round in that time."""

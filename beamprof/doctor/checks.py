@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beam_runtime.clocks.calls import within
 from beam_runtime.clocks.choose import choose_actuator, may_lock_clocks, zeusd_places
 from beam_runtime.clocks.evidence import foreign_clocks
 from beam_runtime.clocks.nvml import NvmlGpus
 from beam_runtime.clocks.spec import ActuatorKind
+from beam_runtime.clocks.state_file import StateFile
 from beam_runtime.clocks.zeusd_client import ZeusdClient
 from beam_runtime.clocks.zeusd_offer import ask_offer
 from beam_runtime.errors import ClockError
@@ -19,6 +21,7 @@ from beamprof.files import there_is, user_path
 
 # The first nvidia-ml-py that knows clock-event reasons by their present name.
 _OLDEST_NVML = (12, 535)
+_PATIENCE_S = 10.0  # with a folder on a file system that hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,12 @@ class Check:
 
 
 def checks(
-    driver: str | None, gpus: Sequence[Gpu], no_gpus: str, held: Sequence[str], nvml: Any
+    driver: str | None,
+    gpus: Sequence[Gpu],
+    no_gpus: str,
+    held: Sequence[str],
+    state: StateFile,
+    nvml: Any,
 ) -> tuple[Check, ...]:
     """All of them. Nothing is set, and nothing raises.
 
@@ -49,6 +57,7 @@ def checks(
         gpus: those that are here.
         no_gpus: why there are none; empty where there are some.
         held: UUIDs of GPUs that are on record.
+        state: where that is.
         nvml: a module like pynvml; the real one when None.
     """
     looked: list[Check] = []
@@ -56,6 +65,7 @@ def checks(
         lambda: _driver(driver, gpus, no_gpus),
         lambda: (check for gpu in gpus for check in _gpu(gpu)),
         lambda: _rights(gpus),
+        lambda: _record(gpus, state),
         _zeusd,
         lambda: _unknown_locks(gpus, held, nvml),
         _bindings,
@@ -113,6 +123,19 @@ def _rights(gpus: Sequence[Gpu]) -> Iterator[Check]:
         "right to lock", ok, str(choice),
         "" if ok else "root, CAP_SYS_ADMIN or zeusd: see docs/operations.md",
     )  # fmt: skip
+
+
+def _record(gpus: Sequence[Gpu], state: StateFile) -> Iterator[Check]:
+    """A lock is on record before it is set: without a record there is none."""
+    if not gpus:
+        return
+    try:
+        within(_PATIENCE_S, state.check)
+    except ClockError as error:
+        cause = f" ({error.cause})" if error.cause else ""
+        yield Check("record", False, f"{error.message}{cause}", error.hint or "")
+    else:
+        yield Check("record", True, f"locks are on record in {state.folder}")
 
 
 def _zeusd() -> Iterator[Check]:

@@ -1,12 +1,16 @@
 """A beam.toml held against this machine and its own table, before an engine is started with it."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
+from beam_runtime.clocks.gpu_identity import is_pci_address, normal_pci_address
+from beam_runtime.clocks.layout import check_model
 from beam_runtime.clocks.places import node_of
 from beam_runtime.control.decision_log import read_log
-from beam_runtime.engines.config import EmbeddedConfig
+from beam_runtime.engines.config import POLICY_VARIABLE, EmbeddedConfig, EmbeddedPolicy
 from beam_runtime.errors import BeamError
 from beam_runtime.search.slowdown import out_of_reach
 from beam_runtime.search.stance import stance_for
@@ -29,9 +33,14 @@ def config_checks(path: Path, gpus: Sequence[Gpu]) -> tuple[Check, ...]:
     Raises:
         BeamError: it cannot be read, or has a field that is not understood.
     """
-    config = EmbeddedConfig.load(path)
+    asked = os.environ.get(POLICY_VARIABLE)
+    config = EmbeddedConfig.load(path, asked)
+    by = f" (by {POLICY_VARIABLE})" if asked else ""
+    found = [Check("policy", None, f"{_POLICIES[str(config.policy)]}{by}")]
+    if config.policy is EmbeddedPolicy.OFF:  # nothing else is looked at by an engine either
+        return tuple(found)
     table, first = _table(config)
-    found = [Check("policy", None, _POLICIES[str(config.policy)]), first]
+    found.append(first)
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
         lambda: _slos(config, table),
         lambda: _gpus(config, table, gpus),
@@ -86,16 +95,30 @@ def _gpus(config: EmbeddedConfig, table: PerfTable | None, gpus: Sequence[Gpu]) 
         yield Check("clock", None, "no GPU is named: clocks stay as they are",
                     "gpus = [...] under [clock], all of the replica")  # fmt: skip
         return
-    here = [gpu for gpu in config.gpus if not node_of(gpu)]
-    known = {gpu.uuid for gpu in gpus} | {gpu.index for gpu in gpus}
-    missing = [str(gpu) for gpu in here if gpu not in known]
+    known = {
+        name: gpu for gpu in gpus for name in (gpu.uuid, gpu.index, gpu.pci_address) if name != ""
+    }
+    named = [(gpu, known.get(_normal(gpu))) for gpu in config.gpus if not node_of(gpu)]
+    missing = [str(name) for name, gpu in named if gpu is None]
+    here = [gpu for _, gpu in named if gpu is not None]
+    elsewhere = [gpu for gpu in config.gpus if node_of(gpu)]
+    sliced = [gpu for gpu in here if gpu.mig]
     if missing:
         yield Check("clock", False, f"GPUs not on this machine: {', '.join(missing)}",
                     "nvidia-smi -L lists them")  # fmt: skip
-    elif len(set(config.gpus)) < len(config.gpus):
+    elif len({gpu.index for gpu in here}) < len(here) or len(set(elsewhere)) < len(elsewhere):
         yield Check("clock", False, "a GPU is named twice", "name each once")
+    elif sliced:
+        yield Check("clock", False, f"GPU {sliced[0].index} is cut into MIG slices",
+                    f"nvidia-smi -i {sliced[0].index} -mig 0, or name no GPUs")  # fmt: skip
     else:
         yield Check("clock", True, _gpu_count(len(config.gpus)))
+    if table is not None:
+        try:
+            names = [gpu.name for gpu in here if gpu.name]
+            check_model(names, table.metadata.get("gpu_name", ""), table.device)
+        except BeamError as error:
+            yield Check("GPUs", False, error.message, error.hint or "")
     if table is not None and len(config.gpus) != table.tp * table.pp:
         yield Check(
             "GPUs",
@@ -104,6 +127,11 @@ def _gpus(config: EmbeddedConfig, table: PerfTable | None, gpus: Sequence[Gpu]) 
             f"(tp {table.tp} x pp {table.pp})",
             "name every GPU of one replica",
         )
+
+
+def _normal(gpu: str | int) -> str | int:
+    """The name as the driver has it: a PCI address may be written in several ways."""
+    return normal_pci_address(gpu) if isinstance(gpu, str) and is_pci_address(gpu) else gpu
 
 
 def _gpu_count(count: int) -> str:
@@ -120,6 +148,8 @@ def _log(config: EmbeddedConfig) -> Iterator[Check]:
 
 def _log_trouble(log: Path) -> tuple[str, str]:
     """Why no controller could go on with this log, and what helps; both empty where one could."""
+    if "\0" in str(log):
+        return ": no file has such a name", "name another file"
     if log.is_dir():
         return " is a folder", f'name a file in it: log = "{log / "decisions.jsonl"}"'
     for needed in (log.parent, *([log] if log.exists() else [])):
@@ -143,4 +173,24 @@ def _metrics(config: EmbeddedConfig) -> Iterator[Check]:
     except BeamError as error:
         yield Check("metrics", False, error.message, error.hint or "see that it can be read")
         return
-    yield Check("metrics", True, f"{where}, changes {'with' if token else 'without'} a token")
+    if trouble := _unserved(config.metrics_address, config.metrics_port):
+        yield Check("metrics", None, f"{where}: {trouble}, nothing would be served there",
+                    "another metrics_port or metrics_address")  # fmt: skip
+    elif token:
+        yield Check("metrics", True, f"{where}, changes with a token")
+    elif ip_address(config.metrics_address).is_loopback:
+        yield Check("metrics", True, f"{where}, changes without a token")
+    else:
+        yield Check("metrics", True, f"{where}, no changes: no token is configured")
+
+
+def _unserved(address: str, port: int) -> str:
+    """Why nobody could listen there now; empty where one could."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((address, port))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

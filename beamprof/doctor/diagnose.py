@@ -142,7 +142,7 @@ def diagnose(
         locks=locks,
         record=str(state.path),
         record_error=record_error,
-        checks=checks(driver, gpus, no_gpus, held, nvml),
+        checks=checks(driver, gpus, no_gpus, held, state, nvml),
         user_file=None if user is None else str(user),
         variables=tuple(sorted(name for name in os.environ if name.startswith("BEAM_"))),
         config=None if config is None else str(config),

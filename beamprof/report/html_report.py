@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beamprof.errors import ReportError
+from beamprof.file_kind import kind_of
 from beamprof.files import check_writable, written_whole
 from beamprof.replay import study
 from beamprof.replay.results import METADATA_KEY
@@ -134,7 +135,8 @@ def _input(path: Path) -> tuple[Path, str]:
         return path, REPLAY
     if not path.is_file():
         raise ReportError(f"there is no file or folder {path}", hint=_TAKES)
-    if path.suffix in (".jsonl", ".json", ".log"):
+    # A log that was full is NAME.jsonl.1.
+    if path.suffix in (".jsonl", ".json", ".log") or kind_of(path) == "JSON":
         return path, LOG
     columns, metadata = parquet_schema(path)
     if METADATA_KEY in metadata:
@@ -155,4 +157,8 @@ def _hint_for(metadata: dict[str, str]) -> str:
 
 
 def _beside(first: Path) -> Path:
-    return first / "report.html" if first.is_dir() else first.with_suffix(".html")
+    if first.is_dir():
+        return first / "report.html"
+    if first.suffix[1:].isdigit():  # of NAME.jsonl.1 and NAME.jsonl.2 each its own
+        return first.with_name(f"{first.name}.html")
+    return first.with_suffix(".html")

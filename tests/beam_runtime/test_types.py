@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,45 @@ def test_a_promise_is_a_time(ttft_ms: float, tbt_ms: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         Slo(ttft_ms, tbt_ms)
     assert Slo(math.inf, 1.0).ttft_ms == math.inf
+
+
+@pytest.mark.parametrize("streaming", ["tbt_ms", "tpot_ms", "e2e_ms"])
+def test_no_stream_is_paced_by_an_infinite_time(streaming: str) -> None:
+    """One such request made every search of its engine fail."""
+    with pytest.raises(ValueError, match="a long time"):
+        Slo(1000.0, **{streaming: math.inf})
+
+
+@pytest.mark.parametrize("odd", ["1s", True, [1]])
+@pytest.mark.parametrize(
+    "name",
+    ["ttft_ms", "tbt_ms", "tbt_share", "answer_tokens", "least_tokens_per_s", "max_slowdown"],
+)
+def test_a_promise_is_made_of_numbers(name: str, odd: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} is a number"):
+        Slo(**{name: odd})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"pp": 2.5}, {"pp": True}, {"pp": "4"}, {"max_num_seqs": math.inf}, {"block_size": 16.5},
+     {"max_steps_in_flight": 2.5}, {"host_gap_ms": "5"}, {"host_gap_ms": None},
+     {"long_prefill_token_threshold_adaptive": 7}],
+)  # fmt: skip
+def test_limits_are_whole_numbers_and_times(odd: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(odd))} must be"):
+        EngineLimits(**{"pp": 4, **odd})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"max_batched_tokens": 10**9}, {"max_num_seqs": 10**9}, {"max_model_len": 10**40},
+     {"host_gap_ms": math.inf}, {"transfer_ms": math.inf}],
+)  # fmt: skip
+def test_limits_have_limits(odd: dict[str, Any]) -> None:
+    """Costs are looked up for each size of a step: a billion took all memory."""
+    with pytest.raises(ValueError, match="at most"):
+        EngineLimits(**{"pp": 4, **odd})
 
 
 def test_a_step_of_less_than_nothing() -> None:

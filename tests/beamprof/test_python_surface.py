@@ -151,7 +151,7 @@ def test_what_is_no_table_is_told(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", ["4", None, [4]])
 def test_limits_that_are_no_numbers_are_told(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="pp must be a number, found"):
+    with pytest.raises(TypeError, match="pp must be a whole number, found"):
         beam_runtime.EngineLimits(pp=wrong)
     with pytest.raises(TypeError, match="host_gap_ms must be a number, found"):
         beam_runtime.EngineLimits(pp=1, host_gap_ms=wrong)

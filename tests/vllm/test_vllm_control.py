@@ -347,3 +347,34 @@ def test_a_host_that_is_none_is_answered_and_refused() -> None:
     with served(FakeEmbedded()) as server:
         for method, path in (("GET", "/status"), ("POST", "/control")):
             assert ask(server, method, path, WISH, Host="[::")[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/status?x=1", "/metrics?name=a&name=b", "/health?"])
+def test_parameters_of_a_scraper_or_a_probe_are_passed_over(path: str) -> None:
+    with served(FakeEmbedded()) as server:
+        assert ask(server, "GET", path)[0] == 200
+
+
+def test_a_probe_may_ask_for_the_head_alone() -> None:
+    with served(FakeEmbedded()) as server:
+        wire = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+        for path, code in (("/health", 200), ("/metrics", 200), ("/nothing", 404)):
+            wire.request("HEAD", path)
+            answer = wire.getresponse()
+            assert (answer.status, answer.read()) == (code, b"")
+            wire.close()
+
+
+def test_a_token_may_have_any_letters() -> None:
+    sent = "Bearer g\u00fcltig\u20ac".encode().decode("latin-1")  # the bytes that curl sends
+    with served(FakeEmbedded(), token="g\u00fcltig\u20ac") as server:
+        assert ask(server, "POST", "/control", WISH, Authorization=sent)[0] == 200
+        assert ask(server, "POST", "/control", WISH, Authorization="Bearer g\u00fcltig")[0] == 401
+
+
+@pytest.mark.parametrize("odd", ["false", 1, [True]])
+def test_to_resume_is_true_or_false(odd: object) -> None:
+    beam = FakeEmbedded()
+    with pytest.raises(BeamError, match="true or false"):
+        Control(beam).change({"resume": odd})  # type: ignore[arg-type]
+    assert not beam.controller.resumed

@@ -88,3 +88,51 @@ def test_a_request_names_its_own_slo(rig: Any, config: Path) -> None:
     assert asked(beam_class="batch", beam_tbt_ms="50") == Slo(9000.0, 50.0)
     assert asked(beam_class="nobody", beam_ttft_ms="soon", beam_tbt_ms=-1) == default
     assert promised(SimpleNamespace(), default) == default
+
+
+def test_a_promise_that_is_not_understood_is_told_of(config: Path) -> None:
+    """A mistyped class must not become the default one without a word."""
+    from beam_runtime.engines.config import EmbeddedConfig
+    from beam_runtime.engines.vllm.limits import slo_of
+
+    config.write_text("[slo.batch]\nttft_ms = 9000\n")
+    heard: list[str] = []
+    promised = slo_of(EmbeddedConfig.from_environment(), heard.append)
+
+    def said(**extra: object) -> str:
+        heard.clear()
+        promised(SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra)), Slo())
+        return "; ".join(heard)
+
+    assert said(beam_class="bacth") == "beam_class 'bacth', known: default, batch"
+    assert said(beam_ttft_ms="soon").startswith("beam_ttft_ms 'soon', expected milliseconds")
+    assert said(beam_tbt_ms=-5).startswith("beam_tbt_ms -5")
+    assert said(beam_tbt_ms=50, beam_tpot_ms=40).startswith("more than one of")
+    for understood in ({"beam_class": "batch"}, {"beam_class": "default"}, {"beam_tbt_ms": "50"},
+                       {"beam_tpot_ms": 40}, {"another": 1}):  # fmt: skip
+        assert said(**understood) == ""
+
+
+def test_what_is_not_understood_is_counted_and_said_once(
+    rig: Any, config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    engine = rig(make=make_scheduler)
+    beam = engine.scheduler.beam
+    for name in ("r0", "r1"):
+        params = SamplingParams(max_tokens=2, extra_args={"beam_class": "nobody"})
+        engine.scheduler.add_request(
+            Request(
+                request_id=name,
+                prompt_token_ids=[1] * 9,
+                sampling_params=params,
+                pooling_params=None,
+            )
+        )
+    assert beam.tally.misunderstood == 2
+    assert beam.view.followed["r0"].slo == beam.slo
+    assert caplog.text.count("a request asks for beam_class 'nobody'") == 1
+    assert "beam_misunderstood_slos_total 2" in Control(beam).metrics()
+    beam.close()

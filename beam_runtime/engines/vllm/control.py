@@ -113,12 +113,15 @@ class Control:
         # OFF is decided before vLLM starts: hooks that are there keep watching.
         if policy is not None and policy not in (EmbeddedPolicy.OBSERVE, EmbeddedPolicy.STEER):
             raise BeamError(f"policy must be observe or steer, found {str(policy)[:80]}")
+        resume = wish.get("resume")
+        if resume is not None and not isinstance(resume, bool):
+            raise BeamError(f"resume must be true or false, found {str(resume)[:80]}")
         promised = None if slo is None else _slo(slo, self._embedded.slo)
         if policy is not None:
             self._embedded.obey(EmbeddedPolicy(policy))
         if promised is not None:
             self._embedded.promise(promised)
-        if wish.get("resume"):
+        if resume:
             self._embedded.controller.resume()
         _LOG.warning("BEAM was told: %s", json.dumps(wish))
         return self.status()

@@ -118,20 +118,29 @@ class _Handler(BaseHTTPRequestHandler):
         control = self.server.control
         if not self._is_for_here():
             self._refuse(403, "asked for under another host's name")
-        elif self.path == "/status":
+        elif self._asked == "/status":
             self._answer(200, control.status())
-        elif self.path == "/metrics":
+        elif self._asked == "/metrics":
             self._send(200, control.metrics(), "text/plain; version=0.0.4")
-        elif self.path == "/health":
+        elif self._asked == "/health":
             health = control.health()
             self._answer(200 if health["healthy"] else 503, health)
         else:
             self._refuse(404, "there are /status, /metrics, /health and /control")
 
+    def do_HEAD(self) -> None:
+        """As GET, of which _send() leaves the body out: probes ask so."""
+        self.do_GET()
+
+    @property
+    def _asked(self) -> str:
+        """The path, whatever parameters a scraper or a probe adds."""
+        return self.path.partition("?")[0]
+
     def do_POST(self) -> None:
         if not (self._is_for_here() and _same_origin(self.headers)):
             self._refuse(403, "asked for by a page of another origin or host")
-        elif self.path != "/control":
+        elif self._asked != "/control":
             self._refuse(404, "POST goes to /control")
         elif why := self._stranger():
             self._refuse(401, why)
@@ -161,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not token:
             return "" if self.server.loopback else "no token is configured: changes are refused"
         kind, _, given = self.headers.get("Authorization", "").partition(" ")
-        known = hmac.compare_digest(given.strip().encode(), token.encode())
+        # http.server reads headers as latin-1, of which the bytes are those that were sent.
+        known = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
         return "" if known and kind.lower() == "bearer" else "Authorization: Bearer TOKEN is needed"
 
     def _answer(self, code: int, value: Any) -> None:
@@ -176,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def version_string(self) -> str:
         """No version of anything."""

@@ -1,6 +1,6 @@
 """What vLLM's configuration tells BEAM, and whether a table is for this engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from beam_runtime.engines.config import EmbeddedConfig, positive
@@ -18,6 +18,9 @@ _SHAPE = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
 }
+
+
+_TIMES = ("beam_ttft_ms", "beam_tbt_ms", "beam_tpot_ms", "beam_e2e_ms")
 
 
 def engine_limits(vllm_config: Any, scheduler: Any, table: PerfTable) -> EngineLimits:
@@ -102,12 +105,15 @@ def _same_model(table: PerfTable, vllm_config: Any, name: str) -> None:
             )
 
 
-def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
+def slo_of(
+    config: EmbeddedConfig, misunderstood: Callable[[str], None] = lambda what: None
+) -> Callable[[Any, Slo], Slo]:
     """What a request was promised: its extra_args name a class, or say it in milliseconds.
 
     SamplingParams.extra_args is "vllm_xargs" in an HTTP request:
     {"beam_class": "batch"}, {"beam_ttft_ms": 500}, {"beam_tbt_ms": 50}.
-    What is not understood counts as the default: a request is never refused for it.
+    What is not understood counts as the default: a request is never refused for it, and
+    ``misunderstood`` is told of it.
     """
 
     def promised(request: Any, default: Slo) -> Slo:
@@ -115,15 +121,27 @@ def slo_of(config: EmbeddedConfig) -> Callable[[Any, Slo], Slo]:
         if not extra:  # the same object for all of them: whoever keeps columns writes it once
             return default
         base = config.classes.get(str(extra.get("beam_class")), default)
-        ttft_ms, *streaming = (
-            _milliseconds(extra.get(f"beam_{name}_ms")) for name in ("ttft", "tbt", "tpot", "e2e")
-        )
-        if len(streaming) - streaming.count(None) > 1:
+        ttft_ms, *streaming = (_milliseconds(extra.get(name)) for name in _TIMES)
+        two = len(streaming) - streaming.count(None) > 1
+        if two:
             streaming = [None, None, None]
+        if what := _misunderstood(config, extra, two=two):
+            misunderstood(what)
         tbt_ms, tpot_ms, e2e_ms = streaming
         return base.revised(ttft_ms=ttft_ms, tbt_ms=tbt_ms, tpot_ms=tpot_ms, e2e_ms=e2e_ms)
 
     return promised
+
+
+def _misunderstood(config: EmbeddedConfig, extra: Mapping[str, Any], *, two: bool) -> str:
+    """What of a request's own promise is none, in words; empty where all is understood."""
+    named = extra.get("beam_class")
+    if named is not None and str(named) not in (*config.classes, "default"):
+        return f"beam_class {named!r:.60}, known: {', '.join(('default', *config.classes))}"
+    for name in _TIMES:
+        if extra.get(name) is not None and _milliseconds(extra[name]) is None:
+            return f"{name} {extra[name]!r:.60}, expected milliseconds above 0"
+    return f"more than one of {', '.join(_TIMES[1:])}" if two else ""
 
 
 def _milliseconds(value: object) -> float | None:

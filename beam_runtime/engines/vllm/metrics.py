@@ -39,6 +39,8 @@ _GAUGES = (
     ("beam_preemptions_total", "counter", "requests preempted", ("tally", "preemptions")),
     ("beam_passed_over_total", "counter", "prompts that moved only without BEAM",
      ("tally", "passed_over")),
+    ("beam_misunderstood_slos_total", "counter", "requests whose own SLO or class is none",
+     ("tally", "misunderstood")),
     ("beam_ttft_compared_count", "counter", "first tokens that had a forecast",
      ("tally", "ttfts")),
     ("beam_ttft_compared_ms_sum", "counter", "their TTFT, summed", ("tally", "ttft_ms")),

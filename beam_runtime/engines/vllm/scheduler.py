@@ -203,7 +203,7 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         features,
         policy=config.policy,
         slo=config.slo,
-        slo_of=slo_of(config),
+        slo_of=slo_of(config, lambda what: _misunderstood(embedded, what)),
         class_of=partial(class_of, config),
         now_ms=_monotonic_ms,
         wattmeter=open_wattmeter(config.gpus),
@@ -242,6 +242,17 @@ def embed(scheduler: Any, vllm_config: Any, config: EmbeddedConfig) -> Embedded:
         config.policy, limits.pp, config.table, clocks,
     )  # fmt: skip
     return embedded
+
+
+def _misunderstood(embedded: Embedded, what: str) -> None:
+    """A request gets the default SLO in the place of its own: a client's slip, told once."""
+    embedded.tally.misunderstood += 1
+    if embedded.tally.misunderstood == 1:
+        _LOG.warning(
+            "a request asks for %s: it gets the default SLO; beam_misunderstood_slos_total counts "
+            "them",
+            what,
+        )
 
 
 def _open_log(path: Path | None) -> "tuple[DecisionLog | None, str]":

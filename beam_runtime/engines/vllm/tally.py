@@ -103,6 +103,7 @@ class Tally:
         aborts: requests ended from outside.
         preemptions: running requests that lost their KV blocks.
         passed_over: prompts that had their turn only when vLLM got its own settings back.
+        misunderstood: requests that asked for an SLO class that is none, or times that are none.
         ttfts: first tokens that had a prediction.
         ttft_ms: their actual TTFT, summed.
         predicted_ttft_ms: the prediction in force when each came, summed.
@@ -121,6 +122,7 @@ class Tally:
     aborts: int = 0
     preemptions: int = 0
     passed_over: int = 0
+    misunderstood: int = 0
     ttfts: int = 0
     ttft_ms: float = 0.0
     predicted_ttft_ms: float = 0.0

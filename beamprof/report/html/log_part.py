@@ -59,6 +59,7 @@ def log_part(run: LogRun, window: Window) -> Part:
     kicker = (
         f"Decision log · {run.path.name} · {format_duration(run.end_s)}"
         + (f" · the last of {run.runs} runs in the file" if run.runs > 1 else "")
+        + (" · its beginning is in an older file" if run.continued else "")
     )  # fmt: skip
     shown = tuple(section for section in sections if section is not None)
     return Part(kicker, _sentence(run), _STANDING, shown)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from beamprof.report.html.log_values import number, number_or_none
 from beamprof.report.html.number_words import percent, significant
 from beamprof.report.html.part import Grid, Section
 
@@ -41,10 +42,10 @@ def done_requests(records: Iterable[Mapping[str, Any]]) -> tuple[Done, ...]:
         Done(
             str(one.get("slo_class") or ""),
             bool(one["late"]),
-            one.get("ttft_ms"),
-            one.get("longest_gap_ms"),
-            int(one["generated_tokens"]),
-            float(one["active_energy_j"]),
+            number_or_none(one.get("ttft_ms")),
+            number_or_none(one.get("longest_gap_ms")),
+            int(number(one["generated_tokens"])),
+            number(one["active_energy_j"]),
         )
         for one in records
     )

@@ -1,7 +1,7 @@
 """One run of a controller, from its decision log, as arrays."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,18 +13,28 @@ from numpy.typing import NDArray
 from beam_runtime.control.decision_log import read_log
 from beamprof.errors import ReportError
 from beamprof.report.html.log_requests import Done, done_requests
+from beamprof.report.html.log_values import (
+    Floats,
+    number,
+    numbers,
+    numbers_by_name,
+    promises,
+    seconds,
+    start_record,
+)
 
 KNOBS = ("clock_mhz", "chunk_tokens", "microbatches", "pace_ms")
 # Decisions are made anew every quarter of a second while there are requests: after a longer
 # silence, what was seen says nothing about what had been predicted.
 _STALE_MS = 1_000.0
-
-Floats = NDArray[np.float64]
+# A controller without threads decides as soon as it is asked: that is no waiting.
+_AT_ONCE_MS = 100.0
+_UNOPENED = "no decision yet: the search was being compiled or loaded"
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Time in which BEAM did not steer, seconds of the run, and why.
+    """Time in which BEAM did not steer (so before its first decision), seconds of the run, and why.
 
     ``observed``: it went on to decide, for nobody.
     """
@@ -42,6 +52,7 @@ class LogRun:
     Attributes:
         path: the log.
         runs: how many the file holds; this is the last.
+        continued: its beginning is in an older file, which was full.
         start: its first record.
         end_s: the last record's time.
         at_s: (D,) decisions.
@@ -63,6 +74,7 @@ class LogRun:
 
     path: Path
     runs: int
+    continued: bool
     start: Mapping[str, Any]
     end_s: float
     at_s: Floats
@@ -122,12 +134,15 @@ def load_log(path: Path) -> LogRun:
         BeamError: as read_log.
         ReportError: it holds no record, or one that no controller writes.
     """
-    records = list(read_log(path))
-    begins = [at for at, record in enumerate(records) if _kind(record) == "start"]
-    if not begins:
+    runs, records = 0, list[dict[str, Any]]()
+    for record in read_log(path):
+        if _kind(record) == "start":  # no other run than the last is kept in memory
+            runs, records = runs + 1, []
+        records.append(record)
+    if not runs:
         raise ReportError(f"{path} holds no decisions", cause="the log is empty")
     try:
-        return _run(path, len(begins), records[begins[-1] :])
+        return _run(path, runs, records)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ReportError(
             f"{path} holds a record that this BEAM does not write",
@@ -141,55 +156,54 @@ def _kind(record: Any) -> str:
 
 
 def _run(path: Path, runs: int, records: list[dict[str, Any]]) -> LogRun:
-    start = records[0]
-    start_ms = float(start["at_ms"])
+    start = start_record(records[0])
+    start_ms = number(start["at_ms"])
     of_kind: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         of_kind.setdefault(_kind(record), []).append(record)
     decisions = of_kind.get("decision", [])
     first = of_kind.get("first_token", [])
-    end_ms = max(float(record["at_ms"]) for record in records)
+    end_s = float(seconds(records, start_ms).max())
     forecasts = [one.get("own", one["forecast"]) for one in decisions]
     predicted, seen = _pairs(decisions, forecasts, of_kind.get("steering", []))
     since = [one.get("since", {}) for one in decisions]
-
-    def seconds(of: Iterable[Mapping[str, Any]]) -> Floats:
-        return (np.array([float(one["at_ms"]) for one in of]) - start_ms) / 1e3
-
+    knobs = {name: numbers(one["knobs"][name] for one in decisions) for name in KNOBS}
+    if any(np.isnan(values).any() for values in knobs.values()):
+        raise ValueError("a knob is null")
+    continued = bool(start.get("continued"))
     return LogRun(
         path=path,
         runs=runs,
+        continued=continued,
         start=start,
-        end_s=(end_ms - start_ms) / 1e3,
-        at_s=seconds(decisions),
-        knobs={name: _numbers(one["knobs"][name] for one in decisions) for name in KNOBS},
+        end_s=end_s,
+        at_s=seconds(decisions, start_ms),
+        knobs=knobs,
         steered=np.array(["own" not in one for one in decisions], dtype=bool),
-        requests=_numbers(one["state"]["running"] + one["state"]["waiting"] for one in decisions),
-        predicted_w=_numbers(_watts(one) for one in forecasts),
+        requests=numbers(one["state"]["running"] + one["state"]["waiting"] for one in decisions),
+        predicted_w=numbers(_watts(one) for one in forecasts),
         predicted_tbt_ms=predicted,
         seen_tbt_ms=seen,
-        tokens=sum(int(one.get("tokens", 0)) for one in since),
-        late_tokens=sum(int(one.get("late_tokens", 0)) for one in since),
-        first_s=seconds(first),
-        first_ms=_numbers(one["actual_ms"] for one in first),
-        first_predicted_ms=_numbers(one.get("predicted_ms") for one in first),
-        first_slo_ms=_numbers(one.get("slo_ms") for one in first),
-        search_ms=_numbers(one["search_ms"] for one in decisions),
-        stretches=_stretches(of_kind.get("steering", []), decisions, start_ms, end_ms),
+        tokens=sum(int(number(one.get("tokens", 0))) for one in since),
+        late_tokens=sum(int(number(one.get("late_tokens", 0))) for one in since),
+        first_s=seconds(first, start_ms),
+        first_ms=numbers(number(one["actual_ms"]) for one in first),
+        first_predicted_ms=numbers(one.get("predicted_ms") for one in first),
+        first_slo_ms=promises(one.get("slo_ms") for one in first),
+        search_ms=numbers(number(one["search_ms"]) for one in decisions),
+        stretches=_stretches(
+            of_kind.get("steering", []), decisions, start_ms, end_s, opens=not continued
+        ),
         anomalies=_anomalies(of_kind, start_ms),
         done=done_requests(of_kind.get("request", [])),
-        counts=dict(of_kind["stop"][-1]["counts"]) if "stop" in of_kind else {},
+        counts=numbers_by_name(of_kind["stop"][-1]["counts"]) if "stop" in of_kind else {},
     )
 
 
-def _numbers(values: Iterable[Any]) -> Floats:
-    return np.array([math.nan if value is None else float(value) for value in values])
-
-
-def _watts(forecast: Mapping[str, Any]) -> float:
-    horizon_ms = forecast["horizon_ms"] or 0.0
-    joules = (forecast["active_energy_j"] or 0.0) + (forecast["idle_energy_j"] or 0.0)
-    return joules / horizon_ms * 1e3 if horizon_ms > 0 else math.nan
+def _watts(forecast: Mapping[str, Any]) -> float | None:
+    horizon_ms = number(forecast["horizon_ms"] or 0.0)
+    joules = number(forecast["active_energy_j"] or 0.0) + number(forecast["idle_energy_j"] or 0.0)
+    return joules / horizon_ms * 1e3 if horizon_ms > 0 else None
 
 
 def _pairs(
@@ -197,15 +211,15 @@ def _pairs(
     forecasts: list[Mapping[str, Any]],
     steering: list[dict[str, Any]],
 ) -> tuple[Floats, Floats]:
-    turns_ms = [float(one["at_ms"]) for one in steering]
+    turns_ms = [number(one["at_ms"]) for one in steering]
     pairs = []
     for (one, two), forecast in zip(pairwise(decisions), forecasts, strict=False):
-        begin_ms, end_ms = float(one["at_ms"]), float(two["at_ms"])
+        begin_ms, end_ms = number(one["at_ms"]), number(two["at_ms"])
         since, worst_ms = two.get("since", {}), forecast["worst_tbt_ms"]
         if not since.get("tokens") or not worst_ms or end_ms - begin_ms > _STALE_MS:
             continue
         if not any(begin_ms <= turn_ms <= end_ms for turn_ms in turns_ms):
-            pairs.append((float(worst_ms), float(since["worst_ms"])))
+            pairs.append((number(worst_ms), number(since["worst_ms"])))
     both = np.array(pairs).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
@@ -214,32 +228,49 @@ def _stretches(
     steering: list[dict[str, Any]],
     decisions: list[dict[str, Any]],
     start_ms: float,
-    end_ms: float,
+    end_s: float,
+    *,
+    opens: bool,
 ) -> tuple[Stretch, ...]:
-    observed_ms = np.array([float(one["at_ms"]) for one in decisions if "own" in one])
+    """From turn to turn; ``opens``: nothing is steered before the first decision."""
+    observed_s = seconds((one for one in decisions if "own" in one), start_ms)
+    turns = [
+        (at_s, bool(one["steering"]), str(one["reason"]))
+        for at_s, one in zip(seconds(steering, start_ms).tolist(), steering, strict=True)
+    ]
+    if opens:
+        first_s = float(seconds(decisions[:1], start_ms)[0]) if decisions else end_s
+        if first_s > _AT_ONCE_MS / 1e3:
+            turns = _opening(turns, first_s)
     found = []
-    turns_ms = [float(record["at_ms"]) for record in steering] + [end_ms]
-    for record, (from_ms, until_ms) in zip(steering, pairwise(turns_ms), strict=True):
-        if not record["steering"]:
-            inside = (observed_ms >= from_ms) & (observed_ms <= until_ms)
-            found.append(
-                Stretch(
-                    (from_ms - start_ms) / 1e3, (until_ms - start_ms) / 1e3,
-                    str(record["reason"]), observed=bool(inside.any()),
-                )
-            )  # fmt: skip
+    ends_s = [*(at_s for at_s, _, _ in turns), end_s]
+    for (_, steers, reason), (from_s, until_s) in zip(turns, pairwise(ends_s), strict=True):
+        if not steers:
+            inside = (observed_s >= from_s) & (observed_s <= until_s) & (reason != _UNOPENED)
+            found.append(Stretch(from_s, until_s, reason, observed=bool(inside.any())))
     return tuple(found)
+
+
+def _opening(turns: list[tuple[float, bool, str]], first_s: float) -> list[tuple[float, bool, str]]:
+    """The same with the time in it that the search took to open: until the first decision."""
+    early = [turn for turn in turns if turn[0] < first_s]
+    later = turns[len(early) :]
+    if not early or early[0][0] > 0.0:
+        early.insert(0, (0.0, True, ""))
+    opening = [(at_s, False, _UNOPENED if steers else why) for at_s, steers, why in early]
+    opened = [(first_s, True, "")] if early[-1][1] else []
+    return opening + opened + later
 
 
 def _anomalies(
     of_kind: Mapping[str, list[dict[str, Any]]], start_ms: float
 ) -> tuple[tuple[float, str], ...]:
     said = [
-        (one, f"{one['step']} steps take {float(one['ratio']):.2f} times what the table says")
+        (one, f"{one['step']} steps take {number(one['ratio']):.2f} times what the table says")
         for one in of_kind.get("drift", [])
     ]
     for one in of_kind.get("clock", []):
         asked = "release" if one["clock_mhz"] is None else f"{one['clock_mhz']} MHz"
         said.append((one, f"clock refused ({asked}): {one['error']}"))
-    found = [((float(one["at_ms"]) - start_ms) / 1e3, words) for one, words in said]
-    return tuple(sorted(found))
+    at_s = seconds((one for one, _ in said), start_ms).tolist()
+    return tuple(sorted(zip(at_s, (words for _, words in said), strict=True)))

@@ -4,10 +4,13 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from beam_runtime import Controller
 from beam_runtime.control.decision_log import (
     SCHEMA,
     DecisionLog,
@@ -137,7 +140,7 @@ def test_what_cannot_be_written_costs_its_record(log: DecisionLog, value: object
     assert (log.unwritable, log.failure) == (1, "")
     records = list(read_log(log.path))
     assert [record["kind"] for record in records] == ["start", "stop"]
-    assert records[1]["at_ms"] is None
+    assert records[1]["at_ms"] == records[0]["at_ms"], "the run's own time where it has none"
 
 
 def test_a_run_after_a_crash_begins_a_line_of_its_own(log: DecisionLog) -> None:
@@ -183,6 +186,80 @@ def test_a_log_that_somebody_took_away_goes_on_in_a_new_file(tmp_path: Path) -> 
     assert log.failure == ""
     assert next(read_log(log.path))["kind"] == "start"
     log.close()
+
+
+def test_what_came_before_the_start_stands_behind_it(tmp_path: Path) -> None:
+    """A table that cannot be used is said before any time is told."""
+    log = DecisionLog(tmp_path / "log.jsonl")
+    log.write("steering", -math.inf, steering=False, reason="no usable table")
+    log.write("start", 5.0, schema=SCHEMA)
+    log.close()
+    told = [(record["kind"], record["at_ms"]) for record in read_log(log.path)]
+    assert told == [("start", 5.0), ("steering", 5.0)]
+
+
+def test_a_controller_without_a_table_leaves_a_log_that_can_be_read(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with Controller.from_table(tmp_path / "nix.parquet", EngineLimits(pp=4), decision_log=log):
+        pass
+    start, fell, stop = read_log(log)
+    assert (start["kind"], stop["kind"]) == ("start", "stop")
+    assert "no usable table" in fell["reason"]
+
+
+def test_a_file_that_goes_on_says_when_it_began(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.jsonl", max_bytes=300)
+    log.write("start", 0.0, schema=SCHEMA, unix_s=1.0)
+    for number in range(20):
+        log.write("decision", float(number))
+    log.close()
+    start = next(read_log(log.path))
+    assert start["continued"]
+    assert start["unix_s"] > 1.0
+
+
+def test_a_first_line_that_was_cut_hides_no_later_run(log: DecisionLog) -> None:
+    log.close()
+    whole = log.path.read_text()
+    log.path.write_text(whole[:12] + "\n" + whole)
+    assert [record["kind"] for record in read_log(log.path)] == ["start"]
+
+
+def test_a_run_of_another_schema_is_not_read_as_one_of_this(log: DecisionLog) -> None:
+    log.write("start", 1.0, schema="beam.decisions/99")
+    log.close()
+    with pytest.raises(BeamError, match="a run in it") as refused:
+        list(read_log(log.path))
+    assert SCHEMA in (refused.value.hint or "")
+
+
+_WRITES_TOO = """
+import sys
+from beam_runtime.control.decision_log import DecisionLog
+DecisionLog(sys.argv[1])
+"""
+
+
+def test_a_log_has_one_writer(tmp_path: Path) -> None:
+    """Two engines with one configuration: the second has no log, and says so."""
+    log = DecisionLog(tmp_path / "log.jsonl", max_bytes=300)
+
+    def second() -> str:
+        said = subprocess.run(
+            [sys.executable, "-c", _WRITES_TOO, str(log.path)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        return said.stderr
+
+    log.write("start", 0.0, schema=SCHEMA)
+    assert "another process writes to it" in second()
+    for number in range(20):
+        log.write("decision", float(number))
+    assert "another process writes to it" in second(), "after the file was full, too"
+    log.close()
+    assert second() == ""
 
 
 def test_a_pipe_never_turns_over(tmp_path: Path) -> None:

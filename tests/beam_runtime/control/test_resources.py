@@ -87,6 +87,30 @@ def test_a_user_without_a_home(
     assert "no folder to keep a record" in serves_without_clocks(table)
 
 
+@pytest.mark.parametrize("odd", ["everybody's", "a file", "cut", "newer", "no place for one"])
+def test_a_record_that_cannot_be_kept_costs_the_clocks_alone(
+    nvml: FakeNvml, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    """A container whose files cannot be written: the other three knobs still turn."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    match odd:
+        case "everybody's":
+            folder.chmod(0o777)
+        case "a file":
+            folder.rmdir()
+            folder.touch()
+        case "cut":
+            (folder / "clocks.json").write_text('{"version": 2,')
+        case "newer":
+            (folder / "clocks.json").write_text('{"version": 3, "holdings": []}')
+        case _:
+            folder = Path("/proc/beam")
+    monkeypatch.setenv("BEAM_STATE_DIR", str(folder))
+    assert str(folder) in serves_without_clocks(table)
+    assert "nvmlDeviceSetGpuLockedClocks" not in nvml.calls
+
+
 def test_a_gpu_that_others_have_slices_of_is_not_locked(nvml: FakeNvml, table: Path) -> None:
     nvml.gpus[3].mig = 1
     assert "GPU-3 is cut into MIG slices" in serves_without_clocks(table)

@@ -19,7 +19,7 @@ from beam_runtime.control import opening as opening_module
 from beam_runtime.control.controller import Controller
 from beam_runtime.emulator import compiler as jit
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import EngineLimits, Knobs, Rules
+from beam_runtime.types import EngineLimits, Knobs, Rules, Slo
 
 import numba  # isort: skip
 
@@ -63,6 +63,25 @@ def test_the_engine_is_served_while_the_search_is_compiled(
         assert not beam.warming_up
         assert beam.status.reason == ""
         assert beam.status.counts.falls == beam.status.counts.failed_searches == 0
+
+
+def test_tighter_promises_do_not_begin_the_compiling_anew(
+    beam: Controller, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each request with a clearly tighter SLO of its own killed the child: for ever, at worst."""
+    caplog.set_level(logging.INFO, "beam_runtime")
+    with beam:
+        wait_for(lambda: compiling(beam))
+        for count, tbt_ms in enumerate((150.0, 110.0, 80.0), start=1):
+            beam.arrival(f"r{count}", 100, slo=Slo(1000.0, tbt_ms))
+            wait_for(lambda count=count: beam.status.counts.events == count)
+        beam.promise(Slo(700.0, 300.0))
+        wait_for(lambda: beam.status.counts.events == 4)
+        assert compiling(beam)
+        (tmp_path / "go").touch()
+        wait_for(lambda: beam.orders.steering)
+        assert not beam.warming_up
+    assert caplog.text.count("compiling the search, once after each install") == 1
 
 
 def test_code_on_disk_needs_no_child(beam: Controller, tmp_path: Path) -> None:

@@ -60,3 +60,14 @@ def test_an_index_without_an_end_is_refused(tmp_path: Path) -> None:
 
 def test_no_meter_for_other_nodes() -> None:
     assert open_wattmeter(["node2:4938/0"]) is None
+
+
+def test_an_index_is_a_number(tmp_path: Path) -> None:
+    """As in CUDA_VISIBLE_DEVICES: NVML would look for a UUID of that name."""
+    with pytest.raises(BeamError, match=r'0, not "0"'):
+        load(tmp_path, '[clock]\ngpus = ["0", "1"]\n')
+
+
+def test_a_daemon_listens_at_a_port_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(BeamError, match=r"clock\.nodes\.node2:0"):
+        load(tmp_path, '[clock]\ngpus = [0]\n[clock.nodes]\n"node2:0" = [0]\n')

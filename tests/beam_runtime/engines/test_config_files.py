@@ -63,3 +63,16 @@ def test_what_names_no_gpu_is_refused_by_its_field(tmp_path: Path, gpus: str) ->
     path.write_text(f"[clock]\ngpus = {gpus}\n")
     with pytest.raises(BeamError, match=r"clock\.gpus must be"):
         EmbeddedConfig.load(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text('policy = "steer"\n', encoding="utf-8-sig")
+    assert EmbeddedConfig.load(path).policy == "steer"
+
+
+def test_a_policy_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text("")
+    with pytest.raises(BeamError, match="BEAM_POLICY must be off or observe or steer"):
+        EmbeddedConfig.from_environment({"BEAM_CONFIG": str(path), "BEAM_POLICY": "Steer"})

@@ -1,16 +1,18 @@
 """`beam doctor --config beam.toml`: could an engine be started with this file, on this machine?"""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from beam_runtime.control.decision_log import SCHEMA, DecisionLog
+from beam_runtime.errors import BeamError
 from beam_runtime.testing.nvml import FakeGpu, FakeNvml
 from beamprof.cli.main import main
 from beamprof.doctor.config_checks import config_checks
 from beamprof.doctor.gpus import find_gpus
-from beamprof.tables.table_file import write_table
+from beamprof.tables.table_file import seal_table, write_table
 
 
 @pytest.fixture
@@ -117,3 +119,80 @@ def test_a_floor_above_the_fastest_clock_is_said_and_stops_nobody(folder):
     check = found["slo.least_tokens_per_s"]
     assert check.ok is None and "a request alone gets" in check.found
     assert found["slo"].ok and found["slo"].found == "1s/200ms/100000tok/s"
+
+
+@pytest.fixture
+def board():
+    return find_gpus(FakeNvml(gpus=[FakeGpu(f"GPU-{at}") for at in range(2)]))[1]
+
+
+def clock_of(folder, gpus, board):
+    return looked(folder, f'table = "t.parquet"\n[clock]\ngpus = {gpus}\n', board)["clock"]
+
+
+def test_gpus_may_be_named_as_an_engine_takes_them(folder, board):
+    address = board[0].pci_address
+    for name in (address, address.upper(), f"0000{address}"):
+        assert clock_of(folder, json.dumps([name, 1]), board).ok, name
+
+
+def test_a_gpu_is_named_twice_under_any_of_its_names(folder, board):
+    for again in ("GPU-1", board[1].pci_address):
+        check = clock_of(folder, json.dumps([1, again]), board)
+        assert check.ok is False
+        assert "twice" in check.found
+
+
+def test_slices_are_refused_as_by_an_engine(folder):
+    nvml = FakeNvml(gpus=[FakeGpu("GPU-0"), FakeGpu("GPU-1", mig=1)])
+    check = clock_of(folder, "[0, 1]", find_gpus(nvml)[1])
+    assert check.ok is False
+    assert "MIG" in check.found
+
+
+def test_gpus_of_another_kind_than_the_tables_are_refused_as_by_an_engine(folder, small_table):
+    metadata = {**small_table.metadata, "device": "h100-sxm"}
+    table = seal_table(small_table.columns, metadata)
+    write_table(table.columns, table.metadata, folder / "h100.parquet")
+    board = find_gpus(FakeNvml(gpus=[FakeGpu(f"GPU-{at}", name="NVIDIA A100-SXM4-80GB")
+                                     for at in range(8)]))[1]  # fmt: skip
+    count = small_table.tp * small_table.pp
+    check = looked(folder, f'table = "h100.parquet"\n[clock]\ngpus = {list(range(count))}', board)
+    assert check["GPUs"].ok is False
+    assert "NVIDIA A100-SXM4-80GB" in check["GPUs"].found
+
+
+def test_the_environments_policy_goes_first_as_in_an_engine(folder, monkeypatch):
+    text = 'table = "t.parquet"\npolicy = "steer"\n'
+    monkeypatch.setenv("BEAM_POLICY", "observe")
+    assert looked(folder, text)["policy"].found.startswith("observe")
+    monkeypatch.setenv("BEAM_POLICY", "Steer")
+    with pytest.raises(BeamError, match="BEAM_POLICY must be") as refused:
+        looked(folder, text)
+    assert "BEAM_POLICY" in (refused.value.hint or "")
+
+
+def test_an_engine_that_is_left_alone_needs_nothing(folder):
+    found = looked(folder, 'policy = "off"\ntable = "nix.parquet"\n')
+    assert all(check.ok is not False for check in found.values())
+
+
+def test_who_may_change_something_is_told_as_the_server_has_it(folder):
+    def told(address):
+        text = f'table = "t.parquet"\nmetrics_port = 0\nmetrics_address = "{address}"\n'
+        return looked(folder, text)["metrics"].found
+
+    assert "changes without a token" in told("127.0.0.1")
+    assert "no changes" in told("0.0.0.0")
+
+
+def test_a_port_that_is_taken_is_told(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check = looked(folder, f'table = "t.parquet"\nmetrics_port = {port}\n')["metrics"]
+    assert check.ok is None
+    assert "nothing would be served" in check.found
+
+
+def test_a_log_with_a_name_that_no_file_has(folder):
+    assert looked(folder, 'table = "t.parquet"\nlog = "a\\u0000b"\n')["log"].ok is False

@@ -46,6 +46,38 @@ def orphan(tmp_path: Path, state: StateFile) -> Path:
     return gpus
 
 
+@pytest.mark.parametrize("odd", ["everybody's", "a file", "below a file", "cut"])
+def test_a_record_that_cannot_be_kept_is_no_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    folder = tmp_path / "state"
+    match odd:
+        case "everybody's":
+            folder.mkdir()
+            folder.chmod(0o777)
+        case "a file":
+            folder.touch()
+        case "below a file":
+            folder.touch()
+            folder = folder / "beam"
+        case _:
+            folder.mkdir()
+            (folder / "clocks.json").write_text("{")
+    found = diagnose(state=StateFile(folder), nvml=FakeNvml(fake_gpus(1)))
+    (record,) = [check for check in found.checks if check.name == "record"]
+    assert record.ok is False
+    assert str(folder) in record.found
+    assert record.remedy
+    assert not found.controls
+
+
+def test_a_record_that_could_be_made_is_not_made_by_looking(tmp_path: Path) -> None:
+    found = diagnose(state=StateFile(tmp_path / "a" / "b"), nvml=FakeNvml(fake_gpus(1)))
+    (record,) = [check for check in found.checks if check.name == "record"]
+    assert record.ok
+    assert not (tmp_path / "a").exists()
+
+
 def test_gpus_are_listed(state: StateFile) -> None:
     nvml = FakeNvml(fake_gpus(2))
     found = diagnose(state=state, nvml=nvml)

@@ -1,13 +1,16 @@
 """The page of a decision log says what the controller wrote; a file that is no log is refused."""
 
+import contextlib
 import io
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
 from page_reading import Page
 
+from beam_runtime.errors import BeamError
 from beamprof.cli.main import main
 from beamprof.report.html.log_run import KNOBS, load_log
 from beamprof.report.html.number_words import percent
@@ -102,7 +105,7 @@ def test_a_forecast_counts_while_it_is_in_force_and_fresh(tmp_path):
     assert (run.predicted_tbt_ms.tolist(), run.seen_tbt_ms.tolist()) == ([50.0], [60.0])
     assert run.predicted_w.tolist() == [2000.0] * 3
     assert run.holds_s().tolist() == pytest.approx([0.95, 0.15, 1.7])
-    assert (run.tokens, run.late_tokens, run.steered_share) == (6, 2, pytest.approx(0.95))
+    assert (run.tokens, run.late_tokens, run.steered_share) == (6, 2, pytest.approx(0.7))
 
 
 def test_a_log_may_come_down_standard_input_and_the_page_go_down_standard_output(
@@ -115,6 +118,70 @@ def test_a_log_may_come_down_standard_input_and_the_page_go_down_standard_output
     assert out[:15].lower() == b"<!doctype html>"
     assert b"BEAM steered for" in err
     assert b"wrote" not in err
+
+
+def test_before_its_first_decision_nothing_is_steered(tmp_path):
+    """The search is compiled for up to a minute: the engine has its own settings meanwhile."""
+
+    def told(*records):
+        log = tmp_path / "log.jsonl"
+        start = {"kind": "start", "at_ms": 0.0, "schema": "beam.decisions/1"}
+        stop = {"kind": "stop", "at_ms": 10_000.0, "counts": {}}
+        log.write_text("".join(f"{json.dumps(one)}\n" for one in (start, *records, stop)))
+        return load_log(log)
+
+    forecast = {"worst_tbt_ms": None, "horizon_ms": 0.0, "active_energy_j": 0.0,
+                "idle_energy_j": 0.0}  # fmt: skip
+    decision = {"kind": "decision", "at_ms": 6_000.0, "knobs": dict.fromkeys(KNOBS, 1),
+                "forecast": forecast, "state": {"running": 0, "waiting": 0},
+                "search_ms": 0.2}  # fmt: skip
+    fell = {"kind": "steering", "at_ms": 2_000.0, "steering": False, "reason": "fell"}
+    again = {"kind": "steering", "at_ms": 4_000.0, "steering": True, "reason": ""}
+
+    never = told()
+    assert never.steered_share == 0.0
+    (off,) = never.stretches
+    assert (off.from_s, off.to_s) == (0.0, 10.0)
+    assert "compiled" in off.reason
+    assert told(decision).steered_share == pytest.approx(0.4)
+    at_once = {**decision, "at_ms": 5.0}
+    assert told(at_once).steered_share == 1.0
+    between = told(fell, again, decision)
+    assert between.steered_share == pytest.approx(0.4)
+    assert [one.reason == "fell" for one in between.stretches] == [False, True, False]
+
+
+def test_a_log_that_was_full_has_a_page_of_its_own(decision_log, tmp_path):
+    log = tmp_path / "decisions.jsonl.1"
+    log.write_text(decision_log.read_text("utf-8").replace(
+        '"kind":"start"', '"kind":"start","continued":true', 1))  # fmt: skip
+    written = write_report([log])
+    assert written.path.name == "decisions.jsonl.1.html"
+    assert "its beginning is in an older file" in written.path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("odd", [None, "x", 1e300, -1, {"a": 1}, [1], math.nan, True, 10**30])
+def test_no_damaged_value_is_a_bug_of_beams(decision_log, tmp_path, odd):
+    """One value after the other of one record of each kind: a page, or what is wrong with it."""
+    records = [json.loads(line) for line in decision_log.read_text("utf-8").splitlines()]
+    request = {"kind": "request", "at_ms": records[-1]["at_ms"], "late": False, "ttft_ms": 5.0,
+               "longest_gap_ms": 7.0, "generated_tokens": 3, "active_energy_j": 1.0}  # fmt: skip
+    few = [*records[:60], request, *records[-1:]]
+    log = tmp_path / "log.jsonl"
+
+    def spoilt(value):
+        yield odd
+        if isinstance(value, dict):
+            for name in value:
+                yield from ({**value, name: other} for other in spoilt(value[name]))
+
+    of_kind = {one["kind"]: at for at, one in enumerate(few)}
+    for at in of_kind.values():
+        for other in spoilt(few[at]):
+            lines = [*few[:at], other, *few[at + 1 :]]
+            log.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+            with contextlib.suppress(BeamError):
+                write_report([log], force=True)
 
 
 def test_of_several_runs_the_last_is_told(decision_log, tmp_path):
