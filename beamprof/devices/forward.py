@@ -226,7 +226,7 @@ def busiest_us(
     loads = (kind(layer.mlp, stage.hidden_size, tokens) for kind in (Routed.of, Routed.mean))
     form = FORMATS[stage.precision.experts]
     busiest, mean = (experts_us(device, routed, form, clocks_mhz)[0] for routed in loads)
-    return np.maximum(busiest - mean, 0.0)
+    return np.asarray(np.maximum(busiest - mean, 0.0))
 
 
 def _layer_work(
