@@ -177,7 +177,7 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
 def _innermost(whole: Fields) -> Fields | None:
     """The nested config of the text decoder; a thinker's holds one itself (Qwen3-Omni)."""
     found, part = None, whole
-    while (part := next((p for key in TEXT if (p := part.inner(key)) is not None), None)):
+    while part := next((p for key in TEXT if (p := part.inner(key)) is not None), None):
         found = part
     return found
 
