@@ -176,10 +176,14 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
 
 def _innermost(whole: Fields) -> Fields | None:
     """The nested config of the text decoder; a thinker's holds one itself (Qwen3-Omni)."""
-    found, part = None, whole
-    while part := next((p for key in TEXT if (p := part.inner(key)) is not None), None):
-        found = part
+    found, part = None, _nested(whole)
+    while part is not None:
+        found, part = part, _nested(part)
     return found
+
+
+def _nested(outer: Fields) -> Fields | None:
+    return next((part for key in TEXT if (part := outer.inner(key)) is not None), None)
 
 
 def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
