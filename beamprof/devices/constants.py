@@ -185,6 +185,10 @@ class DeltaKernels:
         conv_bytes_per_clock: the short convolution's traffic, of the whole GPU.
         bandwidth_share: of the DRAM bandwidth, while states are read and written.
         fixed_us, decode_fixed_us: the kernels' starts, of prompts and of decodes.
+        prompt_states: times that a prompt's state is read and written: gathered from the cache,
+            run through, put back.
+        spill_bytes: of a value head's token, that kernels hand to each other (Triton's; a fused
+            kernel has none); what of it does not fit in L2 goes through DRAM.
     """
 
     token_clocks: float
@@ -193,6 +197,8 @@ class DeltaKernels:
     bandwidth_share: float
     fixed_us: float
     decode_fixed_us: float = 0.0
+    prompt_states: float = 1.0
+    spill_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +209,15 @@ class Memory:
         size_gb: 10^9 bytes.
         clocks_mhz, bandwidth_tbps: the knots.
         l2_mb: the L2 cache, 10^6 bytes. Operators repeated in it read no DRAM; servers' do.
+        l2_activations: share of the L2 cache in which a GEMM finds its inputs and leaves its
+            outputs, in servers as well: where DRAM is slow and the cache large (GDDR).
     """
 
     size_gb: float
     clocks_mhz: tuple[float, ...]
     bandwidth_tbps: tuple[float, ...]
     l2_mb: float = 0.0
+    l2_activations: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
