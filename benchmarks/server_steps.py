@@ -41,7 +41,7 @@ class Engine:
 # vLLM 0.11 and 0.12 by machine, fitted on FITTED (scripts/fit_servers.py). From 0.14 on scheduling
 # overlaps with the GPU; what is left of a step was fitted on LOOKED_AT, of a request assumed.
 ENGINES = {
-    "H100": Engine(0.692, 0.0, 0.398, 130.0, 0.12),
+    "H100": Engine(0.691, 0.0, 0.398, 130.0, 0.12),
     "B200": Engine(2.005, 0.0155, 0.132, 130.0, 0.042),
     "": Engine(0.35, 0.010, 0.0),
 }

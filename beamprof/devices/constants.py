@@ -113,7 +113,8 @@ class AttentionKernels:
         query_rows: of a chunk's tile.
         chunk_packs, decode_packs: 1 where a thread block takes all heads of a group; 0 where a
             chunk's tile is of one head, and where FlashAttention 2 decodes.
-        chunk_splits: 1 where few tiles of a chunk are split over keys; 0 = FlashAttention 2.
+        chunk_splits: tiles of a chunk are split over keys while they fill fewer than this share of
+            the SMs (0.8: FlashAttention 3); 0 = never (FlashAttention 2).
         kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock, by head
             size. least_keys: fewer keys cost a block as much.
         block_us: a decode's thread block. row_us: besides, for each head of its group.
@@ -138,7 +139,7 @@ class AttentionKernels:
     token_clocks: float = 0.0
     query_rows: int = 128
     chunk_packs: int = 1
-    chunk_splits: int = 1
+    chunk_splits: float = 0.5
     decode_packs: int = 1
     least_keys: float = 1.0
     block_us: float = 0.0

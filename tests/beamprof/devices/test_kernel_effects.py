@@ -1,5 +1,6 @@
 """What measured kernels do beyond work over rate: waves, windows, split caches, odd widths."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_chunks_with_a_long_context_fill_whole_waves() -> None:
     ones = np.ones(2)
     one, two = chunk_us(L40S, heads, ones, new, 16384 * ones, TOP)[:, 0]
     assert two > 1.4 * one  # 1.25 of the work
+
+
+@pytest.mark.parametrize("kv", ["bfloat16", "fp8"])
+def test_flash_attention_3_splits_chunks_that_fill_less_than_its_share_of_sms(kv: str) -> None:
+    """Eight KV heads on 1 to 8 GPUs: 512 tokens after 131k are 128 tiles, then 64, 32 and 16."""
+    columns = np.array([1.0]), np.array([512.0]), np.array([131072.0])
+    on = [Heads.of(32 // tp, 8 // tp, 128, 0, kv) for tp in (1, 2, 4, 8)]
+    times_us = [float(chunk_us(H100, heads, *columns, TOP)[0, 0]) for heads in on]
+    assert all(0.4 < few / many < 0.7 for many, few in itertools.pairwise(times_us))
 
 
 def test_a_width_off_the_loads_is_slow() -> None:
