@@ -8,8 +8,8 @@ import numpy as np
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.forward import pass_ms, utilisation
-from beamprof.devices.gemm import Gemms, gemm_us
-from beamprof.devices.power import capped_mhz, running_w, waiting_w
+from beamprof.devices.gemm import Gemms, bandwidth, gemm_us
+from beamprof.devices.power import Utilisation, capped_mhz, running_w, waiting_w
 from beamprof.models.layers import MoeMlp
 from beamprof.models.registry import resolve_model
 from beamprof.models.shape import ModelShape, StageShape
@@ -41,8 +41,8 @@ class Engine:
 # vLLM 0.11 and 0.12 by machine, fitted on FITTED (scripts/fit_servers.py). From 0.14 on scheduling
 # overlaps with the GPU; what is left of a step was fitted on LOOKED_AT, of a request assumed.
 ENGINES = {
-    "H100": Engine(0.84, 0.0, 0.378, 130.0, 0.12),
-    "B200": Engine(2.05, 0.014, 0.133, 130.0, 0.042),
+    "H100": Engine(0.691, 0.0, 0.398, 130.0, 0.12),
+    "B200": Engine(2.005, 0.0155, 0.132, 130.0, 0.042),
     "": Engine(0.35, 0.010, 0.0),
 }
 PLAIN_SAMPLING = ("gpt-oss",)  # models whose generation_config has neither top-p nor top-k
@@ -93,21 +93,35 @@ def stage_of(server: Server) -> StageShape:
     return stage
 
 
-@functools.cache
-def step_of(server: Server, stage: StageShape, prompts: int) -> tuple[float, float, float]:
-    """Milliseconds, joules of one GPU, and the clock in force, of a step with so many prompts."""
-    device = resolve_device(server.device)
+def step_shape(server: Server, prompts: float) -> StepShape:
+    """A step of all decodes in which so many prompts start."""
     decodes = max(1, round(server.requests / server.dp))
     budget = max(1, STEP_TOKENS - decodes)
     chunk = min(budget, round(prompts * server.prompt_tokens))
     pairs = chunk * (server.prompt_tokens + 1) / 2
-    step = StepShape(chunk, 0, decodes, round(decodes * server.context_tokens), prefill_pairs=pairs)
+    context = round(decodes * server.context_tokens)
+    return StepShape(chunk, 0, decodes, context, prefill_pairs=pairs)
+
+
+def clock_in_force(
+    device: Device, stage: StageShape, server: Server, step: StepShape
+) -> np.ndarray:
+    """MHz (1,) that the power limit leaves to the layers and the LM head."""
     grid = np.linspace(device.clocks.max_mhz * 0.5, device.clocks.max_mhz, 11)
     ms = busy_ms(device, stage, server, step, grid)
-    watts = running_w(device, grid, utilisation(device, stage, step, grid, ms))
-    in_force = np.array([capped_mhz(grid, watts, device.power.cap_w)])
+    watts = running_w(device, grid, use_of(device, stage, server, step, grid, ms))
+    return np.array([capped_mhz(grid, watts, device.power.cap_w)])
+
+
+@functools.cache
+def step_of(server: Server, stage: StageShape, prompts: int) -> tuple[float, float, float]:
+    """Milliseconds, joules of one GPU, and the clock in force, of a step with so many prompts."""
+    device = resolve_device(server.device)
+    step = step_shape(server, prompts)
+    decodes = step.decode_requests
+    in_force = clock_in_force(device, stage, server, step)
     ms = busy_ms(device, stage, server, step, in_force)
-    watt = running_w(device, in_force, utilisation(device, stage, step, in_force, ms))
+    watt = running_w(device, in_force, use_of(device, stage, server, step, in_force, ms))
     host_ms = server.engine.step_ms + server.engine.request_ms * decodes
     sort_ms = sorting_ms(server, decodes)
     ms = ms + older_ms(server, stage)
@@ -146,16 +160,42 @@ def older_ms(server: Server, stage: StageShape) -> float:
 def head_ms(
     device: Device, stage: StageShape, server: Server, decodes: int, clocks: np.ndarray
 ) -> np.ndarray:
+    """The LM head's time."""
+    return gemm_us(device, _head(stage, server, decodes), clocks)[0] / 1e3
+
+
+def _head(stage: StageShape, server: Server, decodes: int) -> Gemms:
     """The LM head over this GPU's share of the vocabulary, in 16 bit."""
     vocabulary = shape_of(server.model).vocab_size // stage.tp
-    gemms = Gemms.of(decodes, [(vocabulary, stage.hidden_size)], "bfloat16")
-    return gemm_us(device, gemms, clocks)[0] / 1e3
+    return Gemms.of(decodes, [(vocabulary, stage.hidden_size)], "bfloat16")
 
 
-def predict(server: Server) -> Served:
-    """The steady state of a server."""
-    stage = stage_of(server)
-    rate = server.requests / server.dp / server.output_tokens  # prompts that start in a step
+def use_of(
+    device: Device,
+    stage: StageShape,
+    server: Server,
+    step: StepShape,
+    clocks: np.ndarray,
+    ms: np.ndarray,
+) -> Utilisation:
+    """What layers and LM head ask of the GPU over ``ms``."""
+    layers, head = (
+        utilisation(device, stage, step, clocks, ms),
+        _head(stage, server, max(1, step.decode_requests)),
+    )
+    peak = device.compute.sms * device.compute.tensor_flops_per_clock * clocks
+    dram = float(head.dram_bytes[0]) / ms / 1e3  # bytes per microsecond
+    return replace(
+        layers,
+        tensor_share=layers.tensor_share + float(head.flops[0]) / ms / 1e3 / peak,
+        dram_tbps=layers.dram_tbps + dram / 1e6,
+        dram_share=np.minimum(1.0, layers.dram_share + dram / bandwidth(device, clocks)),
+    )
+
+
+def prompt_chances(server: Server) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of prompts that start in a step, and how often each does: Poisson."""
+    rate = server.requests / server.dp / server.output_tokens
     most = max(1, int(rate + 4 * np.sqrt(rate) + 2))
     counts = np.arange(most + 1)
     # Where dozens start in every step, their number hardly varies.
@@ -167,7 +207,13 @@ def predict(server: Server) -> Served:
         sum(np.log(np.arange(1, k + 1))) for k in counts
     ]
     chance = np.exp(log_chance - log_chance.max())
-    chance /= chance.sum()
+    return counts, chance / chance.sum()
+
+
+def predict(server: Server) -> Served:
+    """The steady state of a server."""
+    stage = stage_of(server)
+    counts, chance = prompt_chances(server)
     steps = [step_of(server, stage, int(count)) for count in counts]
     ms, joules, clocks = (np.array(column) for column in zip(*steps, strict=True))
     mean_ms = float(chance @ ms)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from fitting.llmservingsim import read_models
 from fitting.operators import KNOTS_BYTES, MIN_US, Rows, allreduce_rows, read_rows
-from fitting.power import NEIGHBOURS, POWER, fit_power, neighbour_errors, power_errors
+from fitting.power import NEIGHBOURS, NOT_FITTED, POWER, fit_power, neighbour_errors, power_errors
 from fitting.rising import rising
 from fitting.sections import errors, fit_section, replaced, values_of, write_constants
 
@@ -33,6 +33,9 @@ SYSTEMS = {
 }  # fmt: skip
 # Whole tables decide these of the A100, and, after this script, all-reduces over 2 (fit_tables.py).
 FROM_TABLES = {"a100-sxm4-80gb": ("gemm.bfloat16",)}
+# Servers decide these of power (fit_servers.py); its start is what operators say of the second and
+# third. GEMMs at the limit say nothing of the first.
+FROM_SERVERS = {"h200-sxm": ("tensor_w_per_ghz", "busy_w_per_ghz", "memory_w_per_tbps")}
 
 
 def fit_operators(device: Device, families: list[Rows], skipped: tuple[str, ...]) -> Device:
@@ -110,18 +113,23 @@ def power(device: Device, folder: Path, asked: argparse.Namespace) -> int:
         print(f"error: no powers in {folder}\nhint: --operators DIR", file=sys.stderr)
         return 2
     if not asked.errors:
-        device = fit_power(device, families)
-        print({name: _short(values_of(device, "power")[name]) for name in POWER})
+        kept = FROM_SERVERS.get(device.name, ())
+        for given in (kept[:1], kept) if kept else ((),):
+            names = [name for name in POWER if name not in given]
+            fitted = fit_power(device, families, names)
+            print({name: _short(values_of(fitted, "power")[name]) for name in names})
+        device = fitted
         if asked.write:
             write_constants(_file_of(asked.device), device, ["power"])
     every = []
     for rows in families:
         error = np.abs(power_errors(device, rows))
         near = np.abs(neighbour_errors(device, rows))
-        every.append((error, rows.held_out, near))
+        held = rows.held_out | (rows.family in NOT_FITTED)
+        every.append((error, held, near))
         print(
             f"  power {rows.section:20} {error.size:6} rows   fitted "
-            f"{error[~rows.held_out].mean():6.1%}   held out {_mean(error[rows.held_out])}   "
+            f"{_mean(error[~held])}   held out {_mean(error[held])}   "
             f"median {np.median(error):5.1%}   neighbours {near.mean():5.1%}"
         )
     error, held, near = (np.concatenate(column) for column in zip(*every, strict=True))

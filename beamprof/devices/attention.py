@@ -11,9 +11,10 @@ Chunk attention runs one thread block per query_rows of (query, head of a KV hea
 one head's queries. Work over rate paces it, its longest block where there are too few to fill the
 SMs, and whole waves of its shortest. Few blocks are split over their keys, but by FlashAttention 2:
 its time with a long context is that of one block, by whatever number of GPUs the heads are shared.
-Along the diagonal a tile of queries computes what its last
-(and, within a window, its first) query sees, and starts with a prologue, which counts as a few more
-keys. Before it, keys and values are written to the cache by a kernel of one thread block per token.
+How few depends on the kernel (chunk_splits): FlashAttention 3 splits while blocks < 0.8 * SMs.
+Along the diagonal a tile of queries computes what its last (and, within a window, its first) query
+sees, and starts with a prologue, which counts as a few more keys. Before it, keys and values are
+written to the cache by a kernel of one thread block per token.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ SPLIT_BELOW = 0.8  # flash decoding splits the cache while blocks < 0.8 * SMs
 KEY_TILE = 128  # keys of the smallest split
 MAX_SPLITS = 32  # of one cache: what vLLM allows in CUDA graphs
 MERGED_REQUESTS = 512  # vLLM captures CUDA graphs up to here, the merging of splits among them
-CHUNK_SPLIT_BELOW = 0.5  # chunks' tiles are split over keys while they fill fewer of the SMs
 WRITE_THREADS = 512  # at most, of the block that writes one token's keys or values
 WRITE_EXPONENT = 4.0  # how sharply the slower paces it, blocks or DRAM
 ACTIVATION_BYTES = 2
@@ -128,9 +128,7 @@ def chunk_us(
     tile_clocks = kernels.query_rows * keys * key_clocks + kernels.tile_clocks
     busy_clocks = tiles * tile_clocks / compute.sms
     if kernels.balance_exponent:
-        splits = np.ones_like(tiles)
-        if kernels.chunk_splits:
-            splits = np.clip(CHUNK_SPLIT_BELOW * compute.sms / tiles, 1.0, MAX_SPLITS)
+        splits = np.clip(kernels.chunk_splits * compute.sms / tiles, 1.0, MAX_SPLITS)
         longest_clocks = kernels.query_rows * most / splits * key_clocks + kernels.tile_clocks
         # Blocks that start with as long a context as the others do not fill up a last wave.
         least = np.minimum(context_tokens, heads.window_tokens) / splits + started

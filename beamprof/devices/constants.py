@@ -113,7 +113,8 @@ class AttentionKernels:
         query_rows: of a chunk's tile.
         chunk_packs, decode_packs: 1 where a thread block takes all heads of a group; 0 where a
             chunk's tile is of one head, and where FlashAttention 2 decodes.
-        chunk_splits: 1 where few tiles of a chunk are split over keys; 0 = FlashAttention 2.
+        chunk_splits: tiles of a chunk are split over keys while they fill fewer than this share of
+            the SMs (0.8: FlashAttention 3); 0 = never (FlashAttention 2).
         kv_bytes_per_clock: cache bytes that one SM's decode attention takes in per clock, by head
             size. least_keys: fewer keys cost a block as much.
         block_us: a decode's thread block. row_us: besides, for each head of its group.
@@ -138,7 +139,7 @@ class AttentionKernels:
     token_clocks: float = 0.0
     query_rows: int = 128
     chunk_packs: int = 1
-    chunk_splits: int = 1
+    chunk_splits: float = 0.5
     decode_packs: int = 1
     least_keys: float = 1.0
     block_us: float = 0.0
@@ -185,6 +186,10 @@ class DeltaKernels:
         conv_bytes_per_clock: the short convolution's traffic, of the whole GPU.
         bandwidth_share: of the DRAM bandwidth, while states are read and written.
         fixed_us, decode_fixed_us: the kernels' starts, of prompts and of decodes.
+        prompt_states: times that a prompt's state is read and written: gathered from the cache,
+            run through, put back.
+        spill_bytes: of a value head's token, that kernels hand to each other (Triton's; a fused
+            kernel has none); what of it does not fit in L2 goes through DRAM.
     """
 
     token_clocks: float
@@ -193,6 +198,8 @@ class DeltaKernels:
     bandwidth_share: float
     fixed_us: float
     decode_fixed_us: float = 0.0
+    prompt_states: float = 1.0
+    spill_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +210,15 @@ class Memory:
         size_gb: 10^9 bytes.
         clocks_mhz, bandwidth_tbps: the knots.
         l2_mb: the L2 cache, 10^6 bytes. Operators repeated in it read no DRAM; servers' do.
+        l2_activations: share of the L2 cache in which a GEMM finds its inputs and leaves its
+            outputs, in servers as well: where DRAM is slow and the cache large (GDDR).
     """
 
     size_gb: float
     clocks_mhz: tuple[float, ...]
     bandwidth_tbps: tuple[float, ...]
     l2_mb: float = 0.0
+    l2_activations: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

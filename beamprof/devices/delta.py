@@ -1,7 +1,8 @@
 """Time of a gated delta net in one layer, without its projections (those are GEMMs).
 
 Decodes read and write one state for each value head; the context's length does not matter. A
-prompt runs through its tokens in order: few heads leave SMs idle, many fill them.
+prompt runs through its tokens in order: few heads leave SMs idle, many fill them. Its own state is
+moved as well, whatever its length: once a chunk.
 """
 
 import numpy as np
@@ -41,7 +42,9 @@ def delta_us(
         )
     work_clocks = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
     paced_clocks = np.maximum(new_tokens * kernels.token_clocks, work_clocks)
-    bytes_moved = state_bytes(mixer, requests)
+    states = requests + prompt_states(kernels, prompts, new_tokens)
+    bytes_moved = state_bytes(mixer, states)
+    bytes_moved = bytes_moved + spilt_bytes(device, mixer.state_size, prompts * new_tokens)
     starts = starts_us(kernels, requests, new_tokens)
     decoding = bytes_moved / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
     conv = conv_clocks(kernels, mixer.conv_channels, prompts * new_tokens)
@@ -52,6 +55,18 @@ def scan_clocks(device: Device, kernels: DeltaKernels, state_size: int, tokens: 
     """Of all SMs, for so many prompt tokens through states of so many numbers."""
     heads = state_size / MEASURED_STATE
     return tokens * heads * kernels.head_token_clocks / device.compute.sms
+
+
+def prompt_states(kernels: DeltaKernels, prompts: Number, new_tokens: Number) -> Number:
+    """States that so many prompts move, in those that a decode does."""
+    return kernels.prompt_states * prompts * np.minimum(new_tokens, 1)
+
+
+def spilt_bytes(device: Device, state_size: int, tokens: Number) -> Number:
+    """What kernels of a prompt hand to each other through DRAM."""
+    kernels = device.delta
+    between = (kernels.spill_bytes if kernels else 0.0) * tokens * state_size / MEASURED_STATE
+    return np.maximum(between - device.memory.l2_mb * 1e6, 0.0)
 
 
 def conv_clocks(kernels: DeltaKernels, channels: int, tokens: Number) -> Number:

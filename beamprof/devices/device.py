@@ -103,7 +103,9 @@ class Device:
 
 
 # Words that tell boards of one GPU apart: their limits, memories and clocks differ.
-_BOARD = re.compile(r"pcie|nvl|sxm[0-9]?|[0-9]+gb|ada|super|ti|laptop|mobile")
+_BOARD = re.compile(
+    r"pcie|nvl|sxm[0-9]?|[0-9]+gb|hbm[0-9]e?|ada|super|ti|laptop|mobile|max|mig|[0-9]+g"
+)
 
 
 def device_names() -> list[str]:
@@ -135,7 +137,7 @@ def resolve_device(name: str) -> Device:
             f"device {name!r} may be {' or '.join(meant)}", hint=f"say which: --device {meant[0]}"
         )
     words = re.findall(r"[a-z0-9]+", name.lower())
-    models = {word for word in words if not word.isalpha() and not word.endswith("gb")}
+    models = {word for word in words if not word.isalpha() and not _BOARD.fullmatch(word)}
     near = [known for known in device_names() if models & set(known.split("-"))]
     meant = [known for known in near if _may_be(words, known)]
     meaning = f"did you mean {' or '.join(meant)}? " if meant else ""
@@ -165,6 +167,7 @@ def _may_be(words: Iterable[str], known: str) -> bool:
     """Whether no word makes it another board; a slip (smx4) or a vendor does not."""
     names = (known, *_shipped(known).nvml_names)
     its = {word for name in names for word in re.findall(r"[a-z0-9]+", name.lower())}
+    its.add(f"{_shipped(known).memory.size_gb:.0f}gb")
     boards = [word for word in words if _BOARD.fullmatch(word)]
     return all(any(word.startswith(one) for one in its) for word in boards)
 

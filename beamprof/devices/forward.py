@@ -198,10 +198,12 @@ def utilisation(
     count by their own peak.
     """
     peak_flops = dram_bytes = 0.0  # FLOPs as of bf16
+    waits_us = np.full_like(clocks_mhz, reduces_us(device, stage, step.tokens))
     for group in stage.groups:
         flops, moved = _layer_work(device, stage, group.layer, step)
         peak_flops += group.count * flops
         dram_bytes += group.count * moved
+        waits_us += group.count * busiest_us(device, stage, group.layer, step, clocks_mhz)
     latency_us = latency_ms * 1e3
     peak = device.compute.sms * device.compute.tensor_flops_per_clock * clocks_mhz
     dram = dram_bytes / latency_us
@@ -210,8 +212,21 @@ def utilisation(
         dram_tbps=dram / 1e6,
         dram_share=np.minimum(1.0, dram / bandwidth(device, clocks_mhz)),
         linked=stage.tp > 1,
-        reduce_share=np.minimum(1.0, reduces_us(device, stage, step.tokens) / latency_us),
+        reduce_share=np.minimum(1.0, waits_us / latency_us),
     )
+
+
+def busiest_us(
+    device: Device, stage: StageShape, layer: Layer, step: StepShape, clocks_mhz: Array
+) -> Array:
+    """How long a layer's mean GPU waits for the one whose experts have the most work."""
+    if not isinstance(layer.mlp, MoeMlp) or layer.mlp.ep == 1:
+        return np.zeros_like(clocks_mhz)
+    tokens = padded_tokens(step.tokens) * stage.dp
+    loads = (kind(layer.mlp, stage.hidden_size, tokens) for kind in (Routed.of, Routed.mean))
+    form = FORMATS[stage.precision.experts]
+    busiest, mean = (experts_us(device, routed, form, clocks_mhz)[0] for routed in loads)
+    return np.asarray(np.maximum(busiest - mean, 0.0))
 
 
 def _layer_work(
@@ -224,11 +239,11 @@ def _layer_work(
         moved += float(gemms.dram_bytes.sum())
     if isinstance(layer.mlp, MoeMlp):
         form = FORMATS[stage.precision.experts]
-        routed = Routed.of(layer.mlp, stage.hidden_size, step.tokens * stage.dp)
+        routed = Routed.mean(layer.mlp, stage.hidden_size, step.tokens * stage.dp)
         flops += float(routed.flops[0]) / device.moe_kernels(form).rate
         # Tokens that pad a CUDA graph choose experts as well, whose weights are read.
         padded = padded_tokens(step.tokens) * stage.dp
-        moved += float(Routed.of(layer.mlp, stage.hidden_size, padded).dram_bytes(form)[0])
+        moved += float(Routed.mean(layer.mlp, stage.hidden_size, padded).dram_bytes(form)[0])
     for mixer in layer.mixers:
         mixed, read = _mixer_work(device, stage, mixer, step)
         flops += mixed

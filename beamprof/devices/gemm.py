@@ -59,11 +59,16 @@ class Gemms:
         return 2.0 * self.tokens * self.outputs * self.inputs
 
     @property
+    def weight_bytes(self) -> Array:
+        """Weights, once."""
+        return self.outputs * self.inputs * self.form.weight_bytes
+
+    @property
     def dram_bytes(self) -> Array:
         """Weights, inputs and outputs, each once."""
         inputs = self.tokens * self.inputs * self.form.activation_bytes
         outputs = self.tokens * self.outputs * max(OUTPUT_BYTES, self.form.activation_bytes)
-        return self.outputs * self.inputs * self.form.weight_bytes + inputs + outputs
+        return self.weight_bytes + inputs + outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,9 @@ def kernel_us(device: Device, gemms: Gemms, kernels: Kernels, clocks_mhz: Array)
     tile_us = soft_max(flop_clocks, load_clocks, TILE_EXPONENT)[:, None] / clocks_mhz
 
     tiles = kernels.tiles(gemms)
-    dram_us = (gemms.dram_bytes / tiles)[:, None] / bandwidth(device, clocks_mhz)  # of one tile
+    kept = device.memory.l2_activations * device.memory.l2_mb * 1e6
+    moved = np.maximum(gemms.dram_bytes - kept, gemms.weight_bytes)
+    dram_us = (moved / tiles)[:, None] / bandwidth(device, clocks_mhz)  # of one tile
     waves, rest = np.divmod(tiles, compute.sms)
     total = waves[:, None] * soft_max(tile_us, compute.sms * dram_us, exponent)
     total = total + (rest > 0)[:, None] * soft_max(tile_us, rest[:, None] * dram_us, exponent)

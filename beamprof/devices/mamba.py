@@ -9,7 +9,7 @@ the chunks of a prompt are worked on side by side and only their states are hand
 
 import numpy as np
 
-from beamprof.devices.delta import Number, conv_clocks, scan_clocks, starts_us
+from beamprof.devices.delta import Number, conv_clocks, prompt_states, scan_clocks, starts_us
 from beamprof.devices.device import Device, devices_with
 from beamprof.devices.gemm import Array, bandwidth
 from beamprof.errors import DeviceError
@@ -40,7 +40,8 @@ def mamba_us(
         )
     scan = scan_clocks(device, kernels, mixer.state_size, prompts * new_tokens)
     conv = conv_clocks(kernels, mixer.conv_channels, prompts * new_tokens)
-    bytes_moved = mamba_state_bytes(mixer, requests)
+    states = requests + prompt_states(kernels, prompts, new_tokens)
+    bytes_moved = mamba_state_bytes(mixer, states)
     starts = starts_us(kernels, requests, new_tokens)
     decoding = bytes_moved / (kernels.bandwidth_share * bandwidth(device, clocks_mhz))
     return np.asarray(starts + decoding + (scan + conv) / clocks_mhz)

@@ -49,6 +49,12 @@ class Routed:
         return cls._of([(mlp, hidden, tokens, loads)])
 
     @classmethod
+    def mean(cls, mlp: MoeMlp, hidden: int, tokens: int, spread: float = SPREAD) -> "Routed":
+        """The same of the mean GPU, where ``of`` is the busiest: what they all draw together."""
+        whole = expected_loads(tokens, mlp.experts, mlp.top_k, 1, spread)
+        return cls._of([(mlp, hidden, tokens, tuple(load / mlp.ep for load in whole))])
+
+    @classmethod
     def drawn(cls, layers: Iterable[tuple[MoeMlp, int, int, float]]) -> "Routed":
         """Many benchmarked layers, each (mlp, hidden, tokens, exponent of the counts' law)."""
         return cls._of(

@@ -6,9 +6,9 @@
 
 f in GHz; u is the share of the tensor cores' peak used over the pass, BW the DRAM traffic and m
 its share of the bandwidth at that clock: SMs that wait for DRAM draw less; c is the share of the
-pass that goes to all-reduces, which leave most SMs idle. A GPU that waits with
-its clock locked draws P0 + f v(f)^2 k_clock. Temperature and the differences between boards (a
-few percent, and the knee f0 within 50 MHz) are not modelled.
+pass that goes to all-reduces and to waiting for the GPU whose experts have the most work, which
+leave most SMs idle. A GPU that waits with its clock locked draws P0 + f v(f)^2 k_clock. Temperature
+and the differences between boards (a few percent, and the knee f0 within 50 MHz) are not modelled.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Utilisation:
     Attributes:
         tensor_share: FLOPs over the tensor cores' peak at that clock.
         dram_tbps: DRAM traffic; dram_share: the same over the bandwidth at that clock.
-        reduce_share: all-reduces' share of the pass.
+        reduce_share: share of the pass that goes to all-reduces and to waiting for a busier GPU.
         linked: the GPU is one of several of a tensor-parallel stage.
     """
 

@@ -20,7 +20,7 @@ from beamprof.models.fields import Fields
 from beamprof.models.layer_kinds import layer_count, layer_kinds
 from beamprof.models.layers import Attention, DenseMlp, Layer
 from beamprof.models.mixers import mixers
-from beamprof.models.mlps import EXPERTS, mlps
+from beamprof.models.mlps import mlps
 from beamprof.models.precision import Precision
 from beamprof.models.quantization import read_precision
 from beamprof.models.shape import ModelShape
@@ -146,7 +146,7 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
                 f"{whole.where}: architectures must be a list of strings, found {value!r:.60}"
             )
     named = (whole.texts("architectures") or (None,))[0]
-    inner = next((part for key in TEXT if (part := whole.inner(key)) is not None), None)
+    inner = _innermost(whole)
     if named in REFUSED:
         raise ModelShapeError(
             f"{whole.where}: architecture {named!r} is not supported",
@@ -174,22 +174,27 @@ def _decoder(whole: Fields) -> tuple[Fields, str, tuple[str, ...]]:
     return filled, family, (f"only the text decoder is counted, {what} left out", *notes)
 
 
+def _innermost(whole: Fields) -> Fields | None:
+    """The nested config of the text decoder; a thinker's holds one itself (Qwen3-Omni)."""
+    found, part = None, _nested(whole)
+    while part is not None:
+        found, part = part, _nested(part)
+    return found
+
+
+def _nested(outer: Fields) -> Fields | None:
+    return next((part for key in TEXT if (part := outer.inner(key)) is not None), None)
+
+
 def _filled(text: Fields, family: str) -> tuple[Fields, tuple[str, ...]]:
     """A nested config holds only what differs from its class: the rest is as transformers has it.
 
     A field that is there and null stays null. Experts go by several names, of which a default
-    could only guess the right one: of a family that has them they must be named, but where there is
-    one name (Mistral 4) or a field that says whether there are any (Gemma 4).
+    could only guess the right one: it is there only where there is one name (Mistral 4), and of
+    others they must be named (mlps.py).
     """
     defaults = _defaults().get(family, {})
     known = {**defaults, **text.values}
-    asked = FAMILIES[family].experts and known.get("enable_moe_block", True)
-    if asked and not any(name in known for name in EXPERTS):
-        raise ModelShapeError(
-            f"{text.where} does not say how many experts a layer of {family} has",
-            cause=f"it leaves out {', '.join(EXPERTS)}",
-            hint=f"write the one that {family} uses into it (null: it has none)",
-        )
     missing = {name: value for name, value in defaults.items() if name not in text.values}
     told = ", ".join(f"{name} {value}" for name, value in missing.items() if name in SIZES)
     notes = (f"{text.where.rpartition(', ')[2]} leaves out, as is {family}'s default: {told}",)

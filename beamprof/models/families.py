@@ -16,7 +16,9 @@ class Family:
         window: "none" even if the field is there; "flag": only with use_sliding_window; "all":
             sliding_window holds for every layer without layer_types.
         full_every: without layer_types, every so-manieth layer has no window (0 = none).
-        experts: the layers hold routed experts.
+        experts: the layers hold routed experts. expert_width: field of one's width, which a config
+            must have.
+        latent: attention is latent (MLA), and the config must say its rank.
         shared_experts, first_dense: shared experts, and dense layers before those with experts,
             where the config does not say.
         dense_width: fields of a dense MLP's width, the first that is there. shared_width: field of
@@ -40,6 +42,8 @@ class Family:
     window: str = "none"
     full_every: int = 0
     experts: bool = False
+    expert_width: str = "moe_intermediate_size"
+    latent: bool = False
     shared_experts: int = 0
     first_dense: int = 0
     dense_width: tuple[str, ...] = ("intermediate_size_mlp", "intermediate_size")
@@ -56,6 +60,7 @@ class Family:
     head_dim: int = 0
 
 
+WIDTH = "intermediate_size"  # of experts that are all there is
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(window="all"),
@@ -64,6 +69,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True, window="flag"),
     "qwen2_vl": Family(qkv_bias=True, window="flag"),
     "qwen2_5_vl": Family(qkv_bias=True, window="flag"),
+    "qwen2_5_omni": Family(qkv_bias=True, window="flag"),
+    "mimo": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True, window="flag"),
     "qwen3_vl": Family(qk_norm=True),
     "gemma": Family(),
@@ -103,15 +110,17 @@ FAMILIES: dict[str, Family] = {
     "glm": Family(qkv_bias=True),
     "glm4": Family(),
     "glm4v": Family(qkv_bias=True),
-    "mixtral": Family(window="all", experts=True),
+    "mixtral": Family(window="all", experts=True, expert_width=WIDTH),
     "qwen2_moe": Family(qkv_bias=True, window="flag", experts=True),
     "qwen3_moe": Family(qk_norm=True, window="flag", experts=True),
     "qwen3_vl_moe": Family(qk_norm=True, experts=True),
-    "olmoe": Family(qk_norm=True, experts=True),
-    "flex_olmo": Family(qk_norm=True, experts=True),
-    "granitemoe": Family(experts=True),
-    "granitemoeshared": Family(experts=True),
-    "phimoe": Family(window="all", experts=True),
+    "qwen3_omni_moe": Family(qk_norm=True, experts=True),
+    "bailing_moe_v2": Family(qk_norm=True, experts=True, shared_experts=1, first_dense=1),
+    "olmoe": Family(qk_norm=True, experts=True, expert_width=WIDTH),
+    "flex_olmo": Family(qk_norm=True, experts=True, expert_width=WIDTH),
+    "granitemoe": Family(experts=True, expert_width=WIDTH),
+    "granitemoeshared": Family(experts=True, expert_width=WIDTH),
+    "phimoe": Family(window="all", experts=True, expert_width=WIDTH),
     "solar_open": Family(experts=True, shared_experts=1),
     "exaone_moe": Family(
         qk_norm=True, window="all", full_every=4, experts=True, shared_experts=1, first_dense=1
@@ -127,21 +136,25 @@ FAMILIES: dict[str, Family] = {
         gated_attention=True,
     ),
     "dots1": Family(qk_norm=True, window="all", experts=True),
-    "gpt_oss": Family(qkv_bias=True, window="all", full_every=2, experts=True),
-    "deepseek_v2": Family(experts=True),
-    "deepseek_v3": Family(experts=True),
-    "kimi_k2": Family(experts=True),
+    "gpt_oss": Family(qkv_bias=True, window="all", full_every=2, experts=True, expert_width=WIDTH),
+    "deepseek_v2": Family(experts=True, latent=True),
+    "deepseek_v3": Family(experts=True, latent=True),
+    "kimi_k2": Family(experts=True, latent=True),
     "glm4_moe": Family(experts=True, shared_experts=1, first_dense=1),
-    "glm4_moe_lite": Family(experts=True, shared_experts=1, first_dense=1),
+    "glm4_moe_lite": Family(experts=True, latent=True, shared_experts=1, first_dense=1),
     "glm4v_moe": Family(qkv_bias=True, experts=True, shared_experts=1, first_dense=1),
-    "llama4": Family(experts=True),
-    "minimax_m2": Family(qk_norm=True, experts=True),
+    "llama4": Family(experts=True, expert_width=WIDTH),
+    "minimax_m2": Family(qk_norm=True, experts=True, expert_width=WIDTH),
     "hunyuan_v1_moe": Family(
-        qk_norm=True, experts=True, shared_experts=1, shared_width="intermediate_size"
+        qk_norm=True,
+        experts=True,
+        expert_width=WIDTH,
+        shared_experts=1,
+        shared_width="intermediate_size",
     ),
     "ernie4_5_moe": Family(experts=True, shared_experts=2, first_dense=1),
-    "mistral4": Family(experts=True, shared_experts=1),
-    "kimi_linear": Family(experts=True, shared_experts=1, first_dense=1, state="kimi"),
+    "mistral4": Family(experts=True, latent=True, shared_experts=1),
+    "kimi_linear": Family(experts=True, latent=True, shared_experts=1, first_dense=1, state="kimi"),
     "nemotron_h": Family(
         state="mamba",
         state_dtype="float32",
@@ -152,7 +165,10 @@ FAMILIES: dict[str, Family] = {
         shared_width="moe_shared_expert_intermediate_size",
     ),
     "granitemoehybrid": Family(
-        experts=True, state="mamba", dense_width=("shared_intermediate_size",)
+        experts=True,
+        expert_width=WIDTH,
+        state="mamba",
+        dense_width=("shared_intermediate_size",),
     ),
     "bamba": Family(state="mamba"),
     "lfm2": Family(qk_norm=True, state="conv", adjusted_width=True),
@@ -209,6 +225,8 @@ ARCHITECTURES: dict[str, str] = {
     "GptOssForCausalLM": "gpt_oss",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
+    "BailingMoeV2ForCausalLM": "bailing_moe_v2",
+    "MiMoForCausalLM": "mimo",
     "Glm4MoeForCausalLM": "glm4_moe",
     "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
     "Llama4ForCausalLM": "llama4",

@@ -61,7 +61,7 @@ def mixers(
 
 def _known(family: Family, text: Fields, attention: Attention, served: str) -> dict[str, Mixer]:
     """What the config's fields suffice for, by kind of layer."""
-    if text.has("kv_lora_rank"):
+    if family.latent or text.has("kv_lora_rank"):
         known: dict[str, Mixer] = {"full_attention": _latent(text, attention.heads)}
     else:
         if family.gated_attention:

@@ -37,6 +37,9 @@ def mlps(family: Family, text: Fields, kinds: Sequence[str]) -> Sequence[Mlp]:
                 f"{text.where}: {name} is not priced",
                 cause="it changes layers' experts in a way BEAM does not model",
             )
+    # Gemma 4 has experts only where it says so.
+    if family.experts and text.flag("enable_moe_block", default=not family.wide_full):
+        _refuse_unnamed(text)
     text = text.level(*BY_LAYER)
     if family.alone:
         known: dict[str, Mlp] = {}
@@ -72,11 +75,21 @@ def _dense(family: Family, text: Fields) -> DenseMlp:
 def _experts_named(text: Fields) -> bool:
     if not text.flag("enable_moe_block", default=True):  # Gemma 4
         return False
-    return any(text.values.get(name) not in (None, 0, 1) for name in EXPERTS)
+    return any(text.count(name) > 1 for name in EXPERTS if text.has(name))
+
+
+def _refuse_unnamed(text: Fields) -> None:
+    """A model with experts whose config leaves out how many is no dense model."""
+    if not any(name in text.values for name in EXPERTS):
+        raise ModelShapeError(
+            f"{text.where} does not say how many experts a layer has",
+            cause=f"it leaves out {', '.join(EXPERTS)}",
+            hint="write the one that this architecture uses into it (null: it has none)",
+        )
 
 
 def _moe(family: Family, text: Fields) -> MoeMlp:
-    width = text.size("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+    width = text.size("moe_intermediate_size", "expert_ffn_hidden_size", family.expert_width)
     experts, top_k = text.several(*EXPERTS), text.several(*TOP_K)
     if top_k > experts:
         raise ModelShapeError(f"{text.where}: {top_k} experts of {experts} for each token")

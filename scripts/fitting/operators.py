@@ -102,7 +102,9 @@ DELTA = {
     "bandwidth_share": (1.0, 0.3, 1.3),
     "fixed_us": (8.0, 0.5, 60.0),
     "decode_fixed_us": (8.0, 0.5, 60.0),
+    "prompt_states": (1.5, 0.1, 10.0),
 }
+SPILLING = "triton"  # kernels of a prompt that hand tensors to each other
 Bounds = Mapping[str, tuple[float, float, float]]  # constant: start, least, most
 
 
@@ -421,7 +423,10 @@ def _delta(frame: pl.DataFrame) -> list[Rows]:
             out[here] = delta_us(device, mixer, decodes, b[some][:, None], new, _top(device))[:, 0]
         return out
 
-    return [Rows("gated delta", "delta", DELTA, us, _held_out(kh, vh), predict, None)]
+    constants = dict(DELTA)
+    if any(SPILLING in str(name) for name in frame["kernel_source"].unique()):
+        constants["spill_bytes"] = (5000.0, 100.0, 1e5)
+    return [Rows("gated delta", "delta", constants, us, _held_out(kh, vh), predict, None)]
 
 
 def allreduce_rows(folder: Path) -> list[Rows]:

@@ -1,8 +1,12 @@
 """Fit power constants to operators whose power was measured (rows of 0.2 ms and more).
 
-The clock in force is not recorded: below the limit it is the highest, at the limit the power is the
+Dense GEMMs and attention are fitted. Routed experts are held out, all of them: half their rows sit
+at the limit, and among the others one shape reads 145 W at 0.28 ms and 434 W at 0.31. The clock in
+force is not recorded: below the limit it is the highest, at the limit the power is the
 limit. A sample that was taken while the power still rose reads low; the robust loss leaves it out.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from fitting.operators import Rows
@@ -20,6 +24,7 @@ POWER = {  # constant: start, least, most
     "memory_w_per_tbps": (80.0, 10.0, 250.0),
     "attention_share": (0.3, 0.01, 1.0),
 }
+NOT_FITTED = ("MoE",)
 SAMPLE = 1500
 OUTLIER_SCALE = 0.1
 NEIGHBOURS = 4
@@ -45,13 +50,14 @@ def modelled_w(device: Device, rows: Rows, at: np.ndarray) -> Array:
     return np.minimum(running_w(device, top, use), device.power.cap_w * LIMIT_SHARE)
 
 
-def fit_power(device: Device, families: list[Rows]) -> Device:
+def fit_power(device: Device, families: list[Rows], names: Sequence[str] = tuple(POWER)) -> Device:
     """Least squares of log(modelled / measured) power over rows that are not held out."""
+    families = [rows for rows in families if rows.family not in NOT_FITTED]
     rng = np.random.default_rng(0)
     samples = [rng.permutation(np.flatnonzero(~rows.held_out))[:SAMPLE] for rows in families]
 
     def build(x: Array) -> Device:
-        return replaced(device, "power", dict(zip(POWER, map(float, np.exp(x)), strict=True)))
+        return replaced(device, "power", dict(zip(names, map(float, np.exp(x)), strict=True)))
 
     def residuals(x: Array) -> Array:
         built = build(x)
@@ -61,7 +67,7 @@ def fit_power(device: Device, families: list[Rows]) -> Device:
         ]
         return np.concatenate(parts)
 
-    start, least, most = np.log(np.array(list(POWER.values()))).T
+    start, least, most = np.log(np.array([POWER[name] for name in names])).T
     best = least_squares(
         residuals, start, bounds=(least, most), loss="soft_l1", f_scale=OUTLIER_SCALE
     )

@@ -155,6 +155,9 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
         "A100-SXM4-40GB",
         "h200-nvl",
         "rtx-6000-ada",
+        "NVIDIA H100 80GB HBM2e",
+        "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
     ],
 )
 def test_another_board_is_not_offered_as_this_one(name: str) -> None:
@@ -165,7 +168,24 @@ def test_another_board_is_not_offered_as_this_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("h100-sxm5", "h100-sxm"), ("sxm4-a100!", "a100-sxm4-80gb")]
+    "name",
+    ["NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA A800-SXM4-80GB", "NVIDIA L40", "NVIDIA L4",
+     "NVIDIA A10", "Tesla V100-SXM2-32GB", "AMD Instinct MI300X", "NVIDIA GB200", "NVIDIA B300"],
+)  # fmt: skip
+def test_another_gpu_is_neither_priced_nor_taken_for_a_slip(name: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device") as caught:
+        resolve_device(name)
+    assert (caught.value.hint or "").startswith("known devices:")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("h100-sxm5", "h100-sxm"),
+        ("sxm4-a100!", "a100-sxm4-80gb"),
+        ("H200 141GB", "h200-sxm"),
+        ("L40S-48GB", "l40s"),
+    ],
 )
 def test_a_slip_in_a_board_is_answered(name: str, meant: str) -> None:
     with pytest.raises(DeviceError, match="unknown device") as caught:

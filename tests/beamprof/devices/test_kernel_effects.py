@@ -1,19 +1,23 @@
 """What measured kernels do beyond work over rate: waves, windows, split caches, odd widths."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from beamprof.devices.attention import Heads, chunk_us, decode_us
+from beamprof.devices.delta import delta_us, state_bytes
 from beamprof.devices.device import Device, resolve_device
 from beamprof.devices.gemm import Gemms, gemm_us
 from beamprof.devices.latent import latent_us
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.models.formats import FORMATS
 from beamprof.models.layers import LatentAttention, MoeMlp
+from beamprof.models.recurrent import GatedDelta
 
 H100, L40S = resolve_device("h100-sxm"), resolve_device("l40s")
-TOP = np.array([1980.0])
+TOP, L40S_TOP = np.array([1980.0]), np.array([float(L40S.clocks.max_mhz)])
 
 
 def decode(device: Device, heads: Heads, requests: float, each: float, cold: float = 1.0) -> float:
@@ -52,6 +56,15 @@ def test_chunks_with_a_long_context_fill_whole_waves() -> None:
     ones = np.ones(2)
     one, two = chunk_us(L40S, heads, ones, new, 16384 * ones, TOP)[:, 0]
     assert two > 1.4 * one  # 1.25 of the work
+
+
+@pytest.mark.parametrize("kv", ["bfloat16", "fp8"])
+def test_flash_attention_3_splits_chunks_that_fill_less_than_its_share_of_sms(kv: str) -> None:
+    """Eight KV heads on 1 to 8 GPUs: 512 tokens after 131k are 128 tiles, then 64, 32 and 16."""
+    columns = np.array([1.0]), np.array([512.0]), np.array([131072.0])
+    on = [Heads.of(32 // tp, 8 // tp, 128, 0, kv) for tp in (1, 2, 4, 8)]
+    times_us = [float(chunk_us(H100, heads, *columns, TOP)[0, 0]) for heads in on]
+    assert all(0.4 < few / many < 0.7 for many, few in itertools.pairwise(times_us))
 
 
 def test_a_width_off_the_loads_is_slow() -> None:
@@ -98,3 +111,35 @@ def test_absorbed_heads_cost_the_width_of_the_latent_cache() -> None:
     # As many tokens: decodes, and prompts of one token each.
     decoded, expanded = of_heads_us((1024, 0), (0, 0, 0)), of_heads_us((0, 0), (1024, 1, 0))
     assert decoded > 2 * expanded
+
+
+NET = GatedDelta(16, 32, 128, 128)
+
+
+def test_a_prompt_moves_its_state_however_short_it_is() -> None:
+    """Measured: eight prompts of a token take twice as long as one (H100, 32 heads)."""
+    one, eight = (float(delta_us(H100, NET, 0, n, 1, TOP)[0]) for n in (1, 8))
+    state_us = state_bytes(NET, 7 * H100.delta.prompt_states) / 2.88e6  # type: ignore[union-attr]
+    assert eight - one > 0.9 * state_us
+    assert 1.7 < eight / one < 2.6
+    assert float(delta_us(H100, NET, 0, 1, 0, TOP)[0]) == 0.0  # no prompt, no state
+
+
+def test_kernels_that_hand_tensors_on_spill_beyond_l2() -> None:
+    """Measured: from 2048 tokens on an L40S (32 heads) each costs four times what it did before."""
+    few, more, many = (float(delta_us(L40S, NET, 0, 1, n, L40S_TOP)[0]) for n in (256, 512, 8192))
+    first, last = (more - few) / 256, (many - more) / 7680
+    assert 2.5 < last / first < 6
+    fused = [float(delta_us(H100, NET, 0, 1, n, TOP)[0]) for n in (256, 512, 8192)]
+    assert (fused[2] - fused[1]) / 7680 == pytest.approx((fused[1] - fused[0]) / 256, rel=1e-6)
+
+
+def test_a_large_l2_keeps_a_gemms_inputs_and_outputs() -> None:
+    """L40S: 2048 tokens through a small matrix are in L2 before and after it."""
+    gemms = Gemms.of(2048, [(1024, 1024)], "bfloat16")
+    memory = replace(L40S.memory, l2_activations=0.0)
+    without = replace(L40S, memory=memory)
+    with_us, without_us = (float(gemm_us(d, gemms, L40S_TOP)[0, 0]) for d in (L40S, without))
+    assert with_us < 0.95 * without_us
+    few = Gemms.of(8, [(8192, 8192)], "bfloat16")  # weights are read whatever L2 holds
+    assert float(gemm_us(L40S, few, L40S_TOP)[0, 0]) > 0.99 * 8192**2 * 2 / 0.6834e6

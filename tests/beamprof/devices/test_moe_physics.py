@@ -7,7 +7,7 @@ import pytest
 
 from beam_runtime.types import StepShape
 from beamprof.devices.device import Device, device_names, resolve_device
-from beamprof.devices.forward import forward, pass_ms, reduces_us
+from beamprof.devices.forward import forward, pass_ms, reduces_us, utilisation
 from beamprof.devices.moe import Routed, experts_us
 from beamprof.devices.routing import drawn_loads
 from beamprof.errors import DeviceError
@@ -70,6 +70,22 @@ def test_expert_parallel_gpus_hold_a_share_and_the_busiest_paces() -> None:
     assert routed.rows[0] > 64 * 8 / 8  # more than its fair share: it holds the most wanted
     alone = experts_us(H100, Routed.of(QWEN, 2048, 64), BF16, TOP)[0, 0]
     assert experts_us(H100, routed, BF16, TOP)[0, 0] < alone
+
+
+def test_gpus_that_wait_for_the_busiest_draw_less_than_it() -> None:
+    """The energy of a stage is that of all its GPUs, and one of them has the most wanted expert."""
+    spread = dataclasses.replace(QWEN, ep=8)
+    busiest, mean = Routed.of(spread, 2048, 64), Routed.mean(spread, 2048, 64)
+    whole = Routed.of(QWEN, 2048, 64)
+    assert 8 * mean.rows[0] == pytest.approx(64 * 8)
+    assert 8 * mean.active[0] == pytest.approx(whole.active[0])
+    assert mean.active[0] < busiest.active[0]
+    stage = registry()["qwen3-30b-a3b"].shard(8, 1, ep=8)
+    step = StepShape(0, 0, 64, 64_000)
+    ms = pass_ms(H100, stage, step, TOP)
+    use = utilisation(H100, stage, step, TOP, ms)
+    reduces = reduces_us(H100, stage, step.tokens) / ms[0] / 1e3
+    assert use.reduce_share[0] > reduces  # it waits in its experts' layers as well
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(16, 128, 1), (4, 256, 8)])

@@ -29,6 +29,17 @@ def test_power_stays_within_the_limit_of_all_gpus() -> None:
     assert busy.clock_mhz < 1980
 
 
+def test_the_lm_head_draws_power_as_layers_do() -> None:
+    """A small model with a large vocabulary reads a tenth of its bytes in the LM head."""
+    small = replace(SERVER, model="gpt-oss-20b", tp=1)
+    device, stage = server_steps.resolve_device("h100-sxm"), server_steps.stage_of(small)
+    step, top, ms = server_steps.step_shape(small, 0), np.array([1980.0]), np.array([5.0])
+    layers = server_steps.utilisation(device, stage, step, top, ms)
+    both = server_steps.use_of(device, stage, small, step, top, ms)
+    assert both.dram_tbps[0] - layers.dram_tbps[0] == pytest.approx(1.16e9 / 5e-3 / 1e12, rel=0.05)
+    assert both.tensor_share[0] > layers.tensor_share[0]
+
+
 def test_prompts_cost_time_and_first_tokens() -> None:
     short, long = (served_rows.play(replace(SERVER, prompt_tokens=p)) for p in (100, 4000))
     assert long[1] > 3 * short[1]
