@@ -21,7 +21,7 @@ from beam_runtime.emulator.steady import PACE_SHARES
 from beam_runtime.search.chunks import chunk_candidates
 from beam_runtime.search.policy import Policy
 from beam_runtime.search.reasons import Found, decision
-from beam_runtime.search.searcher import Searcher
+from beam_runtime.search.searcher import BacklogError, Searcher
 from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
@@ -82,6 +82,18 @@ class Search:
         moment = state if isinstance(state, Moment) else Moment.of(state)
         if not moment.requests:
             return self._rest(moment)
+        try:
+            return self._decide(moment)
+        except BacklogError as error:
+            return self._fastest(moment, error)
+
+    decide = __call__
+
+    def best_of_all(self, state: Snapshot | Moment) -> Found:
+        """The best of every candidate, each of them played: what a search is measured by."""
+        return self._searcher.best_of_all(state if isinstance(state, Moment) else Moment.of(state))
+
+    def _decide(self, moment: Moment) -> Decision:
         asked_mhz = moment.knobs.clock_mhz
         dwelling = moment.now_ms - moment.clock_since_ms < self.policy.dwell_ms
         if dwelling and asked_mhz in self.cost.clocks_mhz:
@@ -92,11 +104,24 @@ class Search:
         found = self._searcher.search(moment)
         return decision(found, moment.now_ms)
 
-    decide = __call__
-
-    def best_of_all(self, state: Snapshot | Moment) -> Found:
-        """The best of every candidate, each of them played: what a search is measured by."""
-        return self._searcher.best_of_all(state if isinstance(state, Moment) else Moment.of(state))
+    def _fastest(self, moment: Moment, error: BacklogError) -> Decision:
+        """Nothing can be foreseen of a backlog so long but that all of it is late."""
+        given = moment.state.requests["generated_tokens"][: len(moment.names)]
+        waiting = [name for name, tokens in zip(moment.names, given, strict=True) if tokens == 0]
+        late = Forecast(
+            ttft_ms=dict.fromkeys(waiting, math.inf),
+            worst_tbt_ms={},
+            ttft_excess_ms=math.inf,
+            tbt_excess_ms=-math.inf,
+            ttft_worst=waiting[0] if waiting else None,
+            tbt_worst=None,
+            broken=float(len(waiting)),
+            horizon_ms=self.policy.lookahead_ms,
+            active_energy_j=0.0,
+            idle_energy_j=0.0,
+        )
+        knobs = Knobs(int(self.cost.clocks_mhz[-1]), self.chunks[-1])
+        return Decision(knobs, late, f"{error.cause}: as fast as it goes", (), moment.now_ms)
 
     def _rest(self, moment: Moment) -> Decision:
         """Nobody is there: the clock that idles cheapest among those a prompt could start at.

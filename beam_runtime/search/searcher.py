@@ -27,6 +27,10 @@ MOST_WORK = 60_000
 MORE_RUNS = 4
 
 
+class BacklogError(BeamError):
+    """More waits than can be played."""
+
+
 class Searcher:
     """Arrays made once; not for two threads at a time.
 
@@ -78,14 +82,18 @@ class Searcher:
         self._make_paper(64, limits.max_steps_in_flight)
 
     def search(self, moment: Moment, only_mhz: int | None = None) -> Found:
-        """The best knobs; ``only_mhz``: at this clock."""
+        """The best knobs; ``only_mhz``: at this clock.
+
+        Raises:
+            BacklogError: none can be told.
+        """
         self._look_at(moment, only_mhz)
         choice = best.search(
             self._first, self._second, moment.state, self._grid, self._room, self._paper,
             self._setup(moment), self._tables,
         )  # fmt: skip
         if choice.line < 0:
-            raise BeamError(
+            raise BacklogError(
                 "no setting could be judged",
                 cause="the prompts that wait take more steps than are looked ahead",
             )

@@ -139,7 +139,7 @@ def undecided_lines(report: ReplayReport) -> list[str]:
     """A line for each policy that could not always answer."""
     return [
         f"{m.policy}: {m.undecided:,} of {m.decisions:,} decisions found no setting, and its knobs "
-        "stayed: the prompts that wait are more than is looked ahead"
+        "stayed"
         for m in (rung.metrics for rung in report.rungs)
         if m.undecided
     ]

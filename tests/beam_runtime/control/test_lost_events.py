@@ -172,14 +172,18 @@ def test_request_ids_of_any_kind_are_written_as_text(
 
 
 def test_a_search_comes_back_whatever_the_state(small_cost: StepCost) -> None:
-    from beam_runtime.errors import BeamError
     from beam_runtime.search import Search
     from beam_runtime.types import RequestState
 
     limits = EngineLimits(pp=4, host_gap_ms=2.0)
     search = Search(small_cost, limits)
     endless = RequestState("r", 10**12, 0.0)
-    with pytest.raises(BeamError, match="no setting could be judged"):
-        search(Snapshot(0.0, limits, Knobs(1410, 512), running=(endless,)))
+    late = search(Snapshot(0.0, limits, Knobs(510, 64), running=(endless,)))
+    assert late.knobs == Knobs(1410, search.chunks[-1])
+    assert not late.forecast.feasible
+    assert late.why.endswith("as fast as it goes")
+    backlog = tuple(RequestState(f"w{at}", 8000, 0.0) for at in range(300))
+    many = search(Snapshot(0.0, limits, Knobs(510, 64), waiting=backlog))
+    assert many.knobs.clock_mhz == 1410
     blocked = search(Snapshot(0.0, limits, Knobs(1410, 512), waiting=(endless,)))
     assert blocked.forecast.ttft_ms == {"r": math.inf}

@@ -285,16 +285,22 @@ def test_a_column_of_energies_has_one_unit(table, tmp_path, capsys, monkeypatch)
 
 
 def test_prompts_beyond_what_a_search_looks_ahead_cost_no_result(table, tmp_path):
-    """A prompt of twenty million tokens: BEAM goes on as it is set, and the replay says so."""
+    """A prompt of twenty million tokens: BEAM goes as fast as it can."""
     rows = [(float(i), 100, 5) for i in range(4)] + [(4.0, 20_000_000, 5)]
-    report = replay(table, make_trace([*rows[:4], (4.0, 100, 5)], 5), ["beam"])
-    assert undecided_lines(report) == []
     site = site_of(table, table, ReplayOptions())[0]
     played = play(make_trace(rows, 5), policy_named("beam", table), site)
     m = measure(played, np.ones(5, dtype=bool))
-    assert 0 < m.undecided <= m.decisions
+    assert m.undecided == 0
     assert np.isfinite(played.finish_ms).all()
     assert m.goodput == pytest.approx(0.8)
+    long_ms = played.steps[played.steps["prefill_tokens"] > 1000]
+    assert (long_ms["clock"][2:] == table.clocks_mhz[-1]).all()
+
+
+def test_decisions_that_found_nothing_are_told(table):
+    report = replay(table, make_trace([(0.0, 100, 5)], 5), ["beam"])
+    assert undecided_lines(report) == []
+    m = replace(report.rungs[-1].metrics, undecided=3, decisions=1234)
     rungs = (*report.rungs[:-1], replace(report.rungs[-1], metrics=m))
     (said,) = undecided_lines(replace(report, rungs=rungs))
-    assert said.startswith(f"beam: {m.undecided} of {m.decisions} decisions found no setting")
+    assert said.startswith("beam: 3 of 1,234 decisions found no setting")
