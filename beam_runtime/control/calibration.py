@@ -9,7 +9,8 @@
              them. However noise bends the scale, the margin makes up for it
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
-    load     how many requests come per second, over about the last 32
+    load     how many requests come per second, over about the last 32, and how many tokens they
+             ask for: those made for each answer that ended, so that long ones show before they end
 
 It knows steps, first tokens and arrivals. Why they differ from the table (another kernel, another
 tenant, a hot GPU) it does not know.
@@ -88,7 +89,8 @@ class Calibration:
         self._patience = Patience()
         self._arrived_ms: float | None = None
         self._between_ms = self._prompt_tokens = 0.0
-        self._answers, self._answer_tokens = 0, float(ASSUMED_ANSWER_TOKENS)
+        self._answers = float(self._rules.prior_answers)
+        self._answer_tokens = self._answers * ASSUMED_ANSWER_TOKENS
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._longest_ms = math.inf  # of a stage's pass beside the tightest gap that holds
@@ -147,11 +149,16 @@ class Calibration:
         self._between_ms += weight * (between_ms - self._between_ms)
         self._correction = None
 
-    def observe_answer(self, tokens: int) -> None:
-        """Learn from an answer that is complete."""
-        self._answers += 1
-        weight = max(self._rules.weight, 1.0 / (self._answers + 1))
-        self._answer_tokens += weight * (tokens - self._answer_tokens)
+    def observe_tokens(self, tokens: int) -> None:
+        """Learn from tokens of answers, complete or not."""
+        self._answer_tokens += tokens
+        self._correction = None
+
+    def observe_answer(self) -> None:
+        """Learn from an answer that ended, complete or not; its first came with its prompt."""
+        kept = 1.0 - self._rules.weight
+        self._answers = kept * (self._answers + 1.0)
+        self._answer_tokens = kept * (self._answer_tokens + 1.0)
         self._correction = None
 
     def corrected(self, moment: Moment) -> Moment:
@@ -204,7 +211,7 @@ class Calibration:
             decode_by_size=decode.by_size,
             patience_slos=self._patience.slos,
             prompt_tokens=self._prompt_tokens,
-            decode_tokens_per_s=arrivals_per_s * self._answer_tokens,
+            decode_tokens_per_s=arrivals_per_s * self._answer_tokens / self._answers,
         )
 
     def _wider(self) -> float:

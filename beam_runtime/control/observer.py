@@ -168,9 +168,11 @@ class Observer:
 
     def _ended(self, request_id: str, *, whole: bool) -> None:
         tokens = self._tracker.ended(request_id)
-        if whole and tokens and self._keepable is not None:  # of one unknown there are none
+        if not tokens:  # none of one unknown
+            return
+        self.calibration.observe_answer()
+        if whole and self._keepable is not None:
             self._keepable.answered(tokens)
-            self.calibration.observe_answer(tokens)
 
     def _served(self, named: Slo | str | None) -> Slo:
         """What a request is promised, as it is served."""

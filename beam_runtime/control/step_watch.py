@@ -69,6 +69,7 @@ class StepWatch:
         if not self._expected:
             return None
         shape = self._expected.popleft()
+        self._calibration.observe_tokens(shape.decode_requests)
         first, self._served = not self._served, True
         if measured is None or self._passes is None or first:
             return None

@@ -86,6 +86,7 @@ class Beam(Policy):
             return view.knobs
         switched_ms = view.clock_since_ms + view.limits.clock_delay_ms
         for step in view.returned:
+            self._calibration.observe_tokens(int(step["decode_requests"]))
             # A step under way when the clock changed says nothing about either clock.
             if not step["issued_ms"] < switched_ms < step["finished_ms"]:
                 self._learn(step, view)
@@ -97,7 +98,7 @@ class Beam(Policy):
         self._arrivals = len(view.arrived_ms)
         for tokens in view.ended_tokens.tolist():
             self._keepable.answered(tokens)
-            self._calibration.observe_answer(tokens)
+            self._calibration.observe_answer()
         moment = self._calibration.corrected(view.moment(self.correction))
         self.correction = moment.correction
         return self._search.decide(moment).knobs

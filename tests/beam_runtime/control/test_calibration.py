@@ -9,6 +9,7 @@ from beam_runtime.control.calibration import Calibration, Drift, StepKind
 from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.emulator.moment import Moment
 from beam_runtime.types import (
+    ASSUMED_ANSWER_TOKENS,
     Correction,
     EngineLimits,
     Knobs,
@@ -256,6 +257,31 @@ def test_the_load_is_known_after_some_arrivals_and_follows_a_change() -> None:
     for number in range(1, 300):
         calibration.observe_arrival(149_500.0 + number * 100.0)
     assert calibration.correction.arrivals_per_s == pytest.approx(10.0, rel=0.01)
+
+
+def asked_tokens(calibration: Calibration) -> float:
+    """Of one answer."""
+    correction = calibration.correction
+    return correction.decode_tokens_per_s / correction.arrivals_per_s
+
+
+def test_answers_are_as_long_as_tokens_are_made_for_each_that_ends() -> None:
+    calibration = Calibration(PP)
+    for number in range(300):
+        calibration.observe_arrival(number * 500.0)
+        calibration.observe_tokens(39)
+        calibration.observe_answer()
+    assert asked_tokens(calibration) == pytest.approx(40.0, rel=0.01)
+
+
+def test_long_answers_show_before_the_first_of_them_ends() -> None:
+    calibration = Calibration(PP)
+    calibration.observe_arrival(0.0)
+    calibration.observe_arrival(500.0)
+    assert asked_tokens(calibration) == pytest.approx(ASSUMED_ANSWER_TOKENS)
+    for _ in range(400):
+        calibration.observe_tokens(50)  # of fifty that go on
+    assert asked_tokens(calibration) > 4 * ASSUMED_ANSWER_TOKENS
 
 
 def test_prompts_are_hurried_once_all_who_come_find_one_that_is_too_late() -> None:
