@@ -301,8 +301,10 @@ def prepare_decode(
             apart = round_of(passes, batch, clock, setup, tables)
             together = round_of(fewer, larger, clock, setup, tables)
             # A pace never makes late by itself, so what counts is the cycle without it.
-            excess_ms = apart.cycle_ms + setup.tbt_margin_ms - decoding.tbt_ms
-            slow_ms = max(apart.cycle_ms, together.cycle_ms)
+            slow_ms = apart.cycle_ms
+            excess_ms = slow_ms + setup.tbt_margin_ms - decoding.tbt_ms
+            if slowdown < math.inf:  # a limit holds for what they merge into as well
+                slow_ms = max(slow_ms, together.cycle_ms)
             newcomers_j = hurry_j(batch, decoding.by_gap, clock, grid, setup, tables)
             for pace in range(paces):
                 line = (microbatches - 1) * paces + pace

@@ -1,5 +1,5 @@
-"""beam: ours. The joint search over clock, chunk, microbatches and pace at every event, with
-the composer's rules, and calibration by the steps that came back.
+"""beam: ours. The joint search over clock, chunk, microbatches and pace at every event and half a
+second after the last one, with the composer's rules, and calibration by the steps that came back.
 
 It runs what an engine would run: ``Search.decide`` on a Snapshot, corrected by ``Calibration``,
 with the stance that the runtime takes.
