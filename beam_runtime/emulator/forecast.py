@@ -91,7 +91,8 @@ def forecast(
             continue
         at_risk = 0.0
         to_come = start.requests[row].ttft_ms == math.inf and request.ttft_ms < math.inf
-        if to_come and not request.first_token_ms <= played.settled_ms:
+        in_flight = request.first_token_ms <= played.settled_ms  # not where it is NaN: not out yet
+        if to_come and not in_flight:
             margin_ms = first_margin_ms(request.ttft_slo_ms, setup)
             excess_ms = request.ttft_ms + margin_ms - request.ttft_slo_ms
             at_risk = first_risk(excess_ms, margin_ms)
