@@ -109,7 +109,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         transfer_ms=draw(up_to(1.0)),
         clock_delay_ms=draw(up_to(60.0)),
     )
-    running = [draw(running_requests(f"r{i}")) for i in range(draw(st.integers(0, 10)))]
+    most = min(10, limits.max_num_seqs)  # no engine runs more; costs are looked up for twice that
+    running = [draw(running_requests(f"r{i}")) for i in range(draw(st.integers(0, most)))]
     waiting = [
         RequestState(
             f"w{i}",
