@@ -252,8 +252,8 @@ def choose_steady(
                 cycle = steady_of(
                     decoding, clock, microbatches, pace_ms, apart, together, setup, tables
                 )
-                over_ms = cycle.cycle_ms + setup.tbt_margin_ms - decoding.tbt_ms
-                late_ms = max(0.0, over_ms - SAME_MS, cycle.cycle_ms - limit_ms - SAME_MS)
+                allowed_ms = min(decoding.tbt_ms - setup.tbt_margin_ms, limit_ms)
+                late_ms = max(0.0, cycle.cycle_ms - allowed_ms - SAME_MS)
                 cycle_w = net_w(cycle, prices.token_j)
                 if late_ms < best.late_ms or (late_ms == best.late_ms and cycle_w < best.net_w):
                     best.microbatches, best.pace, best.pace_ms = microbatches, pace, pace_ms
