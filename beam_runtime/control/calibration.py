@@ -10,7 +10,7 @@
     drift    a window of steps 15 % off the table, three times running: reported, once
     trust    gone where a scale wants to leave its clamp; the controller then falls back
     load     how many requests come per second, over about the last 32, and how many tokens they
-             ask for: those made for each answer that ended, so that long ones show before they end
+             ask for (answer_length.py)
 
 It knows steps, first tokens and arrivals. Why they differ from the table (another kernel, another
 tenant, a hot GPU) it does not know.
@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
 
+from beam_runtime.control.answer_length import AnswerLength
 from beam_runtime.control.calibration_rules import CalibrationRules
 from beam_runtime.control.patience import Patience
 from beam_runtime.control.step_errors import StepErrors, Window
 from beam_runtime.emulator.moment import Moment
-from beam_runtime.types import ASSUMED_ANSWER_TOKENS, Correction, StepShape, size_of
+from beam_runtime.types import Correction, StepShape, size_of
 
 _GAUSS = NormalDist()
 # Streams are lost for lack of margin by as large a share as first tokens for lack of room, and by
@@ -89,8 +90,7 @@ class Calibration:
         self._patience = Patience()
         self._arrived_ms: float | None = None
         self._between_ms = self._prompt_tokens = 0.0
-        self._answers = float(self._rules.prior_answers)
-        self._answer_tokens = self._answers * ASSUMED_ANSWER_TOKENS
+        self._answers = AnswerLength(self._rules)
         self._requests = self._gaps = 0.0
         self._drifts = {kind: _DriftWatch(kind, self._rules) for kind in StepKind}
         self._longest_ms = math.inf  # of a stage's pass beside the tightest gap that holds
@@ -151,14 +151,12 @@ class Calibration:
 
     def observe_tokens(self, tokens: int) -> None:
         """Learn from tokens of answers, complete or not."""
-        self._answer_tokens += tokens
+        self._answers.observe_tokens(tokens)
         self._correction = None
 
-    def observe_answer(self) -> None:
-        """Learn from an answer that ended, complete or not; its first came with its prompt."""
-        kept = 1.0 - self._rules.weight
-        self._answers = kept * (self._answers + 1.0)
-        self._answer_tokens = kept * (self._answer_tokens + 1.0)
+    def observe_answer(self, tokens: int, running: int) -> None:
+        """Learn from an answer that ended, complete or not, while so many others run."""
+        self._answers.observe_end(tokens, running)
         self._correction = None
 
     def corrected(self, moment: Moment) -> Moment:
@@ -166,6 +164,10 @@ class Calibration:
         longest_ms = moment.limits.pass_within_ms(moment.tightest_gap_ms)
         if longest_ms != self._longest_ms:
             self._longest_ms, self._correction = longest_ms, None
+        if moment.names:
+            generated = moment.state.requests["generated_tokens"][: len(moment.names)]
+            self._answers.observe_longest(int(generated.max()))
+            self._correction = None
         return replace(moment, correction=self.correction)
 
     @property
@@ -211,7 +213,7 @@ class Calibration:
             decode_by_size=decode.by_size,
             patience_slos=self._patience.slos,
             prompt_tokens=self._prompt_tokens,
-            decode_tokens_per_s=arrivals_per_s * self._answer_tokens / self._answers,
+            decode_tokens_per_s=arrivals_per_s * self._answers.tokens,
         )
 
     def _wider(self) -> float:

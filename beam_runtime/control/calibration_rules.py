@@ -10,7 +10,7 @@ class CalibrationRules:
     Attributes:
         share: of requests that the margins put on the safe side.
         weight: of the newest step in its kind's scale, of the newest time between two arrivals,
-            and of the newest answer: 1/33 forgets half in 23 of them.
+            and of the newest answer where none goes on: 1/33 forgets half in 23 of them.
         prior_steps: how many steps the table's own word counts for at first.
         settled_steps: how many it takes until little is left of that in a kind's scale (a tenth
             at a hundred steps), and sizes begin to be learnt.

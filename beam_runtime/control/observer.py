@@ -170,7 +170,8 @@ class Observer:
         tokens = self._tracker.ended(request_id)
         if not tokens:  # none of one unknown
             return
-        self.calibration.observe_answer()
+        running, _ = self._tracker.load
+        self.calibration.observe_answer(tokens, running)
         if whole and self._keepable is not None:
             self._keepable.answered(tokens)
 

@@ -29,7 +29,7 @@ from beam_runtime.search.sketch import (
     legal_chunk,
     line_up,
 )
-from beam_runtime.search.slowdown import held_ms, slowdown_now
+from beam_runtime.search.slowdown import held_ms, seated_slowdown, set_slowdown, slowdown_now
 from beam_runtime.types import SAME_MS
 
 # DROPPED may come back where nothing keeps the SLOs, CLOSED (played, or no candidate) does not.
@@ -166,7 +166,8 @@ def prepare_prefill(
                 grid.given.lookahead_ms, prices, paper, setup, tables,
             )  # fmt: skip
             note_estimate(line, clock, found, grid, room)
-    close_slow(len(grid.chunks), slowdown, room)
+    close_slow(len(grid.chunks), set_slowdown(state, prices.fastest_ms, setup), room)
+    close_slow_clocks(len(grid.chunks), seated_slowdown(state, prices.fastest_ms, setup), room)
     cut_like_others(len(grid.chunks), room)
     return len(grid.chunks)
 
@@ -214,6 +215,24 @@ def close_slow(lines: int, slowdown: float, room: Room) -> None:
         for clock in range(room.entries.shape[1]):
             entry = room.entries[line, clock]
             if entry.slow_ms > limit_ms + SAME_MS:
+                entry.status, entry.too_slow = CLOSED, 1
+
+
+@compiled
+def close_slow_clocks(lines: int, slowdown: float, room: Room) -> None:
+    """Entries so many times as slow as their line's fastest: where seats are short.
+
+    That a longer chunk is through sooner gives no seat back, so it may be any chunk.
+    """
+    for line in range(lines):
+        fastest_ms = math.inf
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.status == OPEN:
+                fastest_ms = min(fastest_ms, entry.slow_ms)
+        for clock in range(room.entries.shape[1]):
+            entry = room.entries[line, clock]
+            if entry.slow_ms > slowdown * fastest_ms + SAME_MS:
                 entry.status, entry.too_slow = CLOSED, 1
 
 
@@ -303,7 +322,7 @@ def prepare_decode(
             # A pace never makes late by itself, so what counts is the cycle without it.
             slow_ms = apart.cycle_ms
             excess_ms = slow_ms + setup.tbt_margin_ms - decoding.tbt_ms
-            if slowdown < math.inf:  # a limit holds for what they merge into as well
+            if limit_ms < pace_tbt_ms:  # a limit holds for what they merge into as well
                 slow_ms = max(slow_ms, together.cycle_ms)
             newcomers_j = hurry_j(batch, decoding.by_gap, clock, grid, setup, tables)
             for pace in range(paces):

@@ -1,8 +1,8 @@
 """Limits on saving: those that people set, and the seats that those to come need.
 
     tokens per second, or at most so much slower    for a class or a request
-    seats        whoever is served slowly stays long, and sits where another would (Little's law):
-                 in max_num_seqs, or in the KV cache
+    seats        whoever is served slowly stays long, and sits where another would: in
+                 max_num_seqs, or in the KV cache
 
 All come to one number: how many times as long as at the fastest setting a token, or a prompt's
 prefill, may take now. The fastest setting always keeps it, so a limit leaves something to choose
@@ -22,14 +22,23 @@ from beam_runtime.emulator.steady import Round
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import EngineLimits, Slo, StepShape
 
-# How many sit there at a time scatters by the root of it at least (Poisson): the mean stays so many
-# roots below the seats. Until it is TAKEN there is time.
-SCATTER, TAKEN = 2.0, 2.0 / 3.0
+# Arrivals scatter by the root of their number (Poisson): so many roots stay free for them.
+SCATTER = 2.0
+# Seats have to last until this share of an answer is through, and each of its multiples.
+PARTS = 8
 
 
 @compiled
 def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
     """The tightest limit of those present; inf without one, and 1 where it cannot be kept."""
+    slowdown = set_slowdown(state, fastest_ms, setup)
+    slowdown = min(slowdown, seated_slowdown(state, fastest_ms, setup))
+    return max(1.0, slowdown)
+
+
+@compiled
+def set_slowdown(state: State, fastest_ms: float, setup: Records) -> float:
+    """The tightest limit that people set; inf without one, and 1 where it cannot be kept."""
     slowdown = math.inf
     for row in range(min(state.engine.rows, setup.max_num_seqs)):
         request = state.requests[row]
@@ -37,24 +46,41 @@ def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
             slowdown = min(slowdown, request.max_slowdown)
         if request.least_tokens_per_s > 0.0:
             slowdown = min(slowdown, 1e3 / request.least_tokens_per_s / fastest_ms)
-    slowdown = min(slowdown, seated_slowdown(state, fastest_ms, setup))
     return max(1.0, slowdown)
 
 
 @compiled
 def seated_slowdown(state: State, fastest_ms: float, setup: Records) -> float:
-    """What those to come leave of the time, and 1 to those who take the last seat."""
-    if setup.decode_tokens_per_s <= 0.0:
+    """What those to come leave of the time, and 1 where the last seat is taken.
+
+    Until every stream has so many tokens more, no more may come than there are free seats and
+    streams that end by then. Of those that take an answer's whole length that is Little's law; of
+    streams that are young together it is less, for none of them makes room soon.
+    """
+    if setup.decode_tokens_per_s <= 0.0 or setup.arrivals_per_s <= 0.0:
         return math.inf
-    seats, rows = seats_of(state, setup), state.engine.rows
-    taken = max(1.0, seats - SCATTER * math.sqrt(seats))
-    if rows <= TAKEN * taken:
-        return math.inf
-    stay_ms = 1e3 * taken / setup.decode_tokens_per_s  # for each token
-    slowdown = max(1.0, stay_ms / fastest_ms)
-    free = max(0.0, seats - rows) / max(1.0, seats - taken)
-    left: float = 1.0 + min(1.0, free) * (slowdown - 1.0)
-    return left
+    engine = state.engine
+    free = seats_of(state, setup) - engine.running - engine.waiting
+    if free < 1.0:
+        return 1.0
+    answer_tokens = setup.decode_tokens_per_s / setup.arrivals_per_s
+    token_ms = math.inf
+    for part in range(1, PARTS + 1):
+        tokens = answer_tokens * part / PARTS
+        ended = 0
+        for at in range(engine.running):
+            request = state.requests[state.places[at].running]
+            ended += request.generated_tokens + tokens >= answer_tokens
+        may_come = on_average(free + ended)
+        token_ms = min(token_ms, 1e3 * may_come / (setup.arrivals_per_s * tokens))
+    return max(1.0, token_ms / fastest_ms)
+
+
+@compiled
+def on_average(seats: float) -> float:
+    """How many may come on average where there are seats for so many: n + SCATTER sqrt(n)."""
+    root = math.sqrt(seats + SCATTER * SCATTER / 4.0) - SCATTER / 2.0
+    return root * root
 
 
 @compiled

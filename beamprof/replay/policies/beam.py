@@ -98,7 +98,7 @@ class Beam(Policy):
         self._arrivals = len(view.arrived_ms)
         for tokens in view.ended_tokens.tolist():
             self._keepable.answered(tokens)
-            self._calibration.observe_answer()
+            self._calibration.observe_answer(tokens, len(view.running))
         moment = self._calibration.corrected(view.moment(self.correction))
         self.correction = moment.correction
         return self._search.decide(moment).knobs

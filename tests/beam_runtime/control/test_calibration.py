@@ -265,23 +265,16 @@ def asked_tokens(calibration: Calibration) -> float:
     return correction.decode_tokens_per_s / correction.arrivals_per_s
 
 
-def test_answers_are_as_long_as_tokens_are_made_for_each_that_ends() -> None:
-    calibration = Calibration(PP)
-    for number in range(300):
-        calibration.observe_arrival(number * 500.0)
-        calibration.observe_tokens(39)
-        calibration.observe_answer()
-    assert asked_tokens(calibration) == pytest.approx(40.0, rel=0.01)
-
-
-def test_long_answers_show_before_the_first_of_them_ends() -> None:
+def test_load_is_answers_times_their_length() -> None:
     calibration = Calibration(PP)
     calibration.observe_arrival(0.0)
     calibration.observe_arrival(500.0)
     assert asked_tokens(calibration) == pytest.approx(ASSUMED_ANSWER_TOKENS)
-    for _ in range(400):
-        calibration.observe_tokens(50)  # of fifty that go on
-    assert asked_tokens(calibration) > 4 * ASSUMED_ANSWER_TOKENS
+    for number in range(1000):
+        calibration.observe_arrival(500.0 + number * 500.0)
+        calibration.observe_tokens(39)
+        calibration.observe_answer(40, running=3)
+    assert asked_tokens(calibration) == pytest.approx(40.0, rel=0.01)
 
 
 def test_prompts_are_hurried_once_all_who_come_find_one_that_is_too_late() -> None:

@@ -248,13 +248,27 @@ def test_a_clock_change_must_be_worth_its_price():
     assert dear(state).knobs.clock_mhz == 1140
 
 
-def test_streams_are_as_fast_as_leaves_seats_to_those_to_come():
-    """Little's law: requests a second x tokens of an answer x a token's time sit at one time."""
-    running = tuple(decode(f"r{i}") for i in range(8))
-    blocks = sum(-(-one.computed_tokens // LIMITS.block_size) for one in running)
+class TestSeats:
+    """Until every stream has so many tokens more, no more come than there are seats for."""
 
-    def tokens(decode_tokens_per_s: float, seats: int = 16, free_blocks: int = 1 << 30) -> float:
-        learnt = Correction(decode_tokens_per_s=decode_tokens_per_s)
+    def running(self, generated: int = 50) -> tuple[RequestState, ...]:
+        """Eight of as much context, however many tokens of it are answers."""
+        eight = [decode(f"r{i}") for i in range(8)]
+        return tuple(
+            replace(
+                one,
+                prompt_tokens=one.prompt_tokens + one.generated_tokens - generated,
+                generated_tokens=generated,
+            )
+            for one in eight
+        )
+
+    def tokens(
+        self, rate: float, seats: int = 16, free_blocks: int = 1 << 30, generated: int = 50
+    ) -> float:
+        """Decoded within the horizon where so many answers of 100 tokens begin a second."""
+        running = self.running(generated)
+        learnt = Correction(arrivals_per_s=rate, decode_tokens_per_s=100 * rate)
         limits = replace(LIMITS, max_num_seqs=seats)
         state = Snapshot(
             0.0, limits, Knobs(1410, 256), running, correction=learnt, free_blocks=free_blocks
@@ -264,13 +278,21 @@ def test_streams_are_as_fast_as_leaves_seats_to_those_to_come():
         assert decision.knobs in [knobs for knobs, _ in search.survey(state)]
         return decision.forecast.output_tokens
 
-    few, many, too_many = tokens(10.0), tokens(80.0), tokens(1e5)
-    assert few < many < too_many
-    assert tokens(1e5, seats=100) == few, "there is time while most seats are free"
-    for seated in (few, many, too_many):  # the KV cache has room for sixteen
-        asked = {few: 10.0, many: 80.0, too_many: 1e5}[seated]
-        assert tokens(asked, 256, free_blocks=blocks) == seated
-    assert tokens(80.0, seats=9) == too_many, "nobody holds the last seats"
+    def test_streams_are_as_fast_as_leaves_seats_to_those_to_come(self):
+        few, many, too_many = (self.tokens(rate) for rate in (0.1, 1.2, 1e3))
+        assert few < many < too_many
+
+    def test_the_kv_cache_may_be_what_is_short(self):
+        blocks = sum(-(-one.computed_tokens // LIMITS.block_size) for one in self.running())
+        for rate in (0.1, 1.2, 1e3):  # there is room for sixteen
+            assert self.tokens(rate, 256, free_blocks=blocks) == self.tokens(rate)
+
+    def test_nobody_holds_the_last_seat(self):
+        assert self.tokens(0.1, seats=8) == self.tokens(1e3)
+
+    def test_the_young_make_no_room_soon(self):
+        old, young = (self.tokens(0.3, seats=9, generated=tokens) for tokens in (90, 1))
+        assert old < young == self.tokens(1e3)
 
 
 @pytest.mark.parametrize("seed", range(0, 140, 7))
