@@ -14,13 +14,12 @@ then. Decodes that are not together yet wait for the others where they are in ti
 from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.in_time import (
     Due,
+    cut_in_time,
     due_in_flight,
     finish_ms,
-    kept,
     overdue,
-    tokens_in_time,
 )
-from beam_runtime.emulator.schedule import SHORT, fill
+from beam_runtime.emulator.schedule import SHORT
 from beam_runtime.emulator.setup import (
     GO,
     HOLD,
@@ -66,14 +65,12 @@ def between(
     everyone = all_decodes(state)
     if chunk.chunk_tokens > 0 and chunk.preempted == 0:
         next_ms = pass_ms(setting.clock, everyone, setup, tables) + setup.host_gap_ms
-        ahead = due_in_flight(state, next_ms, setup)
-        due = Due(min(ahead.ahead_ms, engine.gap_due_ms), ahead.margin_ms, next_ms, ahead.gap_ms)
-        in_time = kept(state, chunk, 0, due, now_ms, setting, setup, tables)
-        if in_time or overdue(state, chunk, now_ms, setup):
+        ahead = due_in_flight(state, next_ms)
+        due = Due(min(ahead.ahead_ms, engine.gap_due_ms), next_ms, ahead.gap_ms)
+        if not overdue(state, chunk, now_ms, setup):
+            chunk = cut_in_time(state, chunk, 0, SHORT, due, now_ms, setting, setup, tables)
+        if chunk.chunk_tokens > 0:
             return STEP, now_ms, chunk
-        fits = tokens_in_time(state, chunk, 0, SHORT, due, now_ms, setting, setup, tables)
-        if fits > 0:
-            return STEP, now_ms, fill(state, fits, engine.ready == 0, SHORT, setup)
     if engine.ready > 0:
         end_ms = finish_ms(state, everyone, head.finish_ms, setting, setup, tables)
         if end_ms > engine.gap_due_ms - setup.wide_margin_ms + SAME_MS:

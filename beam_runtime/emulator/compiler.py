@@ -74,6 +74,18 @@ def compiled(function: Function) -> Function:
     return inner
 
 
+def merged(function: Function) -> Function:
+    """As compiled, and made part of each caller by LLVM: for what is called many times a step.
+
+    A call hands over every array's shape and strides, ninety numbers: that took half of a play.
+    """
+    part: Function = numba.njit(
+        no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler,
+        forceinline=True, **_OPTIONS,
+    )(function)  # fmt: skip
+    return part
+
+
 def inlined(function: Function) -> Function:
     """Compiled as part of its caller: a record cannot be returned."""
     part: Function = numba.njit(inline="always", **_OPTIONS)(function)

@@ -21,12 +21,13 @@ from beam_runtime.emulator.compiler import compiled
 from beam_runtime.emulator.deadlines import due_ms, joining_due_ms
 from beam_runtime.emulator.in_time import (
     AS_LONG,
+    cut_in_time,
     due_in_flight,
     finish_ms,
     kept,
     overdue,
-    tokens_in_time,
 )
+from beam_runtime.emulator.places import flight_slot
 from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import HIDDEN, WHOLE, fill, kind_of, prefill_pending
 from beam_runtime.emulator.setup import GO, HOLD, STEP, Batch, Setting, Tables, decode_batch
@@ -70,14 +71,9 @@ def compose(
                 return answer, until_ms, chunk
         riding = ready if setup.ride_along else min(ready, group)
         mixed = fill_with(state, riding, budget_tokens, WHOLE, setup)
-        full = mixed.chunk_tokens + mixed.decodes == budget_tokens
-        spreads = setup.give_way and setup.ride_along and not setup.together
-        if full and spreads and mixed.chunk_tokens * mixed.decodes > 0:
-            riding, mixed = give_way(state, mixed, budget_tokens, now_ms, setting, setup, tables)
-        cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms, setup)
-        if mixed.chunk_tokens > 0 and cuts:
-            return cut_in_time(state, mixed, riding, now_ms, setting, setup, tables)
-        if mixed.chunk_tokens > 0 or mixed.preempted > 0:
+        if mixed.chunk_tokens > 0:
+            return with_chunk(state, mixed, riding, budget_tokens, now_ms, setting, setup, tables)
+        if mixed.preempted > 0:
             return STEP, now_ms, mixed
     if ready == 0:
         return HOLD, math.inf, nothing
@@ -130,7 +126,7 @@ def note_ready(state: State, request: Records) -> None:
 
 @compiled
 def classify(state: State, setup: Records) -> None:
-    """Find every kind anew, of a state that was just made."""
+    """Find anew every kind, and the tightest gap in flight, of a state that was just made."""
     state.engine.ready = state.engine.prefilling = state.engine.decoding = 0
     state.engine.due_ms = state.engine.gap_due_ms = math.inf
     state.engine.ready_since_ms = math.inf
@@ -141,6 +137,13 @@ def classify(state: State, setup: Records) -> None:
         count(state, request.kind, 1)
         if request.kind == READY:
             note_ready(state, request)
+    for number in range(state.engine.flying):
+        slot = flight_slot(state, number)
+        state.flights[slot].gap_ms = math.inf
+        for member in range(state.flights[slot].tokens):
+            request = state.requests[state.members[slot, member]]
+            if request.slo_kind == GAP:
+                state.flights[slot].gap_ms = min(state.flights[slot].gap_ms, request.token_slo_ms)
 
 
 @compiled
@@ -157,18 +160,58 @@ def refresh_due(state: State) -> None:
 
 
 @compiled
-def give_way(
-    state: State, mixed: Batch, budget_tokens: int, now_ms: float, setting: Setting,
+def with_chunk(
+    state: State, mixed: Batch, riding: int, budget_tokens: int, now_ms: float, setting: Setting,
     setup: Records, tables: Tables,
-) -> tuple[int, Batch]:  # fmt: skip
-    """How many decodes ride in a full step, and that step.
+) -> tuple[int, float, Batch]:  # fmt: skip
+    """What compose answers while prompts can go: as much as lets every decode be in time.
+
+    Decodes in flight count as well: they can only be in a step after this one. Only gaps count: by
+    tpot and e2e a late token is made good by others, and prompts that made way would starve.
+
+    Where the budget is what ends a step, or time leaves nothing for prompts, decodes that can wait
+    do. A step that is cut is the same for any larger budget (search/next_play.py).
+    """
+    all_shown = riding == state.engine.ready
+    cuts = setup.late_cuts_chunk and not overdue(state, mixed, now_ms, setup)
+    spreads = setup.give_way and setup.ride_along and not setup.together
+    due = due_in_flight(state, AS_LONG)
+    step = mixed
+    if cuts:
+        step = cut_in_time(state, mixed, riding, WHOLE, due, now_ms, setting, setup, tables)
+    full = step.chunk_tokens + step.decodes == budget_tokens
+    if spreads and full and step.decodes > 0:
+        fewer = riders(state, step, now_ms, setting, setup, tables)
+        if fewer < riding:
+            step = fill_with(state, fewer, budget_tokens, WHOLE, setup)
+            room = budget_tokens - step.chunk_tokens - step.decodes
+            if room > 0:
+                fewer = min(riding, fewer + room)
+                step = fill_with(state, fewer, budget_tokens, WHOLE, setup)
+            if cuts and not kept(state, step, fewer, due, now_ms, setting, setup, tables):
+                step = fill(state, budget_tokens, all_shown, WHOLE, setup)
+    if step.chunk_tokens > 0:
+        return STEP, now_ms, step
+    if riding == 0:  # decodes in flight could not follow a chunk in time
+        return HOLD, state.flights[state.engine.flying_head].finish_ms, step
+    alone = fill(state, riding, all_shown, HIDDEN, setup)
+    if spreads:
+        riding = riders(state, alone, now_ms, setting, setup, tables)
+        alone = fill_with(state, riding, riding, HIDDEN, setup)
+    return STEP, now_ms, alone
+
+
+@compiled
+def riders(
+    state: State, step: Batch, now_ms: float, setting: Setting, setup: Records, tables: Tables
+) -> int:
+    """How many decodes ride in a step; the others give way.
 
     Those that the step after it would make late, and a fair share even if nobody is pressed:
     decodes that went together while they were paced come to be spread over the pipeline, so
     that its steps are equally long.
     """
-    ready = state.engine.ready
-    back_ms = finish_ms(state, mixed, now_ms, setting, setup, tables)
+    back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
     next_ms = back_ms + (back_ms - now_ms) / setup.pp
     pressed = 0
     if state.engine.due_ms - setup.tbt_margin_ms + SAME_MS < next_ms:
@@ -176,38 +219,8 @@ def give_way(
             request = state.requests[state.places[at].running]
             late = due_ms(request) - setup.tbt_margin_ms + SAME_MS < next_ms
             pressed += late and request.kind == READY
-    riding = min(ready, max(pressed, -(-state.engine.decoding // setup.pp)))
-    if riding == ready:
-        return ready, mixed
-    step = fill_with(state, riding, budget_tokens, WHOLE, setup)
-    room = budget_tokens - step.chunk_tokens - step.decodes
-    if room > 0:
-        riding = min(ready, riding + room)
-        step = fill_with(state, riding, budget_tokens, WHOLE, setup)
-    return riding, step
-
-
-@compiled
-def cut_in_time(
-    state: State, mixed: Batch, riding: int, now_ms: float, setting: Setting, setup: Records,
-    tables: Tables,
-) -> tuple[int, float, Batch]:  # fmt: skip
-    """What compose answers with as much of the chunk as lets every decode be in time.
-
-    Those in flight count as well: they can only be in a step after this one. Only gaps count: by
-    tpot and e2e a late token is made good by others, and prompts that made way would starve.
-    """
-    due = due_in_flight(state, AS_LONG, setup)
-    if kept(state, mixed, riding, due, now_ms, setting, setup, tables):
-        return STEP, now_ms, mixed
-    all_shown = riding == state.engine.ready
-    fits = tokens_in_time(state, mixed, riding, WHOLE, due, now_ms, setting, setup, tables)
-    if fits > 0:
-        return STEP, now_ms, fill(state, mixed.decodes + fits, all_shown, WHOLE, setup)
-    if riding > 0:
-        return STEP, now_ms, fill(state, riding, all_shown, HIDDEN, setup)
-    # Decodes in flight could not follow a chunk in time.
-    return HOLD, state.flights[state.engine.flying_head].finish_ms, mixed
+    riding: int = min(state.engine.ready, max(pressed, -(-state.engine.decoding // setup.pp)))
+    return riding
 
 
 @compiled

@@ -38,6 +38,7 @@ class Outcome(NamedTuple):
             included (deadlines.py).
         cycle_ms: time between tokens in the decode-only phase, if the horizon reaches it.
         steps: played.
+        most_tokens: of any step while prompts waited to go.
         prompt_tokens: computed within the horizon.
         output_tokens: decoded within the horizon.
     """
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     broken: float
     cycle_ms: float
     steps: int
+    most_tokens: int
     prompt_tokens: int
     output_tokens: float
 
@@ -119,6 +121,7 @@ def forecast(
         broken,
         cycle_ms,
         played.steps,
+        played.most_tokens,
         played.chunk_tokens,
         output_tokens,
     )

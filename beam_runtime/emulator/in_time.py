@@ -3,19 +3,15 @@
 import math
 from typing import NamedTuple
 
-from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.compiler import compiled, merged
 from beam_runtime.emulator.places import flight_slot
-from beam_runtime.emulator.promises import GAP
 from beam_runtime.emulator.schedule import fill, shortened
-from beam_runtime.emulator.setup import Batch, Setting, Tables, early_share, pass_ms
+from beam_runtime.emulator.setup import Batch, Setting, Tables, decode_batch, early_share, pass_ms
 from beam_runtime.emulator.state import READY, Records, State
 from beam_runtime.types import SAME_MS
 
-# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
+# A step is cut to a multiple of so many tokens: GEMM tiles are no finer.
 CUT_TOKENS = 16
-# The wide margin is kept where a chunk cut to it holds this share of what the other would leave:
-# a stair of the table costs more, a millisecond on a slope less (docs/how-it-works.md).
-WIDE_SHARE = 0.97
 # What follows a step takes as long as it does.
 AS_LONG = -1.0
 
@@ -25,19 +21,16 @@ class Due(NamedTuple):
 
     Attributes:
         ahead_ms: the first of those in flight is late with its next token.
-        margin_ms: to be kept before that, and before those that ride are late; by a step that
-            takes longer than a gap as many times more, for it errs by that.
         next_ms: how long the step that they go in after this one is in each stage, or AS_LONG.
         gap_ms: the tightest gap SLO among those in flight.
     """
 
     ahead_ms: float
-    margin_ms: float
     next_ms: float
     gap_ms: float
 
 
-@compiled
+@merged
 def finish_ms(
     state: State, batch: Batch, issue_ms: float, setting: Setting, setup: Records, tables: Tables
 ) -> float:
@@ -57,72 +50,46 @@ def finish_ms(
 
 
 @compiled
-def tokens_in_time(
-    state: State, mixed: Batch, riding: int, prompts: int, wide: Due, now_ms: float,
-    setting: Setting, setup: Records, tables: Tables,
-) -> int:  # fmt: skip
-    """Of a chunk that is too long for the wide margin, how many tokens go; 0 if none can.
-
-    A step's decodes are lost together, so the margin is wide, unless that costs prompts much: a
-    chunk may fall off one of the table's stairs for a millisecond.
-    """
-    narrow = Due(wide.ahead_ms, setup.tbt_margin_ms, wide.next_ms, wide.gap_ms)
-    tokens = mixed.chunk_tokens
-    if not kept(state, mixed, riding, narrow, now_ms, setting, setup, tables):
-        tokens = fitting(state, mixed, riding, prompts, narrow, now_ms, setting, setup, tables)
-    wide_tokens = fitting(state, mixed, riding, prompts, wide, now_ms, setting, setup, tables)
-    return wide_tokens if wide_tokens >= WIDE_SHARE * tokens else tokens
-
-
-@compiled
-def fitting(
+def cut_in_time(
     state: State, mixed: Batch, riding: int, prompts: int, due: Due, now_ms: float,
     setting: Setting, setup: Records, tables: Tables,
-) -> int:  # fmt: skip
-    """Tokens of a chunk cut to what is in time."""
+) -> Batch:  # fmt: skip
+    """The step with as much of its chunk as is in time; without a chunk if nothing of it is.
+
+    Where passes grow with their tokens, what it is cut to does not depend on how long it was.
+    """
+    if kept(state, mixed, riding, due, now_ms, setting, setup, tables):
+        return mixed
     all_shown = riding == state.engine.ready
-    fits, misses = 0, mixed.chunk_tokens
-    while misses - fits > CUT_TOKENS:
+    nothing = mixed.decodes // CUT_TOKENS
+    fits, misses = nothing, -(-(mixed.decodes + mixed.chunk_tokens) // CUT_TOKENS)
+    while misses - fits > 1:
         middle = (fits + misses) // 2
+        less_tokens = mixed.decodes + mixed.chunk_tokens - middle * CUT_TOKENS
         if mixed.preempted == 0:
-            cut = shortened(state, mixed, mixed.chunk_tokens - middle)
+            cut = shortened(state, mixed, less_tokens)
         else:
-            cut = fill(state, mixed.decodes + middle, all_shown, prompts, setup)
+            cut = fill(state, middle * CUT_TOKENS, all_shown, prompts, setup)
         if kept(state, cut, riding, due, now_ms, setting, setup, tables):
             fits = middle
         else:
             misses = middle
-    if fits > 0 and mixed.preempted == 0:
-        fits = most_per_ms(state, mixed, fits, setting, setup, tables)
-    return fits
+    if fits == nothing:
+        return decode_batch(0, 0)
+    return fill(state, fits * CUT_TOKENS, all_shown, prompts, setup)
 
 
-@compiled
-def most_per_ms(
-    state: State, mixed: Batch, fits: int, setting: Setting, setup: Records, tables: Tables
-) -> int:
-    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time.
-
-    A pass takes longer by stairs (GEMM tiles): just above one, fewer tokens get more done.
-    """
-    best_tokens, best_per_ms, tokens = fits, 0.0, fits
-    while tokens > 0:
-        cut = shortened(state, mixed, mixed.chunk_tokens - tokens)
-        per_ms = tokens / (pass_ms(setting.clock, cut, setup, tables) + setup.host_gap_ms)
-        if per_ms > best_per_ms:
-            best_tokens, best_per_ms = tokens, per_ms
-        tokens = (mixed.decodes + tokens - 1) // CUT_TOKENS * CUT_TOKENS - mixed.decodes
-    return best_tokens
-
-
-@compiled
+@merged
 def kept(
     state: State, step: Batch, riding: int, due: Due, now_ms: float, setting: Setting,
     setup: Records, tables: Tables,
 ) -> bool:  # fmt: skip
-    """Whether all decodes can be in time if this step goes now."""
+    """Whether all decodes can be in time if this step goes now.
+
+    A step that takes longer than a gap errs by more, and keeps a margin as many times wider.
+    """
     back_ms = finish_ms(state, step, now_ms, setting, setup, tables)
-    margin_ms = due.margin_ms * max(1.0, (back_ms - now_ms) / due.gap_ms)
+    margin_ms = setup.tbt_margin_ms * max(1.0, (back_ms - now_ms) / due.gap_ms)
     if riding > 0 and back_ms > state.engine.gap_due_ms - margin_ms + SAME_MS:
         return False
     next_ms = due.next_ms if due.next_ms != AS_LONG else (back_ms - now_ms) / setup.pp
@@ -131,18 +98,14 @@ def kept(
 
 
 @compiled
-def due_in_flight(state: State, next_ms: float, setup: Records) -> Due:
-    """When the first decode in flight will be late with its next token, by the wide margin."""
+def due_in_flight(state: State, next_ms: float) -> Due:
+    """When the first decode in flight will be late with its next token."""
     first_ms = gap_ms = math.inf
     for number in range(state.engine.flying):
-        slot = flight_slot(state, number)
-        back_ms = state.flights[slot].finish_ms
-        for member in range(state.flights[slot].tokens):
-            request = state.requests[state.members[slot, member]]
-            if request.slo_kind == GAP:
-                first_ms = min(first_ms, back_ms + request.token_slo_ms)
-                gap_ms = min(gap_ms, request.token_slo_ms)
-    return Due(first_ms, setup.wide_margin_ms, next_ms, gap_ms)
+        flight = state.flights[flight_slot(state, number)]
+        first_ms = min(first_ms, flight.finish_ms + flight.gap_ms)
+        gap_ms = min(gap_ms, flight.gap_ms)
+    return Due(first_ms, next_ms, gap_ms)
 
 
 @compiled

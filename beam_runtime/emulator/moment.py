@@ -201,7 +201,7 @@ def gathered(state: State, running: Ints, waiting: Ints, now_ms: float) -> State
         members = state.members[slot, : state.flights["tokens"][slot]]
         members = row_now[members[members >= 0]]
         members = members[members >= 0]
-        copy.flights[number] = (len(members), state.flights["finish_ms"][slot])
+        copy.flights[number] = (len(members), state.flights["finish_ms"][slot], math.inf)
         copy.members[number, : len(members)] = members
     return copy
 
@@ -228,7 +228,7 @@ def columns_of(snapshot: Snapshot) -> tuple[State, tuple[RequestState, ...]]:
     row_of = {request.request_id: row for row, request in enumerate(requests)}
     for slot, step in enumerate(snapshot.in_flight):
         members = [row_of[name] for name in step.request_ids if name in row_of]
-        state.flights[slot] = (len(members), step.finish_ms)
+        state.flights[slot] = (len(members), step.finish_ms, math.inf)
         state.members[slot, : len(members)] = members
     engine["flying"] = len(snapshot.in_flight)
     return state, requests

@@ -96,7 +96,7 @@ class NextStep:
         state.places["waiting"][:waiting] = state.places["running"][running : running + waiting]
         state.stage_free_ms[:] = stage_free_ms
         for slot, (back_ms, rows) in enumerate(flying):
-            state.flights[slot] = (len(rows), back_ms)
+            state.flights[slot] = (len(rows), back_ms, np.inf)
             state.members[slot, : len(rows)] = rows
         answer, until_ms, batch, hides, budget_tokens = composed(
             state, self._setting, now_ms, self._setup, self._tables

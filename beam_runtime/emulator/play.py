@@ -71,7 +71,7 @@ def issue(
     engine = state.engine
     engine.free_blocks = batch.free_blocks
     slot = flight_slot(state, engine.flying)
-    tokens = 0
+    tokens, gap_ms = 0, math.inf
     for item in range(batch.items):
         row = state.places[item].scheduled
         request = state.requests[row]
@@ -86,6 +86,8 @@ def issue(
         if request.computed_tokens == request.total_tokens:
             state.members[slot, tokens] = row
             tokens += 1
+            if request.slo_kind == GAP:
+                gap_ms = min(gap_ms, request.token_slo_ms)
     engine.ready -= batch.decodes
     if batch.decodes > 0 or batch.preempted > 0:
         refresh_due(state)
@@ -93,7 +95,7 @@ def issue(
         return Passes(0.0, 0.0, 0.0)
     passes = travel(state, batch, now_ms, setting, setup, tables)
     state.flights[slot].finish_ms = state.stage_free_ms[setup.pp - 1]
-    state.flights[slot].tokens = tokens
+    state.flights[slot].tokens, state.flights[slot].gap_ms = tokens, gap_ms
     engine.flying += 1
     return passes
 
@@ -279,6 +281,7 @@ class Played(NamedTuple):
         active_j: their energy.
         decodes: tokens that requests get from decoding in them.
         chunk_tokens: of prompts, in them.
+        most_tokens: of any step of the whole play while prompts waited to go.
         after: what decodes then.
         settled_ms: when the last step is back that was in flight at the start; -inf without one.
     """
@@ -289,6 +292,7 @@ class Played(NamedTuple):
     active_j: float
     decodes: int
     chunk_tokens: int
+    most_tokens: int
     after: Decoding
     settled_ms: float
 
@@ -305,9 +309,9 @@ def play(
     tokens count as late from the steps after it on.
     """
     now_ms, settled_ms = start_ms, last_back_ms(state, start_ms)
-    moves, steps, decodes, chunk_tokens, starved = 0, 0, 0, 0, 0
+    moves, steps, decodes, chunk_tokens, most_tokens, starved = 0, 0, 0, 0, 0, 0
     busy_ms, active_j = 0.0, 0.0
-    prefill = Played(0, 0.0, 0.0, 0.0, 0, 0, decode_phase(state), settled_ms)
+    prefill = Played(0, 0.0, 0.0, 0.0, 0, 0, 0, decode_phase(state), settled_ms)
     while steps < MAX_STEPS and moves < MAX_MOVES and starved < STARVED_STEPS:
         moves += 1
         while next_finish_ms(state) <= now_ms:
@@ -323,6 +327,10 @@ def play(
                 break
             now_ms = max(now_ms, until_ms)
             continue
+        if prefill_pending(state, setup):
+            most_tokens = max(most_tokens, batch.chunk_tokens + batch.decodes)
+            if batch.preempted > 0:  # who loses their blocks depends on the chunk
+                most_tokens = setup.max_batched_tokens
         passes = issue(state, batch, now_ms, setting, setup, tables)
         steps += 1
         busy_ms += passes.busy_ms
@@ -337,8 +345,9 @@ def play(
             if span_ms / setup.pp < lookahead_ms:
                 after = decode_phase(state)
             prefill = Played(
-                steps, span_ms, busy_ms, active_j, decodes, chunk_tokens, after, settled_ms
-            )
+                steps, span_ms, busy_ms, active_j, decodes, chunk_tokens, most_tokens, after,
+                settled_ms,
+            )  # fmt: skip
     stop_ms = now_ms
     while state.engine.flying > 0:
         now_ms = max(now_ms, next_finish_ms(state))
@@ -356,5 +365,5 @@ def play(
             request.ttft_ms = max(waited_ms, setup.patience_slos * request.ttft_slo_ms)
     return Played(
         steps, prefill.span_ms, prefill.busy_ms, prefill.active_j, prefill.decodes,
-        prefill.chunk_tokens, prefill.after, settled_ms,
+        prefill.chunk_tokens, most_tokens, prefill.after, settled_ms,
     )  # fmt: skip

@@ -112,7 +112,7 @@ class Rows:
         engine["flying"], engine["steps_back"] = len(self.flights), self.steps_back
         times_ms = (*finishes_ms, *[now_ms] * len(self.flights))
         for number, rows in enumerate(self.flights):
-            state.flights[number] = (len(rows), times_ms[number])
+            state.flights[number] = (len(rows), times_ms[number], math.inf)
             state.members[number, : len(rows)] = rows
         running = np.fromiter(self.running.values(), np.int64, len(self.running))
         waiting = np.fromiter(self.waiting.values(), np.int64, len(self.waiting))

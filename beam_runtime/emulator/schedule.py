@@ -10,7 +10,7 @@ told of each request how long its prefix-cache hit is and how much of that other
 believes it until it is told anew; who was preempted is taken to hit nothing.
 """
 
-from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.compiler import compiled, merged
 from beam_runtime.emulator.places import waiting_place
 from beam_runtime.emulator.setup import Batch
 from beam_runtime.emulator.state import DECODING, OTHER, PREFILL, READY, Records, State
@@ -198,7 +198,7 @@ def kept_short(tokens: int, left: int, each_tokens: int) -> tuple[int, int]:
     return (left, tokens) if each_tokens == 0 else (tokens, each_tokens)
 
 
-@compiled
+@merged
 def shortened(state: State, batch: Batch, tokens: int) -> Batch:
     """What ``fill`` gives for a budget smaller by so many tokens, if it need not preempt.
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beam_runtime.emulator.compiler import compiled
+from beam_runtime.emulator.compiler import compiled, merged
 from beam_runtime.emulator.state import Floats, Records, record_type, records
 from beam_runtime.table.cost_fit import FEATURES
 from beam_runtime.table.step_cost import FloatArray, StepCost, clock_index
@@ -163,7 +163,7 @@ def lasting_setting(cost: StepCost, knobs: Knobs) -> Setting:
     )  # fmt: skip
 
 
-@compiled
+@merged
 def step_cost(what: int, clock: int, batch: Batch, tables: Tables) -> float:
     """StepCost of one pass: latency (``what`` = MS) or energy (JOULE)."""
     tokens = min(batch.chunk_tokens + batch.decodes, tables.linear.shape[1] - 1)
@@ -179,7 +179,7 @@ def step_cost(what: int, clock: int, batch: Batch, tables: Tables) -> float:
     return value
 
 
-@compiled
+@merged
 def pass_ms(clock: int, batch: Batch, setup: Records, tables: Tables) -> float:
     """One stage's pass, as calibrated."""
     value: float = scale_of(batch.chunk_tokens, batch.decodes, setup) * step_cost(
@@ -188,7 +188,7 @@ def pass_ms(clock: int, batch: Batch, setup: Records, tables: Tables) -> float:
     return value
 
 
-@compiled
+@merged
 def early_share(start_ms: float, before_ms: float, setting: Setting) -> float:
     """How much of a pass is done at the clock before the one that is asked for.
 
@@ -198,7 +198,7 @@ def early_share(start_ms: float, before_ms: float, setting: Setting) -> float:
     return share
 
 
-@compiled
+@merged
 def scale_of(chunk_tokens: int, decodes: int, setup: Records) -> float:
     """Correction.scale."""
     size = step_size(chunk_tokens, decodes)
@@ -208,7 +208,7 @@ def scale_of(chunk_tokens: int, decodes: int, setup: Records) -> float:
     return scale
 
 
-@compiled
+@merged
 def decode_batch(decodes: int, context_tokens: int) -> Batch:
     """A step of nothing but decodes."""
     return Batch(0, 0, 0, 0, 0, 0, 0.0, decodes, context_tokens, 0)

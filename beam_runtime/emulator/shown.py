@@ -26,40 +26,39 @@ def show_earliest_due(state: State, size: int) -> None:
     requests, places = state.requests, state.places
     found = 0
     for at in range(state.engine.running):
-        request = requests[places[at].running]
-        if request.kind == READY:
-            places[found].due_ms = due_ms(request)
+        row = places[at].running
+        if requests[row].kind == READY:
+            places[found].ready, places[found].due_ms = row, due_ms(requests[row])
+            places[found].due_by_rank_ms = places[found].due_ms
             found += 1
     limit_ms = smallest(places, found, size) if size > 0 else -math.inf
     ties = size
-    for at in range(state.engine.running):
-        request = requests[places[at].running]
-        before = due_ms(request) < limit_ms
-        request.shown = before
-        ties -= before and request.kind == READY
-    for at in range(state.engine.running):
-        request = requests[places[at].running]
-        if ties > 0 and request.kind == READY and due_ms(request) == limit_ms:
+    for number in range(found):
+        ties -= places[number].due_ms < limit_ms
+    for number in range(found):
+        request = requests[places[number].ready]
+        request.shown = places[number].due_ms < limit_ms
+        if ties > 0 and places[number].due_ms == limit_ms:
             request.shown = 1
             ties -= 1
 
 
 @compiled
 def smallest(places: Records, count: int, rank: int) -> float:
-    """The rank-th smallest of the first ``count`` due times, which it reorders (quickselect)."""
+    """The rank-th smallest of the first ``count`` due times (quickselect)."""
     low, high, wanted = 0, count - 1, rank - 1
     while low < high:
-        pivot_ms = places[(low + high) // 2].due_ms
+        pivot_ms = places[(low + high) // 2].due_by_rank_ms
         i, j = low, high
         while i <= j:
-            while places[i].due_ms < pivot_ms:
+            while places[i].due_by_rank_ms < pivot_ms:
                 i += 1
-            while places[j].due_ms > pivot_ms:
+            while places[j].due_by_rank_ms > pivot_ms:
                 j -= 1
             if i <= j:
-                swapped_ms = places[i].due_ms
-                places[i].due_ms = places[j].due_ms
-                places[j].due_ms = swapped_ms
+                swapped_ms = places[i].due_by_rank_ms
+                places[i].due_by_rank_ms = places[j].due_by_rank_ms
+                places[j].due_by_rank_ms = swapped_ms
                 i += 1
                 j -= 1
         if wanted <= j:
@@ -68,5 +67,5 @@ def smallest(places: Records, count: int, rank: int) -> float:
             low = i
         else:
             break
-    found: float = places[wanted].due_ms
+    found: float = places[wanted].due_by_rank_ms
     return found

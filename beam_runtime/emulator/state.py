@@ -57,10 +57,15 @@ REQUEST = record_type(
 PLACE = record_type(
     "running "  # the i-th running request, in the engine's order
     "waiting "  # the i-th place of the waiting queue, a ring
-    "scheduled scheduled_tokens",  # the i-th of the step under composition
-    "due_ms",  # room for choosing
+    "scheduled scheduled_tokens "  # the i-th of the step under composition
+    "ready",  # the i-th of the decodes to choose from
+    "due_ms due_by_rank_ms",  # when that is due; the same, sorted as far as need be
 )
-FLIGHT = record_type("tokens", "finish_ms")  # requests that get a token from it; when it is back
+FLIGHT = record_type(
+    "tokens",  # requests that get a token from it
+    "finish_ms "  # when it is back
+    "gap_ms",  # the tightest gap SLO among those, inf without any; found anew by ``classify``
+)
 ENGINE = record_type(
     "rows "  # in use; those who hold an engine for long leave gaps
     "running waiting waiting_head "

@@ -40,11 +40,13 @@ from beam_runtime.search.next_play import (
     Bounds,
     at_risk,
     cheapest,
+    close_alike,
     drop_slower,
     forbidden_below,
     learn,
     least_late,
     reopen,
+    shared_rise,
 )
 from beam_runtime.search.sketch import Paper, legal_chunk
 from beam_runtime.types import SAME_MS
@@ -110,7 +112,8 @@ def best_of(
     classify(start, setup)
     prices = equal_work(start, given.lookahead_ms, grid.pace_shares, setup, tables)
     clear(grid, room)
-    if prefill_pending(start, setup):
+    prefills = prefill_pending(start, setup)
+    if prefills:
         lines = prepare_prefill(start, grid, prices, room, paper, setup, tables)
     else:
         lines = prepare_decode(start, grid, prices, room, setup, tables)
@@ -118,6 +121,7 @@ def best_of(
     ttft_ms = tightest_ttft_ms(start)
     best = nothing_yet()
     least = math.inf  # the least violation seen
+    rise = math.inf  # the least share by which a play came to more than its estimate
     phase, plays, work, misses = CHEAPEST, 0, 0, 0
     low, high = -1, 0  # LOWER: a clock that is too low, and the lowest that is not
     while plays < given.most_plays:
@@ -125,7 +129,8 @@ def best_of(
         feasible = best.violation == 0.0
         if phase == CHEAPEST:
             if work <= given.most_work and (misses < MISSES or feasible):
-                below = Bounds(best.energy_j if feasible else math.inf, 0.0, 0.0, math.inf)
+                dearest_j = best.energy_j if feasible else math.inf
+                below = Bounds(dearest_j, 0.0, 0.0, math.inf, shared_rise(rise, plays))
                 line, clock = cheapest(lines, below, ttft_ms, tbt_ms, room)
             if line < 0:
                 if feasible:
@@ -145,6 +150,7 @@ def best_of(
                     max(0.0, best.outcome.ttft_excess_ms),
                     max(0.0, best.outcome.tbt_excess_ms),
                     room.entries[best.line, best.clock].slow_ms * ABOUT,
+                    shared_rise(rise, plays),
                 )
                 line, clock = cheapest(lines, below, ttft_ms, tbt_ms, room)
             if line < 0:
@@ -162,12 +168,16 @@ def best_of(
         plays += 1
         work += one.outcome.steps * (start.engine.rows + PER_STEP)
         least = min(least, one.violation)
+        estimated_j = room.entries[line, clock].energy_j
+        rise = min(rise, (one.energy_j - estimated_j) / abs(estimated_j))
         kept = one.violation == 0.0
         # A miss at the fastest clocks says less about the slower ones than their own do.
         if phase != LEAST_LATE or kept or room.lines[line].played_clock < 0:
             learn(line, clock, one.energy_j, one.outcome, room)
         if better(one, best, least):
             best = one
+        if prefills:
+            close_alike(clock, one.chunk_tokens, one.outcome.most_tokens, lines, room)
         if kept:
             phase = CHEAPEST
             continue
@@ -236,7 +246,7 @@ def better(one: Choice, best: Choice, least: float) -> bool:
 @compiled
 def nothing_yet() -> Choice:
     """Worse than anything."""
-    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0.0, 0.0, 0, 0, 0.0)
+    outcome = Outcome(0.0, 0.0, 0.0, 0.0, 0.0, -1, 0.0, -1, 0.0, 0.0, 0, 0, 0, 0.0)
     return Choice(-1, -1, 0, 0, 0.0, math.inf, math.inf, 0, True, outcome)
 
 

@@ -14,8 +14,8 @@ from beam_runtime.types.step_sizes import size_of
 # How many times its TTFT SLO a prompt waits for streams: it never starves. Sooner costs streams,
 # later requests that take ever longer (docs/how-it-works.md).
 PATIENT_SLOS = 10.0
-# The TBT margin where it costs energy alone, or few prompt tokens, in margins: one late step loses
-# all of its decodes. What 99.9 % of requests need instead of 99, and a little (Calibration).
+# The TBT margin where it costs energy alone, in margins: one late step loses all of its decodes.
+# What 99.9 % of requests need instead of 99, and a little (Calibration).
 WIDER = 1.2
 # A first token's margin is what most requests need; of a shorter promise it is at most so much.
 MOST_OF_TTFT = 0.3
@@ -61,7 +61,7 @@ class Correction:
 
     @property
     def wide_margin_ms(self) -> float:
-        """The TBT margin where a wider one costs hardly anything but energy."""
+        """The TBT margin where a wider one costs nothing but energy."""
         return WIDER * self.tbt_margin_ms
 
     def first_margin_ms(self, ttft_slo_ms: float) -> float:

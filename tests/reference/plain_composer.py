@@ -21,12 +21,13 @@ import plain_promises as promises
 from plain_in_time import (
     LATER_MS,
     Finish,
+    cut_in_time,
     decodes_of,
     due_ms,
     gap_due_ms,
+    in_time,
     overdue,
     step_after_ms,
-    tokens_in_time,
 )
 from plain_promises import last_token_ms
 from plain_schedule import Step, admissible, available, fill, new_tokens
@@ -108,32 +109,44 @@ def _with_prefill(
         if move is not None:
             return move
     mixed = fill(state, budget, riding, prefill=True)
-    full = mixed.chunks and mixed.decodes and mixed.shape.tokens == budget
-    if rules.give_way and rules.ride_along and full and not together:
-        riding, mixed = _give_way(mixed, ready, len(decoding), state, now_ms, finish_ms)
     if not mixed.chunks:
         return mixed if mixed.preempted else None
-    if not rules.late_cuts_chunk or overdue(mixed, state, now_ms):
-        return mixed
-    return _in_time(mixed, riding, state, now_ms, finish_ms)
+    return _with_chunk(mixed, riding, decoding, state, now_ms, finish_ms, rules)
 
 
-def _in_time(
+def _with_chunk(
     mixed: Step,
     riding: Sequence[RequestState],
+    decoding: Sequence[RequestState],
     state: Snapshot,
     now_ms: float,
     finish_ms: Finish,
+    rules: Rules,
 ) -> Step | Hold:
-    """The step with as much of its chunk as lets every decode be in time."""
-    fits = tokens_in_time(mixed, riding, state, now_ms, finish_ms)
-    if fits is None:
-        return mixed
-    if fits:
-        return fill(state, len(mixed.decodes) + fits, riding, prefill=True)
-    if riding:
-        return _decode_only(state, riding, len(riding))
-    return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk in time")
+    """The step with as much of its chunk as lets every decode be in time.
+
+    Where the budget is what ends it, or time leaves nothing for prompts, decodes that can wait do.
+    """
+    cuts = rules.late_cuts_chunk and not overdue(mixed, state, now_ms)
+    together = rules.together and rules.ride_along and rules.late_cuts_chunk
+    spreads = rules.give_way and rules.ride_along and not together
+    step: Step | None = mixed
+    if cuts:
+        step = cut_in_time(mixed, riding, state, now_ms, finish_ms)
+    if step is not None:
+        if spreads and step.decodes and step.shape.tokens == mixed.budget_tokens:
+            fewer, wider = _give_way(step, riding, len(decoding), state, now_ms, finish_ms)
+            if not cuts or in_time(wider, fewer, state, now_ms, finish_ms):
+                return wider
+        return step
+    if not riding:
+        return Hold(state.in_flight[0].finish_ms, "decodes in flight could not follow a chunk")
+    alone = _decode_only(state, riding, len(riding))
+    if spreads:
+        riders = _riders(alone, riding, len(decoding), state, now_ms, finish_ms)
+        riding = _earliest_due(riding, riders, state)
+        alone = _decode_only(state, riding, len(riding))
+    return alone
 
 
 def _between(
@@ -157,13 +170,13 @@ def _between(
     chunk = fill(state, budget, (), prefill=True, short=True)
     if chunk.chunks and not chunk.preempted:
         next_ms = _stage_ms(everyone, state, finish_ms)
-        fits = tokens_in_time(
-            chunk, (), state, now_ms, finish_ms, waiting=ready, next_ms=next_ms, short=True
-        )
-        if fits is None or overdue(chunk, state, now_ms):
-            return chunk
-        if fits:
-            return fill(state, fits, (), prefill=True, short=True)
+        cut: Step | None = chunk
+        if not overdue(chunk, state, now_ms):
+            cut = cut_in_time(
+                chunk, (), state, now_ms, finish_ms, waiting=ready, next_ms=next_ms, short=True
+            )
+        if cut is not None:
+            return cut
     margin_ms = state.correction.wide_margin_ms
     in_time_ms = gap_due_ms(ready, state) - margin_ms + SAME_MS
     if ready and finish_ms(everyone, head.finish_ms) > in_time_ms:
@@ -186,29 +199,41 @@ def _stage_ms(shape: StepShape, state: Snapshot, finish_ms: Finish) -> float:
 
 
 def _give_way(
-    mixed: Step,
+    full: Step,
     ready: Sequence[RequestState],
     decoding: int,
     state: Snapshot,
     now_ms: float,
     finish_ms: Finish,
 ) -> tuple[Sequence[RequestState], Step]:
-    """The decodes that ride in a full step, and that step.
-
-    Those that the step after it would make late, and a fair share even if nobody is pressed:
-    decodes that went together while they were paced come to be spread over the pipeline, so
-    that its steps are equally long.
-    """
-    budget, next_ms = mixed.budget_tokens, step_after_ms(mixed, state, now_ms, finish_ms)
-    next_ms += state.correction.tbt_margin_ms
-    pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
-    riders = max(pressed, -(-decoding // state.limits.pp))
+    """The decodes that ride in a step that its budget ends, and that step."""
+    budget = full.budget_tokens
+    riders = _riders(full, ready, decoding, state, now_ms, finish_ms)
     riding = _earliest_due(ready, riders, state)
     step = fill(state, budget, riding, prefill=True)
     if len(riding) < len(ready) and step.shape.tokens < budget:
         riding = _earliest_due(ready, riders + budget - step.shape.tokens, state)
         step = fill(state, budget, riding, prefill=True)
     return riding, step
+
+
+def _riders(
+    step: Step,
+    ready: Sequence[RequestState],
+    decoding: int,
+    state: Snapshot,
+    now_ms: float,
+    finish_ms: Finish,
+) -> int:
+    """How many decodes ride in a step; the others give way.
+
+    Those that the step after it would make late, and a fair share even if nobody is pressed:
+    decodes that went together while they were paced come to be spread over the pipeline, so
+    that its steps are equally long.
+    """
+    next_ms = step_after_ms(step, state, now_ms, finish_ms) + state.correction.tbt_margin_ms
+    pressed = sum(1 for r in ready if due_ms([r], state) + SAME_MS < next_ms)
+    return min(len(ready), max(pressed, -(-decoding // state.limits.pp)))
 
 
 def _decodes_alone(

@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 import plain_promises as promises
 from plain_schedule import Step, fill, new_tokens
 
-from beam_runtime.emulator.in_time import WIDE_SHARE
 from beam_runtime.types import SAME_MS, Phase, RequestState, Snapshot, StepShape, StreamKind
 
 Finish = Callable[[StepShape, float], float]
 
-# A chunk is cut to within so many tokens of what is in time: GEMM tiles are no finer.
+# A step is cut to a multiple of so many tokens: GEMM tiles are no finer.
 CUT_TOKENS = 16
 # All steps in flight are back by then.
 LATER_MS = 1e7
 
 
-def tokens_in_time(
+def cut_in_time(
     mixed: Step,
     riding: Sequence[RequestState],
     state: Snapshot,
@@ -29,69 +28,53 @@ def tokens_in_time(
     waiting: Sequence[RequestState] = (),
     next_ms: float | None = None,
     short: bool = False,
-) -> int | None:
-    """How many tokens of a step's chunk let every decode be in time; None: it may go as it is.
+) -> Step | None:
+    """The step with as much of its chunk as lets every decode be in time; None: nothing of it.
 
-    Those in flight count as well, and those that wait for them: they can only be in a step after
-    this one. A wide margin is kept, unless a narrow one leaves many more tokens; a step longer
-    than a gap keeps as many times more.
+    Steps are cut to a multiple of CUT_TOKENS.
     """
-    narrow_ms = state.correction.tbt_margin_ms
-    wide_ms = state.correction.wide_margin_ms
-    flying_ms, gap_ms = _ahead_due_ms(state), _gap_in_flight_ms(state)
-    flying_ms = min(flying_ms, gap_due_ms(waiting, state))
 
-    def kept(step: Step, margin_ms: float) -> bool:
-        back_ms = finish_ms(step.shape, now_ms)
-        margin_ms *= max(1.0, (back_ms - now_ms) / gap_ms)
-        ready_ms = gap_due_ms([r for r in decodes_of(state) if new_tokens(r, state)], state)
-        late = riding and back_ms > ready_ms - margin_ms + SAME_MS
-        after_ms = step_after_ms(step, state, now_ms, finish_ms)
-        if next_ms is not None:
-            after_ms = back_ms + next_ms
-        return not late and after_ms <= flying_ms - margin_ms + SAME_MS
+    def kept(step: Step) -> bool:
+        return in_time(step, riding, state, now_ms, finish_ms, waiting, next_ms)
 
-    def fitting(margin_ms: float) -> int:
-        fits, misses = 0, mixed.shape.prefill_tokens
-        while misses - fits > CUT_TOKENS:
-            middle = (fits + misses) // 2
-            tokens = len(mixed.decodes) + middle
-            if kept(fill(state, tokens, riding, prefill=True, short=short), margin_ms):
-                fits = middle
-            else:
-                misses = middle
-        if fits and not mixed.preempted:
-            fits = _most_per_ms(mixed, fits, riding, state, finish_ms, short)
-        return fits
-
-    whole = mixed.shape.prefill_tokens
-    if kept(mixed, wide_ms):
-        return None
-    narrow = whole if kept(mixed, narrow_ms) else fitting(narrow_ms)
-    wide = fitting(wide_ms)
-    return wide if wide >= WIDE_SHARE * narrow else narrow
+    if kept(mixed):
+        return mixed
+    whole = len(mixed.decodes) + mixed.shape.prefill_tokens
+    nothing, misses = len(mixed.decodes) // CUT_TOKENS, math.ceil(whole / CUT_TOKENS)
+    fits, best = nothing, None
+    while misses - fits > 1:
+        middle = (fits + misses) // 2
+        cut = fill(state, middle * CUT_TOKENS, riding, prefill=True, short=short)
+        if kept(cut):
+            fits, best = middle, cut
+        else:
+            misses = middle
+    return best
 
 
-def _most_per_ms(
-    mixed: Step,
-    fits: int,
+def in_time(
+    step: Step,
     riding: Sequence[RequestState],
     state: Snapshot,
+    now_ms: float,
     finish_ms: Finish,
-    short: bool,
-) -> int:
-    """Of a chunk that is cut to ``fits`` tokens or fewer, how many give the most per time."""
-    decodes = len(mixed.decodes)
+    waiting: Sequence[RequestState] = (),
+    next_ms: float | None = None,
+) -> bool:
+    """Whether all decodes can be in time if this step goes now.
 
-    def per_ms(tokens: int) -> float:
-        step = fill(state, decodes + tokens, riding, prefill=True, short=short)
-        # A step that finds every stage free takes as long as its passes.
-        travel_ms = finish_ms(step.shape, LATER_MS) - LATER_MS
-        return tokens / (travel_ms - (state.limits.pp - 1) * state.limits.transfer_ms)
-
-    stairs = range(decodes + fits - 1, decodes, -1)
-    sizes = [fits, *(n - decodes for n in stairs if n % CUT_TOKENS == 0)]
-    return max(sizes, key=per_ms)
+    Those in flight count as well, and those that wait for them: they can only be in a step after
+    this one. A step longer than a gap keeps a margin as many times wider.
+    """
+    gap_ms, back_ms = _gap_in_flight_ms(state), finish_ms(step.shape, now_ms)
+    margin_ms = state.correction.tbt_margin_ms * max(1.0, (back_ms - now_ms) / gap_ms)
+    flying_ms = min(_ahead_due_ms(state), gap_due_ms(waiting, state))
+    ready_ms = gap_due_ms([r for r in decodes_of(state) if new_tokens(r, state)], state)
+    late = riding and back_ms > ready_ms - margin_ms + SAME_MS
+    after_ms = step_after_ms(step, state, now_ms, finish_ms)
+    if next_ms is not None:
+        after_ms = back_ms + next_ms
+    return not late and after_ms <= flying_ms - margin_ms + SAME_MS
 
 
 def step_after_ms(step: Step, state: Snapshot, now_ms: float, finish_ms: Finish) -> float:

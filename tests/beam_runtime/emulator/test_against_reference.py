@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_emulator import forecast
 
+from beam_runtime.emulator.forecast import Outcome, forecast_one
 from beam_runtime.emulator.moment import Moment
+from beam_runtime.emulator.setup import lasting_setting, make_setup, make_tables
+from beam_runtime.emulator.state import empty_state
 from beam_runtime.emulator.steady import PACE_SHARES
 from beam_runtime.search.searcher import Searcher
 from beam_runtime.table.step_cost import StepCost
@@ -199,3 +202,27 @@ def test_kernel_equals_reference(state: Snapshot, knobs: Knobs, rules: Rules, co
     assert_same(read, searcher.forecast(Moment.of(state), knobs))
     assert all(ms >= 0.0 for ms in read.ttft_ms.values())
     assert math.isfinite(read.energy_j)
+
+
+def outcome(state: Snapshot, knobs: Knobs, rules: Rules, cost: StepCost) -> Outcome:
+    start, correction = Moment.of(state).state, state.correction
+    rows, slots = start.members.shape[1], len(start.flights)
+    room = empty_state(rows, slots - 1, state.limits.pp)
+    return forecast_one(
+        room, start, lasting_setting(cost, knobs), state.now_ms, LOOKAHEAD_MS,
+        np.array(PACE_SHARES), make_setup(state.limits, rules, correction), make_tables(cost, 600),
+    )  # fmt: skip
+
+
+@given(snapshots(), KNOBS, RULES, costs(), st.integers(16, 512))
+@settings(max_examples=300)
+def test_chunks_longer_than_any_step_play_alike(
+    state: Snapshot, knobs: Knobs, rules: Rules, cost: StepCost, other: int
+):
+    """What a step is cut to does not depend on its budget, where passes grow with their tokens."""
+    learnt = replace(state.correction, prefill_by_size=(), decode_by_size=())
+    state = replace(state, correction=learnt)
+    played = outcome(state, knobs, rules, cost)
+    if played.most_tokens < min(knobs.chunk_tokens, other):
+        longer = outcome(state, replace(knobs, chunk_tokens=other), rules, cost)
+        assert longer == pytest.approx(played, nan_ok=True)
