@@ -32,6 +32,7 @@ OFF = {
     "TRIES": 1,
     "SAME_VIOLATION": 0.0,
     "TRUST": 1.0,
+    "MOST_RISE": 0.0,  # what other plays rose above their estimates says nothing
 }
 
 

@@ -200,23 +200,23 @@ class Searcher:
     def _tried(self, plays: int, moment: Moment) -> tuple[Tried, ...]:
         """The cheapest that were played."""
         played = self._room.plays[:plays]
+        cheapest = played[np.argsort(played["energy_j"])[:MOST_TOLD]]
         tried = []
-        for number in np.argsort(played["energy_j"])[:MOST_TOLD].tolist():
-            one = dict(zip(played.dtype.names or (), played[number].item(), strict=True))
-            row = one["missed_row"]
-            knobs = self._knobs(
-                one["clock"], one["chunk_tokens"], one["microbatches"], one["pace_ms"]
-            )
-            tried.append(
-                Tried(
-                    knobs,
-                    one["energy_j"],
-                    one["ttft_excess_ms"],
-                    one["tbt_excess_ms"],
-                    one["broken"],
-                    moment.names[row] if row >= 0 else None,
-                )
-            )
+        # In the order of PLAY's fields.
+        for (
+            clock,
+            chunk,
+            groups,
+            row,
+            pace_ms,
+            energy_j,
+            ttft_ms,
+            tbt_ms,
+            broken,
+        ) in cheapest.tolist():
+            knobs = self._knobs(clock, chunk, groups, pace_ms)
+            name = moment.names[row] if row >= 0 else None
+            tried.append(Tried(knobs, energy_j, ttft_ms, tbt_ms, broken, name))
         return tuple(tried)
 
 
