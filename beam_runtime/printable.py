@@ -1,4 +1,4 @@
-"""Text that came from elsewhere (files, daemons, commands), fit for a terminal and for a log."""
+"""Text from elsewhere (files, daemons, commands) and times, fit for a terminal and for a log."""
 
 import re
 
@@ -16,3 +16,8 @@ def printable(text: str) -> str:
 def one_line(text: str, most: int = 500) -> str:
     """The same on one line, and not all of it where it is long."""
     return " ".join(printable(text[: 4 * most]).split())[:most]
+
+
+def in_ms(ms: float) -> str:
+    """A time in words: whole milliseconds, two digits where there are fewer than ten of them."""
+    return f"{ms + 0.0:.0f} ms" if abs(ms) >= 9.5 else f"{ms + 0.0:.2g} ms"

@@ -3,16 +3,20 @@
 import stat
 from pathlib import Path
 
-_MAGICS = (
-    (b"PAR1", "a Parquet file"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"%PDF", "a PDF"),
+_PACKERS = (
     (b"\x1f\x8b", "a gzip file"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"PK\x03\x04", "a zip file"),
+)
+PACKED = tuple(words for _, words in _PACKERS)
+_MAGICS = (
+    (b"PAR1", "a Parquet file"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"%PDF", "a PDF"),
+    *_PACKERS,
     (b"ARROW1", "an Arrow file"),
     (b"SQLite format 3", "a database"),
     (b"\x7fELF", "a program"),

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from beam_runtime.printable import in_ms
 from beamprof.errors import SweepError
 
 _SECONDS: dict[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -106,8 +107,10 @@ def format_duration(seconds: float) -> str:
 
 
 def format_ms(ms: float) -> str:
-    """A latency for people: 850 ms, 1,700 ms, then 11.1 s."""
-    return f"{ms + 0.0:,.0f} ms" if abs(ms) < 9999.5 else format_duration(ms / 1e3)
+    """A latency for people: 0.4 ms, 850 ms, 1,700 ms, then 11.1 s."""
+    if abs(ms) < 999.5:
+        return in_ms(ms)
+    return f"{ms:,.0f} ms" if abs(ms) < 9999.5 else format_duration(ms / 1e3)
 
 
 def format_energy(joules: float, beside_j: float | None = None) -> str:

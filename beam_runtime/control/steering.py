@@ -137,7 +137,8 @@ class Steering:
                 self._absorb(event, taken_in_ms)
             except Exception:  # whatever an engine put into it
                 self.counts.broken_events += 1
-                _LOG.debug("broken event %r", event, exc_info=True)
+                level = logging.DEBUG if self.counts.broken_events > 1 else logging.WARNING
+                _LOG.log(level, "an event is broken and left out: %r", event, exc_info=True)
         now_ms = self._seen.time(self._now_ms())
         self._look_after(now_ms)
         if self._due(now_ms):

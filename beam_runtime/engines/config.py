@@ -265,13 +265,16 @@ class _Reader:
         slowdown = self._positive(raw, limits[1], f"{key}.{limits[1]}", "a factor")
         if slowdown is not None and slowdown < 1.0:
             raise self._refuse(f"{key}.max_slowdown", "a factor of 1 or more", slowdown)
-        return default.revised(
-            **ms,
-            tbt_share=share,
-            answer_tokens=tokens,
-            least_tokens_per_s=floor,
-            max_slowdown=slowdown,
-        )
+        try:
+            return default.revised(
+                **ms,
+                tbt_share=share,
+                answer_tokens=tokens,
+                least_tokens_per_s=floor,
+                max_slowdown=slowdown,
+            )
+        except ValueError as error:
+            raise BeamError(f"{self.path}: {key}: {error}") from None
 
     def _positive(self, raw: dict[str, Any], name: str, key: str, unit: str) -> float | None:
         value = raw.get(name)

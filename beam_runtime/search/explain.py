@@ -1,6 +1,7 @@
 """A decision in words: the state, the knobs, what they promise, what was refused and why."""
 
 from beam_runtime.emulator.moment import total_tokens
+from beam_runtime.printable import in_ms
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import Alternative, Decision, Knobs, Snapshot
 
@@ -25,7 +26,7 @@ def explain(state: Snapshot, decision: Decision, cost: StepCost | None = None) -
     ):
         if whose is not None:
             side = "inside" if excess_ms <= 0.0 else "over"
-            lines.append(f"{name:<10}{abs(excess_ms):.0f} ms {side} SLO less margin ({whose})")
+            lines.append(f"{name:<10}{in_ms(abs(excess_ms))} {side} SLO less margin ({whose})")
     energy_j = forecast.active_energy_j + forecast.idle_energy_j
     text = f"energy    {energy_j:.0f} J in the next {forecast.horizon_ms:.0f} ms"
     if forecast.energy_per_token_j is not None:

@@ -8,6 +8,7 @@ whole answer is shared among its tokens, and nobody says how many come: those se
 from collections import deque
 from dataclasses import replace
 
+from beam_runtime.printable import in_ms
 from beam_runtime.table.step_cost import StepCost
 from beam_runtime.types import (
     ASSUMED_ANSWER_TOKENS,
@@ -65,8 +66,8 @@ class Keepable:
             return ""
         beside = f" beside {_BESIDE_TOKENS} prompt tokens" if gap else ""
         return (
-            f"a token{beside} takes {least_ms:.0f} ms at the fastest clock, promised are "
-            f"{slo.token_ms:.0f} ms"
+            f"a token{beside} takes {in_ms(least_ms)} at the fastest clock, promised are "
+            f"{in_ms(slo.token_ms)}"
         )
 
     def served(self, slo: Slo, default: Slo) -> Slo:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from beam_runtime.printable import in_ms
 from beam_runtime.types import SAME_MS, Alternative, Decision, Forecast, Knobs
 
 
@@ -89,7 +90,7 @@ def _missed(ttft_excess_ms: float, tbt_excess_ms: float, request_id: str | None)
         return "whoever comes next waits too long behind the queue"
     excess_ms = tbt_excess_ms if late_tbt else ttft_excess_ms
     return (
-        f"{'TBT' if late_tbt else 'TTFT'} of {request_id} {excess_ms:.0f} ms late, margin included"
+        f"{'TBT' if late_tbt else 'TTFT'} of {request_id} {in_ms(excess_ms)} late, margin included"
     )
 
 

@@ -33,7 +33,7 @@ class Slo:
         tbt_ms: between two tokens; 200 where no other kind is given, None where one is.
         tpot_ms: mean time per token after the first (DistServe, MLPerf).
         e2e_ms: from arrival to the last token.
-        tbt_share: of a request's gaps that must be within tbt_ms.
+        tbt_share: of a request's gaps that must be within tbt_ms; 1 with any other kind.
         answer_tokens: how long an answer is taken to be: e2e_ms is planned for it, and by tpot_ms
             and e2e_ms a stream that is behind has about so many tokens to make it good.
         least_tokens_per_s: how fast its tokens shall come at least. This and the next are limits
@@ -46,7 +46,8 @@ class Slo:
 
     Raises:
         TypeError: no number.
-        ValueError: a time, a share or a limit that is none, or two kinds of streaming at once.
+        ValueError: a time, a share or a limit that is none, a share of gaps that nothing is
+            promised of, or two kinds of streaming at once.
     """
 
     ttft_ms: float = 1000.0
@@ -79,6 +80,10 @@ class Slo:
             )
         if not 0.0 < self.tbt_share <= 1.0:
             raise ValueError(f"tbt_share is above 0 and at most 1, found {self.tbt_share}")
+        if self.tbt_ms is None and self.tbt_share < 1.0:
+            raise ValueError(
+                f"tbt_share is of gaps within tbt_ms, found {self.tbt_share} with {self.kind}_ms"
+            )
         if not 1 <= self.answer_tokens < math.inf:
             raise ValueError(f"answer_tokens is 1 or more, found {self.answer_tokens}")
         floor, slowdown = self.least_tokens_per_s, self.max_slowdown
@@ -99,15 +104,20 @@ class Slo:
         least_tokens_per_s: float | None = None,
         max_slowdown: float | None = None,
     ) -> "Slo":
-        """The same with these in its place; another kind of streaming replaces its own."""
+        """The same with these in its place; another kind of streaming replaces its own.
+
+        A share of gaps ends with the promise of gaps.
+        """
         if tbt_ms is tpot_ms is e2e_ms is None:
             tbt_ms, tpot_ms, e2e_ms = self.tbt_ms, self.tpot_ms, self.e2e_ms
+        if tbt_share is None:
+            tbt_share = 1.0 if tbt_ms is None else self.tbt_share
         return Slo(
             self.ttft_ms if ttft_ms is None else ttft_ms,
             tbt_ms,
             tpot_ms,
             e2e_ms,
-            self.tbt_share if tbt_share is None else tbt_share,
+            tbt_share,
             self.answer_tokens if answer_tokens is None else answer_tokens,
             self.least_tokens_per_s if least_tokens_per_s is None else least_tokens_per_s,
             self.max_slowdown if max_slowdown is None else max_slowdown,

@@ -12,7 +12,7 @@ from beamprof.cli.streams import files_of, named_as, one_from_stdin, one_on_stdo
 from beamprof.cli.trace_output import window_s
 from beamprof.console import emit
 from beamprof.errors import ReportError
-from beamprof.file_kind import kind_of
+from beamprof.file_kind import PACKED, kind_of
 from beamprof.files import STDIN, check_writable, is_stdout, is_stream
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _MADE_BY = "beam replay --output FOLDER and beam study"
+_REPORTED = ("", "JSON", "a directory", "a Parquet file")  # "": whoever opens it says so
 _LOGS = (".jsonl", ".json", ".log")  # whoever reads them says what is wrong with them
 
 
@@ -62,21 +63,13 @@ def command(
     one_on_stdout(output, as_json=as_json)
     check_openable(output, show=show)
     for path in paths:
-        if (
-            path.suffix not in _LOGS
-            and not is_stream(path)
-            and kind_of(path)
-            in (
-                "empty",
-                "CSV",
-                "a picture",
-                "a PDF",
-                "some binary file",
-            )
-        ):
+        kind = "" if path.suffix in _LOGS or is_stream(path) else kind_of(path)
+        if kind not in _REPORTED:
             raise ReportError(
-                f"there is nothing to report on in {path}: it is {kind_of(path)}",
-                hint=f"{_MADE_BY} write what a report is made of",
+                f"there is nothing to report on in {path}: it is {kind}",
+                hint="unpack it first"
+                if kind in PACKED
+                else f"{_MADE_BY} write what a report is made of",
             )
     if output is not None:
         check_writable(output, force=force, inputs=files_of(paths))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from beam_runtime.errors import BeamError
 from beamprof.errors import ImportFormatError, OutputError
-from beamprof.file_kind import kind_of
+from beamprof.file_kind import PACKED, kind_of
 from beamprof.files import STDIN, check_writable, is_stdout, is_stream, read_twice
 
 _PAGES = (".html", ".svg", ".png")
@@ -140,6 +140,7 @@ def load_table(
                 "CSV": "measurements of other tools: beam table import FILE --format FORMAT",
                 "empty": "copy it again, or make one: beam profile --model MODEL --output FILE",
                 "a directory": f"name a table in it: {path}/NAME.parquet",
+                **dict.fromkeys(PACKED, "unpack it first"),
             }.get(kind, "a table is a Parquet file that beam profile or beam table import wrote")
             raise TableError(f"{file} is no table: it is {kind}", hint=hint)
         if model is not None:

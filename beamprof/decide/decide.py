@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from beam_runtime.search.explain import describe_state
 from beam_runtime.search.search import Search
 from beam_runtime.search.slowdown import out_of_reach
@@ -136,7 +138,10 @@ def decide(
     slo, limits = slo or Slo(), limits or limits_of(table)
     check_state(table, spec, limits)
     notes = too_long(table, spec)
-    cost = with_idle_power(smoothed(StepCost.from_table(table)), idle_power_w, notes.append)
+    fitted = StepCost.from_table(table)
+    if idle_power_w is not None and np.isfinite(fitted.idle_power_w).all():
+        notes.append("the table says what a waiting GPU draws: --idle-power is not used")
+    cost = with_idle_power(smoothed(fitted), idle_power_w, notes.append)
     state = spec.snapshot(limits, slo, int(cost.clocks_mhz[-1]))
     promises = [one.slo for one in (*state.waiting, *state.running)]
     stance = stance_for(cost, limits, slo, promises)

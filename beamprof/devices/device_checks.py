@@ -14,6 +14,16 @@ from beamprof.errors import DeviceError
 # changes gear.
 _LEAST_OF_LOWER = 0.85
 _TOO_HIGH_MHZ = 100_000
+# The most of each that a GPU of the next years may have, ten times what one has today or so: more
+# is another unit, or the whole GPU's where one SM's is asked for.
+_MOST = {
+    "compute.sms": (2_000, "SMs of one GPU"),
+    "compute.tensor_flops_per_clock": (100_000, "FLOPs of one SM in one clock"),
+    "memory.size_gb": (3_000, "10^9 bytes"),
+    "memory.l2_mb": (3_000, "10^6 bytes"),
+    "memory.bandwidth_tbps": (200, "10^12 bytes per second"),
+    "power.cap_w": (20_000, "watts of one GPU"),
+}
 
 
 def check(device: Device, where: str) -> None:
@@ -58,6 +68,13 @@ def check(device: Device, where: str) -> None:
     for key, value in rates.items():
         if value <= 0:
             raise DeviceError(f"{where}: {key} must be above 0, found {value}")
+    rates |= {"memory.l2_mb": memory.l2_mb, "memory.bandwidth_tbps": max(memory.bandwidth_tbps)}
+    for key, (most, unit) in _MOST.items():
+        if rates[key] > most:
+            raise DeviceError(
+                f"{where}: {key} must be {most:,} at most, found {rates[key]:,g}",
+                hint=f"it is in {unit}",
+            )
     _check_kernels(device, where)
     _check_allreduce(reduce, where)
     _check_physics(device, where)

@@ -65,7 +65,31 @@ def read_config(path: Path, *, dtype: str | None = None) -> ModelShape:
         raise ModelShapeError(
             f"{where} is not a JSON object", cause=f"it holds a {type(config).__name__}"
         )
+    _with_quantisation_beside(config, path.parent / "hf_quant_config.json")
     return shape_of(config, path.parent.resolve().name, where, dtype=dtype)
+
+
+def _with_quantisation_beside(config: dict[str, Any], file: Path) -> None:
+    """ModelOpt before 0.31 wrote what it quantised into a file of its own, which vLLM reads, too.
+
+    Raises:
+        ModelShapeError: there is such a file and it cannot be read.
+    """
+    if config.get("quantization_config") is not None:
+        return
+    try:
+        beside = json.loads(read_text(file))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelShapeError(
+            f"cannot read {file}",
+            cause=str(error)[:200],
+            hint="it says how the model is quantised: download it again",
+        ) from None
+    if not isinstance(beside, dict):
+        raise ModelShapeError(f"{file} is not a JSON object")
+    config["quantization_config"] = {"quant_method": "modelopt", **beside}
 
 
 def shape_of(

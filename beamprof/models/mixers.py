@@ -17,6 +17,7 @@ FOREIGN = (
     "num_kv_shared_layers",
     "lightning_attention",
     "use_cla",
+    "cross_attention_layers",
     "mla_use_output_gate",
     "attn_res_block_size",
 )

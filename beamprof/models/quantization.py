@@ -155,8 +155,8 @@ def _compressed_tensors(config: Fields, dtype: str) -> Scheme:
     groups = config.inner("config_groups")
     if groups is None or not groups.values:
         raise ModelShapeError(f"{config.where} lacks the field 'config_groups'")
-    if config.has("sparsity_config") and _is_sparse(config):
-        raise _refused(config, "sparsity_config: sparse weights")
+    if _is_sparse(config):
+        raise _refused(config, "a format with sparse weights")
     rules: list[Rule] = []
     for name in groups.values:
         group = groups.inner(name)
@@ -181,8 +181,8 @@ def _kv(config: Fields, dtype: str) -> str:
 
 
 def _is_sparse(config: Fields) -> bool:
-    sparsity = config.inner("sparsity_config")
-    return sparsity is not None and sparsity.text("format", "dense") != "dense"
+    sparsity = config.inner("sparsity_config") or Fields({}, config.where)
+    return sparsity.text("format", "dense") != "dense" or config.text("format") == "marlin-24"
 
 
 def _group_format(group: Fields) -> str:
@@ -192,7 +192,7 @@ def _group_format(group: Fields) -> str:
     bits, kind = weights.size("num_bits"), weights.text("type", "int")
     strategy, size = weights.text("strategy"), weights.count("group_size")
     known = {
-        ("float", 8, True): "fp8_block" if strategy == "block" else "fp8",
+        ("float", 8, True): {"block": "fp8_block", "group": ""}.get(strategy, "fp8"),
         ("float", 8, False): "int8_wo",  # bytes and arithmetic of any 8-bit weight-only format
         ("int", 8, True): "int8",
         ("int", 8, False): "int8_wo",
@@ -201,9 +201,21 @@ def _group_format(group: Fields) -> str:
         ("float", 4, False): "mxfp4" if size in (0, 32) else "",
     }
     form = known.get((kind, bits, activations is not None), "")
-    if not form:
-        raise _refused(weights, f"{kind} weights of {bits} bits, group_size {size}")
+    alike = activations is None or (
+        activations.text("type", kind) == kind
+        and activations.size("num_bits", default=bits) == bits
+    )
+    if not (form and alike):
+        inputs = "in 16 bit" if activations is None else _numbers(activations, kind)
+        grouped = f" in groups of {size}" if size else ""
+        raise _refused(
+            group, f"a layer with weights {_numbers(weights)}{grouped} and inputs {inputs}"
+        )
     return form
+
+
+def _numbers(tensor: Fields, kind: str = "int") -> str:
+    return f"as {tensor.text('type', kind)}s of {tensor.size('num_bits', default=16)} bits"
 
 
 def _modelopt(config: Fields, dtype: str) -> Scheme:

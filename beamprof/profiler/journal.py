@@ -271,8 +271,22 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _difference(key: str, there: object, here: object) -> str:
+    """In words; of JSON objects, which a model's shape is, the first field that differs."""
+    theirs, ours = _fields(there), _fields(here)
+    if theirs and ours:
+        field = next((k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)), None)
+        if field is not None:
+            return _difference(f"{key}.{field}", theirs.get(field), ours.get(field))
+
     def short(value: object) -> str:
         text = "nothing" if value is None else str(value)
         return text if len(text) <= 40 else f"{text[:37]}..."
 
     return f"{key} is {short(there)} there, {short(here)} here"
+
+
+def _fields(value: object) -> dict[str, object]:
+    """Of an object, or of the text of one; none of anything else."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = _parsed(value.encode())
+    return value if isinstance(value, dict) else {}

@@ -23,6 +23,7 @@ from beamprof.profiler.journal import journal_path
 from beamprof.profiler.plan import Plan, make_plan
 from beamprof.profiler.slow_device import check_budget
 from beamprof.profiler.spec import SweepSpec
+from beamprof.sources import sources_sha256
 
 UNKNOWN_GPU_BYTES = 80e9
 CONTEXT_DEFAULT_TOKENS = 8192
@@ -251,4 +252,12 @@ def sweep_identity(prepared: Prepared, environment: Mapping[str, str]) -> dict[s
         "trials": str(plan.rounds),
         "window_s": str(plan.window_s),
         "seed": str(plan.seed),
+        **({"prices": _prices_sha256()} if prepared.choice.modelled else {}),
     }
+
+
+def _prices_sha256() -> str:
+    """Of what prices a modelled cell beside its device file: after an update it may differ."""
+    package = Path(version.__file__).parent
+    rooms = (package / room for room in ("backends", "devices", "models"))
+    return sources_sha256(rooms)[:12]

@@ -40,6 +40,7 @@ from beamprof.replay.rivals import CHUNKS, Hindsight
 from beamprof.replay.site import site_of
 from beamprof.replay.study_spec import StudySpec
 from beamprof.slo import classes_text, slo_of, slo_text
+from beamprof.sources import sources_sha256
 from beamprof.traces.trace import Trace
 from beamprof.traces.transforms import cap_total_tokens
 
@@ -351,16 +352,7 @@ def _listed(shares: Mapping[int, float], value: str) -> list[dict[str, float]]:
 
 @functools.cache
 def code_sha256() -> str:
-    """Hash of the sources that decide a replay, as this process found them: 64 hexadecimal digits.
-
-    A version alone would let an edited checkout mix old and new cells.
-    """
+    """Hash of the sources that decide a replay, as this process found them (sources.py)."""
     package = Path(version.__file__).parent
     rooms = ("replay", "traces", "tables", "devices")
-    roots = [Path(beam_runtime.__file__).parent, *(package / room for room in rooms)]
-    digest = hashlib.sha256()
-    for root in roots:
-        for path in sorted((*root.rglob("*.py"), *root.rglob("*.toml"))):
-            digest.update(f"{root.name}/{path.relative_to(root)}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sources_sha256([Path(beam_runtime.__file__).parent, *(package / room for room in rooms)])

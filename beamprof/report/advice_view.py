@@ -11,7 +11,7 @@ from beamprof.advice.commands import FLAGS, ONE_CLOCK
 from beamprof.replay.rivals import AS_GOOD, KEPT_AT_ALL
 from beamprof.report.page import block, fitted_block, heading, plain_table, sentence
 from beamprof.slo import stream_words
-from beamprof.units import format_duration
+from beamprof.units import format_duration, format_ms
 
 _OFF = 1.5
 _CACHED = 0.02  # of prompt tokens: less changes nothing
@@ -199,7 +199,7 @@ def _observed(advice: Advice) -> list[str]:
         ("TBT", advice.predicted_tbt_ms, None if seen is None else seen.tbt_ms),
     ]
     words = [
-        f"{name} {predicted:,.0f} ms predicted, {real:,.0f} ms observed"
+        f"{name} {format_ms(predicted)} predicted, {format_ms(real)} observed"
         for name, predicted, real in pairs
         if real is not None
     ]

@@ -19,6 +19,7 @@ from beamprof.units import format_duration, format_energy, format_ms
 MOST_CLOCKS = 24
 MOST_CHUNKS = 12
 MOST_ROWS = 6
+LEAST_PACE_MS = 0.05  # less is none, but for rounding
 # What a narrow terminal does without.
 LESSER = ("SLO used", "batches", "pace ms")
 
@@ -52,7 +53,7 @@ def show_decision(answer: Answer, path: str, console: Console) -> None:
 def knobs_in_words(knobs: Knobs) -> str:
     """The four settings."""
     batches = "microbatch" if knobs.microbatches == 1 else "microbatches"
-    pace = f"pace {format_ms(knobs.pace_ms)}" if knobs.pace_ms else "no pace"
+    pace = f"pace {format_ms(knobs.pace_ms)}" if knobs.pace_ms >= LEAST_PACE_MS else "no pace"
     return (
         f"{knobs.clock_mhz} MHz, chunk {knobs.chunk_tokens:,}, {knobs.microbatches} {batches}, "
         f"{pace}"

@@ -19,7 +19,7 @@ from beamprof.report.page import (
     wrote,
 )
 from beamprof.slo import limit_words, slo_text, stream_words
-from beamprof.units import format_duration, format_energy
+from beamprof.units import format_duration, format_energy, format_ms
 
 # A policy that loses more requests than this beside the best setting without BEAM is no answer,
 # however little it needs.
@@ -170,7 +170,7 @@ def why_unkept(report: ReplayReport) -> str:
     if slo.kind is not StreamKind.E2E and slo.stream_ms < report.lone_gap_ms:
         why = (
             f"{stream_words(slo)} is under one pass through the pipeline, "
-            f"{report.lone_gap_ms:.0f} ms for a lone request at the highest clock"
+            f"{format_ms(report.lone_gap_ms)} for a lone request at the highest clock"
         )
     else:
         why = "there is too much load for it, or too little time"

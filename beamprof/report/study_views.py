@@ -109,12 +109,13 @@ def _answer(result: StudyResult) -> str:
         begun += f", {len(result.failures)} failed"
     if not comparable(result.frame).height:
         return f"{begun}: no policy can be compared with vanilla and static:best."
-    if nobody_keeps(result.frame):
+    where_kept = kept_at_all(result.frame)
+    if not where_kept.height:
         return (
             f"{begun}: no policy keeps its SLO for half of the requests in any cell; what they "
             "save is no saving."
         )
-    best = _best(result.frame)
+    best = _best(where_kept)
     if best is None:
         return f"{begun}: nothing saves energy and keeps the promises that vanilla keeps."
     of_vanilla, of_static, slower = (
@@ -126,8 +127,16 @@ def _answer(result: StudyResult) -> str:
     return (
         f"{begun}: {best['policy'][0]} needs {of_vanilla.mean():.2f} of vanilla's energy{span}"
         f"{beside}; its requests take "
-        f"{slower.mean():.2f} times as long as vanilla's; {_beside_vanilla(best)}."
+        f"{slower.mean():.2f} times as long as vanilla's; {_beside_vanilla(best)}"
+        f"{_left_out(result.frame, where_kept)}."
     )
+
+
+def _left_out(frame: pl.DataFrame, where_kept: pl.DataFrame) -> str:
+    """A saving where nobody keeps the SLO is none, and counts for nobody."""
+    without = frame.height - where_kept.height
+    told = f"; {without} of {frame.height} cells are left out: no policy keeps their SLO"
+    return told if without else ""
 
 
 def _beside_vanilla(best: pl.DataFrame) -> str:
@@ -159,19 +168,18 @@ def comparable(frame: pl.DataFrame) -> pl.DataFrame:
 def with_as_good(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows with ``as_good``: a policy loses no more than it may beside vanilla.
 
-    Where vanilla keeps next to nothing that says little: then a policy is not as good that keeps
-    its SLO for less than half of the requests while another keeps it for more.
+    Where vanilla keeps next to nothing that says little: a policy that keeps its SLO for less than
+    half of the requests is as good as nobody.
     """
-    most = pl.col("goodput").max().over(*_GROUP, "trace", "seed")
     beside = pl.col("goodput_points") >= -AS_GOOD_POINTS
-    kept = (pl.col("goodput") >= KEPT_AT_ALL) | (most < KEPT_AT_ALL)
+    kept = pl.col("goodput") >= KEPT_AT_ALL
     return frame.with_columns(as_good=(beside & kept).fill_null(value=False))
 
 
-def nobody_keeps(frame: pl.DataFrame) -> bool:
-    """Whether no policy keeps its SLO for half of the requests, in any cell."""
-    most = frame["goodput"].max()
-    return isinstance(most, float) and most < KEPT_AT_ALL
+def kept_at_all(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a trace, an SLO and a seed where some policy keeps it for half of the requests."""
+    most = pl.col("goodput").max().over(*_GROUP, "trace", "seed")
+    return frame.filter(most.fill_null(1.0) >= KEPT_AT_ALL)
 
 
 def _as_good(rows: pl.DataFrame) -> int:

@@ -22,6 +22,7 @@ from beamprof.traces.trace import Provenance, Transform
 from beamprof.units import format_duration
 
 PICTURE_WIDTH = 60
+COPIED = 0.01  # published traces have 0.001 at most
 _YEAR_2000_S, _YEAR_2100_S = 946_684_800.0, 4_102_444_800.0
 BARS, BARS_ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
@@ -115,6 +116,11 @@ def _facts(numbers: TraceStatistics) -> list[str]:
     if numbers.distinct_arrivals < 0.5 * numbers.requests:
         facts.append(
             f"only {numbers.distinct_arrivals:,} distinct arrival times: the source rounds them"
+        )
+    one_length = numbers.input.p50_tokens == numbers.input.max_tokens
+    if numbers.copies > COPIED * numbers.requests and not one_length:
+        facts.append(
+            f"{numbers.copies:,} requests repeat another's arrival and lengths: a log twice?"
         )
     named = (("clients", numbers.clients), ("sessions", numbers.sessions))
     facts += [f"{count:,} {name}" for name, count in named if count is not None]

@@ -14,10 +14,10 @@ from beam_runtime.table.idle_power import with_idle_power
 from beam_runtime.table.perf_table import PerfTable
 from beam_runtime.table.schema import RowKind
 from beam_runtime.table.step_cost import StepCost
-from beam_runtime.types import Source
+from beam_runtime.types import Source, StepShape
 from beamprof.devices.device import resolve_device
 from beamprof.devices.power import waiting_w
-from beamprof.errors import DeviceError
+from beamprof.errors import DeviceError, ReplayError
 
 
 def with_waiting_power(
@@ -30,8 +30,19 @@ def with_waiting_power(
         table: its idle rows, device and tp are what counts.
         gpu_w: of one GPU at every clock, over all other sources; None = not said.
         say: told in words which source it was, and the watts of one GPU.
+
+    Raises:
+        ReplayError: ``gpu_w`` is more than such a GPU draws at its lightest work.
     """
     if gpu_w is not None:
+        one_decode = StepShape(decode_requests=1)
+        busy_w = float((cost.energy_j(one_decode) / cost.latency_ms(one_decode)).max()) * 1e3
+        if table.tp * gpu_w > busy_w:
+            raise ReplayError(
+                f"{gpu_w:g} W per waiting GPU is more than one draws at work",
+                cause=f"{busy_w / table.tp:.0f} W in a step of one decode at the highest clock",
+                hint="--idle-power is of one GPU, not of a server",
+            )
         say(f"{gpu_w:g} W per waiting GPU at every clock")
         return replace(cost, idle_power_w=np.full(len(cost.clocks_mhz), table.tp * gpu_w))
     if np.isfinite(cost.idle_power_w).all():

@@ -92,7 +92,8 @@ def _hint(reason: str, path: Path, *, every: bool) -> str:
         return "are arrivals and tokens on one clock, in one unit?"
     if reason == "arrival_not_a_number":
         return (
-            "times are numbers, or dates with the year first and no names of months or zones: "
+            "times are numbers, or dates to the second with the year first and no names of months "
+            "or zones: "
             "2024-05-10 14:00:00.25+02:00"
         )
     if reason.endswith("not_a_whole_number"):

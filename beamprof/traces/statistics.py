@@ -74,7 +74,8 @@ class PrefixStatistics:
 class TraceStatistics:
     """A trace in numbers.
 
-    Rates are over ``duration_s``; ``gap_cv`` is the coefficient of variation of the gaps
+    Rates are over ``duration_s``; ``copies`` have the arrival and lengths of an earlier request;
+    ``gap_cv`` is the coefficient of variation of the gaps
     between arrivals (1 for a Poisson process; None under 3 requests or if all arrive at once).
     """
 
@@ -82,6 +83,7 @@ class TraceStatistics:
     duration_s: float
     last_arrival_s: float
     distinct_arrivals: int
+    copies: int
     requests_per_s: float
     tokens_per_s: float
     input_tokens_per_s: float
@@ -105,6 +107,7 @@ def trace_statistics(trace: Trace) -> TraceStatistics:
         duration_s=trace.duration_s,
         last_arrival_s=float(trace.arrival_s[-1]),
         distinct_arrivals=int(np.unique(trace.arrival_s).size),
+        copies=_copies(trace),
         requests_per_s=trace.requests / trace.duration_s,
         tokens_per_s=tokens_per_s(trace),
         input_tokens_per_s=float(trace.input_tokens.sum()) / trace.duration_s,
@@ -162,6 +165,11 @@ def _percentile(values: NDArray[np.float64], zeros: int, share: float) -> float:
     ends = [ordered[place - zeros] if place >= zeros else 0.0 for place in (low, low + 1)
             if place - zeros < len(ordered)]  # fmt: skip
     return float(ends[0] + (ends[-1] - ends[0]) * (at - low))
+
+
+def _copies(trace: Trace) -> int:
+    alike = trace.frame.select("arrival_s", "input_tokens", "output_tokens").n_unique()
+    return trace.requests - alike
 
 
 def _lengths(tokens: NDArray[np.int64]) -> LengthStatistics:

@@ -10,7 +10,9 @@ what reads them imports them (see importers.own_columns).
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +63,24 @@ def save_trace(trace: Trace, path: str | Path, *, force: bool = False) -> tuple[
     check_trace_writable(path, force=force)
     if is_stream(path):
         with written_whole(path) as temporary:
-            _stated(trace).write_ndjson(temporary)
+            _write(temporary, _stated(trace).write_ndjson)
         return (path,)
     with written_whole(path, force=force) as temporary:
         if path.suffix == ".csv":
-            _flat(trace.frame).write_csv(temporary)
+            _write(temporary, _flat(trace.frame).write_csv)
         else:
-            trace.frame.write_parquet(temporary, compression="zstd")
+            _write(temporary, partial(trace.frame.write_parquet, compression="zstd"))
     sidecar = sidecar_path(path)
     with written_whole(sidecar, force=force) as temporary:
         temporary.write_text(json.dumps(describe(trace), indent=1, allow_nan=False) + "\n", "utf-8")
     return path, sidecar
+
+
+def _write(path: Path, write: Callable[[BytesIO], None]) -> None:
+    """By way of memory: polars has errors of its own for a disk that is full, Python an OSError."""
+    content = BytesIO()
+    write(content)
+    path.write_bytes(content.getbuffer())
 
 
 def describe(trace: Trace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from beamprof.units import (
     Clocks,
     format_duration,
     format_energy,
+    format_ms,
     parse_clocks,
     parse_duration_s,
     parse_power_w,
@@ -113,3 +114,12 @@ def test_energies_beside_each_other_have_one_unit():
     assert shown == ["16.8 Wh", "6.3 Wh", "0.01 Wh", "0 Wh", "-1 Wh"]
     assert format_energy(22_700.0) == "22.7 kJ"
     assert format_energy(0.0, 0.0) == "0 J"
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(0.0, "0 ms"), (-0.0, "0 ms"), (0.4, "0.4 ms"), (7.04, "7 ms"), (9.6, "10 ms"),
+     (850.2, "850 ms"), (1700.0, "1,700 ms"), (11_100.0, "11.1 s")],
+)  # fmt: skip
+def test_a_latency_is_never_rounded_to_nothing(ms: float, text: str) -> None:
+    assert format_ms(ms) == text

@@ -1,6 +1,7 @@
 """One run of a controller, from its decision log, as arrays."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,15 @@ KNOBS = ("clock_mhz", "chunk_tokens", "microbatches", "pace_ms")
 _STALE_MS = 1_000.0
 # A controller without threads decides as soon as it is asked: that is no waiting.
 _AT_ONCE_MS = 100.0
+# What the page shows of a decision. The rest is most of a log, and would be most of the memory.
+_SHOWN = {
+    "forecast": ("worst_tbt_ms", "horizon_ms", "active_energy_j", "idle_energy_j"),
+    "own": ("worst_tbt_ms", "horizon_ms", "active_energy_j", "idle_energy_j"),
+    "knobs": KNOBS,
+    "state": ("running", "waiting"),
+    "since": ("tokens", "late_tokens", "worst_ms"),
+}
+_NOT_SHOWN = ("why", "refused", "request_id")
 _UNOPENED = "no decision yet: the search was being compiled or loaded"
 
 
@@ -138,7 +148,7 @@ def load_log(path: Path) -> LogRun:
     for record in read_log(path):
         if _kind(record) == "start":  # no other run than the last is kept in memory
             runs, records = runs + 1, []
-        records.append(record)
+        records.append(_shown(record))
     if not runs:
         raise ReportError(f"{path} holds no decisions", cause="the log is empty")
     try:
@@ -149,6 +159,19 @@ def load_log(path: Path) -> LogRun:
             cause=f"{type(error).__name__}: {error}",
             hint="a log of an older BEAM, or a damaged one: record again",
         ) from None
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with what the page shows of it; names are kept in memory once for all records."""
+    if _kind(record) == "start":
+        return record
+    return {
+        sys.intern(name): {key: value[key] for key in _SHOWN[name] if key in value}
+        if name in _SHOWN and isinstance(value, dict)
+        else value
+        for name, value in record.items()
+        if name not in _NOT_SHOWN
+    }
 
 
 def _kind(record: Any) -> str:

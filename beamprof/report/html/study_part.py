@@ -18,7 +18,6 @@ from beamprof.report.html.number_words import percent, points, significant
 from beamprof.report.html.part import Bar, Bars, Facts, Grid, Part, Section
 from beamprof.report.html.replay_part import ORACLE_NAME
 from beamprof.report.replay_views import AS_GOOD_POINTS
-from beamprof.report.study_views import nobody_keeps
 from beamprof.units import format_duration
 
 _MOST_SETTINGS = 40
@@ -67,6 +66,12 @@ class _Setting:
         values = self.rows.filter(pl.col("policy") == policy)[column].drop_nulls().to_numpy()
         return float(values.mean()) if len(values) else float("nan")
 
+    @property
+    def kept_at_all(self) -> bool:
+        """Whether some policy keeps the SLO for half of the requests: else nothing is saved."""
+        policies = self.rows["policy"].unique().to_list()
+        return any(self.mean(name, "goodput") >= KEPT_AT_ALL for name in policies)
+
 
 def study_part(path: Path, frame: pl.DataFrame) -> Part:
     """All of a study.
@@ -77,13 +82,25 @@ def study_part(path: Path, frame: pl.DataFrame) -> Part:
     """
     keys = [name for name in PROVENANCE if name not in ("policy", "seed")]
     settings = [_Setting(rows) for _, rows in frame.group_by(keys, maintain_order=True)]
+    kept = [one for one in settings if one.kept_at_all]
+    without = len(settings) - len(kept)
     policies = frame["policy"].unique(maintain_order=True).to_list()
     css = colours(policies)
+    left_out = (
+        f" In {without} of {len(settings)} settings no policy keeps its SLO: they are left out."
+        if kept and without
+        else ""
+    )
     overall = Section(
         "Energy beside vanilla's, in every setting",
         "A dot for each setting, an upright stroke at their median; the broken line is vanilla. "
-        "Worst: the setting in which a policy kept least of its promises, beside vanilla.",
-        Bars(tuple(_spread(name, css[name], settings) for name in policies if name != VANILLA)),
+        "Worst: the setting in which a policy kept least of its promises, beside vanilla."
+        f"{left_out}",
+        Bars(
+            tuple(
+                _spread(name, css[name], kept or settings) for name in policies if name != VANILLA
+            )
+        ),
     )
     sections = [overall]
     sections += [
@@ -91,7 +108,7 @@ def study_part(path: Path, frame: pl.DataFrame) -> Part:
     ]
     sections.append(Section("Where this comes from", "", _facts(path, frame, len(settings))))
     kicker = f"Study · {path.name} · {len(settings)} settings, {len(policies)} policies"
-    answer = _UNKEPT if nobody_keeps(frame) else _sentence(settings, policies)
+    answer = f"{_sentence(kept, policies)}{left_out}" if kept else _UNKEPT
     return Part(kicker, answer, _standing(frame), tuple(sections))
 
 
@@ -130,10 +147,7 @@ def _as_good(settings: Sequence[_Setting], policy: str) -> int:
 def _is_as_good(setting: _Setting, policy: str) -> bool:
     """As the terminal has it (study_views), over seeds; what is unknown is not as good."""
     beside = setting.mean(policy, "goodput_points") >= -AS_GOOD_POINTS
-    names = setting.rows["policy"].unique().to_list()
-    others = (setting.mean(name, "goodput") for name in names)
-    kept = setting.mean(policy, "goodput") >= KEPT_AT_ALL
-    return bool(beside and (kept or not any(one >= KEPT_AT_ALL for one in others)))
+    return bool(beside and setting.mean(policy, "goodput") >= KEPT_AT_ALL)
 
 
 def _standing(frame: pl.DataFrame) -> str:

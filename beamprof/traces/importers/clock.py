@@ -69,6 +69,11 @@ def read_times(
         return Times(numbers * UNITS_S["us"], "date", absolute=True)
     if numbers.null_count() == cells.height and cells.words(column).null_count() < cells.height:
         return Times(_dates(sheet, column, cells.words(column)), "date", absolute=True)
+    if _run_together(numbers):
+        raise ImportFormatError(
+            f"{sheet.path}: {column} holds dates without separators, such as {_low(numbers):.0f}",
+            hint="write them as 2024-05-10 14:00:00.25",
+        )
     proved = epoch_unit(numbers)
     if reading.time_unit is not None:
         unit = reading.time_unit
@@ -109,6 +114,15 @@ def no_unit(sheet: Sheet, column: str, numbers: pl.Series) -> ImportFormatError:
         cause="neither its name nor its numbers say which",
         hint=f"say it: {import_with(sheet.path, '--time-unit ms', '--time-unit s')}",
     )
+
+
+def _run_together(numbers: pl.Series) -> bool:
+    """Whether every number is a date and a time, 20240510140000: in no unit is it our time."""
+    whole = numbers.drop_nulls().drop_nans()
+    if whole.is_empty() or not whole.is_between(2e13, 2.1e13).all():
+        return False
+    dates = whole.cast(pl.Int64).cast(pl.String).str.to_datetime("%Y%m%d%H%M%S", strict=False)
+    return dates.null_count() == 0
 
 
 def crowded(times_s: pl.Series) -> bool:

@@ -47,6 +47,8 @@ def test_each_kind_of_streaming_can_be_promised(tmp_path: Path, slo: str, expect
     [
         ("tbt_ms = 150\ntpot_ms = 90", "one kind of streaming"),
         ("tbt_share = 1.5", "at most 1"),
+        ("tpot_ms = 90\ntbt_share = 0.99", "tbt_share is of gaps within tbt_ms"),
+        ("tbt_share = 0.99\n[slo.batch]\ne2e_ms = 9000\ntbt_share = 0.9", "slo.batch: tbt_share"),
         ("answer_tokens = 0", "1 token or more"),
         ("answer_tokens = 2.5", "1 token or more"),
         ("tpop_ms = 90", "tpop_ms"),
@@ -71,3 +73,9 @@ def test_a_class_that_is_named_default_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BeamError, match=r"\[slo.default\] is no class") as caught:
         EmbeddedConfig.load(path)
     assert "[slo]" in (caught.value.hint or "")
+
+
+def test_a_class_of_another_kind_leaves_the_share_of_gaps_behind(tmp_path: Path) -> None:
+    path = tmp_path / "beam.toml"
+    path.write_text("[slo]\ntbt_share = 0.99\n[slo.batch]\ntpot_ms = 90\n")
+    assert EmbeddedConfig.load(path).classes["batch"] == Slo(tpot_ms=90.0)

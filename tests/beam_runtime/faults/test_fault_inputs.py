@@ -1,5 +1,6 @@
 """Point 5: events that are late, lost, doubled, early, too many, or nonsense."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -119,7 +120,10 @@ def test_a_storm_is_taken_in_together(bench: Bench) -> None:
     assert bench.after.dropped_events == bench.after.odd_events == 0
 
 
-def test_nonsense(bench: Bench) -> None:
+def test_nonsense(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out; the first is told aloud, the rest to who debugs."""
+    caplog.set_level(logging.DEBUG, "beam_runtime")
+
     def nonsense(controller: Controller, now_ms: float) -> None:
         controller.arrival([], "many")  # type: ignore[arg-type]
         controller.arrival("x", None)  # type: ignore[arg-type]
@@ -129,7 +133,10 @@ def test_nonsense(bench: Bench) -> None:
         controller.first_token("r0", at_ms="soon")  # type: ignore[arg-type]
 
     bench.run(requests(), meanwhile=nonsense)
-    assert bench.after.counts.broken_events > 0
+    assert bench.after.counts.broken_events > 1
+    told = [r.levelname for r in caplog.records if "event is broken" in r.message]
+    assert told[0] == "WARNING"
+    assert set(told[1:]) == {"DEBUG"}
     assert bench.after.dropped_events > 0
     assert bench.after.counts.decisions > 10
 

@@ -20,6 +20,7 @@ def test_a_gap_without_hope_is_due_as_most_others_are(small_cost: StepCost) -> N
     keepable = Keepable(small_cost, LIMITS)
     served = keepable.served(Slo(500.0, 1.0), DEFAULT)
     assert keepable.hopeless(Slo(500.0, 1.0))
+    assert keepable.hopeless(Slo(500.0, 0.4)).endswith("promised are 0.4 ms")
     assert (served.tbt_ms, served.due_every_ms) == (1.0, 200.0)
     for kept in (Slo(500.0, 100.0), Slo(500.0, tpot_ms=1.0)):
         assert keepable.served(kept, DEFAULT) == kept

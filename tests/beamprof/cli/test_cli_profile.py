@@ -4,11 +4,14 @@ import dataclasses
 import io
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
 
+import beamprof.__main__
 from beamprof import __version__
 from beamprof.cli import profile as profile_cli
 from beamprof.cli.main import main
@@ -190,6 +193,19 @@ def test_an_interrupt_outside_a_sweep(
     monkeypatch.setattr(profile_cli, "_run", interrupted)
     assert main(PROFILE) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_modules_load(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "beamprof.cli.main", _Interrupted("beamprof.cli.main"))
+    assert beamprof.__main__.main() == 130
+    assert capsys.readouterr().err.startswith("interrupted: nothing was written")
+
+
+class _Interrupted(ModuleType):
+    def __getattr__(self, name: str) -> None:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("noun", [[], ["table"], ["sweep"]])

@@ -366,3 +366,8 @@ def test_what_fits_is_known_of_tables_that_say_their_bytes(
         metadata = {**table.metadata, "stage_weight_bytes": told}
         assert most_kv_tokens(replace(table, metadata=metadata)) is None
     assert most_kv_tokens(small_table) is None
+
+
+def test_a_waiting_power_that_the_table_knows_is_not_taken_and_said(small_table: PerfTable) -> None:
+    answer = decide(small_table, state_of("500", ""), idle_power_w=10.0)
+    assert any("--idle-power is not used" in note for note in answer.notes)

@@ -105,6 +105,8 @@ def test_clocks_outside_the_list_name_the_nearest() -> None:
         ("sms = 108", "sms = true", "must be a whole number"),
         ("cap_w = 400 ", "cap_w = nan ", "must be a number"),
         ("stall_share = 0.7222", "stall_share = 1.5", "stall_share"),
+        ("size_gb = 80", "size_gb = 81559", "size_gb must be 3,000 at most, found 81,559"),
+        ("flops_per_clock = 2048", "flops_per_clock = 221184", "must be 100,000 at most"),
         ("cap_w = 400 ", "cap_w = 50 ", "cannot be held: at its lowest clock, 210 MHz"),
         ("cap_w = 400 ", "cap_w = 150 ", "cap_w 150 cannot be held"),
         ("floor_w = 74.6", "floor_w = 800", "a busy GPU draws 89[0-9] W"),

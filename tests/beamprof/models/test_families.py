@@ -156,6 +156,7 @@ def test_layouts_that_a_model_does_not_take(name: str, split: dict[str, int], wo
         ({"torch_dtype": 16}, "torch_dtype must be a string"),
         ({"num_experts": 8}, "experts are not priced for this architecture"),
         ({"mamba_d_state": 128}, "mamba_d_state is not priced"),
+        ({"cross_attention_layers": [3, 8]}, "cross_attention_layers is not priced"),
         ({"layer_types": ["full_attention"]}, "names 1 layers of 32"),
         ({"layer_types": ["linear"] * 32}, "of the kind 'linear' are not priced"),
         ({"layer_types": {"a": 1}}, "layer_types must be a list of strings"),

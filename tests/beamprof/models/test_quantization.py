@@ -1,5 +1,7 @@
 """quantization_config decides formats by class of tensor, or is refused by name."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from beamprof.devices.assumed import assumed
 from beamprof.devices.device import resolve_device
 from beamprof.devices.forward import layer_gemms
 from beamprof.errors import ModelShapeError
-from beamprof.models.config import shape_of
+from beamprof.models.config import read_config, shape_of
 from beamprof.models.formats import FORMATS
 from beamprof.models.precision import Precision
 from beamprof.models.registry import registered_config
@@ -155,7 +157,11 @@ def test_the_kv_cache_has_a_format_of_its_own() -> None:
         ({"quant_method": "gptq", "bits": 3}, "3 bits"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "weight_block_size"),
         ({"quant_method": "modelopt", "quant_algo": "W2A2"}, "W2A2"),
-        (compressed(g=group(2, "int", False)), "int weights of 2 bits"),
+        (compressed(g=group(2, "int", False)), "ints of 2 bits and inputs in 16 bit"),
+        (compressed(g=group(8, "float", True, strategy="group", group_size=32)), "groups of 32"),
+        (compressed(g=group(4, "float", True) | {"input_activations": {"num_bits": 8}}),
+         "floats of 4 bits and inputs as floats of 8 bits"),
+        (compressed(g=group(4, "int", False)) | {"format": "marlin-24"}, "sparse weights"),
         ({"quant_method": "compressed-tensors"}, "config_groups"),
         ({"quant_method": 8}, "quant_method must be a string"),
         ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers must be a list"),
@@ -176,7 +182,21 @@ def test_the_kv_cache_has_a_format_of_its_own() -> None:
             for name in ("NVFP4", "INT8")
         ),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_priced_is_refused_by_name(quantization: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelShapeError, match=words):
         precision(quantization)
+
+
+def test_modelopts_own_file_beside_the_config_is_read(tmp_path: Path) -> None:
+    """Older checkpoints of ModelOpt say nothing in config.json; they were priced in 16 bit."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    beside = tmp_path / "hf_quant_config.json"
+    algorithm = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    beside.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": algorithm}))
+    found = read_config(tmp_path / "config.json").precision
+    assert (found.attention, found.mlp, found.kv) == ("fp8", "fp8", "fp8")
+    for text, words in (("{", "cannot read"), ("[]", "not a JSON object"), ("{}", "quant_algo")):
+        beside.write_text(text)
+        with pytest.raises(ModelShapeError, match=words):
+            read_config(tmp_path / "config.json")

@@ -1,6 +1,7 @@
 """The journal under what happens to files: cuts, flipped bytes, full disks, two writers."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -123,6 +124,15 @@ def test_a_journal_of_another_sweep_is_left_alone_and_the_difference_named(
     assert caught.value.cause == "seed is 0 there, 7 here"
     assert "--fresh" in str(caught.value.hint)
     assert path.read_bytes() == whole
+
+
+def test_of_two_shapes_the_field_that_differs_is_named(path: Path) -> None:
+    shape = {"dtype": "bfloat16", "heads": 32, "layers": 32, "name": "a name of some length"}
+    with Journal.open(path, {**SWEEP, "model_shape": json.dumps(shape)}):
+        pass
+    with pytest.raises(JournalError, match="another sweep") as caught:
+        Journal.open(path, {**SWEEP, "model_shape": json.dumps({**shape, "layers": 16})})
+    assert caught.value.cause == "model_shape.layers is 32 there, 16 here"
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,19 @@ def test_a_signal_finishes_the_cell_closes_the_backend_and_says_how_to_go_on(
     assert not output.exists()
 
 
+def test_modelled_cells_of_other_sources_are_not_taken_over(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an update of BEAM the old prices had come back from the journal."""
+    modelled = request(output, force=True, backend="modelled")
+    profile(modelled)
+    assert profile(modelled).resumed > 0
+    monkeypatch.setattr(prepare_module, "_prices_sha256", lambda: "0" * 12)
+    with pytest.raises(JournalError, match="another sweep") as caught:
+        profile(modelled)
+    assert "prices is" in str(caught.value.cause)
+
+
 if __name__ == "__main__":
     from beamprof.cli.main import main
 

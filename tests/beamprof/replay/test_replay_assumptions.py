@@ -155,3 +155,9 @@ def test_the_command_says_its_assumptions_in_one_line(tmp_path, monkeypatch, cap
         assert part in said
     assert main([*words, "--assume", "kind"]) == 2
     assert "published" in capsys.readouterr().err
+
+
+def test_more_than_a_gpu_draws_at_work_is_no_waiting_power() -> None:
+    table = make_table(idle=True)
+    with pytest.raises(ReplayError, match="5000 W per waiting GPU is more than one draws at work"):
+        site_of(table, table, ReplayOptions(idle_power_w=5000.0))

@@ -250,8 +250,10 @@ def test_the_command_writes_beside_its_input(replayed, tmp_path, capsys):
     ("name", "content", "said"),
     [
         ("no.parquet", None, "there is no file or folder"),
-        ("text.parquet", b"hello", "cannot be read as a Parquet file"),
+        ("text.parquet", b"hello", "it is text"),
         ("empty.parquet", b"", "it is empty"),
+        ("log.jsonl.gz", b"\x1f\x8b\x08", "it is a gzip file\nhint: unpack it first"),
+        ("cut.parquet", b"PAR1" + bytes(64), "cannot be read as a Parquet file"),
         ("other.parquet", pl.DataFrame({"mass_kg": [1.0]}), "Parquet file of something else"),
         ("folder", "folder", "holds no replay"),
     ],

@@ -201,3 +201,20 @@ def test_studies_that_are_none(studied, tmp_path):
         with pytest.raises(ReportError, match=said):
             write_report([tmp_path / "s.parquet"])
     assert not (tmp_path / "s.html").exists()
+
+
+def test_an_slo_that_nobody_keeps_is_left_out_of_the_saving_and_told(studied):
+    """vanilla, which keeps nothing of it, is no measure: everybody had been as good."""
+    frame = load_study(studied)
+    tight = pl.col("slo_ttft_ms") == 300.0
+    mixed = frame.with_columns(
+        goodput=pl.when(tight).then(0.0).otherwise(1.0),
+        goodput_points=0.0,
+        energy_to_vanilla=pl.when(tight).then(0.1).otherwise(pl.col("energy_to_vanilla")),
+    )
+    kept = mixed.filter(~tight)
+    one, other = (study_part(studied, rows).sentence for rows in (mixed, kept))
+    assert one == f"{other} In 2 of 4 settings no policy keeps its SLO: they are left out."
+    left_out = f"; {mixed.filter(tight).height} of {mixed.height} cells are left out"
+    assert left_out in told_as(studied, mixed)
+    assert told_as(studied, kept).partition(": ")[2][:60] in told_as(studied, mixed)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import resource
 
 import polars as pl
 import pytest
@@ -225,3 +226,23 @@ def test_the_checksum_sees_every_column_and_the_duration():
     ]
     digests = {trace.sha256(), *(other.sha256() for other in others)}
     assert len(digests) == len(others) + 1
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
+def test_a_full_disk_is_an_ordinary_error(tmp_path, name):
+    """polars has an error of its own for it, which was taken for a bug."""
+    steps = range(2000)
+    trace = made(
+        [0.01 * n for n in steps],
+        [n * n % 997 + 1 for n in steps],
+        [7 for _ in steps],
+        duration_s=20.0,
+    )
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(OutputError, match=f"cannot write .*{name}"):
+            save_trace(trace, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert not list(tmp_path.iterdir())

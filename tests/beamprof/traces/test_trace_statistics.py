@@ -1,12 +1,16 @@
 """A trace's numbers, checked by hand on small ones."""
 
+import io
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from beamprof.report.trace_views import BARS, BARS_ASCII, sparkline
+from beamprof.report.trace_views import BARS, BARS_ASCII, show_trace, sparkline
+from beamprof.traces.preparation import report_trace
 from beamprof.traces.statistics import rate_over_time, trace_statistics
 from beamprof.traces.trace import Provenance, Trace, arrange
 
@@ -31,9 +35,18 @@ def test_rates_lengths_and_gaps():
     assert (numbers.input.mean_tokens, numbers.input.p50_tokens) == (25, 25)
     assert (numbers.input.p90_tokens, numbers.input.max_tokens) == (37, 40)
     assert numbers.longest_request_tokens == 41
-    assert numbers.distinct_arrivals == 3
+    assert (numbers.distinct_arrivals, numbers.copies) == (3, 0)
     gaps = np.array([1, 0, 3])
     assert numbers.gap_cv == pytest.approx(gaps.std() / gaps.mean())
+
+
+@pytest.mark.parametrize(("lengths", "said"), [([10, 10, 20, 30], True), ([10] * 4, False)])
+def test_a_request_that_is_there_twice_is_told(lengths, said):
+    """But not where all are of one length, as benchmarks send them."""
+    trace = made([0, 0, 1, 1], 4.0, input_tokens=lengths)
+    console = Console(file=io.StringIO(), width=100)
+    show_trace(report_trace(trace), "next", console)
+    assert ("repeat another's arrival" in console.file.getvalue()) == said
 
 
 def test_bins_are_whole_and_half_open():

@@ -128,6 +128,13 @@ def test_the_user_may_say_the_unit(tmp_path, rows, unit):
     assert trace.arrival_s[-1] - trace.arrival_s[0] == pytest.approx(span_s, rel=1e-6, abs=1e-6)
 
 
+def test_dates_that_are_written_as_one_number_are_no_time_in_any_unit(tmp_path):
+    path = write(tmp_path, lengths(20240510235830, 20240510235959, 20240511000001))
+    for options in (ImportOptions(), ImportOptions(time_unit="ms")):
+        with pytest.raises(ImportFormatError, match="dates without separators, such as 20240510"):
+            import_trace(path, options=options)
+
+
 def test_an_unknown_unit_is_refused():
     with pytest.raises(ImportFormatError, match="--time-unit: expected one of s, ms"):
         ImportOptions(time_unit="min")
