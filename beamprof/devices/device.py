@@ -164,12 +164,12 @@ def _shipped_names(name: str) -> list[str]:
 
 
 def _may_be(words: Iterable[str], known: str) -> bool:
-    """Whether no word makes it another board; a slip (smx4) or a vendor does not."""
+    """Whether no word makes it another board; a slip (smx4), half a word or a vendor does not."""
     names = (known, *_shipped(known).nvml_names)
     its = {word for name in names for word in re.findall(r"[a-z0-9]+", name.lower())}
     its.add(f"{_shipped(known).memory.size_gb:.0f}gb")
     boards = [word for word in words if _BOARD.fullmatch(word)]
-    return all(any(word.startswith(one) for one in its) for word in boards)
+    return all(any(word.startswith(one) or one.startswith(word) for one in its) for word in boards)
 
 
 def _beginnings(known: str) -> set[str]:

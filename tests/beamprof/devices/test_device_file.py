@@ -185,6 +185,7 @@ def test_another_gpu_is_neither_priced_nor_taken_for_a_slip(name: str) -> None:
     [
         ("h100-sxm5", "h100-sxm"),
         ("sxm4-a100!", "a100-sxm4-80gb"),
+        ("A100 SXM", "a100-sxm4-80gb"),
         ("H200 141GB", "h200-sxm"),
         ("L40S-48GB", "l40s"),
     ],
