@@ -276,11 +276,14 @@ def _records(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
             record = {}
         if (first or record.get("kind") == "start") and record.get("schema") != SCHEMA:
+            headless = first and record.get("kind", "start") != "start" and "at_ms" in record
             raise cut or BeamError(
                 f"{path} is no decision log of this BEAM",
                 cause=f"{'its first record' if first else 'a run in it'} is "
                 f"{line[:80].decode(errors='replace')}",
-                hint=f"expected schema {SCHEMA}",
+                hint="its beginning is cut off: a log is read from a start record on"
+                if headless
+                else f"expected schema {SCHEMA}",
             )
         first, cut = False, None
         if record:

@@ -208,6 +208,7 @@ def test_a_run_without_decisions(tmp_path):
     [
         ("", "holds no decisions"),
         ('{"kind":"start"}\n', "no decision log of this BEAM"),
+        ('{"kind":"first_token","at_ms":9.5}\n', "its beginning is cut off"),
         ('{"kind":"start","schema":"beam.decisions/1"}\n', "does not write"),
         (
             '{"kind":"start","at_ms":0,"schema":"beam.decisions/1"}\n'
