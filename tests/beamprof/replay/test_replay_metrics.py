@@ -86,7 +86,9 @@ def test_power_is_never_below_what_waiting_gpus_draw(table, site, policy):
 
 def test_power_does_not_hang_on_how_long_the_load_goes_on(table, site):
     """One setting, one load, a minute and ten: the last answers of the minute dilute nothing."""
-    slow = replace(site, slo=Slo(2000.0, 1000.0))
+    # With seats for all: who does not know yet how long answers are slows them less.
+    limits = replace(site.limits, max_num_seqs=512)
+    slow = replace(site, limits=limits, slo=Slo(2000.0, 1000.0))
 
     def power_w(requests):
         arriving = make_trace([(1.0 * i, 100, 60) for i in range(requests)], requests)
