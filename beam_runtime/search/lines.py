@@ -131,8 +131,9 @@ def prepare_prefill(
         lead_in_ms += max(0.0, free_ms - now_ms)
     first_ms = max(0.0, state.stage_free_ms[0] - now_ms)
     clocks = len(tables.idle_w)
-    slowdown = slowdown_now(state, prices.fastest_ms, setup)
-    limit_ms = slowdown * prices.fastest_ms
+    by_people = set_slowdown(state, prices.fastest_ms, setup)
+    by_seats = seated_slowdown(state, prices.fastest_ms, setup)
+    limit_ms = min(by_people, by_seats) * prices.fastest_ms
     choose_steady(later, limit_ms, prices, grid, room, setup, tables)
     prompts = line_up(state, paper, setup)
     before, pending_tokens = 0, 0
@@ -166,8 +167,8 @@ def prepare_prefill(
                 grid.given.lookahead_ms, prices, paper, setup, tables,
             )  # fmt: skip
             note_estimate(line, clock, found, grid, room)
-    close_slow(len(grid.chunks), set_slowdown(state, prices.fastest_ms, setup), room)
-    close_slow_clocks(len(grid.chunks), seated_slowdown(state, prices.fastest_ms, setup), room)
+    close_slow(len(grid.chunks), by_people, room)
+    close_slow_clocks(len(grid.chunks), by_seats, room)
     cut_like_others(len(grid.chunks), room)
     return len(grid.chunks)
 

@@ -31,9 +31,8 @@ PARTS = 8
 @compiled
 def slowdown_now(state: State, fastest_ms: float, setup: Records) -> float:
     """The tightest limit of those present; inf without one, and 1 where it cannot be kept."""
-    slowdown = set_slowdown(state, fastest_ms, setup)
-    slowdown = min(slowdown, seated_slowdown(state, fastest_ms, setup))
-    return max(1.0, slowdown)
+    by_people = set_slowdown(state, fastest_ms, setup)
+    return min(by_people, seated_slowdown(state, fastest_ms, setup))
 
 
 @compiled
